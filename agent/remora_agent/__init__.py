@@ -1,0 +1,1 @@
+"""On-device agent: reconcile, engines, adapter bank, scheduler, serving, telemetry."""

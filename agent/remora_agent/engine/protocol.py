@@ -1,0 +1,92 @@
+"""What an engine is to the rest of the agent: rows of a KV cache, resident adapters, two steps.
+
+The scheduler decides which row does what; an engine only computes. It is driven by one thread.
+Backends: `remora_agent.engine.ort`; later TensorRT. One conformance suite runs on all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from remora_agent.bank.weights import AdapterWeights
+
+
+@dataclass(frozen=True)
+class EngineLimits:
+    rows: int  # sequences in flight
+    context: int  # tokens a row's cache holds
+    vocab: int
+    max_bank_rank: int  # sum of ranks of resident adapters; 0: no adapters
+
+
+@dataclass(frozen=True)
+class MixEntry:
+    """One resident adapter in a row's mix."""
+
+    handle: int
+    weight: float
+
+
+# What a row's tokens go through, in addition to the base: empty is the base model alone.
+Mix = tuple[MixEntry, ...]
+
+
+@dataclass(frozen=True)
+class RowStep:
+    """One token of one row: `token` is written to the cache at `position`."""
+
+    row: int
+    token: int
+    position: int
+    mix: Mix = ()
+
+
+class Engine(Protocol):
+    @property
+    def backend(self) -> str: ...
+
+    @property
+    def digest(self) -> str:
+        """Identity of the built engine: build key and bytes."""
+        ...
+
+    @property
+    def limits(self) -> EngineLimits: ...
+
+    def add_adapter(self, weights: AdapterWeights) -> int:
+        """Makes an adapter resident and returns its handle.
+
+        Raises Exhausted when the ranks would exceed `max_bank_rank`, AdapterInvalid when a target
+        does not exist or has another shape. May run while no step runs, never during one.
+        """
+        ...
+
+    def remove_adapter(self, handle: int) -> None:
+        """Frees it at once; the caller holds no row that uses it. Raises NotFound."""
+        ...
+
+    def prefill(
+        self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()
+    ) -> NDArray[np.float32]:
+        """Reads tokens [s] into `row` at positions start..start+s-1, start <= what the row holds.
+
+        Returns the logits [vocab] after the last one. Chunks of one prompt are consecutive calls.
+        Raises PromptTooLong past `context`, EngineFault when the backend fails.
+        """
+        ...
+
+    def decode(self, steps: Sequence[RowStep]) -> NDArray[np.float32]:
+        """One token for each given row (distinct rows, any order); logits [len(steps), vocab].
+
+        Rows that are not named keep their cache, whatever the backend computes beside them.
+        """
+        ...
+
+    def close(self) -> None:
+        """Frees everything; later calls raise Unavailable."""
+        ...

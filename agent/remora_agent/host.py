@@ -1,0 +1,89 @@
+"""Between the control plane and serving: what the reconciler may ask of the process that serves.
+
+The reconciler decides *when* (activation state machine, persisted); a ServingHost does *what*.
+Everything that could take the device down happens in a child process behind `prove`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from remora_contract.release import ReleaseUseCase, SamplingDefaults
+
+# (what is happening, fraction done 0..1)
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class AssignedAdapter:
+    name: str
+    revision: str
+    digest: str
+    directory: Path
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A release made concrete: verified directories on this device."""
+
+    release_id: str
+    bundle_digest: str
+    bundle_directory: Path
+    adapters: tuple[AssignedAdapter, ...] = ()
+    use_cases: tuple[ReleaseUseCase, ...] = ()
+    sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
+
+
+@dataclass(frozen=True)
+class ServingAdapterState:
+    name: str
+    revision: str
+    digest: str
+    epoch: int
+
+
+@dataclass(frozen=True)
+class ServingState:
+    release_id: str
+    bundle_digest: str
+    engine_digest: str
+    adapters: tuple[ServingAdapterState, ...]
+
+
+@dataclass(frozen=True)
+class BuildOutcome:
+    engine_digest: str
+    from_cache: bool
+    seconds: float
+
+
+class ServingHost(Protocol):
+    def build(self, assignment: Assignment, progress: Progress) -> BuildOutcome:
+        """Builds the engine in a child process, or finds it in the cache. Blocking.
+
+        Raises EngineFault with the child's last words, Exhausted for memory, disk and time."""
+        ...
+
+    def prove(self, assignment: Assignment, progress: Progress) -> None:
+        """Loads engine and adapters in a child process and answers the golden prompts there,
+        while the old release serves. Raises EngineFault naming prompt and token."""
+        ...
+
+    def switch(self, assignment: Assignment) -> None:
+        """Serves the assignment from now on. With the same bundle only aliases and use cases
+        change: no request fails or waits. With another bundle the old engine is closed only
+        after the new one stands. On an error the old assignment still serves. Blocking."""
+        ...
+
+    def serving(self) -> ServingState | None: ...
+
+    def metrics(self) -> Mapping[str, float]:
+        """Serving metrics since start: ttft_s, inter_token_s, tokens_per_s, queue_depth, …"""
+        ...
+
+    def drain(self, timeout_s: float) -> None:
+        """Stops admitting, lets running requests end, then closes. For shutdown."""
+        ...

@@ -1,0 +1,118 @@
+"""The runtime's words: what a surface hands in and what it hears back. Frozen data, no behaviour.
+
+Surfaces (gRPC, batch file) translate to and from these; the scheduler knows nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+
+from remora_contract.errors import RemoraError
+
+
+@dataclass(frozen=True)
+class AdapterRef:
+    """An adapter as a request names it. `revision` None: whatever the alias points to at admission."""
+
+    name: str
+    revision: str | None = None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    temperature: float = 0.0  # 0: greedy
+    top_k: int = 0  # 0: all
+    top_p: float = 1.0
+    seed: int | None = None  # None: drawn at admission
+
+
+@dataclass(frozen=True)
+class StoppingParams:
+    max_tokens: int
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    request_id: str
+    prompt: tuple[int, ...]
+    adapters: tuple[AdapterRef, ...]
+    sampling: SamplingParams
+    stopping: StoppingParams
+    deadline_s: float | None = None  # on the runtime's clock; None: none
+
+
+class FinishReason(Enum):
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True)
+class AnsweringAdapter:
+    name: str
+    revision: str
+    digest: str
+    weight: float
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """The immutable identities behind an answer."""
+
+    bundle_digest: str
+    engine_digest: str
+    adapters: tuple[AnsweringAdapter, ...] = ()
+
+
+@dataclass(frozen=True)
+class Usage:
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True)
+class Timings:
+    queue_s: float
+    prefill_s: float
+    decode_s: float
+    time_to_first_token_s: float
+
+
+@dataclass(frozen=True)
+class Accepted:
+    request_id: str
+    provenance: Provenance
+
+
+@dataclass(frozen=True)
+class Delta:
+    """Whole UTF-8 characters and the tokens they came from; either may be empty, not both."""
+
+    text: str
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Finished:
+    reason: FinishReason
+    usage: Usage
+    timings: Timings
+    provenance: Provenance
+    stop_match: str = ""
+
+
+@dataclass(frozen=True)
+class Failed:
+    error: RemoraError = field(compare=False)
+
+
+Event = Accepted | Delta | Finished | Failed
+# Called on the step thread, quickly and without raising: Accepted first, Finished or Failed last.
+OnEvent = Callable[[Event], None]

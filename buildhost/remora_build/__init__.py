@@ -1,0 +1,1 @@
+"""Build host: checkpoint -> quantize -> graph -> adapters -> bundle -> publish."""

@@ -1,0 +1,1 @@
+"""Controller: enrolment, fleet state, rollouts, artifact repository, operator API and CLI."""

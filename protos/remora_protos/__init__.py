@@ -1,0 +1,1 @@
+"""Generated protocol code and the .proto files it comes from; nothing else lives here."""

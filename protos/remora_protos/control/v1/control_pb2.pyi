@@ -1,0 +1,233 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class JoinRequest(_message.Message):
+    __slots__ = ("token", "csr_pem", "facts", "labels")
+    class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    CSR_PEM_FIELD_NUMBER: _ClassVar[int]
+    FACTS_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    token: str
+    csr_pem: bytes
+    facts: DeviceFacts
+    labels: _containers.ScalarMap[str, str]
+    def __init__(self, token: _Optional[str] = ..., csr_pem: _Optional[bytes] = ..., facts: _Optional[_Union[DeviceFacts, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class JoinResponse(_message.Message):
+    __slots__ = ("device_id", "certificate_pem", "ca_pem", "fleet_port")
+    DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_PEM_FIELD_NUMBER: _ClassVar[int]
+    CA_PEM_FIELD_NUMBER: _ClassVar[int]
+    FLEET_PORT_FIELD_NUMBER: _ClassVar[int]
+    device_id: str
+    certificate_pem: bytes
+    ca_pem: bytes
+    fleet_port: int
+    def __init__(self, device_id: _Optional[str] = ..., certificate_pem: _Optional[bytes] = ..., ca_pem: _Optional[bytes] = ..., fleet_port: _Optional[int] = ...) -> None: ...
+
+class RenewRequest(_message.Message):
+    __slots__ = ("csr_pem",)
+    CSR_PEM_FIELD_NUMBER: _ClassVar[int]
+    csr_pem: bytes
+    def __init__(self, csr_pem: _Optional[bytes] = ...) -> None: ...
+
+class RenewResponse(_message.Message):
+    __slots__ = ("certificate_pem", "ca_pem")
+    CERTIFICATE_PEM_FIELD_NUMBER: _ClassVar[int]
+    CA_PEM_FIELD_NUMBER: _ClassVar[int]
+    certificate_pem: bytes
+    ca_pem: bytes
+    def __init__(self, certificate_pem: _Optional[bytes] = ..., ca_pem: _Optional[bytes] = ...) -> None: ...
+
+class DeviceFacts(_message.Message):
+    __slots__ = ("machine_id", "hostname", "agent_version", "architecture", "device_model", "memory_bytes", "disk_free_bytes", "backends", "cores")
+    class BackendsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    MACHINE_ID_FIELD_NUMBER: _ClassVar[int]
+    HOSTNAME_FIELD_NUMBER: _ClassVar[int]
+    AGENT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_MODEL_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DISK_FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BACKENDS_FIELD_NUMBER: _ClassVar[int]
+    CORES_FIELD_NUMBER: _ClassVar[int]
+    machine_id: str
+    hostname: str
+    agent_version: str
+    architecture: str
+    device_model: str
+    memory_bytes: int
+    disk_free_bytes: int
+    backends: _containers.ScalarMap[str, str]
+    cores: int
+    def __init__(self, machine_id: _Optional[str] = ..., hostname: _Optional[str] = ..., agent_version: _Optional[str] = ..., architecture: _Optional[str] = ..., device_model: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., disk_free_bytes: _Optional[int] = ..., backends: _Optional[_Mapping[str, str]] = ..., cores: _Optional[int] = ...) -> None: ...
+
+class SyncRequest(_message.Message):
+    __slots__ = ("facts", "labels", "reported", "seq", "boot_id", "events", "metrics", "known_generation")
+    class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    FACTS_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    REPORTED_FIELD_NUMBER: _ClassVar[int]
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    BOOT_ID_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_GENERATION_FIELD_NUMBER: _ClassVar[int]
+    facts: DeviceFacts
+    labels: _containers.ScalarMap[str, str]
+    reported: ReportedState
+    seq: int
+    boot_id: str
+    events: _containers.RepeatedCompositeFieldContainer[DeviceEvent]
+    metrics: _containers.RepeatedCompositeFieldContainer[Metric]
+    known_generation: int
+    def __init__(self, facts: _Optional[_Union[DeviceFacts, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., reported: _Optional[_Union[ReportedState, _Mapping]] = ..., seq: _Optional[int] = ..., boot_id: _Optional[str] = ..., events: _Optional[_Iterable[_Union[DeviceEvent, _Mapping]]] = ..., metrics: _Optional[_Iterable[_Union[Metric, _Mapping]]] = ..., known_generation: _Optional[int] = ...) -> None: ...
+
+class SyncResponse(_message.Message):
+    __slots__ = ("not_modified", "desired", "next_sync_after_s", "events_stored_up_to")
+    NOT_MODIFIED_FIELD_NUMBER: _ClassVar[int]
+    DESIRED_FIELD_NUMBER: _ClassVar[int]
+    NEXT_SYNC_AFTER_S_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_STORED_UP_TO_FIELD_NUMBER: _ClassVar[int]
+    not_modified: NotModified
+    desired: DesiredState
+    next_sync_after_s: float
+    events_stored_up_to: int
+    def __init__(self, not_modified: _Optional[_Union[NotModified, _Mapping]] = ..., desired: _Optional[_Union[DesiredState, _Mapping]] = ..., next_sync_after_s: _Optional[float] = ..., events_stored_up_to: _Optional[int] = ...) -> None: ...
+
+class NotModified(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DesiredState(_message.Message):
+    __slots__ = ("generation", "release_id", "release_json", "rollout_id", "soak_s", "is_rollback")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_JSON_FIELD_NUMBER: _ClassVar[int]
+    ROLLOUT_ID_FIELD_NUMBER: _ClassVar[int]
+    SOAK_S_FIELD_NUMBER: _ClassVar[int]
+    IS_ROLLBACK_FIELD_NUMBER: _ClassVar[int]
+    generation: int
+    release_id: str
+    release_json: bytes
+    rollout_id: str
+    soak_s: float
+    is_rollback: bool
+    def __init__(self, generation: _Optional[int] = ..., release_id: _Optional[str] = ..., release_json: _Optional[bytes] = ..., rollout_id: _Optional[str] = ..., soak_s: _Optional[float] = ..., is_rollback: bool = ...) -> None: ...
+
+class ReportedState(_message.Message):
+    __slots__ = ("phase", "generation", "release_id", "running_release_id", "bundle_digest", "adapters", "error_code", "error_message", "progress")
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_RELEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    BUNDLE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_CODE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    phase: str
+    generation: int
+    release_id: str
+    running_release_id: str
+    bundle_digest: str
+    adapters: _containers.RepeatedCompositeFieldContainer[ServingAdapter]
+    error_code: str
+    error_message: str
+    progress: float
+    def __init__(self, phase: _Optional[str] = ..., generation: _Optional[int] = ..., release_id: _Optional[str] = ..., running_release_id: _Optional[str] = ..., bundle_digest: _Optional[str] = ..., adapters: _Optional[_Iterable[_Union[ServingAdapter, _Mapping]]] = ..., error_code: _Optional[str] = ..., error_message: _Optional[str] = ..., progress: _Optional[float] = ...) -> None: ...
+
+class ServingAdapter(_message.Message):
+    __slots__ = ("name", "revision", "digest", "epoch")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    revision: str
+    digest: str
+    epoch: int
+    def __init__(self, name: _Optional[str] = ..., revision: _Optional[str] = ..., digest: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
+
+class DeviceEvent(_message.Message):
+    __slots__ = ("seq", "at_unix_s", "name", "detail_json")
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    AT_UNIX_S_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_JSON_FIELD_NUMBER: _ClassVar[int]
+    seq: int
+    at_unix_s: float
+    name: str
+    detail_json: str
+    def __init__(self, seq: _Optional[int] = ..., at_unix_s: _Optional[float] = ..., name: _Optional[str] = ..., detail_json: _Optional[str] = ...) -> None: ...
+
+class Metric(_message.Message):
+    __slots__ = ("name", "value", "at_unix_s")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    AT_UNIX_S_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    value: float
+    at_unix_s: float
+    def __init__(self, name: _Optional[str] = ..., value: _Optional[float] = ..., at_unix_s: _Optional[float] = ...) -> None: ...
+
+class WatchRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Poke(_message.Message):
+    __slots__ = ("generation",)
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    generation: int
+    def __init__(self, generation: _Optional[int] = ...) -> None: ...
+
+class GetManifestRequest(_message.Message):
+    __slots__ = ("digest",)
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    def __init__(self, digest: _Optional[str] = ...) -> None: ...
+
+class GetManifestResponse(_message.Message):
+    __slots__ = ("manifest_json",)
+    MANIFEST_JSON_FIELD_NUMBER: _ClassVar[int]
+    manifest_json: bytes
+    def __init__(self, manifest_json: _Optional[bytes] = ...) -> None: ...
+
+class FetchRequest(_message.Message):
+    __slots__ = ("chunk_digest", "offset", "length")
+    CHUNK_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    chunk_digest: str
+    offset: int
+    length: int
+    def __init__(self, chunk_digest: _Optional[str] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ...) -> None: ...
+
+class FetchResponse(_message.Message):
+    __slots__ = ("data",)
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    def __init__(self, data: _Optional[bytes] = ...) -> None: ...

@@ -1,0 +1,402 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class CreateJoinTokenRequest(_message.Message):
+    __slots__ = ("valid_for_s", "labels")
+    class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    VALID_FOR_S_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    valid_for_s: float
+    labels: _containers.ScalarMap[str, str]
+    def __init__(self, valid_for_s: _Optional[float] = ..., labels: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class CreateJoinTokenResponse(_message.Message):
+    __slots__ = ("token", "expires_at_unix_s")
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_AT_UNIX_S_FIELD_NUMBER: _ClassVar[int]
+    token: str
+    expires_at_unix_s: float
+    def __init__(self, token: _Optional[str] = ..., expires_at_unix_s: _Optional[float] = ...) -> None: ...
+
+class Device(_message.Message):
+    __slots__ = ("device_id", "hostname", "labels", "status", "phase", "assigned_release_id", "running_release_id", "generation", "last_seen_unix_s", "device_model", "agent_version", "architecture", "memory_bytes", "error_code", "error_message", "progress", "bundle_digest", "adapters")
+    class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
+    HOSTNAME_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    ASSIGNED_RELEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_RELEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    LAST_SEEN_UNIX_S_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_MODEL_FIELD_NUMBER: _ClassVar[int]
+    AGENT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ERROR_CODE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    BUNDLE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    device_id: str
+    hostname: str
+    labels: _containers.ScalarMap[str, str]
+    status: str
+    phase: str
+    assigned_release_id: str
+    running_release_id: str
+    generation: int
+    last_seen_unix_s: float
+    device_model: str
+    agent_version: str
+    architecture: str
+    memory_bytes: int
+    error_code: str
+    error_message: str
+    progress: float
+    bundle_digest: str
+    adapters: _containers.RepeatedCompositeFieldContainer[DeviceAdapter]
+    def __init__(self, device_id: _Optional[str] = ..., hostname: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., status: _Optional[str] = ..., phase: _Optional[str] = ..., assigned_release_id: _Optional[str] = ..., running_release_id: _Optional[str] = ..., generation: _Optional[int] = ..., last_seen_unix_s: _Optional[float] = ..., device_model: _Optional[str] = ..., agent_version: _Optional[str] = ..., architecture: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., error_code: _Optional[str] = ..., error_message: _Optional[str] = ..., progress: _Optional[float] = ..., bundle_digest: _Optional[str] = ..., adapters: _Optional[_Iterable[_Union[DeviceAdapter, _Mapping]]] = ...) -> None: ...
+
+class DeviceAdapter(_message.Message):
+    __slots__ = ("name", "revision", "digest")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    revision: str
+    digest: str
+    def __init__(self, name: _Optional[str] = ..., revision: _Optional[str] = ..., digest: _Optional[str] = ...) -> None: ...
+
+class ListDevicesRequest(_message.Message):
+    __slots__ = ("selector",)
+    SELECTOR_FIELD_NUMBER: _ClassVar[int]
+    selector: str
+    def __init__(self, selector: _Optional[str] = ...) -> None: ...
+
+class ListDevicesResponse(_message.Message):
+    __slots__ = ("devices",)
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    devices: _containers.RepeatedCompositeFieldContainer[Device]
+    def __init__(self, devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ...) -> None: ...
+
+class LabelDeviceRequest(_message.Message):
+    __slots__ = ("device_id", "set", "remove")
+    class SetEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
+    SET_FIELD_NUMBER: _ClassVar[int]
+    REMOVE_FIELD_NUMBER: _ClassVar[int]
+    device_id: str
+    set: _containers.ScalarMap[str, str]
+    remove: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, device_id: _Optional[str] = ..., set: _Optional[_Mapping[str, str]] = ..., remove: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class RemoveDeviceRequest(_message.Message):
+    __slots__ = ("device_id",)
+    DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
+    device_id: str
+    def __init__(self, device_id: _Optional[str] = ...) -> None: ...
+
+class RemoveDeviceResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Artifact(_message.Message):
+    __slots__ = ("digest", "kind", "name", "revision", "bytes", "base_digest", "published_at_unix_s")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    PUBLISHED_AT_UNIX_S_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    kind: str
+    name: str
+    revision: str
+    bytes: int
+    base_digest: str
+    published_at_unix_s: float
+    def __init__(self, digest: _Optional[str] = ..., kind: _Optional[str] = ..., name: _Optional[str] = ..., revision: _Optional[str] = ..., bytes: _Optional[int] = ..., base_digest: _Optional[str] = ..., published_at_unix_s: _Optional[float] = ...) -> None: ...
+
+class ListArtifactsRequest(_message.Message):
+    __slots__ = ("kind",)
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    def __init__(self, kind: _Optional[str] = ...) -> None: ...
+
+class ListArtifactsResponse(_message.Message):
+    __slots__ = ("artifacts",)
+    ARTIFACTS_FIELD_NUMBER: _ClassVar[int]
+    artifacts: _containers.RepeatedCompositeFieldContainer[Artifact]
+    def __init__(self, artifacts: _Optional[_Iterable[_Union[Artifact, _Mapping]]] = ...) -> None: ...
+
+class CreateReleaseRequest(_message.Message):
+    __slots__ = ("release_json",)
+    RELEASE_JSON_FIELD_NUMBER: _ClassVar[int]
+    release_json: bytes
+    def __init__(self, release_json: _Optional[bytes] = ...) -> None: ...
+
+class ReleaseInfo(_message.Message):
+    __slots__ = ("release_id", "name", "release_json", "created_at_unix_s", "created_by")
+    RELEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_JSON_FIELD_NUMBER: _ClassVar[int]
+    CREATED_AT_UNIX_S_FIELD_NUMBER: _ClassVar[int]
+    CREATED_BY_FIELD_NUMBER: _ClassVar[int]
+    release_id: str
+    name: str
+    release_json: bytes
+    created_at_unix_s: float
+    created_by: str
+    def __init__(self, release_id: _Optional[str] = ..., name: _Optional[str] = ..., release_json: _Optional[bytes] = ..., created_at_unix_s: _Optional[float] = ..., created_by: _Optional[str] = ...) -> None: ...
+
+class ListReleasesRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListReleasesResponse(_message.Message):
+    __slots__ = ("releases",)
+    RELEASES_FIELD_NUMBER: _ClassVar[int]
+    releases: _containers.RepeatedCompositeFieldContainer[ReleaseInfo]
+    def __init__(self, releases: _Optional[_Iterable[_Union[ReleaseInfo, _Mapping]]] = ...) -> None: ...
+
+class PlanRequest(_message.Message):
+    __slots__ = ("release", "selector", "spec")
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    SELECTOR_FIELD_NUMBER: _ClassVar[int]
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    release: str
+    selector: str
+    spec: RolloutSpec
+    def __init__(self, release: _Optional[str] = ..., selector: _Optional[str] = ..., spec: _Optional[_Union[RolloutSpec, _Mapping]] = ...) -> None: ...
+
+class PlanResponse(_message.Message):
+    __slots__ = ("devices", "waves", "total_bytes")
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    WAVES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    devices: _containers.RepeatedCompositeFieldContainer[DevicePlan]
+    waves: _containers.RepeatedScalarFieldContainer[str]
+    total_bytes: int
+    def __init__(self, devices: _Optional[_Iterable[_Union[DevicePlan, _Mapping]]] = ..., waves: _Optional[_Iterable[str]] = ..., total_bytes: _Optional[int] = ...) -> None: ...
+
+class DevicePlan(_message.Message):
+    __slots__ = ("device_id", "hostname", "wave", "ship_bytes", "builds_engine", "build_s", "build_s_known", "peak_disk_bytes", "refusals")
+    DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
+    HOSTNAME_FIELD_NUMBER: _ClassVar[int]
+    WAVE_FIELD_NUMBER: _ClassVar[int]
+    SHIP_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BUILDS_ENGINE_FIELD_NUMBER: _ClassVar[int]
+    BUILD_S_FIELD_NUMBER: _ClassVar[int]
+    BUILD_S_KNOWN_FIELD_NUMBER: _ClassVar[int]
+    PEAK_DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    REFUSALS_FIELD_NUMBER: _ClassVar[int]
+    device_id: str
+    hostname: str
+    wave: int
+    ship_bytes: int
+    builds_engine: bool
+    build_s: float
+    build_s_known: bool
+    peak_disk_bytes: int
+    refusals: _containers.RepeatedCompositeFieldContainer[PlanRefusal]
+    def __init__(self, device_id: _Optional[str] = ..., hostname: _Optional[str] = ..., wave: _Optional[int] = ..., ship_bytes: _Optional[int] = ..., builds_engine: bool = ..., build_s: _Optional[float] = ..., build_s_known: bool = ..., peak_disk_bytes: _Optional[int] = ..., refusals: _Optional[_Iterable[_Union[PlanRefusal, _Mapping]]] = ...) -> None: ...
+
+class PlanRefusal(_message.Message):
+    __slots__ = ("code", "need", "have", "message")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    NEED_FIELD_NUMBER: _ClassVar[int]
+    HAVE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    code: str
+    need: str
+    have: str
+    message: str
+    def __init__(self, code: _Optional[str] = ..., need: _Optional[str] = ..., have: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+
+class Wave(_message.Message):
+    __slots__ = ("count", "percent")
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    PERCENT_FIELD_NUMBER: _ClassVar[int]
+    count: int
+    percent: float
+    def __init__(self, count: _Optional[int] = ..., percent: _Optional[float] = ...) -> None: ...
+
+class RolloutSpec(_message.Message):
+    __slots__ = ("waves", "soak_s", "success_threshold", "wave_timeout_s", "max_unavailable")
+    WAVES_FIELD_NUMBER: _ClassVar[int]
+    SOAK_S_FIELD_NUMBER: _ClassVar[int]
+    SUCCESS_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    WAVE_TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    MAX_UNAVAILABLE_FIELD_NUMBER: _ClassVar[int]
+    waves: _containers.RepeatedCompositeFieldContainer[Wave]
+    soak_s: float
+    success_threshold: float
+    wave_timeout_s: float
+    max_unavailable: int
+    def __init__(self, waves: _Optional[_Iterable[_Union[Wave, _Mapping]]] = ..., soak_s: _Optional[float] = ..., success_threshold: _Optional[float] = ..., wave_timeout_s: _Optional[float] = ..., max_unavailable: _Optional[int] = ...) -> None: ...
+
+class StartRolloutRequest(_message.Message):
+    __slots__ = ("release", "selector", "spec")
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    SELECTOR_FIELD_NUMBER: _ClassVar[int]
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    release: str
+    selector: str
+    spec: RolloutSpec
+    def __init__(self, release: _Optional[str] = ..., selector: _Optional[str] = ..., spec: _Optional[_Union[RolloutSpec, _Mapping]] = ...) -> None: ...
+
+class GetRolloutRequest(_message.Message):
+    __slots__ = ("rollout_id",)
+    ROLLOUT_ID_FIELD_NUMBER: _ClassVar[int]
+    rollout_id: str
+    def __init__(self, rollout_id: _Optional[str] = ...) -> None: ...
+
+class ListRolloutsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListRolloutsResponse(_message.Message):
+    __slots__ = ("rollouts",)
+    ROLLOUTS_FIELD_NUMBER: _ClassVar[int]
+    rollouts: _containers.RepeatedCompositeFieldContainer[Rollout]
+    def __init__(self, rollouts: _Optional[_Iterable[_Union[Rollout, _Mapping]]] = ...) -> None: ...
+
+class RolloutActionRequest(_message.Message):
+    __slots__ = ("rollout_id",)
+    ROLLOUT_ID_FIELD_NUMBER: _ClassVar[int]
+    rollout_id: str
+    def __init__(self, rollout_id: _Optional[str] = ...) -> None: ...
+
+class AbortRolloutRequest(_message.Message):
+    __slots__ = ("rollout_id", "keep")
+    ROLLOUT_ID_FIELD_NUMBER: _ClassVar[int]
+    KEEP_FIELD_NUMBER: _ClassVar[int]
+    rollout_id: str
+    keep: bool
+    def __init__(self, rollout_id: _Optional[str] = ..., keep: bool = ...) -> None: ...
+
+class Rollout(_message.Message):
+    __slots__ = ("rollout_id", "release_id", "release_name", "selector", "state", "reason", "wave", "waves", "devices", "spec", "created_at_unix_s", "created_by")
+    ROLLOUT_ID_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_NAME_FIELD_NUMBER: _ClassVar[int]
+    SELECTOR_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    WAVE_FIELD_NUMBER: _ClassVar[int]
+    WAVES_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    CREATED_AT_UNIX_S_FIELD_NUMBER: _ClassVar[int]
+    CREATED_BY_FIELD_NUMBER: _ClassVar[int]
+    rollout_id: str
+    release_id: str
+    release_name: str
+    selector: str
+    state: str
+    reason: str
+    wave: int
+    waves: int
+    devices: _containers.RepeatedCompositeFieldContainer[RolloutDevice]
+    spec: RolloutSpec
+    created_at_unix_s: float
+    created_by: str
+    def __init__(self, rollout_id: _Optional[str] = ..., release_id: _Optional[str] = ..., release_name: _Optional[str] = ..., selector: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., wave: _Optional[int] = ..., waves: _Optional[int] = ..., devices: _Optional[_Iterable[_Union[RolloutDevice, _Mapping]]] = ..., spec: _Optional[_Union[RolloutSpec, _Mapping]] = ..., created_at_unix_s: _Optional[float] = ..., created_by: _Optional[str] = ...) -> None: ...
+
+class RolloutDevice(_message.Message):
+    __slots__ = ("device_id", "hostname", "wave", "outcome", "phase", "progress", "error")
+    DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
+    HOSTNAME_FIELD_NUMBER: _ClassVar[int]
+    WAVE_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    device_id: str
+    hostname: str
+    wave: int
+    outcome: str
+    phase: str
+    progress: float
+    error: str
+    def __init__(self, device_id: _Optional[str] = ..., hostname: _Optional[str] = ..., wave: _Optional[int] = ..., outcome: _Optional[str] = ..., phase: _Optional[str] = ..., progress: _Optional[float] = ..., error: _Optional[str] = ...) -> None: ...
+
+class TopRequest(_message.Message):
+    __slots__ = ("selector",)
+    SELECTOR_FIELD_NUMBER: _ClassVar[int]
+    selector: str
+    def __init__(self, selector: _Optional[str] = ...) -> None: ...
+
+class TopResponse(_message.Message):
+    __slots__ = ("rows",)
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    rows: _containers.RepeatedCompositeFieldContainer[TopRow]
+    def __init__(self, rows: _Optional[_Iterable[_Union[TopRow, _Mapping]]] = ...) -> None: ...
+
+class TopRow(_message.Message):
+    __slots__ = ("device", "metrics", "metrics_at_unix_s")
+    class MetricsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    METRICS_AT_UNIX_S_FIELD_NUMBER: _ClassVar[int]
+    device: Device
+    metrics: _containers.ScalarMap[str, float]
+    metrics_at_unix_s: float
+    def __init__(self, device: _Optional[_Union[Device, _Mapping]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., metrics_at_unix_s: _Optional[float] = ...) -> None: ...
+
+class ListEventsRequest(_message.Message):
+    __slots__ = ("device_id", "limit")
+    DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    device_id: str
+    limit: int
+    def __init__(self, device_id: _Optional[str] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class ListEventsResponse(_message.Message):
+    __slots__ = ("events",)
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    events: _containers.RepeatedCompositeFieldContainer[Event]
+    def __init__(self, events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ...) -> None: ...
+
+class Event(_message.Message):
+    __slots__ = ("at_unix_s", "device_id", "name", "detail_json")
+    AT_UNIX_S_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_JSON_FIELD_NUMBER: _ClassVar[int]
+    at_unix_s: float
+    device_id: str
+    name: str
+    detail_json: str
+    def __init__(self, at_unix_s: _Optional[float] = ..., device_id: _Optional[str] = ..., name: _Optional[str] = ..., detail_json: _Optional[str] = ...) -> None: ...
