@@ -1,0 +1,47 @@
+# Two commands set up a fresh machine: `make demo` and `make test`. Each makes the virtual
+# environment it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+JOBS ?= auto
+
+.PHONY: help demo test test-all test-slow lint format protos clean
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP)  ## the whole story on this machine; CHECKPOINT=dir uses your own model
+	$(BIN)/python -m examples.demo $(if $(CHECKPOINT),--checkpoint '$(CHECKPOINT)')
+
+test: $(STAMP)  ## the tests that belong to every change
+	$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+test-all: $(STAMP)  ## these and the slow ones, as CI runs them
+	$(BIN)/python -m pytest -n $(JOBS) -m 'not gpu' $(PYTEST_ARGS)
+
+test-slow: $(STAMP)  ## only the slow ones
+	$(BIN)/python -m pytest -n $(JOBS) -m 'slow and not gpu' $(PYTEST_ARGS)
+
+lint: $(STAMP)  ## style, types, import contract, protocol drift
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python scripts/generate_protos.py --check
+
+format: $(STAMP)  ## rewrite what the linters can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+protos: $(STAMP)  ## generate the protocol code again
+	$(BIN)/python scripts/generate_protos.py
+
+clean:  ## remove the environments and caches
+	rm -rf $(VENV) .venv-protos .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
