@@ -106,7 +106,9 @@ def _dataclass(kind: Any, data: object, where: str, path: str, depth: int) -> ob
         if name in data:
             values[name] = _value(hints[name], data[name], where, _join(path, name), depth + 1)
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise DocumentInvalid(f"{where}: missing key {_join(path, name)!r}")
+            if type(None) not in typing.get_args(hints[name]):
+                raise DocumentInvalid(f"{where}: missing key {_join(path, name)!r}")
+            values[name] = None
     try:
         return kind(**values)
     except ValueError as e:

@@ -25,12 +25,12 @@ class AdapterWeights:
     @property
     def rank(self) -> int:
         """The most columns it takes in any projection."""
-        return max(a.shape[1] for a, _ in self.tensors.values())
+        return max(int(a.shape[1]) for a, _ in self.tensors.values())
 
     def rank_of(self, projection: Projection) -> int:
         """Largest rank over the layers; 0 when the projection is not adapted."""
-        ranks = (a.shape[1] for t, (a, _) in self.tensors.items() if t.projection == projection)
-        return max(ranks, default=0)
+        pairs = ((t, a) for t, (a, _) in self.tensors.items() if t.projection == projection)
+        return max((int(a.shape[1]) for _, a in pairs), default=0)
 
     @property
     def bytes(self) -> int:

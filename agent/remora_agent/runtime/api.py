@@ -14,7 +14,7 @@ from remora_contract.errors import RemoraError
 
 @dataclass(frozen=True)
 class AdapterRef:
-    """An adapter as a request names it; `revision` None is what the alias points to at admission."""
+    """An adapter as a request names it; no `revision`: the alias's at admission."""
 
     name: str
     revision: str | None = None

@@ -1,0 +1,7 @@
+"""Settings shared by all tests."""
+
+from hypothesis import settings
+
+# Shared machines are slow at times: a slow example is not a failed one.
+settings.register_profile("remora", deadline=None, max_examples=60, derandomize=True)
+settings.load_profile("remora")
