@@ -1,0 +1,98 @@
+"""Writes a sidecar (adapter.json + adapter.safetensors). Equal input gives equal bytes and digest.
+
+Owns the cast to the sidecar's dtype and its refusals; knows nothing of PEFT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from remora_build.staging import staged_directory
+from remora_build.version import exporter_name
+from remora_contract.adapter import ADAPTER_JSON, FORMAT_VERSION, WEIGHTS_FILE, Adapter, TargetRank
+from remora_contract.bundle import BundleFile
+from remora_contract.digests import canonical_json, digest_file
+from remora_contract.errors import AdapterInvalid
+from remora_contract.targets import AdapterTarget
+
+Dtype = Literal["float16", "float32"]
+
+
+@dataclass(frozen=True)
+class Factor:
+    """One target's branch: y += (x @ a) @ b; a: [k, r], b: [r, n] float32, scaling already in b."""
+
+    a: NDArray[np.float32]
+    b: NDArray[np.float32]
+    scaling: float
+
+    @property
+    def rank(self) -> int:
+        return int(self.a.shape[1])
+
+
+def write_adapter(
+    out: Path,
+    factors: Mapping[AdapterTarget, Factor],
+    *,
+    base_digest: str,
+    dtype: Dtype,
+    source_config: Mapping[str, Any],
+    notes: Mapping[str, Any] | None = None,
+    replace: bool = False,
+) -> Adapter:
+    """Writes OUT whole or not at all and returns its document.
+
+    Raises AdapterInvalid for a value that is not finite in `dtype`, Conflict when OUT exists and
+    `replace` is not given, Exhausted when the disk is full.
+    """
+    tensors = cast_factors(factors, dtype)
+    with staged_directory(out, marker=ADAPTER_JSON, replace=replace) as staging:
+        weights = staging / WEIGHTS_FILE
+        save_file(tensors, weights)
+        document = Adapter(
+            format_version=FORMAT_VERSION,
+            base_digest=base_digest,
+            dtype=dtype,
+            targets=tuple(
+                TargetRank(t.layer, t.projection, f.rank, f.scaling)
+                for t, f in sorted(factors.items())
+            ),
+            files=(BundleFile(WEIGHTS_FILE, weights.stat().st_size, digest_file(weights)),),
+            source_config=dict(source_config),
+            exporter=exporter_name(),
+            notes=dict(notes or {}),
+        )
+        (staging / ADAPTER_JSON).write_bytes(canonical_json(document))
+    return document
+
+
+def cast_factors(
+    factors: Mapping[AdapterTarget, Factor], dtype: Dtype
+) -> dict[str, NDArray[np.floating]]:
+    """Sidecar tensor name -> array in `dtype`, contiguous. Raises AdapterInvalid."""
+    tensors: dict[str, NDArray[np.floating]] = {}
+    for target, factor in sorted(factors.items()):
+        tensors[target.tensor_a()] = _cast(factor.a, dtype, target.tensor_a())
+        tensors[target.tensor_b()] = _cast(factor.b, dtype, target.tensor_b())
+    return tensors
+
+
+def _cast(values: NDArray[np.float32], dtype: Dtype, name: str) -> NDArray[np.floating]:
+    with np.errstate(over="ignore"):
+        cast = np.ascontiguousarray(values.astype(dtype))
+    if np.isfinite(cast).all():
+        return cast
+    largest = float(np.abs(values).max())
+    if not np.isfinite(largest):
+        raise AdapterInvalid(f"{name} holds NaN or infinity; it would spoil every row of a batch")
+    raise AdapterInvalid(
+        f"{name} reaches {largest:.3g}, more than {dtype} holds; convert with --dtype float32"
+    )

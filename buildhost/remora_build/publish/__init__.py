@@ -1,0 +1,1 @@
+"""Bundles and adapters -> content-addressed chunks with a manifest in a repository."""

@@ -1,0 +1,10 @@
+"""How documents name the program that wrote them."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+
+def exporter_name() -> str:
+    """`remora 0.1.0`: goes into every bundle and adapter document."""
+    return f"remora {version('remora')}"
