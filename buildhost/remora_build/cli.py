@@ -6,6 +6,7 @@ from importlib import import_module
 from importlib.util import find_spec
 
 import typer
+
 from remora_contract.command_line import run
 
 # Each has `register(app: typer.Typer) -> None` and imports what is heavy inside the command.

@@ -1,0 +1,195 @@
+"""Real, tiny Hugging Face checkpoints with random weights, made by transformers and tokenizers.
+
+Owns what a checkpoint directory looks like; knows nothing of Remora. Import it inside tests only:
+it needs torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+Family = Literal["llama", "qwen2", "qwen3"]
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+# The numbers of Llama 3.2, shortened so that a context of a few hundred tokens crosses the bands.
+LLAMA3_SCALING = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+TEXT = (
+    "The remora rides the shark and eats what falls from its mouth. "
+    "A small adapter changes what a large model does. "
+    "Pumps, valves and belts: check the pressure, then the temperature, then call the operator. "
+    "def add(a, b): return a + b\n"
+    "0 1 2 3 4 5 6 7 8 9 10 20 30 40 50 60 70 80 90 100; naïve café – 東京 ☂\n"
+)
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LLAMA3_CHAT = (
+    "{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message['role'] }}"
+    "<|end_header_id|>\n\n{{ message['content'] }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+SPECIAL: dict[str, tuple[str, ...]] = {
+    "llama": (
+        "<|begin_of_text|>",
+        "<|end_of_text|>",
+        "<|eot_id|>",
+        "<|start_header_id|>",
+        "<|end_header_id|>",
+    ),
+    "qwen": ("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+}
+
+
+def make_checkpoint(
+    directory: Path,
+    family: Family,
+    *,
+    seed: int = 0,
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+    tied: bool = False,
+    shards: int = 1,
+    layers: int = 2,
+    hidden: int = 64,
+    heads: int = 4,
+    kv_heads: int = 2,
+    head_dim: int | None = None,
+    intermediate: int = 96,
+    vocab: int = 320,
+    rope_scaling: dict[str, Any] | None = None,
+    **config: Any,
+) -> Path:
+    """Writes config, weights, tokenizer and generation config into `directory`; returns it.
+
+    `rope_scaling` takes LLAMA3_SCALING. `shards` > 1 gives at least two shards and an index.
+    Further keywords go into the configuration as they are. The same arguments give the same bytes.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    directory.mkdir(parents=True, exist_ok=True)
+    eos, bos, pad = _make_tokenizer(directory, family, vocab)
+    rope = {"rope_type": "default", "rope_theta": 10000.0, **(rope_scaling or {})}
+    settings: dict[str, Any] = {
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "intermediate_size": intermediate,
+        "vocab_size": vocab,
+        "tie_word_embeddings": tied,
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-5,
+        "rope_parameters": rope,
+        "eos_token_id": eos,
+        "bos_token_id": bos,
+        "pad_token_id": pad,
+        "dtype": DTYPES[dtype],
+    }
+    if head_dim is not None or family == "qwen3":
+        settings["head_dim"] = head_dim or hidden // heads
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **settings | config))
+    _randomize(model, seed)
+    model.to(DTYPES[dtype])
+    model.generation_config.eos_token_id = eos
+    model.generation_config.pad_token_id = pad
+    model.save_pretrained(directory, max_shard_size=_shard_bytes(model, shards))
+    return directory
+
+
+def use_old_config(directory: Path) -> None:
+    """Rewrites config.json as transformers 4 wrote it: rope_theta, rope_scaling, torch_dtype."""
+    path = directory / "config.json"
+    config = json.loads(path.read_text())
+    rope = config.pop("rope_parameters")
+    config["rope_theta"] = rope.pop("rope_theta")
+    config["rope_scaling"] = None if rope["rope_type"] == "default" else rope
+    config["torch_dtype"] = config.pop("dtype")
+    path.write_text(json.dumps(config, indent=2))
+
+
+def edit_config(directory: Path, **changes: Any) -> None:
+    """Sets keys of config.json, as a hand would."""
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes, indent=2))
+
+
+def _randomize(model: torch.nn.Module, seed: int) -> None:
+    """Weights of a scale that keeps activations near 1; norms and biases far from trivial."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            noise = torch.randn(p.shape, generator=generator, dtype=torch.float32)
+            if "norm" in name:
+                p.copy_(1 + 0.2 * noise)
+            elif name.endswith(".bias"):
+                p.copy_(0.3 * noise)
+            elif "embed" in name:
+                p.copy_(0.5 * noise)
+            else:
+                p.copy_(noise / math.sqrt(p.shape[-1]))
+
+
+def _shard_bytes(model: torch.nn.Module, shards: int) -> int:
+    total = sum(p.numel() * p.element_size() for p in model.parameters())
+    return total * 2 if shards == 1 else -(-total // shards)
+
+
+def _make_tokenizer(
+    directory: Path, family: Family, vocab: int
+) -> tuple[list[int], int | None, int]:
+    """Byte-level BPE with the family's special tokens; ids of eos, bos and pad."""
+    from transformers import PreTrainedTokenizerFast
+
+    special = SPECIAL["llama" if family == "llama" else "qwen"]
+    if vocab < 256 + len(special):
+        raise ValueError(f"a byte-level vocabulary needs at least {256 + len(special)} entries")
+    fast = _train(special, vocab)
+    if family == "llama":
+        first = fast.token_to_id("<|begin_of_text|>")
+        fast.post_processor = processors.TemplateProcessing(
+            single="<|begin_of_text|> $A",
+            pair="<|begin_of_text|> $A <|begin_of_text|> $B",
+            special_tokens=[("<|begin_of_text|>", first)],
+        )
+        names = {"bos_token": special[0], "eos_token": "<|eot_id|>", "pad_token": special[1]}
+        template, eos = LLAMA3_CHAT, ["<|end_of_text|>", "<|eot_id|>"]
+    else:
+        names = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+        template, eos = CHATML, ["<|im_end|>", "<|endoftext|>"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrapped = PreTrainedTokenizerFast(tokenizer_object=fast, **names)
+        wrapped.chat_template = template
+        wrapped.save_pretrained(directory)
+    ids = {n: fast.token_to_id(t) for n, t in names.items()}
+    return [fast.token_to_id(t) for t in eos], ids.get("bos_token"), ids["pad_token"]
+
+
+def _train(special: tuple[str, ...], vocab: int) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab,
+        special_tokens=list(special),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([TEXT], trainer)
+    return tokenizer
