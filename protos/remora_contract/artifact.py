@@ -89,6 +89,16 @@ class Manifest:
         return {c.digest: c.size for f in self.files for c in f.chunks}
 
 
+@dataclass(frozen=True)
+class NameRecord:
+    """names/<kind>/<name>/<revision>.json: what a revision of a name is, for ever."""
+
+    digest: str
+
+    def __post_init__(self) -> None:
+        check_digest(self.digest, "digest")
+
+
 def check_name(text: str, what: str) -> str:
     """Names and revisions become file names and flags. Raises DocumentInvalid."""
     if not _NAME.fullmatch(text):

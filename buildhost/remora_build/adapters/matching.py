@@ -1,0 +1,123 @@
+"""Which modules an adapter's config selects, at which rank and alpha: PEFT's rules, exactly.
+
+Owns module paths of the decoder and their inverse; knows no tensors and no files. Paths are those
+of the causal language model, before any fusion: `model.layers.3.self_attn.q_proj`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+from remora_build.adapters.settings import ALL_LINEAR, LoraSettings
+from remora_contract.bundle import DecoderSpec
+from remora_contract.errors import AdapterInvalid, Unsupported
+from remora_contract.targets import PROJECTIONS, AdapterTarget, Projection
+
+V = TypeVar("V")
+
+MODULE_OF: dict[Projection, str] = {
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "o": "self_attn.o_proj",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+}
+OTHER_WEIGHTS = ("model.embed_tokens", "lm_head")  # adaptable by PEFT, not carried
+_PROJECTION_OF = {module: projection for projection, module in MODULE_OF.items()}
+_MODULE = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,5})\.([a-z_]+\.[a-z_]+)")
+
+
+def module_path(target: AdapterTarget) -> str:
+    """`model.layers.3.self_attn.q_proj`."""
+    return f"model.layers.{target.layer}.{MODULE_OF[target.projection]}"
+
+
+def target_of(module: str) -> AdapterTarget | None:
+    """Inverse of `module_path`; None for any other module."""
+    match = _MODULE.fullmatch(module)
+    if match is None or match[2] not in _PROJECTION_OF:
+        return None
+    return AdapterTarget(int(match[1]), _PROJECTION_OF[match[2]])
+
+
+def selected_targets(settings: LoraSettings, decoder: DecoderSpec) -> frozenset[AdapterTarget]:
+    """The projections of this decoder that the config adapts.
+
+    Raises Unsupported when it also adapts the embedding or the head, AdapterInvalid for a pattern
+    that is no regular expression.
+    """
+    for module in OTHER_WEIGHTS:
+        if not _all_linear(settings) and _selects(settings, module):
+            raise Unsupported(f"target_modules selects {module}: only projections are adapted")
+    return frozenset(t for t in _all_targets(decoder) if _selects(settings, module_path(t)))
+
+
+def rank_and_alpha(settings: LoraSettings, module: str) -> tuple[int, float]:
+    rank = _by_pattern(settings.rank_pattern, module, settings.r)
+    return rank, _by_pattern(settings.alpha_pattern, module, settings.lora_alpha)
+
+
+def _all_targets(decoder: DecoderSpec) -> Iterator[AdapterTarget]:
+    for layer in range(decoder.layers):
+        for projection in PROJECTIONS:
+            yield AdapterTarget(layer, projection)
+
+
+def _selects(settings: LoraSettings, module: str) -> bool:
+    """PEFT's check_target_module_exists. "all-linear" is every linear module but the head."""
+    if _named(settings.exclude_modules, module):
+        return False
+    chosen = settings.target_modules
+    if isinstance(chosen, str):
+        return _all_linear(settings) or _fullmatch(chosen, module)
+    if module in chosen:  # a full path overrules layers_to_transform
+        return True
+    return _named(chosen, module) and _layer_selected(settings, module)
+
+
+def _all_linear(settings: LoraSettings) -> bool:
+    chosen = settings.target_modules
+    return isinstance(chosen, str) and chosen.lower() == ALL_LINEAR
+
+
+def _named(names: str | Sequence[str], module: str) -> bool:
+    if isinstance(names, str):
+        return _fullmatch(names, module)
+    return any(module == name or module.endswith(f".{name}") for name in names)
+
+
+def _layer_selected(settings: LoraSettings, module: str) -> bool:
+    if not settings.layers_to_transform:
+        return True
+    lists = [rf"(?:^|.*?\.){p}" for p in settings.layers_pattern] or [r".*?\.[^.]*"]
+    for module_list in lists:
+        match = _search(re.match, rf"{module_list}\.(?P<idx>\d+)\.", module)
+        if match is not None:
+            return int(match["idx"]) in settings.layers_to_transform
+    return False
+
+
+def _by_pattern(patterns: Sequence[tuple[str, V]], module: str, default: V) -> V:
+    """PEFT's get_pattern_key: the first pattern that matches the path's end, at a dot."""
+    for pattern, value in patterns:
+        if _search(re.match, rf"(.*\.)?({pattern})$", module) is not None:
+            return value
+    return default
+
+
+def _fullmatch(pattern: str, module: str) -> bool:
+    return _search(re.fullmatch, pattern, module) is not None
+
+
+def _search(
+    how: Callable[[str, str], re.Match[str] | None], pattern: str, module: str
+) -> re.Match[str] | None:
+    try:
+        return how(pattern, module)
+    except (re.error, RecursionError, OverflowError) as e:
+        shown = pattern[:80]
+        raise AdapterInvalid(f"adapter config: {shown!r} is no regular expression: {e}") from e

@@ -1,0 +1,159 @@
+"""adapter_config.json -> LoraSettings: the fields that change the conversion, typed and checked.
+
+Owns the document's schema; which modules it selects is `matching`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from remora_build.adapters.fields import check_fields
+from remora_contract.bundle import read_document
+from remora_contract.errors import AdapterInvalid, DocumentInvalid
+
+ALL_LINEAR = "all-linear"
+_MAX_PATTERN_CHARS = 4096
+_MAX_ENTRIES = 100_000
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """What PEFT would apply: for a module of rank r and alpha, scaling is alpha / r, or
+    alpha / sqrt(r) with `use_rslora`. Pattern order is the file's: the first match wins.
+    """
+
+    r: int
+    lora_alpha: float
+    use_rslora: bool
+    rank_pattern: tuple[tuple[str, int], ...]
+    alpha_pattern: tuple[tuple[str, float], ...]
+    target_modules: str | tuple[str, ...]  # "all-linear", a regular expression, or suffixes
+    exclude_modules: str | tuple[str, ...]
+    layers_to_transform: tuple[int, ...]  # empty: all layers
+    layers_pattern: tuple[str, ...]
+    base_name: str | None  # what the adapter says it was trained on, for people
+
+    def scaling(self, rank: int, alpha: float) -> float:
+        return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The JSON object as it stands. Raises ArtifactInvalid, DocumentInvalid."""
+    try:
+        config = json.loads(read_document(path), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as e:
+        raise DocumentInvalid(f"{path}: not valid JSON: {e}") from e
+    if not isinstance(config, dict):
+        raise DocumentInvalid(f"{path}: must be a JSON object, not a {type(config).__name__}")
+    return config
+
+
+def parse_settings(config: Mapping[str, Any], where: str) -> LoraSettings:
+    """Raises Unsupported for a field that asks for what is not carried, AdapterInvalid for a value
+    PEFT itself could not use."""
+    if "peft_type" not in config:
+        raise AdapterInvalid(f"{where}: no peft_type: is this a PEFT adapter?")
+    check_fields(config, where)
+    read = _Fields(config, where)
+    settings = LoraSettings(
+        r=read.rank("r", config.get("r", 8)),
+        lora_alpha=read.number("lora_alpha", config.get("lora_alpha", 8)),
+        use_rslora=read.flag("use_rslora"),
+        rank_pattern=tuple(
+            (k, read.rank("rank_pattern", v)) for k, v in read.table("rank_pattern")
+        ),
+        alpha_pattern=tuple(
+            (k, read.number("alpha_pattern", v)) for k, v in read.table("alpha_pattern")
+        ),
+        target_modules=read.modules("target_modules"),
+        exclude_modules=read.modules("exclude_modules"),
+        layers_to_transform=read.layers("layers_to_transform"),
+        layers_pattern=read.patterns("layers_pattern"),
+        base_name=config.get("base_model_name_or_path"),
+    )
+    _check_together(settings, config, where)
+    return settings
+
+
+def _check_together(settings: LoraSettings, config: Mapping[str, Any], where: str) -> None:
+    if not settings.target_modules:
+        raise AdapterInvalid(f"{where}: target_modules is empty: the adapter selects no module")
+    by_layer = config.get("layers_to_transform") is not None
+    if isinstance(settings.target_modules, str) and (by_layer or settings.layers_pattern):
+        raise AdapterInvalid(f"{where}: layers_to_transform needs target_modules to be a list")
+    if settings.layers_pattern and not by_layer:
+        raise AdapterInvalid(f"{where}: layers_pattern needs layers_to_transform beside it")
+
+
+@dataclass(frozen=True)
+class _Fields:
+    """Typed access to the fields; every error names the file and the field."""
+
+    config: Mapping[str, Any]
+    where: str
+
+    def _wrong(self, name: str, need: str, have: object) -> NoReturn:
+        raise AdapterInvalid(f"{self.where}: {name} must be {need}, not {str(have)[:80]!r}")
+
+    def rank(self, name: str, value: object) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 20:
+            self._wrong(name, "a whole number of at least 1", value)
+        return value
+
+    def number(self, name: str, value: object) -> float:
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            self._wrong(name, "a number", value)
+        if not abs(value) < 1e9:
+            self._wrong(name, "a finite number below 1e9", value)
+        return float(value)
+
+    def flag(self, name: str) -> bool:
+        value = self.config.get(name)
+        if value is not None and not isinstance(value, bool):
+            self._wrong(name, "true or false", value)
+        return bool(value)
+
+    def table(self, name: str) -> list[tuple[str, object]]:
+        value = self.config.get(name)
+        if value is None:
+            return []
+        if not isinstance(value, dict) or len(value) > _MAX_ENTRIES:
+            self._wrong(name, "a table of patterns", value)
+        return [(self._text(name, key), entry) for key, entry in value.items()]
+
+    def modules(self, name: str) -> str | tuple[str, ...]:
+        value = self.config.get(name)
+        return self._text(name, value) if isinstance(value, str) else self._texts(name, value)
+
+    def patterns(self, name: str) -> tuple[str, ...]:
+        value = self.config.get(name)
+        return self._texts(name, [value] if isinstance(value, str) and value else value or None)
+
+    def layers(self, name: str) -> tuple[int, ...]:
+        value = self.config.get(name)
+        values = [] if value is None else value if isinstance(value, list) else [value]
+        for entry in values[: _MAX_ENTRIES + 1]:
+            if not isinstance(entry, int) or isinstance(entry, bool) or entry < 0:
+                self._wrong(name, "layer numbers", value)
+        return tuple(values)
+
+    def _texts(self, name: str, value: object) -> tuple[str, ...]:
+        if value is None:
+            return ()
+        if not isinstance(value, list) or len(value) > _MAX_ENTRIES:
+            self._wrong(name, "a list of module names or a regular expression", value)
+        return tuple(self._text(name, entry) for entry in value)
+
+    def _text(self, name: str, value: object) -> str:
+        if not isinstance(value, str) or not value or len(value) > _MAX_PATTERN_CHARS:
+            self._wrong(name, f"text of 1 to {_MAX_PATTERN_CHARS} characters", value)
+        return value
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no JSON number")

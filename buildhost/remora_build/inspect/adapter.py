@@ -1,0 +1,65 @@
+"""Explains a converted adapter."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from remora_build.inspect.files import files_table, verified_text
+from remora_build.inspect.render import Report, Table, ranges, size_text
+from remora_contract.adapter import Adapter, load_adapter
+from remora_contract.digests import short
+from remora_contract.strict import plain
+from remora_contract.targets import PROJECTIONS
+
+_SHOWN_SETTINGS = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
+
+
+def describe_adapter(directory: Path, *, verify: bool = False) -> Report:
+    """Raises ArtifactInvalid, DocumentInvalid."""
+    adapter = load_adapter(directory)
+    verified = verified_text(directory, adapter.files, verify)
+    source = adapter.source_config
+    facts = (
+        ("digest", adapter.digest),
+        ("base", adapter.base_digest),
+        ("trained on", str(source.get("base_model_name_or_path") or "not said")),
+        ("dtype", adapter.dtype),
+        ("rank", f"{adapter.rank} bank columns"),
+        ("projections", ", ".join(adapter.projections())),
+        ("size", size_text(adapter.bytes)),
+        ("PEFT", ", ".join(f"{k} = {source[k]}" for k in _SHOWN_SETTINGS if source.get(k))),
+        ("written by", adapter.exporter),
+        ("files", verified),
+    )
+    return Report(
+        title=f"Adapter {directory} ({short(adapter.digest)})",
+        data=_data(adapter, verified=verify),
+        facts=facts,
+        tables=(_targets_table(adapter), files_table(adapter.files)),
+    )
+
+
+def _data(adapter: Adapter, *, verified: bool) -> dict[str, Any]:
+    return {
+        "kind": "adapter",
+        "digest": adapter.digest,
+        "bytes": adapter.bytes,
+        "rank": adapter.rank,
+        "projections": list(adapter.projections()),
+        "verified": verified,
+        "document": plain(adapter),
+    }
+
+
+def _targets_table(adapter: Adapter) -> Table:
+    """One row for all layers that share projection, rank and scaling."""
+    layers: dict[tuple[int, int, float], list[int]] = defaultdict(list)
+    for t in adapter.targets:
+        layers[(PROJECTIONS.index(t.projection), t.rank, t.scaling)].append(t.layer)
+    rows = tuple(
+        (PROJECTIONS[p], str(rank), f"{scaling:g}", ranges(found))
+        for (p, rank, scaling), found in sorted(layers.items())
+    )
+    return Table("Targets", ("projection", "rank", "scaling", "layers"), rows)

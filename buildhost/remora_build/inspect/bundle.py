@@ -1,0 +1,93 @@
+"""Explains a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from remora_build.inspect.files import files_table, verified_text
+from remora_build.inspect.render import Report, Table, size_text
+from remora_build.publish.source import kv_bytes_per_token
+from remora_contract.bundle import Bundle, load_bundle
+from remora_contract.digests import short
+from remora_contract.strict import plain
+from remora_contract.targets import PROJECTIONS
+
+
+def describe_bundle(directory: Path, *, verify: bool = False) -> Report:
+    """Raises ArtifactInvalid, DocumentInvalid."""
+    bundle = load_bundle(directory)
+    verified = verified_text(directory, bundle.files, verify)
+    return Report(
+        title=f"Bundle {directory} ({short(bundle.digest)})",
+        data=_data(bundle, verified=verify),
+        facts=(*_facts(bundle), ("files", verified)),
+        tables=(_shapes_table(bundle), files_table(bundle.files)),
+    )
+
+
+def _facts(bundle: Bundle) -> tuple[tuple[str, str], ...]:
+    decoder, graph, source = bundle.decoder, bundle.graph, bundle.source
+    heads, per_token = decoder.heads, kv_bytes_per_token(bundle)
+    per_row = per_token * graph.context
+    return (
+        ("digest", bundle.digest),
+        ("base", bundle.base_digest),
+        ("source", f"{source.name} ({source.model_type}, {source.dtype})"),
+        ("decoder", _decoder_text(bundle)),
+        (
+            "attention",
+            f"{heads} heads, {decoder.kv_heads} for keys, {decoder.head_dim} each",
+        ),
+        ("vocabulary", f"{decoder.vocab}, {'tied' if decoder.tied_embeddings else 'not tied'}"),
+        ("rope", f"theta {decoder.rope.theta:g}, scaling {decoder.rope.scaling}"),
+        ("graph", f"{graph.dialect} dialect, opset {graph.opset}, {graph.dtype}"),
+        ("weights", _quant_text(bundle)),
+        ("context", f"{graph.context} tokens (the checkpoint allows {decoder.max_position})"),
+        (
+            "KV cache",
+            f"{size_text(per_token)} a token, {size_text(per_row)} a row",
+        ),
+        ("adapter bank", _bank_text(bundle)),
+        ("size", size_text(bundle.bytes)),
+        ("written by", bundle.exporter),
+    )
+
+
+def _decoder_text(bundle: Bundle) -> str:
+    decoder = bundle.decoder
+    return (
+        f"{decoder.family}, {decoder.layers} layers, hidden {decoder.hidden}, "
+        f"intermediate {decoder.intermediate}"
+    )
+
+
+def _quant_text(bundle: Bundle) -> str:
+    quant = bundle.graph.quant
+    if quant.kind == "none":
+        return f"{bundle.graph.dtype}, not quantized"
+    return f"{quant.kind}, symmetric, blocks of {quant.block}"
+
+
+def _bank_text(bundle: Bundle) -> str:
+    rank = bundle.graph.max_bank_rank
+    return f"resident ranks add up to {rank} at most" if rank else "none: takes no adapters"
+
+
+def _shapes_table(bundle: Bundle) -> Table:
+    decoder = bundle.decoder
+    rows = tuple(
+        (p, str(decoder.in_features(p)), str(decoder.out_features(p))) for p in PROJECTIONS
+    )
+    return Table("Projections", ("projection", "in (k)", "out (n)"), rows)
+
+
+def _data(bundle: Bundle, *, verified: bool) -> dict[str, Any]:
+    return {
+        "kind": "bundle",
+        "digest": bundle.digest,
+        "bytes": bundle.bytes,
+        "kv_bytes_per_token": kv_bytes_per_token(bundle),
+        "verified": verified,
+        "document": plain(bundle),
+    }

@@ -1,0 +1,72 @@
+"""A report as rich tables or as JSON. Knows nothing of what is reported."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table as RichTable
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """`facts` and `tables` for people, `data` (JSON-ready) for scripts."""
+
+    title: str
+    data: dict[str, Any]
+    facts: tuple[tuple[str, str], ...]
+    tables: tuple[Table, ...] = field(default=())
+
+
+def show(report: Report, *, as_json: bool) -> None:
+    """Writes the report to standard output."""
+    if as_json:
+        typer.echo(json.dumps(report.data, indent=2, sort_keys=True))
+        return
+    console = Console(highlight=False)
+    console.print(f"[bold]{report.title}[/bold]")
+    grid = RichTable.grid(padding=(0, 2))
+    grid.add_column(style="dim")
+    grid.add_column(overflow="fold")
+    for label, text in report.facts:
+        grid.add_row(label, text)
+    console.print(grid)
+    for table in report.tables:
+        console.print(_rich(table))
+
+
+def size_text(count: int) -> str:
+    """`1.2 MB (1234567)`: decimal units, and the exact number where they round."""
+    return f"{decimal(count)} ({count})" if count >= 1000 else f"{count} bytes"
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Sorted numbers as `0-3, 7`."""
+    spans: list[list[int]] = []
+    for n in sorted(numbers):
+        if spans and n == spans[-1][1] + 1:
+            spans[-1][1] = n
+        else:
+            spans.append([n, n])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
+
+
+def _rich(table: Table) -> RichTable:
+    drawn = RichTable(title=table.title, title_justify="left", header_style="bold")
+    for column in table.columns:
+        drawn.add_column(column, overflow="fold")
+    for row in table.rows:
+        drawn.add_row(*row)
+    return drawn
