@@ -80,9 +80,7 @@ def publish(
         total_chunks=len(manifest.chunks()),
         new_chunks=added.chunks,
     )
-    log.info(
-        "artifact.published", extra={"digest": short(report.digest), "bytes": report.new_bytes}
-    )
+    log.info("artifact.published", extra={"digest": report.digest, "bytes": report.new_bytes})
     return report
 
 
@@ -97,7 +95,7 @@ def _check_free(store: LocalStore, source: Source, name: str, revision: str) -> 
     taken = read_name(store, source.kind, name, revision)
     if taken is not None and taken != source.digest:
         raise Conflict(
-            f"{source.kind} {name} revision {revision} is {short(taken)} already and never changes; "
+            f"{source.kind} {name} revision {revision} is {short(taken)} and never changes; "
             f"publish {short(source.digest)} under another --revision"
         )
     return taken is not None

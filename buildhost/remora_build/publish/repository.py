@@ -1,4 +1,4 @@
-"""What stands in a repository: names, manifests, chunks. Reads and checks; the writer is `publisher`."""
+"""What stands in a repository: names, manifests, chunks. Reads and checks; never writes."""
 
 from __future__ import annotations
 

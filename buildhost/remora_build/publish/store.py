@@ -66,11 +66,11 @@ class LocalStore:
 
     def flush(self) -> None:
         """Makes every `put` so far durable, before something refers to it."""
-        for directory in sorted(self._unsynced):
-            try:
+        try:
+            for directory in sorted(self._unsynced):
                 sync_directory(directory)
-            except OSError as e:
-                raise write_failed(directory, e) from e
+        except OSError as e:
+            raise write_failed(self.root, e) from e
         self._unsynced.clear()
 
     @contextmanager
