@@ -1,0 +1,136 @@
+"""Bounds of a request, checked before anything is tokenised or queued. Pure."""
+
+from __future__ import annotations
+
+import math
+
+from remora_agent.runtime.api import AdapterRef
+from remora_agent.serving.call import (
+    ROLES,
+    AdapterSelection,
+    ChatPrompt,
+    GenerateCall,
+    PromptInput,
+    SamplingOverrides,
+    StoppingOverrides,
+    TextPrompt,
+    UseCaseRef,
+)
+from remora_contract.artifact import check_name
+from remora_contract.errors import RequestInvalid
+
+MAX_MESSAGE_BYTES = 4 << 20  # of one gRPC message, in either direction
+MAX_REQUEST_ID = 128
+MAX_MESSAGES = 1024
+MAX_MIX = 16
+MAX_STOP_STRINGS = 16
+MAX_STOP_CHARS = 256
+MAX_STOP_TOKENS = 256
+MAX_WEIGHT = 100.0
+MAX_TEMPERATURE = 100.0
+
+
+def check_call(call: GenerateCall) -> GenerateCall:
+    """Returns `call`. Raises RequestInvalid naming the field that is out of range."""
+    if call.request_id is not None:
+        check_request_id(call.request_id)
+    check_prompt(call.prompt)
+    check_selection(call.selection)
+    check_sampling(call.sampling)
+    check_stopping(call.stopping)
+    return call
+
+
+def check_request_id(request_id: str) -> str:
+    if not 0 < len(request_id) <= MAX_REQUEST_ID or not request_id.isprintable():
+        raise RequestInvalid(
+            f"request_id must be 1 to {MAX_REQUEST_ID} printable characters, "
+            f"not {request_id[:40]!r}"
+        )
+    return request_id
+
+
+def check_prompt(prompt: PromptInput) -> PromptInput:
+    if isinstance(prompt, ChatPrompt):
+        _check_chat(prompt)
+    elif isinstance(prompt, TextPrompt):
+        if not prompt.text:
+            raise RequestInvalid("text: the prompt is empty; give at least one character")
+    elif not prompt.ids:
+        raise RequestInvalid("token_ids: the prompt is empty; give at least one token")
+    return prompt
+
+
+def _check_chat(chat: ChatPrompt) -> None:
+    if not 0 < len(chat.messages) <= MAX_MESSAGES:
+        raise RequestInvalid(
+            f"chat.messages: give 1 to {MAX_MESSAGES} messages, not {len(chat.messages)}"
+        )
+    for i, message in enumerate(chat.messages):
+        if message.role not in ROLES:
+            raise RequestInvalid(
+                f"chat.messages[{i}].role: {message.role[:40]!r} is not one of {', '.join(ROLES)}"
+            )
+
+
+def check_selection(selection: AdapterSelection) -> AdapterSelection:
+    if isinstance(selection, UseCaseRef):
+        check_name(selection.name, "use_case")
+        return selection
+    if len(selection) > MAX_MIX:
+        raise RequestInvalid(f"adapters: at most {MAX_MIX} in one mix, not {len(selection)}")
+    for ref in selection:
+        check_adapter(ref)
+    names = [(ref.name, ref.revision) for ref in selection]
+    for name in names:
+        if names.count(name) > 1:
+            raise RequestInvalid(f"adapters: {name[0]} is listed twice; add the weights up instead")
+    return selection
+
+
+def check_adapter(ref: AdapterRef) -> AdapterRef:
+    check_name(ref.name, "adapter name")
+    if ref.revision is not None:
+        check_name(ref.revision, "adapter revision")
+    if not math.isfinite(ref.weight) or abs(ref.weight) > MAX_WEIGHT:
+        raise RequestInvalid(
+            f"adapters: weight of {ref.name} must be a number in "
+            f"-{MAX_WEIGHT:g}..{MAX_WEIGHT:g}, not {ref.weight}"
+        )
+    return ref
+
+
+def check_sampling(sampling: SamplingOverrides) -> SamplingOverrides:
+    temperature, top_p = sampling.temperature, sampling.top_p
+    if temperature is not None and not 0 <= temperature <= MAX_TEMPERATURE:  # NaN fails this too
+        raise RequestInvalid(
+            f"sampling.temperature must be in 0..{MAX_TEMPERATURE:g} (0 is greedy), "
+            f"not {temperature}"
+        )
+    if top_p is not None and not 0 < top_p <= 1:
+        raise RequestInvalid(f"sampling.top_p must be in (0, 1], not {top_p}")
+    if sampling.top_k is not None and sampling.top_k < 0:
+        raise RequestInvalid(f"sampling.top_k must be 0 (keep all) or more, not {sampling.top_k}")
+    if sampling.seed is not None and not 0 <= sampling.seed < 1 << 64:
+        raise RequestInvalid(f"sampling.seed must be in 0..2^64-1, not {sampling.seed}")
+    return sampling
+
+
+def check_stopping(stopping: StoppingOverrides) -> StoppingOverrides:
+    if stopping.max_tokens is not None and stopping.max_tokens < 1:
+        raise RequestInvalid(f"stopping.max_tokens must be at least 1, not {stopping.max_tokens}")
+    if len(stopping.stop) > MAX_STOP_STRINGS:
+        raise RequestInvalid(
+            f"stopping.stop: at most {MAX_STOP_STRINGS} strings, not {len(stopping.stop)}"
+        )
+    for i, text in enumerate(stopping.stop):
+        if not 0 < len(text) <= MAX_STOP_CHARS:
+            raise RequestInvalid(
+                f"stopping.stop[{i}] must have 1 to {MAX_STOP_CHARS} characters, not {len(text)}"
+            )
+    if len(stopping.stop_token_ids) > MAX_STOP_TOKENS:
+        raise RequestInvalid(
+            f"stopping.stop_token_ids: at most {MAX_STOP_TOKENS}, "
+            f"not {len(stopping.stop_token_ids)}"
+        )
+    return stopping

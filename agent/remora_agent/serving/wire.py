@@ -1,0 +1,200 @@
+"""remora.inference.v1 messages <-> the agent's own words, for generation. Pure; no field is lost:
+each is carried over or refused by name, and fields this version does not know are refused too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from google.protobuf.message import Message as ProtoMessage
+from google.protobuf.unknown_fields import UnknownFieldSet
+
+from remora_agent.runtime import api
+from remora_agent.serving.call import (
+    AdapterSelection,
+    ChatPrompt,
+    GenerateCall,
+    Message,
+    PromptInput,
+    SamplingOverrides,
+    StoppingOverrides,
+    TextPrompt,
+    TokenPrompt,
+    UseCaseRef,
+)
+from remora_agent.serving.limits import check_call, check_prompt
+from remora_contract.errors import RequestInvalid, Unsupported
+from remora_protos.inference.v1 import inference_pb2 as pb
+
+MAX_TEMPLATE_ARGUMENTS = 16 << 10  # characters of JSON
+# The renderer sets these itself; letting a caller replace them would break its promises.
+RESERVED_ARGUMENTS = frozenset({"messages", "add_generation_prompt", "bos_token", "eos_token"})
+
+_REASONS = {
+    api.FinishReason.STOP: pb.FINISH_REASON_STOP,
+    api.FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
+    api.FinishReason.CANCELLED: pb.FINISH_REASON_CANCELLED,
+}
+
+
+def generate_call(request: pb.GenerateRequest) -> GenerateCall:
+    """Raises RequestInvalid, DocumentInvalid (a name), Unsupported (an unknown field)."""
+    refuse_unknown_fields(request)
+    kind = request.WhichOneof("input")
+    if kind is None:
+        raise RequestInvalid("input: set one of text, chat, token_ids")
+    prompt: PromptInput
+    if kind == "text":
+        prompt = TextPrompt(request.text)
+    elif kind == "chat":
+        prompt = _chat(request.chat)
+    else:
+        prompt = TokenPrompt(tuple(request.token_ids.ids))
+    call = GenerateCall(
+        prompt=prompt,
+        selection=_selection(request),
+        sampling=_sampling(request.sampling),
+        stopping=_stopping(request.stopping),
+        request_id=request.request_id or None,
+    )
+    return check_call(call)
+
+
+def tokenize_prompt(request: pb.TokenizeRequest) -> TextPrompt | ChatPrompt:
+    """Raises RequestInvalid, Unsupported."""
+    refuse_unknown_fields(request)
+    kind = request.WhichOneof("input")
+    if kind is None:
+        raise RequestInvalid("input: set one of text, chat")
+    if kind == "text":
+        add = request.add_special_tokens if request.HasField("add_special_tokens") else True
+        return TextPrompt(request.text, add)
+    if request.HasField("add_special_tokens"):
+        raise RequestInvalid(
+            "add_special_tokens goes with text; a chat template writes its own special tokens"
+        )
+    chat = _chat(request.chat)
+    check_prompt(chat)
+    return chat
+
+
+def refuse_unknown_fields(message: ProtoMessage) -> None:
+    """Raises Unsupported: a field of a newer protocol must not be dropped in silence."""
+    unknown = [field.field_number for field in UnknownFieldSet(message)]
+    if unknown:
+        raise Unsupported(
+            f"{message.DESCRIPTOR.name}: this agent does not know field number "
+            f"{', '.join(map(str, sorted(set(unknown))))}; update the agent or leave it out"
+        )
+    for field, value in message.ListFields():
+        if field.message_type is None:
+            continue
+        for part in [value] if isinstance(value, ProtoMessage) else value:
+            refuse_unknown_fields(part)
+
+
+def adapter_ref(adapter: pb.WeightedAdapter) -> api.AdapterRef:
+    return api.AdapterRef(
+        name=adapter.name,
+        revision=adapter.revision or None,
+        weight=adapter.weight if adapter.HasField("weight") else 1.0,
+    )
+
+
+def _chat(chat: pb.Chat) -> ChatPrompt:
+    add = chat.add_generation_prompt if chat.HasField("add_generation_prompt") else True
+    return ChatPrompt(
+        messages=tuple(Message(m.role, m.content) for m in chat.messages),
+        add_generation_prompt=add,
+        arguments=template_arguments(chat.template_arguments_json),
+    )
+
+
+def template_arguments(text: str) -> Mapping[str, Any]:
+    """Extra template variables from JSON text; empty text is none. Raises RequestInvalid."""
+    if not text:
+        return {}
+    where = "chat.template_arguments_json"
+    if len(text) > MAX_TEMPLATE_ARGUMENTS:
+        raise RequestInvalid(f"{where}: at most {MAX_TEMPLATE_ARGUMENTS} characters")
+    try:
+        arguments = json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise RequestInvalid(f"{where} is not valid JSON: {e}") from e
+    if not isinstance(arguments, dict):
+        raise RequestInvalid(f"{where} must be a JSON object, not {type(arguments).__name__}")
+    for name in arguments:
+        if not name.isidentifier() or name in RESERVED_ARGUMENTS:
+            raise RequestInvalid(f"{where}: {name[:40]!r} cannot be given as a template variable")
+    return arguments
+
+
+def _selection(request: pb.GenerateRequest) -> AdapterSelection:
+    kind = request.WhichOneof("adapter_selection")
+    if kind == "use_case":
+        return UseCaseRef(request.use_case)
+    if kind != "adapters":
+        return ()
+    if not request.adapters.adapters:
+        raise RequestInvalid("adapters: the mix is empty; name an adapter or select none")
+    return tuple(adapter_ref(a) for a in request.adapters.adapters)
+
+
+def _sampling(sampling: pb.Sampling) -> SamplingOverrides:
+    return SamplingOverrides(
+        temperature=sampling.temperature if sampling.HasField("temperature") else None,
+        top_k=sampling.top_k if sampling.HasField("top_k") else None,
+        top_p=sampling.top_p if sampling.HasField("top_p") else None,
+        seed=sampling.seed if sampling.HasField("seed") else None,
+    )
+
+
+def _stopping(stopping: pb.Stopping) -> StoppingOverrides:
+    return StoppingOverrides(
+        max_tokens=stopping.max_tokens if stopping.HasField("max_tokens") else None,
+        stop=tuple(stopping.stop),
+        stop_token_ids=tuple(stopping.stop_token_ids),
+        ignore_eos=stopping.ignore_eos,
+    )
+
+
+def event(event: api.Accepted | api.Delta | api.Finished) -> pb.GenerateEvent:
+    if isinstance(event, api.Accepted):
+        accepted = pb.Accepted(request_id=event.request_id, provenance=provenance(event.provenance))
+        return pb.GenerateEvent(accepted=accepted)
+    if isinstance(event, api.Delta):
+        return pb.GenerateEvent(delta=pb.TextDelta(text=event.text, token_ids=event.token_ids))
+    return pb.GenerateEvent(finished=finished(event))
+
+
+def finished(event: api.Finished) -> pb.Finished:
+    usage, timings = event.usage, event.timings
+    return pb.Finished(
+        finish_reason=_REASONS[event.reason],
+        usage=pb.Usage(
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=usage.cached_tokens,
+            completion_tokens=usage.completion_tokens,
+        ),
+        timings=pb.Timings(
+            queue_s=timings.queue_s,
+            prefill_s=timings.prefill_s,
+            decode_s=timings.decode_s,
+            time_to_first_token_s=timings.time_to_first_token_s,
+        ),
+        provenance=provenance(event.provenance),
+        stop_match=event.stop_match,
+    )
+
+
+def provenance(provenance: api.Provenance) -> pb.Provenance:
+    return pb.Provenance(
+        bundle_digest=provenance.bundle_digest,
+        engine_digest=provenance.engine_digest,
+        adapters=[
+            pb.AnsweringAdapter(name=a.name, revision=a.revision, digest=a.digest, weight=a.weight)
+            for a in provenance.adapters
+        ],
+    )
