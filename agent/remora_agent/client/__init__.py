@@ -1,0 +1,33 @@
+"""Python client of an agent's gRPC inference server. Needs grpc only: loads no model library."""
+
+from remora_agent.client.aio import AsyncClient, AsyncStream
+from remora_agent.client.connection import Retry
+from remora_agent.client.results import (
+    Adapter,
+    Adapters,
+    Alias,
+    Capacity,
+    EngineStatus,
+    Result,
+    Tokens,
+    UseCase,
+)
+from remora_agent.client.sync import Client, Stream
+from remora_agent.serving.tls import ClientTls
+
+__all__ = [
+    "Adapter",
+    "Adapters",
+    "Alias",
+    "AsyncClient",
+    "AsyncStream",
+    "Capacity",
+    "Client",
+    "ClientTls",
+    "EngineStatus",
+    "Result",
+    "Retry",
+    "Stream",
+    "Tokens",
+    "UseCase",
+]

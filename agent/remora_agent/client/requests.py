@@ -1,0 +1,120 @@
+"""A client call's arguments as wire messages. Pure; nonsense is refused before it is sent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict, cast
+
+from remora_contract.errors import RequestInvalid
+from remora_protos.inference.v1 import inference_pb2 as pb
+
+# A prompt as text, as token ids, or as chat messages {"role": …, "content": …}.
+Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
+# One adapter by name, `name@revision`, or a mix of several with weights.
+AdapterChoice = str | Mapping[str, float] | None
+
+
+class Options(TypedDict, total=False):
+    """Keyword arguments of `generate` and `stream`; missing or None takes the agent's default."""
+
+    adapter: AdapterChoice
+    use_case: str | None
+    max_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+    stop: str | Sequence[str]
+    stop_token_ids: Sequence[int]
+    ignore_eos: bool
+    add_generation_prompt: bool
+    template_arguments: Mapping[str, Any]
+    request_id: str
+
+
+_SAMPLING = ("temperature", "top_k", "top_p", "seed")
+_STOPPING = ("max_tokens", "ignore_eos")
+_KNOWN = frozenset(Options.__annotations__)
+
+
+def generate_request(prompt: Prompt, options: Options) -> pb.GenerateRequest:
+    """Raises RequestInvalid."""
+    options = cast(Options, {k: v for k, v in options.items() if v is not None})
+    unknown = sorted(set(options) - _KNOWN)
+    if unknown:
+        raise RequestInvalid(f"unknown option {unknown[0]!r} (known: {', '.join(sorted(_KNOWN))})")
+    request = pb.GenerateRequest(request_id=options.get("request_id", ""))
+    try:
+        _set_input(request, prompt, options)
+        _set_adapters(request, options)
+        _set_numbers(request, options)
+    except (ValueError, TypeError) as e:  # protobuf: out of the field's range or of another type
+        raise RequestInvalid(f"an option cannot be sent: {e}") from e
+    return request
+
+
+def _set_input(request: pb.GenerateRequest, prompt: Prompt, options: Options) -> None:
+    if not isinstance(prompt, str) and len(prompt) == 0:
+        raise RequestInvalid("the prompt is empty")
+    if not isinstance(prompt, str) and isinstance(prompt[0], Mapping):
+        request.chat.CopyFrom(chat(prompt, options))
+        return
+    for name in ("add_generation_prompt", "template_arguments"):
+        if name in options:
+            raise RequestInvalid(f"{name} goes with chat messages, not with a plain prompt")
+    if isinstance(prompt, str):
+        request.text = prompt
+    else:
+        request.token_ids.ids.extend(prompt)  # type: ignore[arg-type]
+
+
+def chat(messages: Sequence[Any], options: Options) -> pb.Chat:
+    """Raises RequestInvalid when a message has anything but `role` and `content`."""
+    made = pb.Chat()
+    for message in messages:
+        if set(message) != {"role", "content"}:
+            raise RequestInvalid(f"a message has role and content, not {sorted(message)}")
+        made.messages.add(role=message["role"], content=message["content"])
+    if "add_generation_prompt" in options:
+        made.add_generation_prompt = options["add_generation_prompt"]
+    if options.get("template_arguments"):
+        made.template_arguments_json = json.dumps(options["template_arguments"])
+    return made
+
+
+def _set_adapters(request: pb.GenerateRequest, options: Options) -> None:
+    choice, use_case = options.get("adapter"), options.get("use_case")
+    if choice is not None and use_case is not None:
+        raise RequestInvalid("give adapter or use_case, not both")
+    if use_case is not None:
+        request.use_case = use_case
+    elif choice is None:
+        request.none.SetInParent()
+    else:
+        request.adapters.adapters.extend(mix(choice))
+
+
+def mix(choice: str | Mapping[str, float]) -> list[pb.WeightedAdapter]:
+    """`name`, `name@revision`, or {name or name@revision: weight}. Raises RequestInvalid."""
+    pairs = {choice: 1.0} if isinstance(choice, str) else choice
+    if not pairs:
+        raise RequestInvalid("the adapter mix is empty; say adapter=None for the base model")
+    made = []
+    for text, weight in pairs.items():
+        name, _, revision = text.partition("@")
+        made.append(pb.WeightedAdapter(name=name, revision=revision, weight=weight))
+    return made
+
+
+def _set_numbers(request: pb.GenerateRequest, options: Options) -> None:
+    given: Mapping[str, Any] = options  # by name below
+    for name in _SAMPLING:
+        if name in given:
+            setattr(request.sampling, name, given[name])
+    stop = given.get("stop", ())
+    request.stopping.stop.extend([stop] if isinstance(stop, str) else stop)
+    request.stopping.stop_token_ids.extend(given.get("stop_token_ids", ()))
+    for name in _STOPPING:
+        if name in given:
+            setattr(request.stopping, name, given[name])

@@ -1,0 +1,199 @@
+"""What a client hears back, typed: built from wire messages. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from remora_agent.runtime.api import (
+    AnsweringAdapter,
+    FinishReason,
+    Provenance,
+    Timings,
+    Usage,
+)
+from remora_contract.errors import InternalFault
+from remora_protos.inference.v1 import inference_pb2 as pb
+
+_REASONS = {
+    pb.FINISH_REASON_STOP: FinishReason.STOP,
+    pb.FINISH_REASON_LENGTH: FinishReason.LENGTH,
+    pb.FINISH_REASON_CANCELLED: FinishReason.CANCELLED,
+}
+_TIERS = {pb.TIER_DISK: "disk", pb.TIER_HOST: "host", pb.TIER_BANK: "bank"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished answer and the immutable identities behind it."""
+
+    request_id: str
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    stop_match: str  # the stop string that ended the text; empty when none did
+    usage: Usage
+    timings: Timings
+    provenance: Provenance
+
+
+@dataclass(frozen=True)
+class Tokens:
+    ids: tuple[int, ...]
+    rendered: str  # the text that was tokenised
+
+
+@dataclass(frozen=True)
+class Adapter:
+    name: str
+    revision: str
+    digest: str
+    tier: str  # disk, host or bank
+    rank: int
+    bank_bytes: int
+    pinned: bool
+    leases: int  # requests using it now
+    draining: bool
+    alias_target: bool  # new requests for the name use this revision
+
+
+@dataclass(frozen=True)
+class Alias:
+    name: str
+    revision: str
+    digest: str
+    epoch: int  # hand it to set_alias to swap only if nobody else did
+
+
+@dataclass(frozen=True)
+class Adapters:
+    adapters: tuple[Adapter, ...]
+    aliases: tuple[Alias, ...]
+
+
+@dataclass(frozen=True)
+class Capacity:
+    max_rank: int
+    used_rank: int
+    evictable_rank: int
+    more_adapters: int
+
+
+@dataclass(frozen=True)
+class UseCase:
+    name: str
+    adapters: dict[str, float]
+
+
+@dataclass(frozen=True)
+class EngineStatus:
+    backend: str
+    bundle_digest: str
+    engine_digest: str
+    model_name: str
+    context_tokens: int
+    rows: int
+    rows_busy: int
+    queued: int
+    requests_served: int
+    requests_failed: int
+    tokens_generated: int
+    state: str  # loading, serving or draining
+
+
+def result(response: pb.GenerateResponse) -> Result:
+    """Raises InternalFault when the answer has no known finish reason."""
+    return ended(response.request_id, response.text, response.token_ids, response.finished)
+
+
+def ended(request_id: str, text: str, ids: Iterable[int], finished: pb.Finished) -> Result:
+    if finished.finish_reason not in _REASONS:
+        raise InternalFault(
+            f"request {request_id}: finish reason {finished.finish_reason} is unknown to this "
+            "client; update it"
+        )
+    return Result(
+        request_id=request_id,
+        text=text,
+        token_ids=tuple(ids),
+        finish_reason=_REASONS[finished.finish_reason],
+        stop_match=finished.stop_match,
+        usage=Usage(
+            finished.usage.prompt_tokens,
+            finished.usage.cached_tokens,
+            finished.usage.completion_tokens,
+        ),
+        timings=Timings(
+            finished.timings.queue_s,
+            finished.timings.prefill_s,
+            finished.timings.decode_s,
+            finished.timings.time_to_first_token_s,
+        ),
+        provenance=provenance(finished.provenance),
+    )
+
+
+def provenance(message: pb.Provenance) -> Provenance:
+    return Provenance(
+        bundle_digest=message.bundle_digest,
+        engine_digest=message.engine_digest,
+        adapters=tuple(
+            AnsweringAdapter(a.name, a.revision, a.digest, a.weight) for a in message.adapters
+        ),
+    )
+
+
+def adapter(info: pb.AdapterInfo) -> Adapter:
+    return Adapter(
+        name=info.name,
+        revision=info.revision,
+        digest=info.digest,
+        tier=_TIERS.get(info.tier, "unknown"),
+        rank=info.rank,
+        bank_bytes=info.bank_bytes,
+        pinned=info.pinned,
+        leases=info.leases,
+        draining=info.draining,
+        alias_target=info.alias_target,
+    )
+
+
+def alias(info: pb.AliasInfo) -> Alias:
+    return Alias(info.name, info.revision, info.digest, info.epoch)
+
+
+def adapters(response: pb.ListAdaptersResponse) -> Adapters:
+    return Adapters(
+        tuple(adapter(a) for a in response.adapters), tuple(alias(a) for a in response.aliases)
+    )
+
+
+def capacity(response: pb.CapacityResponse) -> Capacity:
+    return Capacity(
+        response.max_rank, response.used_rank, response.evictable_rank, response.more_adapters
+    )
+
+
+def use_case(message: pb.UseCase) -> UseCase:
+    return UseCase(message.name, {a.name: a.weight for a in message.adapters})
+
+
+def tokens(response: pb.TokenizeResponse) -> Tokens:
+    return Tokens(tuple(response.token_ids), response.rendered)
+
+
+def engine_status(message: pb.EngineStatus) -> EngineStatus:
+    return EngineStatus(
+        backend=message.backend,
+        bundle_digest=message.bundle_digest,
+        engine_digest=message.engine_digest,
+        model_name=message.model_name,
+        context_tokens=message.context_tokens,
+        rows=message.rows,
+        rows_busy=message.rows_busy,
+        queued=message.queued,
+        requests_served=message.requests_served,
+        requests_failed=message.requests_failed,
+        tokens_generated=message.tokens_generated,
+        state=message.state,
+    )
