@@ -1,0 +1,26 @@
+"""The bounds a ModelRuntime works within. Frozen data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """Every queue and buffer of the runtime has its bound here."""
+
+    max_waiting: int = 256  # requests that wait for a row
+    max_waiting_tokens: int = 1 << 18  # sum of their prompts
+    prefill_chunk: int = 256  # prompt tokens between two decode steps
+    patience_s: float = 2.0  # passed over for longer, a request holds up later ones
+    host_bytes: int = 1 << 30  # adapter weights kept in host memory
+    max_mix: int = 8  # adapters in one request
+    default_max_tokens: int = 256  # where neither request nor release nor bundle says
+    max_stop_strings: int = 16
+    max_stop_chars: int = 256
+    max_text_bytes: int = 4 << 20  # of one input before tokenisation
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value <= 0:
+                raise ValueError(f"{name} must be positive, not {value}")
