@@ -261,14 +261,18 @@ class RolloutSpec(_message.Message):
     def __init__(self, waves: _Optional[_Iterable[_Union[Wave, _Mapping]]] = ..., soak_s: _Optional[float] = ..., success_threshold: _Optional[float] = ..., wave_timeout_s: _Optional[float] = ..., max_unavailable: _Optional[int] = ...) -> None: ...
 
 class StartRolloutRequest(_message.Message):
-    __slots__ = ("release", "selector", "spec")
+    __slots__ = ("release", "selector", "spec", "skip_refused", "supersede")
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     SELECTOR_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
+    SKIP_REFUSED_FIELD_NUMBER: _ClassVar[int]
+    SUPERSEDE_FIELD_NUMBER: _ClassVar[int]
     release: str
     selector: str
     spec: RolloutSpec
-    def __init__(self, release: _Optional[str] = ..., selector: _Optional[str] = ..., spec: _Optional[_Union[RolloutSpec, _Mapping]] = ...) -> None: ...
+    skip_refused: bool
+    supersede: bool
+    def __init__(self, release: _Optional[str] = ..., selector: _Optional[str] = ..., spec: _Optional[_Union[RolloutSpec, _Mapping]] = ..., skip_refused: bool = ..., supersede: bool = ...) -> None: ...
 
 class GetRolloutRequest(_message.Message):
     __slots__ = ("rollout_id",)

@@ -1,0 +1,131 @@
+"""The SQLite schema and its migrations. A database written by a newer controller is refused.
+
+Documents whose inside is never searched are JSON columns; what a query or a decision reads has a
+column of its own.
+"""
+
+from __future__ import annotations
+
+from sqlite_utils import Database, Migrations
+
+from remora_contract.errors import Refused
+
+migrations = Migrations("remora_controller")
+
+_FIRST = """
+CREATE TABLE devices (
+  device_id TEXT PRIMARY KEY,
+  enrolled_at REAL NOT NULL,
+  key_fingerprint TEXT NOT NULL,
+  hostname TEXT NOT NULL,
+  facts TEXT NOT NULL,
+  device_labels TEXT NOT NULL,
+  operator_labels TEXT NOT NULL,
+  report TEXT NOT NULL,
+  progress REAL NOT NULL,
+  error TEXT NOT NULL,
+  trail TEXT NOT NULL,
+  last_seen REAL,
+  events_up_to INTEGER NOT NULL,
+  quarantine TEXT,
+  removed_at REAL
+);
+CREATE TABLE join_tokens (
+  secret_sha256 TEXT PRIMARY KEY,
+  labels TEXT NOT NULL,
+  created_at REAL NOT NULL,
+  expires_at REAL NOT NULL,
+  created_by TEXT NOT NULL,
+  used_by TEXT
+);
+CREATE TABLE releases (
+  release_id TEXT PRIMARY KEY,
+  name TEXT NOT NULL,
+  document BLOB NOT NULL,
+  created_at REAL NOT NULL,
+  created_by TEXT NOT NULL
+);
+CREATE INDEX releases_by_name ON releases (name, created_at);
+CREATE TABLE rollouts (
+  rollout_id TEXT PRIMARY KEY,
+  release_id TEXT NOT NULL REFERENCES releases (release_id),
+  selector TEXT NOT NULL,
+  spec TEXT NOT NULL,
+  waves INTEGER NOT NULL,
+  created_at REAL NOT NULL,
+  created_by TEXT NOT NULL,
+  state TEXT NOT NULL,
+  reason TEXT NOT NULL,
+  wave INTEGER NOT NULL,
+  clock_at REAL NOT NULL,
+  keep INTEGER NOT NULL,
+  finished_at REAL,
+  version INTEGER NOT NULL
+);
+CREATE TABLE rollout_devices (
+  rollout_id TEXT NOT NULL REFERENCES rollouts (rollout_id),
+  device_id TEXT NOT NULL REFERENCES devices (device_id),
+  wave INTEGER NOT NULL,
+  position INTEGER NOT NULL,
+  generation INTEGER,
+  rollback_generation INTEGER,
+  PRIMARY KEY (rollout_id, device_id)
+);
+CREATE INDEX rollout_devices_by_device ON rollout_devices (device_id);
+CREATE TABLE assignments (
+  device_id TEXT NOT NULL REFERENCES devices (device_id),
+  generation INTEGER NOT NULL,
+  release_id TEXT REFERENCES releases (release_id),
+  rollout_id TEXT REFERENCES rollouts (rollout_id),
+  soak_s REAL NOT NULL,
+  is_rollback INTEGER NOT NULL,
+  created_at REAL NOT NULL,
+  phase TEXT,
+  PRIMARY KEY (device_id, generation)
+) WITHOUT ROWID;
+CREATE TABLE events (
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  at REAL NOT NULL,
+  device_id TEXT NOT NULL,
+  name TEXT NOT NULL,
+  detail_json TEXT NOT NULL
+);
+CREATE INDEX events_by_device ON events (device_id, id);
+CREATE INDEX events_by_name ON events (name, id);
+CREATE TABLE metrics_latest (
+  device_id TEXT NOT NULL,
+  name TEXT NOT NULL,
+  value REAL NOT NULL,
+  at REAL NOT NULL,
+  PRIMARY KEY (device_id, name)
+) WITHOUT ROWID;
+CREATE TABLE metrics_history (
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  device_id TEXT NOT NULL,
+  name TEXT NOT NULL,
+  value REAL NOT NULL,
+  at REAL NOT NULL
+);
+CREATE INDEX metrics_history_by_name ON metrics_history (device_id, name, at);
+CREATE INDEX metrics_history_by_time ON metrics_history (at);
+"""
+
+
+def m0001_first(db: Database) -> None:
+    db.executescript(_FIRST)
+
+
+migrations(name="m0001_first")(m0001_first)
+
+MIGRATION_NAMES = frozenset({"m0001_first"})
+
+
+def migrate(db: Database, path: str) -> None:
+    """Brings the database up to this version. Raises Refused for a newer one."""
+    unknown = {m.name for m in migrations.applied(db)} - MIGRATION_NAMES
+    if unknown:
+        raise Refused(
+            f"{path} was written by a newer controller (it has {', '.join(sorted(unknown))}); "
+            "install that version, or restore the backup made before it"
+        )
+    migrations.apply(db)
