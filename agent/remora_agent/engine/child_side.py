@@ -1,0 +1,49 @@
+"""The child's end of `engine.child`: reporting progress, a result, or a deliberate error."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from remora_agent.engine.disk import disk_error
+from remora_agent.host import Progress
+from remora_contract.errors import RemoraError
+
+_PR_SET_PDEATHSIG = 1
+
+
+def child_main(descriptor: int, work: Callable[[Progress], dict[str, Any]]) -> int:
+    """Runs `work` and reports it to the parent; the exit status.
+
+    An unexpected exception is left to end the process: its traceback is in the log.
+    """
+    _die_with_parent()
+
+    def send(message: dict[str, Any]) -> None:
+        os.write(descriptor, json.dumps(message).encode() + b"\n")
+
+    def progress(phase: str, done: float) -> None:
+        send({"phase": phase, "done": round(done, 4)})
+
+    try:
+        send({"result": work(progress)})
+    except RemoraError as e:
+        send({"error": type(e).__name__, "message": str(e)})
+        return 1
+    except OSError as e:
+        error = disk_error(Path(str(e.filename or "the engine cache")), e)
+        send({"error": type(error).__name__, "message": str(error)})
+        return 1
+    return 0
+
+
+def _die_with_parent() -> None:
+    """A build must not outlive the agent that asked for it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")

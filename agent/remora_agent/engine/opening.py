@@ -1,0 +1,90 @@
+"""From a bundle directory to a running engine: build or cache hit, check of memory, load.
+
+The one place that names concrete backends; everything else receives an `Engine`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from remora_agent.engine.build import BuildControl, BuildResult, build_engine, ignore, never
+from remora_agent.engine.cache import CacheEntry, EngineCache
+from remora_agent.engine.child import ChildLimits
+from remora_agent.engine.protocol import Engine, EngineLimits
+from remora_agent.host import Progress
+from remora_contract.bundle import Bundle, load_bundle
+from remora_contract.errors import RequestInvalid
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How an engine is built and sized."""
+
+    rows: int = 8  # sequences in flight
+    context: int | None = None  # tokens a row holds; None: what the bundle was exported for
+    threads: int | None = None  # None: as many as there are physical cores
+    accuracy_level: int = 4  # of int4 products: 4 fast, 1 keeps activations in float32
+    build_limits: ChildLimits = field(default_factory=ChildLimits)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.rows <= 256:
+            raise RequestInvalid(f"rows must be 1..256, not {self.rows}")
+        if self.accuracy_level not in (0, 1, 4):
+            raise RequestInvalid(f"accuracy_level must be 0, 1 or 4, not {self.accuracy_level}")
+
+
+def ensure_built(
+    bundle_dir: Path,
+    cache: EngineCache,
+    options: EngineOptions,
+    progress: Progress = ignore,
+    cancelled: Callable[[], bool] = never,
+    in_use: tuple[str, ...] = (),
+) -> BuildResult:
+    """The built engine of a bundle, from the cache or made now in a child process. Blocking.
+
+    `in_use` are key digests (`entry.manifest.key.digest`) that eviction must leave. Raises
+    EngineFault, Exhausted, Cancelled, ArtifactInvalid, DocumentInvalid.
+    """
+    from remora_agent.engine.ort import builder
+
+    control = BuildControl(options.build_limits, progress, cancelled, in_use)
+    recipe = builder.recipe(options.accuracy_level)
+    return build_engine(bundle_dir, load_bundle(bundle_dir), recipe, cache, control)
+
+
+def open_engine(
+    bundle_dir: Path,
+    cache: EngineCache,
+    options: EngineOptions | None = None,
+    progress: Progress = ignore,
+    cancelled: Callable[[], bool] = never,
+) -> Engine:
+    """Builds or finds the engine of a bundle and loads it. Raises as `ensure_built` does."""
+    options = options or EngineOptions()
+    result = ensure_built(bundle_dir, cache, options, progress, cancelled)
+    return load_engine(result.entry, load_bundle(bundle_dir), options)
+
+
+def load_engine(entry: CacheEntry, bundle: Bundle, options: EngineOptions) -> Engine:
+    """Loads a built engine. Raises EngineFault, RequestInvalid (context the bundle has not)."""
+    from remora_agent.engine.ort.builder import FACT_BASE
+    from remora_agent.engine.ort.engine import EngineFiles, OrtEngine
+
+    files = EngineFiles(
+        entry.directory, entry.manifest.digest, entry.manifest.facts.get(FACT_BASE) or None
+    )
+    return OrtEngine(files, bundle.decoder, limits_of(bundle, options), options.threads)
+
+
+def limits_of(bundle: Bundle, options: EngineOptions) -> EngineLimits:
+    """What an engine of `bundle` with these options will offer. Raises RequestInvalid."""
+    context = options.context if options.context is not None else bundle.graph.context
+    if not 1 <= context <= bundle.graph.context:
+        raise RequestInvalid(
+            f"a context of {context} is outside 1..{bundle.graph.context}, what the bundle "
+            "was exported for; export it with a larger --max-context"
+        )
+    return EngineLimits(options.rows, context, bundle.decoder.vocab, bundle.graph.max_bank_rank)

@@ -1,0 +1,140 @@
+"""Resident adapters and the mixes made of them, as arrays an engine can bind. Runs nothing.
+
+One packed mix, for each layer and group:
+    a    [1, k, parts * r]       the group's A factors side by side, each r wide
+    b_p  [1, r, n_p]             for each part p; the mix's weights are folded in here
+r is the widest part's rank in that layer; narrower ones are padded with zeros. A mix of several
+adapters is their columns side by side: x [A1 A2] [w1 B1; w2 B2] = w1 x A1 B1 + w2 x A2 B2.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from remora_agent.bank.weights import AdapterWeights
+from remora_agent.engine.ort import names
+from remora_agent.engine.ort.values import Buffer
+from remora_agent.engine.protocol import Mix, MixEntry
+from remora_contract import targets
+from remora_contract.bundle import DecoderSpec
+from remora_contract.errors import AdapterInvalid, Exhausted, NotFound
+from remora_contract.targets import PARTS, AdapterTarget, Group
+
+Packed = Mapping[str, Buffer]  # input name -> array with a leading axis of 1
+
+_COMPOSED_KEPT = 8
+
+
+class Bank:
+    """Which adapters are resident, and their packed mixes. Composed mixes are kept while used."""
+
+    def __init__(self, decoder: DecoderSpec, max_rank: int) -> None:
+        self._decoder = decoder
+        self._max_rank = max_rank
+        self._resident: dict[int, AdapterWeights] = {}
+        self._packed: OrderedDict[Mix, Packed] = OrderedDict()
+        self._next_handle = 1
+        self.empty = pack(decoder, ())
+
+    def add(self, weights: AdapterWeights) -> int:
+        """Raises Exhausted, AdapterInvalid. Packing is done here, not at the first request."""
+        self._check(weights)
+        used = sum(w.rank for w in self._resident.values())
+        if used + weights.rank > self._max_rank:
+            raise Exhausted(
+                f"adapter {weights.digest[:19]} needs rank {weights.rank}; the bank holds "
+                f"{used} of {self._max_rank}: unload an adapter, or export with --max-bank-rank"
+            )
+        handle, self._next_handle = self._next_handle, self._next_handle + 1
+        self._resident[handle] = weights
+        self.packed((MixEntry(handle, 1.0),))
+        return handle
+
+    def remove(self, handle: int) -> list[Packed]:
+        """Forgets the adapter and every mix it is part of; returns those. Raises NotFound."""
+        self._find(handle)
+        del self._resident[handle]
+        mixes = [m for m in self._packed if any(e.handle == handle for e in m)]
+        return [self._packed.pop(mix) for mix in mixes]
+
+    def packed(self, mix: Mix) -> Packed:
+        """The arrays of a mix; the same object for the same mix. Raises NotFound."""
+        if not mix:
+            return self.empty
+        known = self._packed.get(mix)
+        if known is None:
+            entries = tuple((self._find(e.handle), e.weight) for e in mix)
+            known = self._packed[mix] = pack(self._decoder, entries)
+            self._forget_old()
+        self._packed.move_to_end(mix)
+        return known
+
+    def _forget_old(self) -> None:
+        composed = [m for m in self._packed if len(m) > 1 or m[0].weight != 1.0]
+        for mix in composed[: max(0, len(composed) - _COMPOSED_KEPT)]:
+            del self._packed[mix]
+
+    def _find(self, handle: int) -> AdapterWeights:
+        if handle not in self._resident:
+            raise NotFound(f"no resident adapter has handle {handle}")
+        return self._resident[handle]
+
+    def _check(self, weights: AdapterWeights) -> None:
+        for target, (a, b) in weights.tensors.items():
+            k = self._decoder.in_features(target.projection)
+            n = self._decoder.out_features(target.projection)
+            if not 0 <= target.layer < self._decoder.layers:
+                raise AdapterInvalid(
+                    f"adapter {weights.digest[:19]}: {target.name()} does not exist; the model "
+                    f"has {self._decoder.layers} layers"
+                )
+            if a.shape != (k, a.shape[1]) or b.shape != (a.shape[1], n) or a.shape[1] == 0:
+                raise AdapterInvalid(
+                    f"adapter {weights.digest[:19]}: {target.name()} has A {list(a.shape)} and "
+                    f"B {list(b.shape)}, not [{k}, r] and [r, {n}]"
+                )
+
+
+def pack(decoder: DecoderSpec, entries: tuple[tuple[AdapterWeights, float], ...]) -> Packed:
+    """One mix as bound arrays. Without entries every rank is 0."""
+    packed: dict[str, Buffer] = {}
+    for layer in range(decoder.layers):
+        for group in PARTS:
+            arrays = _pack_group(decoder, layer, group, entries)
+            packed |= {name: Buffer(array) for name, array in arrays.items()}
+    return packed
+
+
+def _pack_group(
+    decoder: DecoderSpec,
+    layer: int,
+    group: Group,
+    entries: tuple[tuple[AdapterWeights, float], ...],
+) -> dict[str, NDArray[np.float32]]:
+    parts = PARTS[group]
+    k = decoder.in_features(parts[0])
+    factors = {
+        p: [
+            (*w.tensors[t], weight)
+            for w, weight in entries
+            if (t := AdapterTarget(layer, p)) in w.tensors
+        ]
+        for p in parts
+    }
+    rank = max(sum(a.shape[1] for a, _, _ in found) for found in factors.values())
+    packed_a = np.zeros((1, k, len(parts) * rank), np.float32)
+    packed = {targets.lora_a(layer, group): packed_a}
+    for i, p in enumerate(parts):
+        b_slot = np.zeros((1, rank, decoder.out_features(p)), np.float32)
+        at = 0
+        for a, b, weight in factors[p]:
+            width = a.shape[1]
+            packed_a[0, :, i * rank + at : i * rank + at + width] = a
+            np.multiply(b, np.float32(weight), out=b_slot[0, at : at + width], dtype=np.float32)
+            at += width
+        packed[names.slot_b(layer, p)] = b_slot
+    return packed

@@ -1,0 +1,198 @@
+"""The engine on ONNX Runtime: which rows compute together, through which adapters, on what memory.
+
+Rows that lie between two computed rows are computed too; they write to the first position they do
+not hold, which their own next token overwrites, so nothing is seen of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from remora_agent.bank.weights import AdapterWeights
+from remora_agent.engine.ort.bank import Bank
+from remora_agent.engine.ort.builder import BACKEND, MODEL
+from remora_agent.engine.ort.kv import KvCache
+from remora_agent.engine.ort.session import Lora, Rows, Session
+from remora_agent.engine.ort.slots import RowSlots
+from remora_agent.engine.protocol import EngineLimits, Mix, RowStep
+from remora_contract.bundle import DecoderSpec
+from remora_contract.errors import PromptTooLong, RequestInvalid, Unavailable
+
+# Bounds the memory of one call: attention scores are [heads, chunk, length].
+_PREFILL_CHUNK = 512
+
+
+@dataclass(frozen=True)
+class EngineFiles:
+    """What the build left: the model, and where there is one the model without adapters."""
+
+    directory: Path
+    digest: str
+    base: str | None
+
+
+class OrtEngine:
+    """See `engine.protocol.Engine`. Driven by one thread."""
+
+    def __init__(
+        self, files: EngineFiles, decoder: DecoderSpec, limits: EngineLimits, threads: int | None
+    ) -> None:
+        """Loads what serves without adapters; the rest with the first adapter. EngineFault."""
+        self._files = files
+        self._limits = limits
+        self._threads = threads
+        self._decoder = decoder
+        self._cache = KvCache(decoder, limits.rows, limits.context)
+        self._bank = Bank(decoder, limits.max_bank_rank)
+        self._slots: RowSlots | None = None
+        self._slot_views: dict[tuple[Rows, int], Lora] = {}
+        self._base: Session | None = None
+        self._full: Session | None = None
+        self._closed = False
+        if files.base is not None:
+            self._base = self._load(files.base)
+        elif limits.max_bank_rank:
+            self._full = self._load(MODEL)
+        else:
+            self._base = self._load(MODEL)
+
+    @property
+    def backend(self) -> str:
+        return BACKEND
+
+    @property
+    def digest(self) -> str:
+        return self._files.digest
+
+    @property
+    def limits(self) -> EngineLimits:
+        return self._limits
+
+    def add_adapter(self, weights: AdapterWeights) -> int:
+        self._check_open()
+        handle = self._bank.add(weights)
+        if self._full is None:
+            self._full = self._load(MODEL)
+        return handle
+
+    def remove_adapter(self, handle: int) -> None:
+        self._check_open()
+        gone = self._bank.remove(handle)
+        if self._full is not None:
+            self._full.unbind(list(gone))
+        if self._slots is not None:
+            for mix in gone:
+                self._slots.forget(mix)
+
+    def prefill(
+        self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()
+    ) -> NDArray[np.float32]:
+        self._check_open()
+        self._check_place(row, start)
+        if tokens.ndim != 1 or not len(tokens):
+            raise RequestInvalid("prefill needs at least one token in one row")
+        if start + len(tokens) > self._limits.context:
+            raise PromptTooLong(
+                f"{start + len(tokens)} tokens are more than the context of {self._limits.context}"
+            )
+        self._check_tokens(tokens)
+        logits: NDArray[np.float32] = np.empty(0, np.float32)
+        for begin in range(0, len(tokens), _PREFILL_CHUNK):
+            chunk = tokens[begin : begin + _PREFILL_CHUNK]
+            last = start + begin + len(chunk) - 1
+            logits = self._run(Rows(row, 1), chunk[None], np.array([last]), {row: mix})
+            self._cache.lengths[row] = last + 1
+        only: NDArray[np.float32] = logits[0].copy()
+        return only
+
+    def decode(self, steps: Sequence[RowStep]) -> NDArray[np.float32]:
+        self._check_open()
+        if not steps:
+            return np.empty((0, self._limits.vocab), np.float32)
+        by_row = {step.row: step for step in steps}
+        if len(by_row) != len(steps):
+            raise RequestInvalid("a row is named twice in one decode")
+        for step in steps:
+            self._check_place(step.row, step.position)
+            if step.position >= self._limits.context:
+                raise PromptTooLong(
+                    f"position {step.position} is past the context of {self._limits.context}"
+                )
+        self._check_tokens(np.array([step.token for step in steps]))
+        rows = Rows(min(by_row), max(by_row) - min(by_row) + 1)
+        tokens = np.zeros((rows.count, 1), np.int64)
+        positions = self._cache.lengths[rows.first : rows.first + rows.count].copy()
+        for step in steps:
+            tokens[step.row - rows.first] = step.token
+            positions[step.row - rows.first] = step.position
+        logits = self._run(rows, tokens, positions, {s.row: s.mix for s in steps})
+        for step in steps:
+            self._cache.lengths[step.row] = step.position + 1
+        chosen: NDArray[np.float32] = logits[[step.row - rows.first for step in steps]]
+        return chosen
+
+    def close(self) -> None:
+        self._closed = True
+        self._base = self._full = self._slots = None
+        self._slot_views.clear()
+        self._bank = Bank(self._decoder, 0)
+        self._cache.clear()
+
+    def _run(
+        self,
+        rows: Rows,
+        tokens: NDArray[np.int64],
+        last_positions: NDArray[np.int64],
+        mixes: dict[int, Mix],
+    ) -> NDArray[np.float32]:
+        """One call; `mixes` by row, of the rows whose result counts."""
+        distinct = set(mixes.values())
+        if self._base is not None and distinct == {()}:
+            return self._base.run(self._cache, rows, tokens, last_positions, None, False)
+        if len(distinct) == 1:
+            lora: Lora = self._bank.packed(distinct.pop())
+            return self._adapted().run(self._cache, rows, tokens, last_positions, lora, False)
+        lora = self._fill_slots(rows, mixes)
+        return self._adapted().run(self._cache, rows, tokens, last_positions, lora, True)
+
+    def _fill_slots(self, rows: Rows, mixes: dict[int, Mix]) -> Lora:
+        """The row slots of `rows`, holding each row's mix."""
+        if self._slots is None:
+            self._slots = RowSlots(self._decoder, self._limits.rows)
+        wanted = [(row, self._bank.packed(mix)) for row, mix in mixes.items()]
+        self._slots.fill(wanted)
+        key = (rows, self._slots.generation)
+        if key not in self._slot_views:
+            stale = [k for k in self._slot_views if k[1] != self._slots.generation]
+            for old in stale:
+                del self._slot_views[old]
+            self._slot_views[key] = self._slots.view(rows.first, rows.count)
+        return self._slot_views[key]
+
+    def _adapted(self) -> Session:
+        if self._full is None:
+            self._full = self._load(MODEL)
+        return self._full
+
+    def _load(self, name: str) -> Session:
+        return Session(self._files.directory / name, self._threads, self._limits.vocab)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Unavailable("the engine is closed")
+
+    def _check_place(self, row: int, position: int) -> None:
+        if not 0 <= row < self._limits.rows:
+            raise RequestInvalid(f"row {row} is outside 0..{self._limits.rows - 1}")
+        held = int(self._cache.lengths[row])
+        if not 0 <= position <= held:
+            raise RequestInvalid(f"row {row} holds {held} tokens; position {position} leaves a gap")
+
+    def _check_tokens(self, tokens: NDArray[np.int64]) -> None:
+        if tokens.min() < 0 or tokens.max() >= self._limits.vocab:
+            raise RequestInvalid(f"token ids must be in 0..{self._limits.vocab - 1}")

@@ -1,0 +1,129 @@
+"""The portable graph -> the form ONNX Runtime runs fast, all in float32, opset 21 and
+com.microsoft operators only (ONNX Runtime 1.23 takes it).
+
+Each idea is one file beside this one. What remains at the end must be made of known operators and
+read known inputs: a node that was not understood is refused by name, never passed on.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import onnx_ir as ir
+from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedNodesPass
+
+from remora_agent.engine.ort import names
+from remora_agent.engine.ort.rewrite import adapters, attention, ends, matmul, mlp, norms, slices
+from remora_agent.engine.ort.rewrite.edit import MICROSOFT, Editor, refuse
+from remora_contract import targets
+from remora_contract.bundle import DecoderSpec
+from remora_contract.errors import EngineFault
+
+# Part of the build key: raise it whenever the rewritten bytes change.
+REWRITE_VERSION = 1
+_OPSET = 21
+_IR_VERSION = 10
+
+_KNOWN = {
+    ("", "Add"),
+    ("", "Cast"),
+    ("", "Concat"),
+    ("", "Gather"),
+    ("", "GatherND"),
+    ("", "Gemm"),
+    ("", "MatMul"),
+    ("", "Mul"),
+    ("", "Reshape"),
+    ("", "SimplifiedLayerNormalization"),
+    ("", "Split"),
+    (MICROSOFT, "GroupQueryAttention"),
+    (MICROSOFT, "MatMulNBits"),
+    (MICROSOFT, "QuickGelu"),
+    (MICROSOFT, "SkipSimplifiedLayerNormalization"),
+}
+_INPUTS = re.compile(
+    rf"{targets.INPUT_IDS}|{targets.LAST_INDEX}|{names.BATCH_SHAPE}|{names.GROUP_SHAPE}"
+    rf"|{names.LAST_POSITION}|{names.TOTAL_LENGTH}|past_(key|value)\.\d+|lora_(a|b)\.\d+\.\w+"
+)
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """What the rewrite did, for the log and the cache."""
+
+    nodes: int
+    adapter_branches: int
+
+
+def rewrite(model: ir.Model, decoder: DecoderSpec, accuracy_level: int) -> Rewritten:
+    """Changes the model in place. Raises EngineFault naming the node it does not understand."""
+    LiftConstantsToInitializersPass(lift_all_constants=True)(model)
+    editor = Editor(model.graph)
+    attention.fuse_attention(editor, decoder)
+    _drop_dead(model)
+    slices.merge_slices(editor)
+    branches = adapters.group_adapters(editor, decoder)
+    mlp.fuse_silu(editor)
+    ends.fuse_tied_head(editor)
+    ends.drop_final_cast(editor)
+    ends.widen_embedding(editor)
+    ends.choose_last(editor)
+    matmul.fuse_int4(editor, accuracy_level)
+    norms.fuse_norms(editor)
+    _drop_dead(model)
+    ends.widen_rest(editor)
+    _drop_dead(model)
+    _finish(model)
+    check(model.graph, decoder)
+    return Rewritten(model.graph.num_nodes(), branches)
+
+
+def check(graph: ir.Graph, decoder: DecoderSpec) -> None:
+    """Known operators and inputs, one attention and one cache a layer. Raises EngineFault."""
+    for node in graph:
+        if (node.domain, node.op_type) not in _KNOWN:
+            refuse(node, "no rewrite took it")
+    for value in graph.inputs:
+        if not _INPUTS.fullmatch(value.name or ""):
+            raise EngineFault(f"graph input {value.name!r} stays after the rewrite")
+        if not value.uses():
+            raise EngineFault(f"graph input {value.name!r} is read by no node after the rewrite")
+    fused = sum(node.op_type == "GroupQueryAttention" for node in graph)
+    if fused != decoder.layers:
+        raise EngineFault(f"the graph has {fused} attentions for {decoder.layers} layers")
+    outputs = {v.name for v in graph.outputs}
+    wanted = {targets.LOGITS}
+    for layer in range(decoder.layers):
+        wanted |= {targets.present_key(layer), targets.present_value(layer)}
+    if outputs != wanted:
+        raise EngineFault(f"the graph's outputs differ: {sorted(map(str, outputs ^ wanted))[:3]}")
+
+
+def _drop_dead(model: ir.Model) -> None:
+    RemoveUnusedNodesPass()(model)
+
+
+def _finish(model: ir.Model) -> None:
+    """Float32 inputs of dynamic shape, no stale types, an order that runs."""
+    graph = model.graph
+    for value in tuple(graph.inputs):
+        if value.name == targets.POSITION_IDS and not value.uses():
+            graph.inputs.remove(value)
+    for value in graph.inputs:
+        if value.dtype == ir.DataType.FLOAT16:
+            value.type = ir.TensorType(ir.DataType.FLOAT)
+        if value.name == targets.INPUT_IDS:
+            value.shape = ir.Shape(["g", "m"])
+        elif (value.name or "").startswith("past_") and value.shape is not None:
+            value.shape = ir.Shape(["b", value.shape[1], "capacity", value.shape[3]])
+    outputs = set(graph.outputs)
+    for node in graph:
+        node.version = None
+        for value in node.outputs:
+            value.shape = None
+            value.type = ir.TensorType(ir.DataType.FLOAT) if value in outputs else None
+    graph.sort()
+    graph.opset_imports.clear()
+    graph.opset_imports.update({"": _OPSET, MICROSOFT: 1})
+    model.ir_version = _IR_VERSION

@@ -1,0 +1,75 @@
+"""What makes two builds the same build: the key of the engine cache, as data.
+
+An option belongs here only when the built bytes depend on it. Rows, context and threads do not
+change what ONNX Runtime loads, so engines of any size share one build.
+"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+from remora_contract.bundle import GRAPH_FILE, Bundle, BundleFile
+from remora_contract.digests import digest_bytes, digest_document
+from remora_contract.errors import ArtifactInvalid
+
+_CPU_INFO = Path("/proc/cpuinfo")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Prepacked weights fit one processor's kernels: its architecture and instruction sets."""
+
+    architecture: str
+    features: str  # digest of the sorted feature names
+
+
+@dataclass(frozen=True)
+class Recipe:
+    backend: str
+    backend_version: str
+    rewrite_version: int
+    accuracy_level: int  # of int4 products: 4 quantizes activations to int8, 1 keeps float32
+    machine: Machine
+
+
+@dataclass(frozen=True)
+class BuildKey:
+    graph: tuple[BundleFile, ...]
+    recipe: Recipe
+
+    @property
+    def digest(self) -> str:
+        return digest_document(self)
+
+
+def build_key(bundle: Bundle, recipe: Recipe) -> BuildKey:
+    """Raises ArtifactInvalid when the bundle lists no graph."""
+    return BuildKey(graph_files(bundle), recipe)
+
+
+def graph_files(bundle: Bundle) -> tuple[BundleFile, ...]:
+    """The graph and its weights, by path. Raises ArtifactInvalid when there is none."""
+    files = sorted((f for f in bundle.files if f.path.startswith(GRAPH_FILE)), key=lambda f: f.path)
+    if bundle.file(GRAPH_FILE) is None:
+        raise ArtifactInvalid(f"bundle.json lists no {GRAPH_FILE}; export the checkpoint again")
+    return tuple(files)
+
+
+def this_machine() -> Machine:
+    return Machine(platform.machine(), cpu_features(_cpu_info()))
+
+
+def cpu_features(cpu_info: str) -> str:
+    """Digest of the instruction sets that every core of /proc/cpuinfo has."""
+    lines = (line.partition(":") for line in cpu_info.splitlines())
+    cores = [
+        set(v.split()) for name, _, v in lines if name.strip().lower() in ("flags", "features")
+    ]
+    common = set.intersection(*cores) if cores else set()
+    return digest_bytes(" ".join(sorted(common)).encode())
+
+
+def _cpu_info() -> str:
+    return _CPU_INFO.read_text() if _CPU_INFO.exists() else platform.processor()
