@@ -1,0 +1,176 @@
+"""agent.toml, parsed once into frozen values. Strict: unknown keys are errors naming key and file.
+
+Owns the file's shape and defaults (docs/agent.md is checked against the `help` texts here). Knows
+nothing of what the values are used for.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from remora_agent.serving.address import parse_address
+from remora_contract.errors import DocumentInvalid, RequestInvalid
+from remora_contract.strict import parse
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_MAX_CONFIG_BYTES = 1 << 20
+
+
+def _setting(default: Any, help_text: str) -> Any:
+    return field(default=default, metadata={"help": help_text})
+
+
+def _required(help_text: str) -> Any:
+    return field(metadata={"help": help_text})
+
+
+@dataclass(frozen=True)
+class ControllerConfig:
+    address: str | None = _setting(
+        None, "HOST:PORT of the controller's fleet port; when absent, the one stored by `join`."
+    )
+
+    def __post_init__(self) -> None:
+        if self.address is not None:
+            check_address(self.address, "controller.address")
+
+
+@dataclass(frozen=True)
+class ServingConfig:
+    listen: str = _setting(
+        "127.0.0.1:7450", "HOST:PORT or unix:/path of the gRPC inference surface."
+    )
+    http_listen: str | None = _setting(
+        None, "HOST:PORT of the OpenAI-compatible HTTP surface; absent: not served."
+    )
+    tls_certificate: str | None = _setting(
+        None, "PEM file with the inference server's certificate; required off loopback."
+    )
+    tls_key: str | None = _setting(None, "PEM file with that certificate's key.")
+    tls_client_ca: str | None = _setting(
+        None, "PEM file with the CA whose clients may call; required off loopback."
+    )
+    rows: int = _setting(8, "Sequences decoded together.")
+    context: int | None = _setting(
+        None, "Tokens a sequence may hold; absent: the bundle's capacity."
+    )
+    threads: int | None = _setting(None, "Compute threads; absent: one for each physical core.")
+    drain_s: float = _setting(20.0, "Seconds running requests get to end at shutdown.")
+
+    def __post_init__(self) -> None:
+        _check_listen(self.listen, "serving.listen")
+        if self.http_listen is not None:
+            _check_listen(self.http_listen, "serving.http_listen")
+        _at_least(self.rows, 1, "serving.rows")
+        _at_least(self.context, 1, "serving.context")
+        _at_least(self.threads, 1, "serving.threads")
+        _at_least(self.drain_s, 0, "serving.drain_s")
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key belong together: give both or neither")
+
+
+@dataclass(frozen=True)
+class TelemetryConfig:
+    interval_s: float = _setting(10.0, "Seconds between samples.")
+    metrics_listen: str | None = _setting(
+        "127.0.0.1:7452",
+        'HOST:PORT of Prometheus /metrics (plain HTTP, loopback); "" turns it off.',
+    )
+    spool_events: int = _setting(5000, "Events kept while offline; the oldest are dropped first.")
+    spool_samples: int = _setting(
+        50_000, "Metric samples kept while offline; the oldest are dropped first."
+    )
+
+    def __post_init__(self) -> None:
+        _at_least(self.interval_s, 0.1, "telemetry.interval_s")
+        _at_least(self.spool_events, 10, "telemetry.spool_events")
+        _at_least(self.spool_samples, 10, "telemetry.spool_samples")
+        if self.metrics_listen:
+            host, _ = check_address(self.metrics_listen, "telemetry.metrics_listen")
+            if not is_loopback(host):
+                raise ValueError(
+                    f"metrics_listen {self.metrics_listen!r} is plain HTTP: use a loopback address"
+                )
+
+
+@dataclass(frozen=True)
+class LimitsConfig:
+    disk_floor_bytes: int = _setting(
+        512 << 20, "Bytes that stay free on the state directory's disk whatever is shipped."
+    )
+    download_bytes_per_s: int | None = _setting(
+        None, "Bandwidth cap of downloads, bytes per second; absent: no cap."
+    )
+    pinned_releases: tuple[str, ...] = _setting(
+        (), "Release ids whose files are never removed from disk."
+    )
+
+    def __post_init__(self) -> None:
+        _at_least(self.disk_floor_bytes, 0, "limits.disk_floor_bytes")
+        _at_least(self.download_bytes_per_s, 1024, "limits.download_bytes_per_s")
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    state_dir: str = _required("Directory that holds identity, artifacts, engines and state.db.")
+    labels: dict[str, str] = field(
+        default_factory=dict,
+        metadata={"help": "Labels the device reports; rollouts select devices by them."},
+    )
+    controller: ControllerConfig = field(default_factory=ControllerConfig)
+    serving: ServingConfig = field(default_factory=ServingConfig)
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+
+    def __post_init__(self) -> None:
+        if not Path(self.state_dir).is_absolute():
+            raise ValueError(f"state_dir {self.state_dir!r} must be an absolute path")
+
+
+def load_config(path: Path) -> AgentConfig:
+    """Reads agent.toml. Raises DocumentInvalid naming the key and the file."""
+    try:
+        with path.open("rb") as f:
+            data = f.read(_MAX_CONFIG_BYTES + 1)
+    except OSError as e:
+        raise DocumentInvalid(f"{path} cannot be read: {e.strerror or e}") from e
+    if len(data) > _MAX_CONFIG_BYTES:
+        raise DocumentInvalid(f"{path} is larger than {_MAX_CONFIG_BYTES} bytes: no agent.toml")
+    try:
+        document = tomllib.loads(data.decode())
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
+        raise DocumentInvalid(f"{path}: not valid TOML: {e}") from e
+    return parse(AgentConfig, document, str(path))
+
+
+def check_address(text: str, what: str) -> tuple[str, int]:
+    """`host:port` or `[v6]:port`, taken apart. Raises ValueError naming `what`."""
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise ValueError(f"{what} must be HOST:PORT, not {text[:80]!r}")
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        raise ValueError(f"{what}: put an IPv6 address in brackets, like [::1]:{port}")
+    return host.strip("[]"), int(port)
+
+
+def _check_listen(text: str, what: str) -> None:
+    try:
+        parse_address(text)
+    except RequestInvalid as e:
+        raise ValueError(f"{what}: {e}") from e
+
+
+def is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def _at_least(value: float | None, least: float, what: str) -> None:
+    if value is not None and value < least:
+        raise ValueError(f"{what} must be at least {least}, not {value}")

@@ -1,0 +1,157 @@
+"""What the device does next with an assignment: pure decisions over one persisted record.
+
+`assign`, `advance` and `decide` are the whole machine. Owns no clock, disk or thread: the record
+comes in, the next record or action comes out, and `reconcile` persists the one before it performs
+the other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from remora_agent.control.phase import FINAL, UNTOUCHABLE, Event, Phase, next_phase
+from remora_contract.errors import Conflict
+
+# Abnormal exits that a release may cost before the device goes back by itself.
+MAX_ABNORMAL_EXITS = 3
+
+
+@dataclass(frozen=True)
+class Desired:
+    """One assignment as the controller sent it; `release_json` is not yet trusted."""
+
+    generation: int
+    release_id: str
+    release_json: str
+    rollout_id: str
+    soak_s: float
+    is_rollback: bool
+
+
+@dataclass(frozen=True)
+class Record:
+    """Everything a restart needs. `committed` is what serves after a restart, `previous` what
+    served before it; both are release ids. `entered_at_s` is on the clock given to `advance`."""
+
+    desired: Desired
+    phase: Phase
+    entered_at_s: float
+    committed: str | None = None
+    previous: str | None = None
+    error_code: str = ""
+    error_message: str = ""
+
+
+class Effect(Enum):
+    """Work with an outcome: DONE or FAILED (ADMIT: ADMITTED, REFUSED or ALREADY_SERVING)."""
+
+    ADMIT = "admit"
+    STAGE = "stage"
+    BUILD = "build"
+    PROVE = "prove"
+    SWITCH = "switch"
+    REVERT = "revert"
+
+
+@dataclass(frozen=True)
+class Perform:
+    effect: Effect
+
+
+@dataclass(frozen=True)
+class Advance:
+    """Bookkeeping only: persist this event, then decide again."""
+
+    event: Event
+
+
+@dataclass(frozen=True)
+class WaitUntil:
+    """Watch the health of serving until then (on the clock given to `decide`)."""
+
+    at_s: float
+
+
+@dataclass(frozen=True)
+class Idle:
+    pass
+
+
+Action = Perform | Advance | WaitUntil | Idle
+
+_EFFECTS = {
+    Phase.ASSIGNED: Effect.ADMIT,
+    Phase.STAGING: Effect.STAGE,
+    Phase.BUILDING: Effect.BUILD,
+    Phase.PROVING: Effect.PROVE,
+    Phase.SWITCHING: Effect.SWITCH,
+    Phase.REVERTING: Effect.REVERT,
+}
+_STEPS = {
+    Phase.ADMITTED: Event.STARTED,
+    Phase.STAGED: Event.STARTED,
+    Phase.BUILT: Event.STARTED,
+    # Maintenance windows are not configurable yet: the window is always open.
+    Phase.WAIT_WINDOW: Event.WINDOW_OPENED,
+}
+
+
+def assign(record: Record | None, desired: Desired, now_s: float) -> Record:
+    """The record of a new assignment; what is committed stays committed. Raises Conflict while a
+    switch or revert is under way (assign again when it has ended), and for an old generation."""
+    if record is None:
+        return Record(desired, Phase.ASSIGNED, now_s)
+    if record.phase in UNTOUCHABLE:
+        raise Conflict(f"generation {record.desired.generation} is {record.phase.value} right now")
+    if desired.generation <= record.desired.generation:
+        raise Conflict(
+            f"generation {desired.generation} is not newer than {record.desired.generation}"
+        )
+    return Record(desired, Phase.ASSIGNED, now_s, record.committed, record.previous)
+
+
+def advance(
+    record: Record, event: Event, now_s: float, code: str = "", message: str = ""
+) -> Record:
+    """The record after the event. Raises InternalFault when the event is impossible here."""
+    phase = next_phase(record.phase, event)
+    moved = replace(record, phase=phase, entered_at_s=now_s)
+    if code and not moved.error_code:
+        moved = replace(moved, error_code=code, error_message=message)
+    if phase is Phase.COMMITTED:
+        return _commit(moved)
+    if event is Event.CRASH_LOOP:
+        return replace(moved, committed=record.previous, previous=None)
+    return moved
+
+
+def decide(record: Record | None, now_s: float, unhealthy: str | None = None) -> Action:
+    """What to do in this phase. `unhealthy` says why serving is not well while soaking."""
+    if record is None or record.phase in FINAL:
+        return Idle()
+    if record.phase in _EFFECTS:
+        return Perform(_EFFECTS[record.phase])
+    if record.phase in _STEPS:
+        return Advance(_STEPS[record.phase])
+    if unhealthy is not None:
+        return Advance(Event.UNHEALTHY)
+    soaked_at_s = record.entered_at_s + record.desired.soak_s
+    return Advance(Event.SOAKED) if now_s >= soaked_at_s else WaitUntil(soaked_at_s)
+
+
+def after_start(record: Record | None, abnormal_exits: int) -> Event | None:
+    """The event with which a starting agent meets the record it finds."""
+    if record is None:
+        return None
+    if record.phase not in FINAL:
+        return Event.INTERRUPTED
+    looping = abnormal_exits >= MAX_ABNORMAL_EXITS and record.previous is not None
+    return Event.CRASH_LOOP if looping and record.phase is Phase.COMMITTED else None
+
+
+def _commit(record: Record) -> Record:
+    release_id = record.desired.release_id
+    if release_id == record.committed:
+        return record
+    return replace(record, committed=release_id, previous=record.committed)

@@ -1,0 +1,132 @@
+"""The agent as a running thing: its threads, their beginning and their end.
+
+    worker    drives the activation (`reconcile`)
+    sync      speaks with the controller (`sync`), renews the certificate after it
+    watch     waits for pokes
+    sampler   measures
+
+The caller's thread waits, keeps the watchdog fed while all four live, and ends everything. Owns no
+decision; everything it needs is handed in by `compose`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from remora_agent.control.client import ControllerClient
+from remora_agent.control.reconcile import Reconciler
+from remora_agent.control.state import Database, DeviceState
+from remora_agent.control.sync import SyncLoop
+from remora_agent.control.watch import Watcher
+from remora_agent.host import ServingHost
+from remora_agent.telemetry.sampler import Sampler
+from remora_agent.telemetry.spool import MetricSpool
+from remora_contract.errors import InternalFault
+
+log = logging.getLogger(__name__)
+_JOIN_S = 10.0
+
+
+@dataclass(frozen=True)
+class Telemetry:
+    sampler: Sampler
+    spool: MetricSpool
+    interval_s: float
+    unix_now: Callable[[], float]
+
+    def tick(self) -> None:
+        self.spool.add(self.sampler.sample(), self.unix_now())
+
+
+@dataclass
+class Parts:
+    """What `compose` made. `close` also closes the client in use."""
+
+    database: Database
+    state: DeviceState
+    reconciler: Reconciler
+    host: ServingHost
+    sync: SyncLoop
+    watch: Watcher
+    telemetry: Telemetry
+    client: ControllerClient
+    drain_s: float
+    kernel_boot_id: str
+
+
+@dataclass(frozen=True)
+class Supervisor:
+    """How whoever started the process hears of it (systemd, a test)."""
+
+    ready: Callable[[], None] = lambda: None
+    alive: Callable[[], None] = lambda: None
+    stopping: Callable[[], None] = lambda: None
+    tick_s: float = 5.0
+
+
+@dataclass
+class Agent:
+    parts: Parts
+    supervisor: Supervisor = field(default_factory=Supervisor)
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def run(self) -> None:
+        """Until `stop` is set. Raises InternalFault when a thread died of a bug, after draining:
+        the service manager starts the agent again."""
+        parts, restored = self.parts, threading.Event()
+        parts.reconciler.start(parts.kernel_boot_id)
+        threads = [
+            _thread("worker", lambda: parts.reconciler.run(restored)),
+            _thread("sync", parts.sync.run),
+            _thread("watch", parts.watch.run),
+            _thread("sampler", self._sample),
+        ]
+        for thread in threads:
+            thread.start()
+        dead = self._wait(threads, restored)
+        self._shut_down(threads)
+        if dead is not None:
+            raise InternalFault(f"the agent's {dead} thread ended; the log above says why")
+        parts.state.end_run()
+        parts.database.close()
+        log.info("agent.stopped")
+
+    def _wait(self, threads: list[threading.Thread], restored: threading.Event) -> str | None:
+        """The name of the first thread that died, or None when asked to stop."""
+        announced = False
+        while not self.stop.is_set():
+            if not announced and restored.is_set():
+                self.supervisor.ready()
+                announced = True
+            dead = next((t.name for t in threads if not t.is_alive()), None)
+            if dead is not None:
+                return dead
+            self.supervisor.alive()
+            (self.stop if announced else restored).wait(self.supervisor.tick_s)
+        return None
+
+    def _sample(self) -> None:
+        telemetry = self.parts.telemetry
+        while not self.stop.wait(telemetry.interval_s):
+            telemetry.tick()
+
+    def _shut_down(self, threads: list[threading.Thread]) -> None:
+        self.supervisor.stopping()
+        self.stop.set()
+        self.parts.reconciler.stop()
+        self.parts.sync.stop()
+        self.parts.watch.stop()
+        self.parts.host.drain(self.parts.drain_s)
+        self.parts.client.close()
+        for thread in threads:
+            thread.join(_JOIN_S)
+        self.parts.telemetry.spool.flush()
+        self.parts.telemetry.sampler.close()
+
+
+def _thread(name: str, target: Callable[[], None]) -> threading.Thread:
+    # Daemons: a build that does not hear the stop must not keep the process from ending.
+    return threading.Thread(target=target, name=name, daemon=True)

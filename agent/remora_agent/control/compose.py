@@ -1,0 +1,159 @@
+"""Constructs the control side around a serving host: the one place that knows every class."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+
+from remora_agent.config import AgentConfig
+from remora_agent.control.agent import Parts, Telemetry
+from remora_agent.control.client import ControllerClient
+from remora_agent.control.effects import Effects, Emit
+from remora_agent.control.fetch import ChunkFetcher, Pace
+from remora_agent.control.identity import Identity
+from remora_agent.control.interrupt import Interrupt
+from remora_agent.control.layout import StateLayout
+from remora_agent.control.pacing import Backoff, RateLimit
+from remora_agent.control.reconcile import Reconciler
+from remora_agent.control.renewal import RETRY_S, Renewal
+from remora_agent.control.spool import EventSpool
+from remora_agent.control.staging import Stager
+from remora_agent.control.state import Database, DeviceState
+from remora_agent.control.sync import Spools, SyncLoop
+from remora_agent.control.watch import Watcher
+from remora_agent.host import ServingHost
+from remora_agent.telemetry.sampler import Opener, Sampler
+from remora_agent.telemetry.sources import device_openers
+from remora_agent.telemetry.spool import MetricSpool
+from remora_contract.errors import Exhausted
+
+log = logging.getLogger(__name__)
+_KERNEL_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Delays that tests shorten."""
+
+    backoff: Backoff = field(default_factory=lambda: Backoff(base_s=1.0, cap_s=60.0))
+    fetch_backoff: Backoff = field(default_factory=lambda: Backoff(base_s=0.5, cap_s=30.0))
+
+
+class SwappableSource:
+    """The chunk source behind the client in use, which a renewal replaces."""
+
+    def __init__(self, client: ControllerClient) -> None:
+        self.client = client
+
+    def manifest(self, digest: str) -> bytes:
+        return self.client.manifest(digest)
+
+    def fetch(self, chunk_digest: str, offset: int, length: int) -> Iterator[bytes]:
+        return self.client.fetch(chunk_digest, offset, length)
+
+
+def compose(
+    config: AgentConfig,
+    identity: Identity,
+    host: ServingHost,
+    timing: Timing | None = None,
+    openers: list[Opener] | None = None,
+) -> Parts:
+    """Everything `Agent` runs. The state directory must be locked (`layout.exclusive`)."""
+    timing = timing or Timing()
+    layout = StateLayout(Path(config.state_dir))
+    layout.create()
+    database = Database(layout.database)
+    state = DeviceState(database)
+    events = EventSpool(database, config.telemetry.spool_events, time.time())
+    metrics = MetricSpool(database, config.telemetry.spool_samples)
+    client = ControllerClient(identity, config.controller.address)
+    source = SwappableSource(client)
+    interrupt = Interrupt()
+    pace = Pace(interrupt, time.monotonic, random.random, timing.fetch_backoff)
+    rate = RateLimit(config.limits.download_bytes_per_s, time.monotonic())
+    fetcher = ChunkFetcher(layout.root, source, pace, rate)
+    stager = Stager(layout, source, fetcher, pace, config.limits.disk_floor_bytes)
+    effects = Effects(layout, host, stager, _emitter(events))
+    reconciler = Reconciler(
+        state, effects, interrupt, time.monotonic, random.random, config.limits.pinned_releases
+    )
+    sync = SyncLoop(
+        client,
+        reconciler,
+        host,
+        Spools(events, metrics),
+        layout,
+        config.labels,
+        uuid.uuid4().hex,
+        random.random,
+        timing.backoff,
+    )
+    reconciler.on_change = sync.poke
+    watch = Watcher(client, sync.poke, random.random, timing.backoff)
+    sampler = Sampler(openers or device_openers(layout.root), host.metrics, time.monotonic)
+    telemetry = Telemetry(sampler, metrics, config.telemetry.interval_s, time.time)
+    parts = Parts(
+        database=database,
+        state=state,
+        reconciler=reconciler,
+        host=host,
+        sync=sync,
+        watch=watch,
+        telemetry=telemetry,
+        client=client,
+        drain_s=config.serving.drain_s,
+        kernel_boot_id=_KERNEL_BOOT_ID.read_text().strip(),
+    )
+    sync.after_sync = _renewer(config, identity, layout, parts, source)
+    return parts
+
+
+def _emitter(events: EventSpool) -> Emit:
+    def emit(name: str, detail: Mapping[str, object]) -> None:
+        try:
+            events.add(name, time.time(), detail)
+        except Exhausted as e:
+            log.warning("event.lost", extra={"event": name, "cause": str(e)})
+
+    return emit
+
+
+def _renewer(
+    config: AgentConfig,
+    identity: Identity,
+    layout: StateLayout,
+    parts: Parts,
+    source: SwappableSource,
+) -> Callable[[], None]:
+    """What runs after each Sync: renews when due, at most once an hour."""
+    in_use, not_before_s = identity, 0.0
+
+    def adopt(client: ControllerClient) -> None:
+        old, parts.client, source.client = parts.client, client, client
+        parts.sync.use(client)
+        parts.watch.use(client)
+        old.close()
+
+    renewal = Renewal(
+        layout.identity,
+        connect=lambda fresh: ControllerClient(fresh, config.controller.address),
+        prove=parts.sync.exchange_with,
+        adopt=adopt,
+    )
+
+    def after_sync() -> None:
+        nonlocal in_use, not_before_s
+        now = datetime.now(timezone.utc)
+        if time.monotonic() < not_before_s or not renewal.due(in_use, now):
+            return
+        not_before_s = time.monotonic() + RETRY_S
+        in_use = renewal.renew(in_use, parts.client, now) or in_use
+
+    return after_sync

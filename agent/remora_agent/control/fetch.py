@@ -1,0 +1,178 @@
+"""Chunks from the controller into cas/: resumed at the byte, bounded, hashed while written.
+
+A chunk's name in cas/ promises that its bytes were verified: it appears by rename after
+fsync. What is under way lies beside it as `.part` and survives a kill. Knows no files (`staging`).
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from remora_agent.control.interrupt import Interrupt
+from remora_agent.control.layout import sync_directory
+from remora_agent.control.pacing import Backoff, RateLimit
+from remora_contract.artifact import Chunk, chunk_key
+from remora_contract.digests import short
+from remora_contract.errors import (
+    ArtifactInvalid,
+    Cancelled,
+    Exhausted,
+    InternalFault,
+    Refused,
+    Unavailable,
+)
+
+log = logging.getLogger(__name__)
+# What waiting may cure. Everything else ends the staging.
+TRANSIENT = (Unavailable, Exhausted, Cancelled, InternalFault)
+_MAX_BAD_ANSWERS = 3
+_READ_BYTES = 1 << 20
+
+
+class ChunkSource(Protocol):
+    def manifest(self, digest: str) -> bytes: ...
+
+    def fetch(self, chunk_digest: str, offset: int, length: int) -> Iterator[bytes]: ...
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Where time, randomness and the will to stop come from."""
+
+    interrupt: Interrupt
+    now: Callable[[], float]  # monotonic seconds
+    random_unit: Callable[[], float]
+    backoff: Backoff = field(default_factory=Backoff)
+
+    def wait_after(self, failures: int) -> None:
+        self.interrupt.sleep(self.backoff.delay_s(failures, self.random_unit()))
+
+
+class ChunkFetcher:
+    def __init__(self, root: Path, source: ChunkSource, pace: Pace, rate: RateLimit) -> None:
+        """`root` is the state directory: chunks go below its cas/."""
+        self._root, self._source, self._pace, self._rate = root, source, pace, rate
+
+    def path(self, digest: str) -> Path:
+        return self._root / chunk_key(digest)
+
+    def held(self, chunk: Chunk) -> int:
+        """Bytes of the chunk that are on disk, whole or in part."""
+        path = self.path(chunk.digest)
+        if path.exists():
+            return chunk.size
+        part = _part(path)
+        return min(part.stat().st_size, chunk.size) if part.exists() else 0
+
+    def ensure(self, chunk: Chunk, on_bytes: Callable[[int], None]) -> int:
+        """Returns how many bytes came over the network; `on_bytes` hears of them as they come.
+
+        Waits out an unreachable controller for as long as it takes. Raises ArtifactInvalid when
+        the bytes stay wrong, Exhausted when the disk is full, Cancelled when interrupted."""
+        path = self.path(chunk.digest)
+        received, failures, bad_answers = 0, 0, 0
+        while not path.exists():
+            self._pace.interrupt.check()
+            before = self.held(chunk)
+            try:
+                received += self._attempt(chunk, path, on_bytes)
+            except Unavailable as e:
+                gained = self.held(chunk) - before
+                received += max(0, gained)
+                failures = 0 if gained > 0 else failures + 1
+                log.info("chunk.retry", extra={"chunk": chunk.digest, "cause": str(e)})
+                self._pace.wait_after(failures)
+            except ArtifactInvalid as e:
+                bad_answers += 1
+                log.warning("chunk.bad", extra={"chunk": chunk.digest, "cause": str(e)})
+                if bad_answers >= _MAX_BAD_ANSWERS:
+                    raise
+                self._pace.wait_after(bad_answers)
+        return received
+
+    def _attempt(self, chunk: Chunk, path: Path, on_bytes: Callable[[int], None]) -> int:
+        part = _part(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with disk_errors(path), part.open("ab+") as f:
+            hasher, have = _hash_so_far(f, chunk.size)
+            received = 0
+            for data in _remote(self._source.fetch(chunk.digest, have, chunk.size - have)):
+                self._pace.interrupt.check()
+                if have + received + len(data) > chunk.size:
+                    f.truncate(0)
+                    raise ArtifactInvalid(f"chunk {short(chunk.digest)} is longer than promised")
+                f.write(data)
+                hasher.update(data)
+                received += len(data)
+                on_bytes(len(data))
+                self._pace.interrupt.sleep(self._rate.delay_s(len(data), self._pace.now()))
+            f.flush()
+            os.fsync(f.fileno())
+        _check_whole(chunk, part, have + received, received, hasher.hexdigest())
+        with disk_errors(path):
+            part.rename(path)
+            sync_directory(path.parent)
+        return received
+
+
+def _remote(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """The other side's transient errors, as Unavailable: an Exhausted here is not our disk."""
+    try:
+        yield from pieces
+    except TRANSIENT as e:
+        raise Unavailable(str(e)) from e
+
+
+def _check_whole(chunk: Chunk, part: Path, size: int, received: int, hex_digest: str) -> None:
+    if size < chunk.size:
+        text = f"chunk {short(chunk.digest)} ended after {size} of {chunk.size} bytes"
+        raise Unavailable(text) if received else ArtifactInvalid(text)
+    if f"sha256:{hex_digest}" != chunk.digest:
+        part.unlink()
+        raise ArtifactInvalid(
+            f"chunk {short(chunk.digest)} arrived with other bytes than its digest says"
+        )
+
+
+def _hash_so_far(f: BinaryIO, size: int) -> tuple[hashlib._Hash, int]:
+    """Hash and length of what an earlier attempt left; a part that is too long starts again."""
+    hasher = hashlib.sha256()
+    if os.fstat(f.fileno()).st_size > size:
+        f.truncate(0)
+    f.seek(0)
+    have = 0
+    while block := f.read(_READ_BYTES):
+        hasher.update(block)
+        have += len(block)
+    return hasher, have
+
+
+class disk_errors:
+    """Turns the disk's errors into ours, naming the path and the next step."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if not isinstance(error, OSError):
+            return
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise Exhausted(
+                f"the disk is full while writing {self._path}; free space: the download resumes "
+                "where it stopped"
+            ) from error
+        raise Refused(f"{self._path} cannot be written: {error.strerror}") from error
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f"{path.name}.part")

@@ -1,0 +1,167 @@
+"""The Sync loop: report what is, hear what should be, forget what the controller has stored.
+
+One thread. An unreachable controller costs nothing but freshness: the loop backs off with full
+jitter while the device serves on and the spools fill. Decides nothing about activation.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from remora_agent.control.client import ControllerClient
+from remora_agent.control.facts import machine_facts
+from remora_agent.control.layout import StateLayout
+from remora_agent.control.pacing import Backoff
+from remora_agent.control.phase import Phase
+from remora_agent.control.reconcile import Reconciler
+from remora_agent.control.spool import EventSpool
+from remora_agent.control.wire import (
+    desired_from,
+    event_messages,
+    metric_messages,
+    next_sync_s,
+    reported,
+)
+from remora_agent.host import ServingHost
+from remora_agent.telemetry.spool import MetricSpool
+from remora_contract.errors import DocumentInvalid, Refused, RemoraError, Unavailable
+from remora_protos.control.v1 import control_pb2 as pb
+
+log = logging.getLogger(__name__)
+_EVENTS_PER_SYNC = 200
+_METRICS_PER_SYNC = 1000
+# While a phase with visible progress lasts, the operator sees it move.
+_PROGRESS_SYNC_S = 2.0
+_MOVING = frozenset({Phase.STAGING, Phase.BUILDING, Phase.PROVING})
+_QUARANTINE_SYNC_S = 60.0
+
+
+@dataclass(frozen=True)
+class Spools:
+    events: EventSpool
+    metrics: MetricSpool
+
+
+class SyncLoop:
+    def __init__(
+        self,
+        client: ControllerClient,
+        reconciler: Reconciler,
+        host: ServingHost,
+        spools: Spools,
+        layout: StateLayout,
+        labels: dict[str, str],
+        boot_id: str,
+        random_unit: Callable[[], float],
+        backoff: Backoff,
+        after_sync: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`after_sync` runs on the loop's thread after each successful exchange."""
+        self._client, self._reconciler, self._host = client, reconciler, host
+        self._spools, self._layout, self._labels = spools, layout, labels
+        self._boot_id, self._random_unit, self._backoff = boot_id, random_unit, backoff
+        self.after_sync = after_sync
+        self._seq = 0
+        self._failures = 0
+        self._quarantined = False
+        self._poked = threading.Event()
+        self._stopping = False
+
+    def poke(self) -> None:
+        """Sync now, from any thread."""
+        self._poked.set()
+
+    def stop(self) -> None:
+        self._stopping = True
+        self._poked.set()
+
+    def use(self, client: ControllerClient) -> None:
+        """From the next Sync on; for a renewed certificate."""
+        self._client = client
+
+    def run(self) -> None:
+        while not self._stopping:
+            self._poked.clear()
+            self._poked.wait(self.once())
+
+    def once(self) -> float:
+        """One exchange. Returns seconds until the next."""
+        try:
+            wait_s = self._exchange(self._client)
+        except Refused as e:
+            return self._set_aside(e)
+        except RemoraError as e:
+            delay_s = self._backoff.delay_s(self._failures, self._random_unit())
+            self._log_failure(e, delay_s)
+            self._failures += 1
+            return delay_s
+        if self._failures or self._quarantined:
+            log.info("controller.reached", extra={"failures": self._failures})
+        self._failures, self._quarantined = 0, False
+        self.after_sync()
+        return wait_s
+
+    def exchange_with(self, client: ControllerClient) -> None:
+        """Proves that a client works: one Sync through it, on the loop's thread. Raises what the
+        call raises."""
+        self._exchange(client)
+
+    def _exchange(self, client: ControllerClient) -> float:
+        events = self._spools.events.oldest(_EVENTS_PER_SYNC)
+        samples, mark = self._spools.metrics.batch(_METRICS_PER_SYNC)
+        report = self._reconciler.report()
+        record = report.record
+        self._seq += 1
+        answer = client.sync(
+            pb.SyncRequest(
+                facts=machine_facts(self._layout.root),
+                labels=self._labels,
+                reported=reported(report, self._host.serving()),
+                seq=self._seq,
+                boot_id=self._boot_id,
+                events=event_messages(events),
+                metrics=metric_messages(samples),
+                known_generation=0 if record is None else record.desired.generation,
+            )
+        )
+        self._spools.events.stored_up_to(answer.events_stored_up_to)
+        self._spools.metrics.sent(mark)
+        self._take(answer)
+        return self._wait_s(answer, more=mark >= _METRICS_PER_SYNC)
+
+    def _take(self, answer: pb.SyncResponse) -> None:
+        if answer.WhichOneof("answer") != "desired":
+            return
+        try:
+            desired = desired_from(answer.desired)
+        except DocumentInvalid as e:
+            log.error("assignment.invalid", extra={"cause": str(e)})
+            return
+        if desired is not None:
+            self._reconciler.assign(desired)
+
+    def _wait_s(self, answer: pb.SyncResponse, more: bool) -> float:
+        wait_s = next_sync_s(answer)
+        record = self._reconciler.report().record
+        if more:
+            return min(wait_s, 0.1)
+        if record is not None and record.phase in _MOVING:
+            return min(wait_s, _PROGRESS_SYNC_S)
+        return wait_s
+
+    def _set_aside(self, error: Refused) -> float:
+        """Quarantined or removed: serve on, ask rarely, say it once."""
+        if not self._quarantined:
+            log.error("controller.refused", extra={"cause": str(error)})
+        self._quarantined = True
+        return _QUARANTINE_SYNC_S * (0.5 + self._random_unit())
+
+    def _log_failure(self, error: RemoraError, delay_s: float) -> None:
+        extra = {"cause": str(error), "error": type(error).__name__, "retry_in_s": delay_s}
+        if isinstance(error, Unavailable) and self._failures > 0:
+            log.debug("controller.unreachable", extra=extra)
+        else:
+            log.warning("controller.unreachable", extra=extra)

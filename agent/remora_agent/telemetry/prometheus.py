@@ -1,0 +1,69 @@
+"""Prometheus /metrics on loopback: the latest sample, nothing computed on a scrape."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from remora_agent.telemetry.source import Reading
+from remora_contract.errors import Refused
+
+PREFIX = "remora_"
+
+
+class ReadingsCollector(Collector):
+    def __init__(self, latest: Callable[[], Iterable[Reading]]) -> None:
+        self._latest = latest
+
+    def collect(self) -> Iterator[Metric]:
+        families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
+        for reading in self._latest():
+            family = families.setdefault(reading.name, _family(reading))
+            family.add_metric([reading.label], reading.value)
+        yield from families.values()
+
+
+class MetricsServer:
+    """Serves until closed. Raises Refused when the port is taken."""
+
+    def __init__(self, host: str, port: int, latest: Callable[[], Iterable[Reading]]) -> None:
+        registry = CollectorRegistry()
+        registry.register(ReadingsCollector(latest))
+        try:
+            self._server, self._thread = start_http_server(port, addr=host, registry=registry)
+        except OSError as e:
+            raise Refused(
+                f"/metrics cannot listen on {host}:{port} ({e.strerror}); set "
+                "telemetry.metrics_listen to another port"
+            ) from e
+
+    @property
+    def port(self) -> int:
+        return int(self._server.server_port)
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def __enter__(self) -> MetricsServer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _family(reading: Reading) -> GaugeMetricFamily | CounterMetricFamily:
+    kind = CounterMetricFamily if reading.is_counter else GaugeMetricFamily
+    return kind(PREFIX + reading.name, reading.name.replace("_", " "), labels=["sensor"])

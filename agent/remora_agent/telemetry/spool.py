@@ -1,0 +1,102 @@
+"""Metric samples that wait for the controller: bounded, batched, oldest detail dropped first.
+
+Levels are spooled sample by sample. Counters are not: their running total over all restarts is kept
+in one row each, so that no outage, however long, loses a token or an error from the count.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from remora_agent.control.state import Database
+from remora_agent.telemetry.source import Reading
+from remora_contract.errors import Exhausted
+
+log = logging.getLogger(__name__)
+_FLUSH_SAMPLES = 500
+
+
+@dataclass(frozen=True)
+class Sample:
+    name: str
+    value: float
+    at_unix_s: float
+
+
+class MetricSpool:
+    """New samples stay in memory while the controller takes them; only what it does not take in
+    time reaches the disk, in transactions of hundreds of rows."""
+
+    def __init__(self, database: Database, capacity: int) -> None:
+        self._database, self._capacity = database, capacity
+        self._lock = threading.RLock()
+        self._fresh: list[Sample] = []
+        self._base = {str(n): float(v) for n, v in database.rows("select * from counters")}
+        self._totals: dict[str, Sample] = {}
+
+    def add(self, readings: Iterable[Reading], at_unix_s: float) -> None:
+        with self._lock:
+            for reading in readings:
+                name = reading.wire_name
+                if reading.is_counter:
+                    total = self._base.get(name, 0.0) + reading.value
+                    self._totals[name] = Sample(name, total, at_unix_s)
+                else:
+                    self._fresh.append(Sample(name, reading.value, at_unix_s))
+            if len(self._fresh) >= _FLUSH_SAMPLES:
+                self.flush()
+
+    def batch(self, limit: int) -> tuple[list[Sample], int]:
+        """Counters as they stand and the oldest levels, and a mark for `sent`."""
+        with self._lock:
+            spooled = self._database.rows(
+                "select id, name, value, at_s from samples order by id limit ?", (limit,)
+            )
+            levels = [Sample(str(n), float(v), float(t)) for _, n, v, t in spooled]
+            # What is on disk is older than what is in memory: memory only once the disk is empty.
+            if len(levels) < limit:
+                levels += self._fresh[: limit - len(levels)]
+            return [*self._totals.values(), *levels], len(levels)
+
+    def sent(self, mark: int) -> None:
+        """The controller has the oldest `mark` levels."""
+        with self._lock:
+            with self._database.transaction() as db:
+                gone = db.conn.execute(
+                    "delete from samples where id in (select id from samples order by id limit ?)",
+                    (mark,),
+                ).rowcount
+            del self._fresh[: mark - gone]
+
+    def waiting(self) -> int:
+        with self._lock:
+            return len(self._fresh) + self._spooled()
+
+    def flush(self) -> None:
+        """Everything in memory to disk; the oldest beyond the capacity go."""
+        with self._lock:
+            rows = [{"at_s": s.at_unix_s, "name": s.name, "value": s.value} for s in self._fresh]
+            totals = [{"name": s.name, "value": s.value} for s in self._totals.values()]
+            try:
+                with self._database.transaction() as db:
+                    db["samples"].insert_all(rows, batch_size=_FLUSH_SAMPLES)
+                    db["counters"].upsert_all(totals, pk="name")
+                    self._trim(db)
+            except Exhausted as e:
+                log.warning("metrics.dropped", extra={"count": len(rows), "cause": str(e)})
+            self._fresh.clear()
+
+    def _trim(self, db: object) -> None:
+        excess = self._spooled() - self._capacity
+        if excess > 0:
+            db.conn.execute(  # type: ignore[attr-defined]
+                "delete from samples where id in (select id from samples order by id limit ?)",
+                (excess,),
+            )
+            log.warning("metrics.dropped", extra={"count": excess})
+
+    def _spooled(self) -> int:
+        return int(self._database.rows("select count(*) from samples")[0][0])
