@@ -60,8 +60,8 @@ def publish(
     DocumentInvalid (an unusable name), Exhausted (full disk), Refused (no repository).
     """
     source = open_source(directory)
-    name = check_name(name or directory.resolve().name, "name")
-    revision = check_name(revision or short(source.digest), "revision")
+    name = check_name(directory.resolve().name if name is None else name, "name")
+    revision = check_name(short(source.digest) if revision is None else revision, "revision")
     verify_files(directory, source.files)
     with store.writing():
         is_named = _check_free(store, source, name, revision)
