@@ -19,7 +19,6 @@ from remora_agent.bank.weights import AdapterWeights
 from remora_agent.engine.ort import names
 from remora_agent.engine.ort.values import Buffer
 from remora_agent.engine.protocol import Mix, MixEntry
-from remora_contract import targets
 from remora_contract.bundle import DecoderSpec
 from remora_contract.errors import AdapterInvalid, Exhausted, NotFound
 from remora_contract.targets import PARTS, AdapterTarget, Group
@@ -127,7 +126,7 @@ def _pack_group(
     }
     rank = max(sum(a.shape[1] for a, _, _ in found) for found in factors.values())
     packed_a = np.zeros((1, k, len(parts) * rank), np.float32)
-    packed = {targets.lora_a(layer, group): packed_a}
+    packed = {names.slot_a(layer, group): packed_a}
     for i, p in enumerate(parts):
         b_slot = np.zeros((1, rank, decoder.out_features(p)), np.float32)
         at = 0

@@ -7,12 +7,11 @@ from __future__ import annotations
 import onnx
 
 from remora_agent.engine.ort import names
-from remora_contract import targets
 from remora_contract.bundle import DecoderSpec
 from remora_contract.errors import EngineFault
 from remora_contract.targets import PARTS
 
-_BANK = ("lora_a.", "lora_b.")
+_BANK = ("slot_a.", "slot_b.")
 
 
 def without_adapters(model: onnx.ModelProto, decoder: DecoderSpec) -> onnx.ModelProto:
@@ -59,13 +58,3 @@ def _keep_live(graph: onnx.GraphProto) -> None:
     del graph.node[:], graph.initializer[:]
     graph.node.extend(reversed(live))
     graph.initializer.extend(initializers)
-
-
-def bank_inputs(layers: int) -> list[str]:
-    """Every adapter input of the built graph, in binding order."""
-    found = []
-    for layer in range(layers):
-        for group, parts in PARTS.items():
-            found.append(targets.lora_a(layer, group))
-            found += [names.slot_b(layer, p) for p in parts]
-    return found

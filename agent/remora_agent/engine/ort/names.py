@@ -6,7 +6,7 @@ sees the same tokens as [b, s, ...]. g * m = b * s, rows outermost in both.
 
 from __future__ import annotations
 
-from remora_contract.targets import Projection
+from remora_contract.targets import Group, Projection
 
 BATCH_SHAPE = "batch_shape"  # int64 [3]: b, s, -1
 GROUP_SHAPE = "group_shape"  # int64 [3]: g, m, -1
@@ -14,11 +14,16 @@ LAST_POSITION = "last_position"  # int32 [b]: position of each row's last token
 TOTAL_LENGTH = "total_length"  # int32 scalar: the longest row's length after this step
 
 
+def slot_a(layer: int, group: Group) -> str:
+    """Input A [g, k, parts * r] of a packed group."""
+    return f"slot_a.{layer}.{group}"
+
+
 def slot_b(layer: int, projection: Projection) -> str:
-    """Input B [g, r, n] of one projection. A keeps the portable name, as [g, k, parts * r]."""
-    return f"lora_b.{layer}.{projection}"
+    """Input B [g, r, n] of one projection."""
+    return f"slot_b.{layer}.{projection}"
 
 
 def adapted(layer: int, projection: Projection) -> str:
     """The Add node that brings the adapter's part into a projection, or into its packed group."""
-    return f"layers.{layer}.{projection}.adapted"
+    return f"layers.{layer}.{projection}.with_adapter"

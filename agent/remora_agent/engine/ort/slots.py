@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from remora_agent.engine.ort import names
 from remora_agent.engine.ort.bank import Packed
 from remora_agent.engine.ort.values import Buffer
-from remora_contract import targets
 from remora_contract.bundle import DecoderSpec
 from remora_contract.targets import PARTS, Group
 
@@ -71,7 +70,7 @@ class _GroupSlots:
     """The slots of one layer and group."""
 
     def __init__(self, decoder: DecoderSpec, layer: int, group: Group, rows: int) -> None:
-        self._a = targets.lora_a(layer, group)
+        self._a = names.slot_a(layer, group)
         self._parts = {names.slot_b(layer, p): decoder.out_features(p) for p in PARTS[group]}
         self._k = decoder.in_features(PARTS[group][0])
         self._rows = rows

@@ -28,6 +28,7 @@ from remora_contract.errors import EngineFault
 from remora_contract.targets import PARTS, Group
 
 _INPUT = re.compile(r"lora_(a|b|gate)\.")
+_SLOT = re.compile(r"slot_(a|b)\.")
 _BANK_A = re.compile(r"lora_a\.(\d+)\.(qkv|o|gate_up|down)")
 _FLOAT = ir.DataType.FLOAT
 
@@ -60,7 +61,6 @@ def _rewrite(
         refuse(up, f"expected {targets.lora_b(layer, group)}")
     add = only_user(up.outputs[0], "Add", up)
     base = other_input(add, up.outputs[0])
-    bank_a.name = f"{bank_a.name}.bank"
     deltas = _deltas(editor, input_of(down, 0), layer, group, decoder)
     _apply(editor, add, base, layer, group, deltas)
 
@@ -76,7 +76,7 @@ def _deltas(
     parts = PARTS[group]
     stem = f"layers.{layer}.{group}.adapter"
     k = decoder.in_features(parts[0])
-    a = editor.input(targets.lora_a(layer, group), _FLOAT, ["g", k, f"columns.{layer}.{group}"])
+    a = editor.input(names.slot_a(layer, group), _FLOAT, ["g", k, f"columns.{layer}.{group}"])
     (low,) = editor.emit("MatMul", [x, a], f"{stem}.low")
     lows: tuple[ir.Value, ...] = (low,)
     if len(parts) > 1:
@@ -155,9 +155,9 @@ def _check_complete(
         )
     expected: set[str] = set()
     for layer in range(decoder.layers if bank else 0):
-        expected |= {targets.lora_a(layer, group) for group in PARTS}
+        expected |= {names.slot_a(layer, group) for group in PARTS}
         expected |= {names.slot_b(layer, p) for group in PARTS for p in PARTS[group]}
-    found = {v.name or "" for v in editor.graph.inputs if _INPUT.match(v.name or "")}
+    found = {v.name or "" for v in editor.graph.inputs if _SLOT.match(v.name or "")}
     if found != expected:
         odd = sorted(found ^ expected)[0]
         raise EngineFault(f"adapter input {odd!r} stays unbound after the rewrite")

@@ -44,7 +44,7 @@ _KNOWN = {
 }
 _INPUTS = re.compile(
     rf"{targets.INPUT_IDS}|{targets.LAST_INDEX}|{names.BATCH_SHAPE}|{names.GROUP_SHAPE}"
-    rf"|{names.LAST_POSITION}|{names.TOTAL_LENGTH}|past_(key|value)\.\d+|lora_(a|b)\.\d+\.\w+"
+    rf"|{names.LAST_POSITION}|{names.TOTAL_LENGTH}|past_(key|value)\.\d+|slot_(a|b)\.\d+\.\w+"
 )
 
 

@@ -1,0 +1,201 @@
+"""Random portable bundles without a checkpoint, and the portable graph itself as the reference.
+
+The graph comes from the exporter's own builder, so what is tested is what is shipped; the weights
+are drawn into the slots. No torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+
+from remora_agent.bank.weights import AdapterWeights
+from remora_build.graph import layout, rope
+from remora_build.graph.data_file import DataFile
+from remora_build.graph.decoder import DATA_FILE, build_graph
+from remora_build.quantize import pack_nibbles
+from remora_contract import targets
+from remora_contract.bundle import (
+    BUNDLE_JSON,
+    GRAPH_FILE,
+    Bundle,
+    BundleFile,
+    DecoderSpec,
+    GraphSpec,
+    QuantSpec,
+    RopeSpec,
+    SourceInfo,
+    load_bundle,
+)
+from remora_contract.digests import canonical_json, digest_bytes, digest_file
+from remora_contract.targets import GROUPS, PARTS, PROJECTIONS, AdapterTarget
+
+QWEN2 = DecoderSpec(
+    family="qwen2",
+    layers=2,
+    hidden=64,
+    heads=4,
+    kv_heads=2,
+    head_dim=16,
+    intermediate=96,
+    vocab=160,
+    norm_eps=1e-6,
+    rope=RopeSpec(theta=10000.0),
+    qkv_bias=True,
+    tied_embeddings=True,
+)
+QWEN3 = replace(QWEN2, family="qwen3", qkv_bias=False, qk_norm=True, head_dim=32)
+LLAMA = replace(QWEN2, family="llama", qkv_bias=False, tied_embeddings=False)
+
+FLOAT32 = GraphSpec("native", "float32", context=48, max_bank_rank=256, opset=24)
+FLOAT16 = replace(FLOAT32, dtype="float16")
+INT4 = replace(FLOAT32, quant=QuantSpec("int4", 32))
+NO_BANK = replace(FLOAT32, max_bank_rank=0)
+
+
+def random_bundle(
+    directory: Path, spec: DecoderSpec = QWEN2, graph: GraphSpec = FLOAT32, seed: int = 0
+) -> Path:
+    """A bundle directory with graph, weights and bundle.json; no tokenizer."""
+    directory.mkdir(parents=True)
+    slots = layout.lay_out(spec, graph)
+    rng = np.random.default_rng(seed)
+    with DataFile(directory / DATA_FILE) as data:
+        for slot in slots.values():
+            data.put(slot, _values(rng, slot, spec, graph))
+        data.finish(DATA_FILE)
+    ir.save(build_graph(spec, graph, slots), directory / GRAPH_FILE)
+    write_bundle_json(directory, spec, graph)
+    return directory
+
+
+def write_bundle_json(directory: Path, spec: DecoderSpec, graph: GraphSpec) -> None:
+    """Describes the graph files as they are now."""
+    files = tuple(
+        BundleFile(n, (directory / n).stat().st_size, digest_file(directory / n))
+        for n in (GRAPH_FILE, DATA_FILE)
+    )
+    bundle = Bundle(
+        1,
+        digest_bytes(b"base"),
+        spec,
+        graph,
+        files,
+        (1,),
+        None,
+        None,
+        SourceInfo("random", spec.family, graph.dtype),
+        "remora 0.1.0",
+    )
+    (directory / BUNDLE_JSON).write_bytes(canonical_json(bundle))
+
+
+def _values(rng: np.random.Generator, slot: layout.Slot, spec: DecoderSpec, graph: GraphSpec):
+    if slot.name == layout.CACHE_POSITIONS:
+        return np.arange(graph.context, dtype=np.int64)
+    if slot.name in (layout.ROPE_COS, layout.ROPE_SIN):
+        tables = rope.tables(spec.rope, spec.head_dim, graph.context)
+        return tables[slot.name == layout.ROPE_SIN].astype(graph.dtype)
+    if slot.dtype == "int4":
+        return pack_nibbles(rng.integers(-8, 8, slot.shape).astype(np.int8))
+    if slot.name.endswith(".scale"):
+        return (rng.uniform(0.5, 1.5, slot.shape) / (5 * spec.hidden**0.5)).astype(graph.dtype)
+    noise = rng.standard_normal(slot.shape)
+    if len(slot.shape) == 1:
+        return ((0.2 if "bias" in slot.name else 1.0) + 0.2 * noise).astype(graph.dtype)
+    scale = 0.5 if slot.name == layout.EMBED else slot.shape[0] ** -0.5
+    return (scale * noise).astype(graph.dtype)
+
+
+def random_adapter(
+    spec: DecoderSpec,
+    seed: int,
+    rank: int = 4,
+    projections: tuple[targets.Projection, ...] = PROJECTIONS,
+    dtype: type[np.floating] = np.float32,
+    ranks: dict[targets.Projection, int] | None = None,
+) -> AdapterWeights:
+    """An adapter that changes answers a good deal."""
+    rng = np.random.default_rng(seed)
+    tensors = {}
+    for layer in range(spec.layers):
+        for p in projections:
+            r = (ranks or {}).get(p, rank)
+            k, n = spec.in_features(p), spec.out_features(p)
+            a = rng.standard_normal((k, r)) / k**0.5
+            b = 0.5 * rng.standard_normal((r, n)) / r**0.5
+            tensors[AdapterTarget(layer, p)] = (a.astype(dtype), b.astype(dtype))
+    return AdapterWeights(digest_bytes(str(seed).encode()), tensors)
+
+
+@dataclass(frozen=True)
+class Weighted:
+    weights: AdapterWeights
+    weight: float = 1.0
+
+
+class Reference:
+    """The portable graph run as it is, one row from its first token on."""
+
+    def __init__(self, directory: Path) -> None:
+        bundle = load_bundle(directory)
+        self.spec, self.graph = bundle.decoder, bundle.graph
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = 1
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+        self._session = ort.InferenceSession(
+            str(directory / GRAPH_FILE), options, providers=["CPUExecutionProvider"]
+        )
+
+    def logits(self, tokens: list[int], mix: tuple[Weighted, ...] = ()) -> np.ndarray:
+        """[vocab] after the last token."""
+        s = len(tokens)
+        feed = {
+            targets.INPUT_IDS: np.array([tokens], np.int64),
+            targets.POSITION_IDS: np.arange(s, dtype=np.int64)[None],
+            targets.LAST_INDEX: np.array([[s - 1]], np.int64),
+            **self._empty_cache(),
+            **(self._bank(mix) if self.graph.max_bank_rank else {}),
+        }
+        return self._session.run([targets.LOGITS], feed)[0][0]
+
+    def _empty_cache(self) -> dict[str, np.ndarray]:
+        shape = (1, self.spec.kv_heads, self.graph.context, self.spec.head_dim)
+        zeros = np.zeros(shape, self.graph.dtype)
+        layers = range(self.spec.layers)
+        return {n(i): zeros for i in layers for n in (targets.past_key, targets.past_value)}
+
+    def _bank(self, mix: tuple[Weighted, ...]) -> dict[str, np.ndarray]:
+        """The rank-concatenated bank of docs/graph.md, B block-diagonal over the parts."""
+        feed: dict[str, np.ndarray] = {}
+        for group in GROUPS:
+            parts = PARTS[group]
+            columns = [(w, p, w.weights.rank_of(p)) for w in mix for p in parts]
+            gate = np.concatenate([np.full(r, w.weight) for w, _, r in columns] or [np.zeros(0)])
+            feed[targets.lora_gate(group)] = gate[None, None].astype(self.graph.dtype)
+            for layer in range(self.spec.layers):
+                a, b = self._factors(layer, group, columns)
+                feed[targets.lora_a(layer, group)] = a.astype(self.graph.dtype)
+                feed[targets.lora_b(layer, group)] = b.astype(self.graph.dtype)
+        return feed
+
+    def _factors(self, layer, group, columns):
+        parts = PARTS[group]
+        total = sum(r for _, _, r in columns)
+        sizes = [self.spec.out_features(p) for p in parts]
+        a = np.zeros((self.spec.in_features(parts[0]), total))
+        b = np.zeros((total, sum(sizes)))
+        at = 0
+        for w, p, r in columns:
+            found = w.weights.tensors.get(AdapterTarget(layer, p))
+            if found is not None:
+                begin = sum(sizes[: parts.index(p)])
+                a[:, at : at + found[0].shape[1]] = found[0]
+                b[at : at + found[1].shape[0], begin : begin + found[1].shape[1]] = found[1]
+            at += r
+        return a, b
