@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,6 +32,11 @@ def test_every_field_of_the_installed_peft_is_in_the_table() -> None:
     import peft
 
     assert {f.name for f in dataclasses.fields(peft.LoraConfig)} == set(FIELDS)
+
+
+def test_every_field_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "adapters.md").read_text()
+    assert [name for name in FIELDS if f"`{name}`" not in text] == []
 
 
 def test_peft_defaults_are_accepted() -> None:

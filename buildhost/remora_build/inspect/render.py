@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table as RichTable
+from rich.text import Text
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ def show(report: Report, *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(report.data, indent=2, sort_keys=True))
         return
-    console = Console(highlight=False)
-    console.print(f"[bold]{report.title}[/bold]")
+    console = Console(highlight=False, markup=False)  # names from outside are not markup
+    console.print(Text(report.title, style="bold"))
     grid = RichTable.grid(padding=(0, 2))
     grid.add_column(style="dim")
     grid.add_column(overflow="fold")
