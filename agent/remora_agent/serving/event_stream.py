@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from remora_agent.runtime.api import Accepted, Delta, Event, Failed, Finished
 
@@ -36,7 +36,7 @@ class EventStream:
         if idle:
             self._wake()
 
-    async def events(self) -> AsyncIterator[Accepted | Delta | Finished]:
+    async def events(self) -> AsyncGenerator[Accepted | Delta | Finished, None]:
         """Ends after Finished. Raises the error of a Failed."""
         while True:
             await self._ready.wait()

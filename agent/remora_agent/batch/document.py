@@ -1,0 +1,187 @@
+"""The batch file: the input format of TensorRT Edge-LLM's `llm_inference`, read strictly.
+
+Every field is honoured or refused by name. Pure: bytes in, frozen data out; opens no file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from remora_agent.runtime.api import AdapterRef
+from remora_agent.serving.call import (
+    ChatPrompt,
+    GenerateCall,
+    Message,
+    SamplingOverrides,
+    StoppingOverrides,
+    TextPrompt,
+)
+from remora_agent.serving.limits import check_call
+from remora_contract.artifact import check_name
+from remora_contract.errors import DocumentInvalid, Unsupported
+from remora_contract.strict import parse
+
+MAX_INPUT_BYTES = 256 << 20
+MAX_REQUESTS = 100_000
+MAX_BATCH = 4096
+
+# Known to Edge-LLM and not carried out here. Refused rather than dropped.
+_UNSUPPORTED_TOP = {
+    "embodiment_id": "vision-language-action models",
+    "action_batch_size": "vision-language-action models",
+}
+_UNSUPPORTED_REQUEST = {
+    "guided_decoding": "guided decoding",
+    "ego_history_xyz_npy": "trajectory input",
+    "ego_history_rot_npy": "trajectory input",
+    "predict_yaw": "trajectory input",
+    "traj_token_offset": "trajectory input",
+    "robot_state": "robot state input",
+    "embodiment_id": "vision-language-action models",
+    "past_trajectory": "trajectory input",
+}
+_TEXT = "text"
+
+
+@dataclass(frozen=True)
+class BatchRequest:
+    messages: tuple[Message, ...]
+    lora_name: str = ""  # empty: the base model alone
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """What holds for the whole file. Defaults are Edge-LLM's."""
+
+    batch_size: int = 1
+    temperature: float = 1.0
+    top_p: float = 0.8
+    top_k: int = 50
+    max_generate_length: int = 256
+    apply_chat_template: bool = True
+    add_generation_prompt: bool = True
+    enable_thinking: bool = False
+    available_lora_weights: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BatchDocument:
+    settings: BatchSettings
+    requests: tuple[BatchRequest, ...]
+
+
+@dataclass(frozen=True)
+class _Request:
+    messages: tuple[dict[str, Any], ...]
+    lora_name: str | None = None
+    stop: Any = ()
+    save_system_prompt_kv_cache: bool = False
+    disable_spec_decode: bool = False  # there is no speculation to disable: true changes nothing
+
+
+def read_document(data: bytes, where: str) -> BatchDocument:
+    """`where` names the file in errors. Raises DocumentInvalid, Unsupported."""
+    try:
+        raw = json.loads(data)
+    except (ValueError, RecursionError) as e:
+        raise DocumentInvalid(f"{where}: not valid JSON: {e}") from e
+    if not isinstance(raw, dict) or not isinstance(raw.get("requests"), list):
+        raise DocumentInvalid(f"{where}: requests must be a list of requests")
+    _refuse(raw, _UNSUPPORTED_TOP, where)
+    requests = raw.pop("requests")
+    if not 0 < len(requests) <= MAX_REQUESTS:
+        raise DocumentInvalid(f"{where}: requests: give 1 to {MAX_REQUESTS}")
+    settings = parse(BatchSettings, raw, where)
+    if not 0 < settings.batch_size <= MAX_BATCH:
+        raise DocumentInvalid(f"{where}: batch_size must be in 1..{MAX_BATCH}")
+    weights = settings.available_lora_weights
+    for name in weights:
+        check_name(name, f"{where}: available_lora_weights")
+    read = (_request(r, f"{where}: requests[{i}]", weights) for i, r in enumerate(requests))
+    return BatchDocument(settings, tuple(read))
+
+
+def call_of(document: BatchDocument, index: int, seed: int | None) -> GenerateCall:
+    """The generation call of request `index`. Raises RequestInvalid naming what is out of range."""
+    request = document.requests[index]
+    settings = document.settings
+    prompt: ChatPrompt | TextPrompt
+    if settings.apply_chat_template:
+        prompt = ChatPrompt(
+            request.messages,
+            settings.add_generation_prompt,
+            {"enable_thinking": settings.enable_thinking},
+        )
+    else:
+        prompt = TextPrompt("".join(m.content for m in request.messages))
+    call = GenerateCall(
+        prompt=prompt,
+        selection=(AdapterRef(request.lora_name),) if request.lora_name else (),
+        sampling=SamplingOverrides(
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+            seed=None if seed is None else seed + index,
+        ),
+        stopping=StoppingOverrides(settings.max_generate_length, stop=request.stop),
+        request_id=f"batch-{index}",
+    )
+    return check_call(call)
+
+
+def _request(raw: object, where: str, weights: Mapping[str, str]) -> BatchRequest:
+    if isinstance(raw, dict):
+        _refuse(raw, _UNSUPPORTED_REQUEST, where)
+    request = parse(_Request, raw, where)
+    if request.save_system_prompt_kv_cache:
+        raise Unsupported(
+            f"{where}: save_system_prompt_kv_cache is not implemented; leave it out or say false"
+        )
+    name = request.lora_name or ""
+    if name and name not in weights:
+        raise DocumentInvalid(
+            f"{where}: lora_name {name[:80]!r} is not in available_lora_weights "
+            f"({', '.join(sorted(weights)) or 'which is empty'})"
+        )
+    messages = tuple(_message(m, f"{where}: messages[{i}]") for i, m in enumerate(request.messages))
+    return BatchRequest(messages, name, _stop(request.stop, where))
+
+
+def _message(raw: Mapping[str, Any], where: str) -> Message:
+    if set(raw) != {"role", "content"}:
+        raise DocumentInvalid(f"{where}: a message has role and content, not {sorted(raw)}")
+    role, content = raw["role"], raw["content"]
+    if not isinstance(role, str):
+        raise DocumentInvalid(f"{where}: role must be text")
+    if isinstance(content, str):
+        return Message(role, content)
+    if not isinstance(content, list):
+        raise DocumentInvalid(f"{where}: content must be text or a list of parts")
+    return Message(role, "".join(_part(p, f"{where}: content[{i}]") for i, p in enumerate(content)))
+
+
+def _part(raw: object, where: str) -> str:
+    if not isinstance(raw, dict) or not isinstance(raw.get("type"), str):
+        raise DocumentInvalid(f"{where}: a part is a table with a type")
+    if raw["type"] != _TEXT:
+        raise Unsupported(f"{where}: content of type {raw['type'][:40]!r}: only text is supported")
+    if set(raw) != {"type", "text"} or not isinstance(raw["text"], str):
+        raise DocumentInvalid(f"{where}: a text part has type and text, not {sorted(raw)}")
+    return raw["text"]
+
+
+def _stop(raw: object, where: str) -> tuple[str, ...]:
+    texts = [raw] if isinstance(raw, str) else raw
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(t, str) for t in texts):
+        raise DocumentInvalid(f"{where}: stop must be text or a list of texts")
+    return tuple(texts)
+
+
+def _refuse(raw: Mapping[str, object], unsupported: Mapping[str, str], where: str) -> None:
+    for key in raw:
+        if key in unsupported:
+            raise Unsupported(f"{where}: {key} is not supported ({unsupported[key]}); leave it out")

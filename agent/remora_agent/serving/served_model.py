@@ -1,0 +1,105 @@
+"""A runtime as the surfaces use it: a call becomes tokens, then a request whose names are settled.
+
+Settling names (use case -> adapters -> digests) and switching a release's names exclude each
+other, so a request sees the names of one release, never some of each. Knows no wire format.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from remora_agent.runtime.api import AdapterRef, Event, GenerationRequest, OnEvent
+from remora_agent.runtime.model_runtime import ModelRuntime
+from remora_agent.serving.call import (
+    AdapterSelection,
+    ChatPrompt,
+    GenerateCall,
+    PromptInput,
+    TextPrompt,
+    UseCaseRef,
+)
+from remora_agent.text.pipeline import Encoded
+
+
+class ServedModel:
+    """`observe` sees every event on the step thread, before the request's own listener."""
+
+    def __init__(
+        self, runtime: ModelRuntime, observe: Callable[[Event], None] | None = None
+    ) -> None:
+        self.runtime = runtime
+        self._names = threading.Lock()
+        self._observe = observe
+
+    @contextmanager
+    def changing_names(self) -> Iterator[None]:
+        """No request settles its names meanwhile. Hold it for dictionary work only."""
+        with self._names:
+            yield
+
+    def encode(self, prompt: PromptInput) -> Encoded:
+        """Tokens of any input; takes as long as the text is long: for a worker thread.
+
+        Raises RequestInvalid, Refused (a chat without a template).
+        """
+        text = self.runtime.text
+        if isinstance(prompt, TextPrompt):
+            return text.encode(prompt.text, add_special_tokens=prompt.add_special_tokens)
+        if isinstance(prompt, ChatPrompt):
+            return text.encode_chat(
+                [{"role": m.role, "content": m.content} for m in prompt.messages],
+                add_generation_prompt=prompt.add_generation_prompt,
+                arguments=prompt.arguments,
+            )
+        return Encoded("", prompt.ids)
+
+    def submit(
+        self,
+        request_id: str,
+        call: GenerateCall,
+        tokens: tuple[int, ...],
+        timeout_s: float | None,
+        on_event: OnEvent,
+    ) -> None:
+        """Queues the call, its prompt being `tokens`. Does not wait for the engine.
+
+        `timeout_s` from now until it must have ended. Raises as ModelRuntime.submit does, and
+        NotFound for a use case.
+        """
+        runtime, sampling, stopping = self.runtime, call.sampling, call.stopping
+        with self._names:
+            request = GenerationRequest(
+                request_id=request_id,
+                prompt=tokens,
+                adapters=self._adapters(call.selection),
+                sampling=runtime.sampling(
+                    sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed
+                ),
+                stopping=runtime.stopping(
+                    stopping.max_tokens,
+                    stopping.stop,
+                    stopping.stop_token_ids,
+                    stopping.ignore_eos,
+                ),
+                deadline_s=None if timeout_s is None else runtime.now() + timeout_s,
+            )
+            runtime.submit(request, self._listener(on_event))
+
+    def _adapters(self, selection: AdapterSelection) -> tuple[AdapterRef, ...]:
+        if not isinstance(selection, UseCaseRef):
+            return selection
+        use_case = self.runtime.adapters.directory.use_case(selection.name)
+        return tuple(AdapterRef(a.name, None, a.weight) for a in use_case.adapters)
+
+    def _listener(self, on_event: OnEvent) -> OnEvent:
+        observe = self._observe
+        if observe is None:
+            return on_event
+
+        def listen(event: Event) -> None:
+            observe(event)
+            on_event(event)
+
+        return listen
