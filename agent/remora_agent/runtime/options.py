@@ -18,7 +18,6 @@ class RuntimeOptions:
     default_max_tokens: int = 256  # where neither request nor release nor bundle says
     max_stop_strings: int = 16
     max_stop_chars: int = 256
-    max_text_bytes: int = 4 << 20  # of one input before tokenisation
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from remora_agent.text.chat import ChatTemplate
+from remora_agent.text.detokenize import Detokenizer
+from remora_agent.text.files import (
+    TOKENIZER_CONFIG,
+    chat_templates,
+    read_json_table,
+    special_tokens,
+)
+from remora_agent.text.tokenizer import TextTokenizer
+from remora_contract.bundle import TOKENIZER_DIR
+from remora_contract.errors import Refused, RequestInvalid
+
+MAX_TEXT_BYTES = 4 << 20
+MAX_MESSAGES = 4096
 
 
 @dataclass(frozen=True)
@@ -17,16 +33,42 @@ class Encoded:
 
 
 class TextPipeline:
-    """Thread-safe: nothing changes after `load`."""
+    """Thread-safe: nothing changes after construction."""
+
+    def __init__(self, tokenizer: TextTokenizer, chat: ChatTemplate | None) -> None:
+        self._tokenizer = tokenizer
+        self._chat = chat
 
     @classmethod
-    def load(cls, bundle_directory: Path) -> TextPipeline:
-        """Reads BUNDLE/tokenizer/ and BUNDLE/generation_config.json. Raises ArtifactInvalid."""
-        raise NotImplementedError
+    def load(
+        cls,
+        bundle_directory: Path,
+        *,
+        max_text_bytes: int = MAX_TEXT_BYTES,
+        now: Callable[[], datetime] = datetime.now,
+    ) -> TextPipeline:
+        """Reads BUNDLE/tokenizer/. `now` serves templates that print a date. Raises
+        ArtifactInvalid."""
+        directory = bundle_directory / TOKENIZER_DIR
+        config = read_json_table(directory / TOKENIZER_CONFIG)
+        templates = chat_templates(directory, config)
+        tokenizer = TextTokenizer.load(directory, max_text_bytes)
+        if not templates:
+            return cls(tokenizer, None)
+        return cls(tokenizer, ChatTemplate(templates, special_tokens(config), max_text_bytes, now))
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self._chat is not None
+
+    @property
+    def vocab(self) -> int:
+        """Token ids the tokenizer knows; the model's own vocabulary may be padded beyond."""
+        return self._tokenizer.vocab
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> Encoded:
-        """Raises RequestInvalid for text past the bound."""
-        raise NotImplementedError
+        """Raises PromptTooLong for text past the bound, RequestInvalid for broken text."""
+        return Encoded(text, self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
 
     def encode_chat(
         self,
@@ -38,8 +80,22 @@ class TextPipeline:
         """As transformers' apply_chat_template; `arguments` are extra template variables (tools,
         documents, enable_thinking, …), already decoded. Raises RequestInvalid with the template's
         words, Refused when the bundle has no chat template."""
-        raise NotImplementedError
+        if self._chat is None:
+            raise Refused("the bundle has no chat template; send text or token ids instead")
+        if not 0 < len(messages) <= MAX_MESSAGES:
+            raise RequestInvalid(f"a chat has 1 to {MAX_MESSAGES} messages, not {len(messages)}")
+        text = self._chat.render(
+            messages, add_generation_prompt=add_generation_prompt, arguments=arguments
+        )
+        return self.encode(text, add_special_tokens=False)
 
     def decode(self, token_ids: Sequence[int], *, keep_special_tokens: bool = False) -> str:
-        """Raises RequestInvalid for an id outside the vocabulary."""
-        raise NotImplementedError
+        """The ids' text, special tokens left out unless asked for. Raises RequestInvalid for an
+        id that cannot be one."""
+        if not all(0 <= i < 1 << 32 for i in token_ids):
+            raise RequestInvalid("token ids run from 0 to 4294967295")
+        return self._tokenizer.decode(token_ids, keep_special_tokens=keep_special_tokens)
+
+    def detokenizer(self, prompt: Sequence[int]) -> Detokenizer:
+        """For one answer to `prompt`."""
+        return Detokenizer(self._tokenizer.decode, prompt)
