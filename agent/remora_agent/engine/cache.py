@@ -87,6 +87,14 @@ def to_evict(stored: Collection[Stored], max_bytes: int, in_use: Collection[str]
     return chosen
 
 
+def read_entry(directory: Path) -> CacheEntry:
+    """An entry by its folder, its files not verified. Raises ArtifactInvalid, DocumentInvalid."""
+    path = directory / MANIFEST
+    if not path.is_file() or path.stat().st_size > _MAX_MANIFEST_BYTES:
+        raise ArtifactInvalid(f"{path} is missing or too large")
+    return CacheEntry(directory, loads(EngineManifest, path.read_bytes(), str(path)))
+
+
 class EngineCache:
     """One folder of built engines, shared by all processes of a device."""
 
@@ -185,17 +193,13 @@ class EngineCache:
             shutil.rmtree(grave, ignore_errors=True)
 
     def _load(self, key: str) -> CacheEntry:
-        directory = self._directory(key)
-        path = directory / MANIFEST
-        if not path.is_file() or path.stat().st_size > _MAX_MANIFEST_BYTES:
-            raise ArtifactInvalid(f"{path} is missing or too large")
-        manifest = loads(EngineManifest, path.read_bytes(), str(path))
-        if manifest.key.digest != key:
-            raise ArtifactInvalid(f"{path} describes another build")
-        if self._seen_content(key) != self._fingerprint(key, manifest.files):
-            verify_files(directory, manifest.files)
-            self._mark_verified(key, manifest.files)
-        return CacheEntry(directory, manifest)
+        entry = read_entry(self._directory(key))
+        if entry.manifest.key.digest != key:
+            raise ArtifactInvalid(f"{entry.directory} holds another build")
+        if self._seen_content(key) != self._fingerprint(key, entry.manifest.files):
+            verify_files(entry.directory, entry.manifest.files)
+            self._mark_verified(key, entry.manifest.files)
+        return entry
 
     def _fingerprint(self, key: str, files: tuple[BundleFile, ...]) -> bytes:
         """Changes with the boot and with any file's size, time or inode."""

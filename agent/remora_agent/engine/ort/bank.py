@@ -99,7 +99,7 @@ class Bank:
 
 
 def pack(decoder: DecoderSpec, entries: tuple[tuple[AdapterWeights, float], ...]) -> Packed:
-    """One mix as bound arrays. Without entries every rank is 0."""
+    """One mix as bound arrays. Without entries it adds zeros."""
     packed: dict[str, Buffer] = {}
     for layer in range(decoder.layers):
         for group in PARTS:
@@ -124,7 +124,8 @@ def _pack_group(
         ]
         for p in parts
     }
-    rank = max(sum(a.shape[1] for a, _, _ in found) for found in factors.values())
+    # ONNX Runtime 1.23 cannot split an empty axis: an unused group is one column of zeros.
+    rank = max(1, *(sum(a.shape[1] for a, _, _ in found) for found in factors.values()))
     packed_a = np.zeros((1, k, len(parts) * rank), np.float32)
     packed = {names.slot_a(layer, group): packed_a}
     for i, p in enumerate(parts):
