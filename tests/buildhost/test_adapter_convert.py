@@ -327,7 +327,7 @@ def test_a_failed_write_leaves_nothing_behind(
         raise OSError(28, "No space left on device")
 
     first = convert()
-    monkeypatch.setattr("remora_build.adapters.sidecar.save_file", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(Exhausted, match=r"out; free some"):
         convert(plain_config(lora_alpha=8), replace=True)
     assert load_adapter(tmp_path / "out") == first

@@ -18,9 +18,21 @@ from typing import Any
 import numpy as np
 
 from remora_build.adapters.sidecar import Dtype, Factor, write_adapter
-from remora_contract.adapter import Adapter
-from remora_contract.bundle import DecoderSpec
-from remora_contract.targets import PROJECTIONS, AdapterTarget, Projection
+from remora_contract.adapter import WEIGHTS_FILE, Adapter, load_adapter
+from remora_contract.bundle import Bundle, DecoderSpec
+from remora_contract.targets import (
+    GROUPS,
+    PARTS,
+    PROJECTIONS,
+    AdapterTarget,
+    Group,
+    Projection,
+    lora_a,
+    lora_b,
+    lora_gate,
+)
+
+Tensors = Mapping[AdapterTarget, tuple[np.ndarray, np.ndarray]]
 
 ALL_SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -117,7 +129,7 @@ def random_tensors(
 def write_sidecar(
     out_dir: Path,
     base_digest: str,
-    tensors: Mapping[AdapterTarget, tuple[np.ndarray, np.ndarray]],
+    tensors: Tensors,
     *,
     dtype: Dtype = "float32",
     scaling: float = 1.0,
@@ -132,3 +144,59 @@ def write_sidecar(
         dtype=dtype,
         source_config=source_config or {"peft_type": "LORA"},
     )
+
+
+def load_tensors(directory: Path) -> Tensors:
+    """A sidecar's (a, b) by target."""
+    from safetensors.numpy import load_file
+
+    stored = load_file(directory / WEIGHTS_FILE)
+    targets = [t.target for t in load_adapter(directory).targets]
+    return {t: (stored[t.tensor_a()], stored[t.tensor_b()]) for t in targets}
+
+
+def bank_feed(
+    bundle: Bundle, resident: Sequence[Tensors], weights: Sequence[Sequence[float]]
+) -> dict[str, np.ndarray]:
+    """The portable graph's adapter inputs, packed the plain way docs/graph.md describes.
+
+    `weights[row][i]` is how much of resident adapter i that row takes. An adapter's columns lie
+    side by side for each part of a group, B is zero outside its part, and layers that an adapter
+    leaves alone hold zeros.
+    """
+    feed: dict[str, np.ndarray] = {}
+    for group in GROUPS:
+        widths = [[_width(tensors, p) for p in PARTS[group]] for tensors in resident]
+        gate = [np.repeat(row, [sum(w) for w in widths]) for row in weights]
+        feed[lora_gate(group)] = np.array(gate, bundle.graph.dtype)[:, None, :]
+        for layer in range(bundle.decoder.layers):
+            blocks = [
+                _block(bundle, t, w, layer, group) for t, w in zip(resident, widths, strict=True)
+            ]
+            feed[lora_a(layer, group)] = np.concatenate([a for a, _ in blocks], axis=1)
+            feed[lora_b(layer, group)] = np.concatenate([b for _, b in blocks], axis=0)
+    return feed
+
+
+def _width(tensors: Tensors, projection: Projection) -> int:
+    return max(
+        (a.shape[1] for t, (a, _) in tensors.items() if t.projection == projection), default=0
+    )
+
+
+def _block(
+    bundle: Bundle, tensors: Tensors, widths: Sequence[int], layer: int, group: Group
+) -> tuple[np.ndarray, np.ndarray]:
+    """One adapter's columns of one group: a [k, sum(widths)], b [sum(widths), n]."""
+    decoder, dtype = bundle.decoder, bundle.graph.dtype
+    parts = PARTS[group]
+    outs = [decoder.out_features(p) for p in parts]
+    a = np.zeros((decoder.in_features(parts[0]), sum(widths)), dtype)
+    b = np.zeros((sum(widths), sum(outs)), dtype)
+    for i, part in enumerate(parts):
+        pair = tensors.get(AdapterTarget(layer, part))
+        if pair is not None:
+            column, first, rank = sum(widths[:i]), sum(outs[:i]), pair[0].shape[1]
+            a[:, column : column + rank] = pair[0]
+            b[column : column + rank, first : first + outs[i]] = pair[1]
+    return a, b

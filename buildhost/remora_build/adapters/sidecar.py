@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from remora_build.staging import staged_directory
 from remora_build.version import exporter_name
@@ -56,7 +56,7 @@ def write_adapter(
     tensors = cast_factors(factors, dtype)
     with staged_directory(out, marker=ADAPTER_JSON, replace=replace) as staging:
         weights = staging / WEIGHTS_FILE
-        save_file(tensors, weights)
+        weights.write_bytes(save(tensors))  # not save_file: a full disk must be an OSError
         document = Adapter(
             format_version=FORMAT_VERSION,
             base_digest=base_digest,
