@@ -1,0 +1,1 @@
+"""Reading a Hugging Face checkpoint directory: its tensors, and their bytes as a stream."""

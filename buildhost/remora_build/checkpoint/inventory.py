@@ -1,0 +1,71 @@
+"""Do the checkpoint's tensors agree with what its config.json promises? Also its identity. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from remora_build.checkpoint.safetensors_file import TensorEntry
+from remora_build.families.decoder import EMBEDDING, HEAD, expected_tensors
+from remora_contract.bundle import DecoderSpec
+from remora_contract.digests import digest_document
+from remora_contract.errors import CheckpointInvalid
+
+# Old Llama checkpoints store this table, which follows from the configuration.
+_DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """`tensors` are all that is exported; `tied_copy` repeats the embedding and must equal it."""
+
+    tensors: dict[str, TensorEntry]
+    tied_copy: TensorEntry | None
+
+
+def take_inventory(spec: DecoderSpec, entries: Mapping[str, TensorEntry]) -> Inventory:
+    """Raises CheckpointInvalid naming the first tensor that is missing, misshapen or unexpected."""
+    expected = expected_tensors(spec)
+    for name, shape in expected.items():
+        if name not in entries:
+            raise CheckpointInvalid(f"the checkpoint lacks {name} {list(shape)}")
+        _check_shape(entries[name], shape)
+    tied_copy = entries.get(HEAD) if spec.tied_embeddings else None
+    if tied_copy is not None:
+        _check_shape(tied_copy, expected[EMBEDDING])
+    for name, entry in entries.items():
+        if name not in expected and entry is not tied_copy and not _DERIVED.fullmatch(name):
+            raise CheckpointInvalid(
+                f"{entry.path} holds {name[:120]} {list(entry.shape)}, which a {spec.family} model "
+                "of this config.json does not have: it would be dropped silently"
+            )
+    return Inventory({name: entries[name] for name in expected}, tied_copy)
+
+
+def _check_shape(entry: TensorEntry, shape: tuple[int, ...]) -> None:
+    if entry.shape != shape:
+        raise CheckpointInvalid(
+            f"{entry.path}: {entry.name} has shape {list(entry.shape)}; "
+            f"config.json asks for {list(shape)}"
+        )
+
+
+def check_tied(copy: TensorEntry, digests: Mapping[str, str]) -> None:
+    """Raises CheckpointInvalid when config.json ties what the checkpoint keeps apart."""
+    if digests[copy.name] != digests[EMBEDDING]:
+        raise CheckpointInvalid(
+            f"{copy.path}: config.json says tie_word_embeddings, but {HEAD} differs from "
+            f"{EMBEDDING}; set it to false if the model has a head of its own"
+        )
+
+
+def base_digest(
+    spec: DecoderSpec, tensors: Mapping[str, TensorEntry], digests: Mapping[str, str]
+) -> str:
+    """Identity of the checkpoint's architecture and weights, whatever the sharding."""
+    listed = [
+        {"name": n, "dtype": e.dtype, "shape": list(e.shape), "digest": digests[n]}
+        for n, e in sorted(tensors.items())
+    ]
+    return digest_document({"decoder": spec, "tensors": listed})

@@ -1,0 +1,1 @@
+"""`remora-build export`: a checkpoint directory becomes a bundle directory."""

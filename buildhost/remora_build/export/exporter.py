@@ -1,0 +1,194 @@
+"""The export from start to end: config, tensors, graph, weights, tokenizer and golden prompts
+composed into a bundle that appears whole or not at all.
+
+Owns the order of work; each step's rules are elsewhere. bundle.json is written last.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from remora_build.checkpoint.directory import CONFIG, find_tensors, read_json
+from remora_build.checkpoint.inventory import Inventory, base_digest, check_tied, take_inventory
+from remora_build.checkpoint.stream import TensorStream
+from remora_build.export.options import ExportOptions, graph_spec
+from remora_build.export.progress import Progress, SilentProgress
+from remora_build.families import read_config
+from remora_build.families.decoder import EMBEDDING
+from remora_build.golden.prompts import Prompt, builtin_prompts, read_prompts
+from remora_build.golden.record import record
+from remora_build.graph.data_file import DataFile
+from remora_build.graph.decoder import DATA_FILE, build_graph
+from remora_build.graph.layout import Slot, lay_out
+from remora_build.graph.lint import check_graph
+from remora_build.graph.weights import WeightWriter
+from remora_build.staging import staged_directory
+from remora_build.tokenizer import (
+    TOKENIZER_JSON,
+    SpecialTokens,
+    copy_tokenizer,
+    load_tokenizer,
+    special_tokens,
+)
+from remora_build.version import exporter_name
+from remora_contract.bundle import (
+    BUNDLE_JSON,
+    FORMAT_VERSION,
+    GOLDEN_JSON,
+    GRAPH_FILE,
+    Bundle,
+    BundleFile,
+    DecoderSpec,
+    GraphSpec,
+    SourceInfo,
+)
+from remora_contract.digests import canonical_json, digest_file
+from remora_contract.errors import InternalFault
+
+log = logging.getLogger(__name__)
+
+_DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Everything decided before the first byte is written."""
+
+    checkpoint: Path
+    name: str
+    options: ExportOptions
+    spec: DecoderSpec
+    graph: GraphSpec
+    slots: dict[str, Slot]
+    inventory: Inventory
+    special: SpecialTokens
+    prompts: tuple[Prompt, ...]
+
+
+def export_checkpoint(
+    checkpoint: Path,
+    out: Path,
+    options: ExportOptions,
+    *,
+    name: str | None = None,
+    replace: bool = False,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Writes the bundle directory `out` and returns its document.
+
+    Raises CheckpointInvalid, DocumentInvalid, RequestInvalid or Unsupported for the input, Conflict
+    when `out` exists and `replace` is not given, Exhausted on a full disk. On any error, and when
+    killed, `out` is as it was before.
+    """
+    plan = _plan(checkpoint, name or checkpoint.resolve().name, options)
+    shown = progress or SilentProgress()
+    with staged_directory(out, marker=BUNDLE_JSON, replace=replace) as staging:
+        _write_graph(plan, staging)
+        data, base = _write_weights(plan, staging, shown)
+        onnx.checker.check_model(str(staging / GRAPH_FILE))
+        carried = copy_tokenizer(checkpoint, staging)
+        if plan.prompts:
+            _write_golden(plan, staging, shown)
+        small = [GRAPH_FILE, *carried, *([GOLDEN_JSON] if plan.prompts else [])]
+        files = [data, *(_described(staging, path) for path in small)]
+        bundle = _document(plan, base, tuple(sorted(files, key=lambda f: f.path)))
+        (staging / BUNDLE_JSON).write_bytes(canonical_json(bundle))
+    log.info("bundle.exported", extra={"digest": bundle.digest, "bytes": bundle.bytes})
+    return bundle
+
+
+def _plan(checkpoint: Path, name: str, options: ExportOptions) -> _Plan:
+    spec = read_config(checkpoint)
+    graph = graph_spec(spec, options)
+    inventory = take_inventory(spec, find_tensors(checkpoint))
+    return _Plan(
+        checkpoint=checkpoint,
+        name=name,
+        options=options,
+        spec=spec,
+        graph=graph,
+        slots=lay_out(spec, graph),
+        inventory=inventory,
+        special=special_tokens(checkpoint, spec.vocab),
+        prompts=_prompts(checkpoint, options, spec, graph),
+    )
+
+
+def _prompts(
+    checkpoint: Path, options: ExportOptions, spec: DecoderSpec, graph: GraphSpec
+) -> tuple[Prompt, ...]:
+    """Tokenized before the long work, so that a damaged tokenizer or file fails at once."""
+    tokenizer = load_tokenizer(checkpoint / TOKENIZER_JSON, spec)
+    if not options.golden:
+        return ()
+    if options.golden_file is None:
+        return builtin_prompts(tokenizer, graph.context)
+    return read_prompts(options.golden_file, tokenizer, graph.context, spec.vocab)
+
+
+def _write_graph(plan: _Plan, staging: Path) -> None:
+    model = build_graph(plan.spec, plan.graph, plan.slots)
+    check_graph(model)
+    ir.save(model, staging / GRAPH_FILE)
+
+
+def _write_weights(plan: _Plan, staging: Path, progress: Progress) -> tuple[BundleFile, str]:
+    """The data file's entry, and the base digest that fell out of reading."""
+    tensors, tied_copy = plan.inventory.tensors, plan.inventory.tied_copy
+    advance = progress.stage("weights", sum(e.bytes for e in tensors.values()))
+    with TensorStream() as stream, DataFile(staging / DATA_FILE) as out:
+        if tied_copy is not None:
+            stream.digest(tied_copy)
+        writer = WeightWriter(plan.spec, plan.graph, plan.slots, tensors, stream, out, advance)
+        writer.write_all()
+        if tied_copy is not None:
+            check_tied(tied_copy, stream.digests)
+        return out.finish(DATA_FILE), base_digest(plan.spec, tensors, stream.digests)
+
+
+def _write_golden(plan: _Plan, staging: Path, progress: Progress) -> None:
+    advance = progress.stage("golden prompts", plan.spec.layers)
+    golden = record(staging, plan.spec, plan.graph, plan.slots, plan.prompts, advance)
+    (staging / GOLDEN_JSON).write_bytes(canonical_json(golden))
+
+
+def _described(staging: Path, path: str) -> BundleFile:
+    file = staging / path
+    return BundleFile(path, file.stat().st_size, digest_file(file))
+
+
+def _document(plan: _Plan, base: str, files: tuple[BundleFile, ...]) -> Bundle:
+    if len({f.path for f in files}) != len(files):
+        raise InternalFault("a file is listed twice in the bundle")
+    return Bundle(
+        format_version=FORMAT_VERSION,
+        base_digest=base,
+        decoder=plan.spec,
+        graph=plan.graph,
+        files=files,
+        eos_token_ids=plan.special.eos,
+        bos_token_id=plan.special.bos,
+        pad_token_id=plan.special.pad,
+        source=SourceInfo(
+            name=plan.name,
+            model_type=str(read_json(plan.checkpoint / CONFIG)["model_type"]),
+            dtype=_DTYPE_NAMES[plan.inventory.tensors[EMBEDDING].dtype],
+        ),
+        exporter=exporter_name(),
+        notes=_notes(plan),
+    )
+
+
+def _notes(plan: _Plan) -> dict[str, Any]:
+    notes: dict[str, Any] = {}
+    if not plan.prompts:
+        notes["golden"] = "not recorded (--no-golden): engines are not proven before they serve"
+    if plan.graph.dtype == "float32":
+        notes["engines"] = "ONNX Runtime only: TensorRT has no float32 Attention kernel"
+    return notes

@@ -1,0 +1,77 @@
+"""What the person asked for, and the GraphSpec it means for a given decoder. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from remora_build.graph.nodes import OPSET
+from remora_contract.bundle import DecoderSpec, GraphSpec, QuantSpec
+from remora_contract.errors import RequestInvalid, Unsupported
+from remora_contract.targets import PROJECTIONS
+
+DEFAULT_CONTEXT = 4096
+DEFAULT_BANK_RANK = 64
+INT4_BLOCKS = (32, 128)
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    dtype: Literal["float16", "float32"] = "float16"
+    int4_block: int | None = None  # None: weights stay in dtype
+    max_context: int | None = None  # None: the checkpoint's limit, at most DEFAULT_CONTEXT
+    max_bank_rank: int = DEFAULT_BANK_RANK
+    dialect: Literal["native", "legacy"] = "native"
+    golden: bool = True
+    golden_file: Path | None = None  # None: built-in sentences
+
+
+def graph_spec(spec: DecoderSpec, options: ExportOptions) -> GraphSpec:
+    """Raises RequestInvalid, Unsupported for what this decoder or version cannot do."""
+    if options.dialect != "native":
+        raise Unsupported(
+            f"dialect {options.dialect!r} is not implemented yet; use --dialect native "
+            "(TensorRT 10.15 or later, ONNX Runtime)"
+        )
+    return GraphSpec(
+        dialect="native",
+        dtype=options.dtype,
+        context=_context(spec, options.max_context),
+        max_bank_rank=options.max_bank_rank,
+        opset=OPSET,
+        quant=_quant(spec, options.int4_block),
+    )
+
+
+def _context(spec: DecoderSpec, wanted: int | None) -> int:
+    if wanted is None:
+        return min(spec.max_position, DEFAULT_CONTEXT)
+    if not 1 <= wanted <= spec.max_position:
+        raise RequestInvalid(
+            f"--max-context {wanted}: the checkpoint was made for 1 to {spec.max_position} tokens"
+        )
+    return wanted
+
+
+def _quant(spec: DecoderSpec, block: int | None) -> QuantSpec:
+    if block is None:
+        return QuantSpec()
+    if block not in INT4_BLOCKS:
+        raise Unsupported(f"--int4-block {block}: use one of {INT4_BLOCKS}")
+    for projection in PROJECTIONS:
+        k = spec.in_features(projection)
+        if k % block:
+            hint = _other_block(spec)
+            raise Unsupported(
+                f"--int4-block {block} does not divide the {k} inputs of the {projection} "
+                f"projection; {hint}"
+            )
+    return QuantSpec("int4", block)
+
+
+def _other_block(spec: DecoderSpec) -> str:
+    for block in INT4_BLOCKS:
+        if all(spec.in_features(p) % block == 0 for p in PROJECTIONS):
+            return f"use --int4-block {block}"
+    return "export it without --int4-block"

@@ -1,0 +1,71 @@
+"""Strict reading of config.json: every field is honoured, known to change nothing, or refused by
+its name. Owns the rules; knows no family.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from remora_build.families.irrelevant import IRRELEVANT
+from remora_contract.errors import CheckpointInvalid, Unsupported
+
+
+class ConfigFields:
+    """One config.json, its fields taken one by one; `finish` refuses what nobody took."""
+
+    def __init__(self, data: dict[str, Any], where: str) -> None:
+        self.where = where
+        self._left = {k: v for k, v in data.items() if v is not None}
+
+    def take(self, key: str, default: Any = None) -> Any:
+        return self._left.pop(key, default)
+
+    def default(self, key: str, value: Any) -> None:
+        """What an absent field means in this family."""
+        self._left.setdefault(key, value)
+
+    def whole(self, key: str, most: int, default: int | None = None) -> int:
+        """A whole number from 1 to `most`."""
+        value = self.take(key, default)
+        if type(value) is not int or not 1 <= value <= most:
+            raise self.invalid(key, f"a whole number from 1 to {most}", value)
+        return value
+
+    def positive(self, key: str, default: float | None = None) -> float:
+        """A finite number above zero."""
+        return self.check_positive(key, self.take(key, default))
+
+    def check_positive(self, key: str, value: Any) -> float:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not 0 < value < float("inf"):
+            raise self.invalid(key, "a number above zero", value)
+        return float(value)
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        value = self.take(key, default)
+        if not isinstance(value, bool):
+            raise self.invalid(key, "true or false", value)
+        return value
+
+    def only(self, key: str, *allowed: Any, why: str) -> None:
+        """The field may be absent or one of `allowed`. Raises Unsupported."""
+        value = self.take(key, allowed[0])
+        if value not in allowed:
+            raise self.unsupported(key, value, why)
+
+    def finish(self) -> None:
+        """A field nobody knows might change the answer. Raises Unsupported naming it."""
+        for key, value in self._left.items():
+            if key not in IRRELEVANT and value is not False and value not in ([], {}):
+                raise Unsupported(
+                    f"{self.where}: field {key!r} is not known to this family, so its effect "
+                    f"cannot be honoured (it says {str(value)[:80]!r}); remove it from the file "
+                    "only if it changes nothing"
+                )
+
+    def invalid(self, key: str, need: str, have: Any) -> CheckpointInvalid:
+        shown = "nothing" if have is None else repr(have)[:80]
+        return CheckpointInvalid(f"{self.where}: {key} must be {need}, not {shown}")
+
+    def unsupported(self, key: str, value: Any, why: str) -> Unsupported:
+        return Unsupported(f"{self.where}: {key} is {str(value)[:80]!r}: {why}")

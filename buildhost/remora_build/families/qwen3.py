@@ -1,0 +1,16 @@
+"""Qwen3: queries and keys are normalised per head; `attention_bias` covers q, k, v and o."""
+
+from __future__ import annotations
+
+from remora_build.families.decoder import Biases, read_decoder
+from remora_build.families.fields import ConfigFields
+from remora_contract.bundle import DecoderSpec
+
+MODEL_TYPE = "qwen3"
+DEFAULT_HEAD_DIM = 128  # transformers' own, whatever hidden_size / heads is
+
+
+def read(fields: ConfigFields) -> DecoderSpec:
+    attention = fields.flag("attention_bias")
+    fields.default("head_dim", DEFAULT_HEAD_DIM)
+    return read_decoder(fields, MODEL_TYPE, biases=Biases(attention, attention), qk_norm=True)

@@ -1,0 +1,113 @@
+"""Which initializers the graph has, in the order and at the offsets of model.onnx.data.
+
+Owns names, shapes and offsets (docs/graph.md); reads no checkpoint, builds no node. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+from remora_build.families.decoder import has_bias, layer_norms
+from remora_contract.bundle import DecoderSpec, GraphSpec
+from remora_contract.targets import GROUPS, PARTS, Group
+
+StoredDtype = Literal["float16", "float32", "int4", "int64"]
+BITS: dict[StoredDtype, int] = {"float16": 16, "float32": 32, "int4": 4, "int64": 64}
+ALIGNMENT = 4096  # what runtimes need to map a tensor instead of copying it
+
+EMBED = "embed.weight"
+HEAD = "head.weight"
+FINAL_NORM = "norm.weight"
+ROPE_COS = "rope.cos"
+ROPE_SIN = "rope.sin"
+CACHE_POSITIONS = "mask.cache_positions"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One initializer: where its row-major bytes lie in the data file."""
+
+    name: str
+    dtype: StoredDtype
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def bytes(self) -> int:
+        return (prod(self.shape) * BITS[self.dtype] + 7) // 8
+
+
+def group_weight(layer: int, group: Group) -> str:
+    """[k, n], the parts side by side along n; `.q` and `.scale` when quantized."""
+    return f"layers.{layer}.{group}.weight"
+
+
+def group_bias(layer: int, group: Group) -> str:
+    return f"layers.{layer}.{group}.bias"
+
+
+def codes(weight: str) -> str:
+    return f"{weight}.q"
+
+
+def scales(weight: str) -> str:
+    return f"{weight}.scale"
+
+
+def group_in(spec: DecoderSpec, group: Group) -> int:
+    """k of the packed weight."""
+    return spec.in_features(PARTS[group][0])
+
+
+def group_out(spec: DecoderSpec, group: Group) -> int:
+    """n of the packed weight."""
+    return sum(spec.out_features(p) for p in PARTS[group])
+
+
+def has_head(spec: DecoderSpec, graph: GraphSpec) -> bool:
+    """Whether the head has a weight of its own; else it is the embedding, transposed."""
+    return not spec.tied_embeddings or graph.quant.kind != "none"
+
+
+def lay_out(spec: DecoderSpec, graph: GraphSpec) -> dict[str, Slot]:
+    """Every initializer by name, in file order."""
+    slots: dict[str, Slot] = {}
+    end = 0
+    for name, dtype, shape in _initializers(spec, graph):
+        slot = Slot(name, dtype, shape, -(-end // ALIGNMENT) * ALIGNMENT)
+        slots[name] = slot
+        end = slot.offset + slot.bytes
+    return slots
+
+
+_Initializer = tuple[str, StoredDtype, tuple[int, ...]]
+
+
+def _initializers(spec: DecoderSpec, graph: GraphSpec) -> Iterator[_Initializer]:
+    dtype = graph.dtype
+    yield ROPE_COS, dtype, (graph.context, spec.head_dim // 2)
+    yield ROPE_SIN, dtype, (graph.context, spec.head_dim // 2)
+    yield CACHE_POSITIONS, "int64", (1, 1, 1, graph.context)
+    yield EMBED, dtype, (spec.vocab, spec.hidden)
+    for layer in range(spec.layers):
+        for norm, width in layer_norms(spec).items():
+            yield f"layers.{layer}.{norm}.weight", dtype, (width,)
+        for group in GROUPS:
+            n = group_out(spec, group)
+            if has_bias(spec, PARTS[group][0]):
+                yield group_bias(layer, group), dtype, (n,)
+            yield from _matrix(group_weight(layer, group), group_in(spec, group), n, graph)
+    yield FINAL_NORM, dtype, (spec.hidden,)
+    if has_head(spec, graph):
+        yield from _matrix(HEAD, spec.hidden, spec.vocab, graph)
+
+
+def _matrix(name: str, k: int, n: int, graph: GraphSpec) -> Iterator[_Initializer]:
+    if graph.quant.block is None:
+        yield name, graph.dtype, (k, n)
+    else:
+        yield codes(name), "int4", (k, n)
+        yield scales(name), graph.dtype, (k // graph.quant.block, n)

@@ -1,0 +1,123 @@
+"""A thin hand on onnx_ir: add a node, refer to a weight of the data file, share small constants.
+
+Owns how values are made and named; knows no decoder.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from remora_build.graph.layout import Slot, StoredDtype
+from remora_build.version import exporter_name
+
+Dims = Sequence[int | str]  # a text is a symbolic dimension
+OPSET = 24
+IR_VERSION = 11
+IR_DTYPE: dict[StoredDtype, ir.DataType] = {
+    "float16": ir.DataType.FLOAT16,
+    "float32": ir.DataType.FLOAT,
+    "int4": ir.DataType.INT4,
+    "int64": ir.DataType.INT64,
+}
+
+
+class Nodes:
+    """Nodes, inputs, outputs and initializers of one graph in the order they are asked for."""
+
+    def __init__(self, slots: Mapping[str, Slot], data_file: str) -> None:
+        self._slots = slots
+        self._data_file = data_file
+        self._initializers: dict[str, ir.Value] = {}
+        self._nodes: list[ir.Node] = []
+        self._inputs: list[ir.Value] = []
+        self._outputs: list[ir.Value] = []
+
+    def input(self, name: str, dtype: StoredDtype, shape: Dims) -> ir.Value:
+        value = _typed(ir.Value(name=name), dtype, shape)
+        self._inputs.append(value)
+        return value
+
+    def output(self, value: ir.Value, dtype: StoredDtype, shape: Dims) -> None:
+        self._outputs.append(_typed(value, dtype, shape))
+
+    def add(
+        self,
+        op: str,
+        name: str,
+        inputs: Sequence[ir.Value],
+        attributes: Mapping[str, Any] | None = None,
+        *,
+        output: str | None = None,
+    ) -> ir.Value:
+        """A node of the default domain with one output, which is called `name` unless given."""
+        node = ir.node(op, inputs, attributes or {}, name=name)
+        node.outputs[0].name = output or name
+        self._nodes.append(node)
+        return node.outputs[0]
+
+    def annotate(self, value: ir.Value, dtype: StoredDtype, shape: Dims) -> ir.Value:
+        """Records type and shape: a value at which the graph may be cut."""
+        return _typed(value, dtype, shape)
+
+    def weight(self, name: str) -> ir.Value:
+        """An initializer of the data file. Raises KeyError when the layout lacks it."""
+        if name not in self._initializers:
+            slot = self._slots[name]
+            tensor = ir.ExternalTensor(
+                self._data_file,
+                slot.offset,
+                slot.bytes,
+                IR_DTYPE[slot.dtype],
+                shape=ir.Shape(slot.shape),
+                name=name,
+            )
+            self._initializers[name] = _initializer(name, tensor)
+        return self._initializers[name]
+
+    def integers(self, *values: int) -> ir.Value:
+        """A shared int64 vector inside the model file."""
+        name = "const." + "_".join(map(str, values))
+        return self._constant(name, np.array(values, np.int64))
+
+    def number(self, value: float, dtype: StoredDtype) -> ir.Value:
+        """A shared scalar inside the model file."""
+        name = f"const.{dtype}." + re.sub("[^0-9a-z.]", "minus_", str(value))
+        return self._constant(name, np.array(value, dtype))
+
+    def _constant(self, name: str, array: np.ndarray[Any, Any]) -> ir.Value:
+        if name not in self._initializers:
+            self._initializers[name] = _initializer(name, ir.Tensor(array, name=name))
+        return self._initializers[name]
+
+    def model(self, name: str) -> ir.Model:
+        unused = set(self._slots) - set(self._initializers)
+        if unused:
+            raise KeyError(f"laid out but not in the graph: {sorted(unused)}")
+        graph = ir.Graph(
+            self._inputs,
+            self._outputs,
+            nodes=self._nodes,
+            initializers=list(self._initializers.values()),
+            opset_imports={"": OPSET},
+            name=name,
+        )
+        producer, _, version = exporter_name().partition(" ")
+        return ir.Model(
+            graph, ir_version=IR_VERSION, producer_name=producer, producer_version=version
+        )
+
+
+def _initializer(name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    shape = ir.Shape(tensor.shape.numpy())
+    return ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor)
+
+
+def _typed(value: ir.Value, dtype: StoredDtype, shape: Dims) -> ir.Value:
+    value.type = ir.TensorType(IR_DTYPE[dtype])
+    value.shape = ir.Shape(shape)
+    return value

@@ -1,0 +1,131 @@
+"""A checkpoint's tensors into the data file, one after the other: cast, transposed to [k, n],
+packed and quantized. Memory: about the largest tensor of the graph.
+
+Owns what each initializer is made of; the slots say where it goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from remora_build.checkpoint.safetensors_file import TensorEntry
+from remora_build.checkpoint.stream import TensorStream
+from remora_build.families import decoder as names
+from remora_build.graph import layout, rope
+from remora_build.graph.data_file import DataFile
+from remora_build.graph.layout import Slot
+from remora_build.quantize import pack_nibbles, problem, quantize
+from remora_contract.bundle import DecoderSpec, GraphSpec
+from remora_contract.errors import CheckpointInvalid
+from remora_contract.targets import GROUPS, PARTS, Group
+
+Rows = NDArray[np.generic]
+Advance = Callable[[int], None]  # bytes of the checkpoint read since the last call
+
+
+class WeightWriter:
+    """Writes every slot. Raises CheckpointInvalid naming the tensor, OSError from the disk."""
+
+    def __init__(
+        self,
+        spec: DecoderSpec,
+        graph: GraphSpec,
+        slots: Mapping[str, Slot],
+        entries: Mapping[str, TensorEntry],
+        stream: TensorStream,
+        out: DataFile,
+        advance: Advance,
+    ) -> None:
+        self._spec = spec
+        self._graph = graph
+        self._slots = slots
+        self._entries = entries
+        self._stream = stream
+        self._out = out
+        self._advance = advance
+        self._dtype = np.dtype(graph.dtype)
+
+    def write_all(self) -> None:
+        """In the order of the layout."""
+        self._tables()
+        self._embedding()
+        for layer in range(self._spec.layers):
+            for norm in names.layer_norms(self._spec):
+                self._vector(f"layers.{layer}.{norm}.weight", [names.norm_name(layer, norm)])
+            for group in GROUPS:
+                self._group(layer, group)
+        self._vector(layout.FINAL_NORM, [names.FINAL_NORM])
+        if layout.has_head(self._spec, self._graph):
+            tied = self._spec.tied_embeddings
+            self._matrix(layout.HEAD, [names.EMBEDDING if tied else names.HEAD])
+
+    def _tables(self) -> None:
+        context = self._graph.context
+        cos, sin = rope.tables(self._spec.rope, self._spec.head_dim, context)
+        self._out.put(self._slots[layout.ROPE_COS], cos.astype(self._dtype))
+        self._out.put(self._slots[layout.ROPE_SIN], sin.astype(self._dtype))
+        self._out.put(self._slots[layout.CACHE_POSITIONS], np.arange(context, dtype=np.int64))
+
+    def _embedding(self) -> None:
+        self._out.begin(self._slots[layout.EMBED])
+        for _, rows in self._checked_rows(names.EMBEDDING):
+            self._out.append(rows.astype(self._dtype))
+
+    def _group(self, layer: int, group: Group) -> None:
+        parts = PARTS[group]
+        if names.has_bias(self._spec, parts[0]):
+            biases = [names.bias_name(layer, p) for p in parts]
+            self._vector(layout.group_bias(layer, group), biases)
+        weights = [names.weight_name(layer, p) for p in parts]
+        self._matrix(layout.group_weight(layer, group), weights)
+
+    def _vector(self, name: str, sources: Sequence[str]) -> None:
+        """Vectors [n] side by side."""
+        parts = [self._checked(s, self._stream.whole(self._entries[s])) for s in sources]
+        self._out.put(self._slots[name], np.concatenate([p.astype(self._dtype) for p in parts]))
+
+    def _matrix(self, name: str, sources: Sequence[str]) -> None:
+        """Matrices [n, k] transposed and side by side: [k, sum n], quantized when the graph is."""
+        if self._graph.quant.block is None:
+            self._plain_matrix(self._slots[name], sources)
+        else:
+            self._int4_matrix(name, sources, self._graph.quant.block)
+
+    def _plain_matrix(self, slot: Slot, sources: Sequence[str]) -> None:
+        packed = np.empty(slot.shape, self._dtype)
+        for column, rows in self._columns(sources):
+            packed[:, column : column + len(rows)] = rows.astype(self._dtype).T
+        self._out.put(slot, packed)
+
+    def _int4_matrix(self, name: str, sources: Sequence[str], block: int) -> None:
+        code_slot, scale_slot = self._slots[layout.codes(name)], self._slots[layout.scales(name)]
+        codes = np.empty(code_slot.shape, np.int8)
+        scales = np.empty(scale_slot.shape, self._dtype)
+        for column, rows in self._columns(sources):
+            part = quantize(np.ascontiguousarray(rows.T), block)
+            end = column + len(rows)
+            codes[:, column:end] = part.codes
+            scales[:, column:end] = part.scales
+        self._out.put(code_slot, pack_nibbles(codes))
+        self._out.put(scale_slot, scales)
+
+    def _columns(self, sources: Sequence[str]) -> Iterator[tuple[int, Rows]]:
+        """(column in the packed matrix, rows [m, k] of a source)."""
+        base = 0
+        for source in sources:
+            for first, rows in self._checked_rows(source):
+                yield base + first, rows
+            base += self._entries[source].shape[0]
+
+    def _checked_rows(self, source: str) -> Iterator[tuple[int, Rows]]:
+        for first, rows in self._stream.rows(self._entries[source]):
+            yield first, self._checked(source, rows)
+
+    def _checked(self, source: str, rows: Rows) -> Rows:
+        if why := problem(rows, self._dtype):
+            raise CheckpointInvalid(f"{self._entries[source].path}: tensor {source} {why}")
+        self._advance(rows.nbytes)
+        return rows

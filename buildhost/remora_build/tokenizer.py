@@ -1,0 +1,103 @@
+"""The tokenizer and generation settings of a checkpoint: carried verbatim, the ids that end, begin
+and pad a text read out. Owns file names; changes no byte.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from remora_build.checkpoint.directory import CONFIG, GENERATION_CONFIG, read_json
+from remora_contract.bundle import TOKENIZER_DIR, DecoderSpec
+from remora_contract.errors import CheckpointInvalid, Unsupported
+
+TOKENIZER_JSON = "tokenizer.json"
+# Carried when present; the templates directory holds the further named templates.
+OPTIONAL_FILES = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "vocab.json",
+    "merges.txt",
+)
+TEMPLATES_DIR = "additional_chat_templates"
+_MAX_FILE_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    eos: tuple[int, ...]
+    bos: int | None
+    pad: int | None
+
+
+def copy_tokenizer(checkpoint: Path, bundle: Path) -> list[str]:
+    """Copies what there is; paths in the bundle, "/" between parts.
+
+    Raises Unsupported without a tokenizer.json, CheckpointInvalid for a file of absurd size.
+    """
+    if not (checkpoint / TOKENIZER_JSON).is_file():
+        raise Unsupported(
+            f"{checkpoint} has no {TOKENIZER_JSON}; load its tokenizer with transformers' "
+            "AutoTokenizer and save_pretrained it there"
+        )
+    sources = {f"{TOKENIZER_DIR}/{n}": checkpoint / n for n in (TOKENIZER_JSON, *OPTIONAL_FILES)}
+    for template in sorted((checkpoint / TEMPLATES_DIR).glob("*.jinja")):
+        sources[f"{TOKENIZER_DIR}/{TEMPLATES_DIR}/{template.name}"] = template
+    sources[GENERATION_CONFIG] = checkpoint / GENERATION_CONFIG
+    copied = []
+    for path, source in sources.items():
+        if source.is_file():
+            _copy(source, bundle / path)
+            copied.append(path)
+    return copied
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.stat().st_size > _MAX_FILE_BYTES:
+        raise CheckpointInvalid(f"{source} is larger than {_MAX_FILE_BYTES} bytes")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+def load_tokenizer(path: Path, spec: DecoderSpec) -> Tokenizer:
+    """Raises CheckpointInvalid when it cannot be read or has tokens the model does not."""
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as e:
+        raise CheckpointInvalid(f"{path} is no tokenizer: {e}") from e
+    highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
+    if highest >= spec.vocab:
+        raise CheckpointInvalid(f"{path} has token {highest}; the model has {spec.vocab}")
+    return tokenizer
+
+
+def special_tokens(checkpoint: Path, vocab: int) -> SpecialTokens:
+    """From generation_config.json, then config.json. Raises CheckpointInvalid for an alien id."""
+    sources = [checkpoint / GENERATION_CONFIG, checkpoint / CONFIG]
+    documents = [(str(path), read_json(path)) for path in sources if path.is_file()]
+    found = {
+        key: [i for where, d in documents for i in _ids(d.get(key), f"{where}: {key}", vocab)]
+        for key in ("eos_token_id", "bos_token_id", "pad_token_id")
+    }
+    return SpecialTokens(
+        eos=tuple(dict.fromkeys(found["eos_token_id"])),
+        bos=next(iter(found["bos_token_id"]), None),
+        pad=next(iter(found["pad_token_id"]), None),
+    )
+
+
+def _ids(value: Any, where: str, vocab: int) -> list[int]:
+    """One id or several. -1 is how some checkpoints write "none"."""
+    values = value if isinstance(value, list) else [value]
+    ids = [v for v in values if v is not None and v != -1]
+    for v in ids:
+        if type(v) is not int or not 0 <= v < vocab:
+            raise CheckpointInvalid(f"{where} is {v!r}, no token of a vocabulary of {vocab}")
+    return ids
