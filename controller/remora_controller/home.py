@@ -42,6 +42,7 @@ listen = "0.0.0.0:7440"            # devices and operators (mutual TLS)
 enrolment_listen = "0.0.0.0:7441"  # joining devices (server TLS)
 metrics_listen = "127.0.0.1:7442"  # Prometheus (plain HTTP: keep it on loopback)
 sync_interval_s = 10.0             # how often an idle device reports
+offline_after_s = 45.0             # a device that was silent for so long counts as offline
 """
 
 
@@ -53,11 +54,14 @@ class ControllerConfig:
     enrolment_listen: str = f"0.0.0.0:{ENROLMENT_PORT}"
     metrics_listen: str = f"127.0.0.1:{METRICS_PORT}"
     sync_interval_s: float = 10.0
+    offline_after_s: float = 45.0
     repository: str = "repository"  # relative to the directory
 
     def __post_init__(self) -> None:
         if not 0.05 <= self.sync_interval_s <= 3600:
             raise ValueError("sync_interval_s is between 0.05 and 3600")
+        if self.offline_after_s < 2 * self.sync_interval_s:
+            raise ValueError("offline_after_s is at least twice sync_interval_s")
 
 
 @dataclass(frozen=True)

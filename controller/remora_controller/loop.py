@@ -1,0 +1,115 @@
+"""The controller's heartbeat: decide on news and every second, flush, prune, count.
+
+Owns when things run, not what they do. One task on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable
+
+from remora_controller.counters import Counters
+from remora_controller.domain import Assignment, MetricPoint, Sighting
+from remora_controller.driver import RolloutDriver
+from remora_controller.presence import Presence
+from remora_controller.services.operator_wire import status_of
+from remora_controller.store.protocol import Store
+from remora_controller.store_thread import StoreThread
+from remora_controller.watchers import Watchers
+
+log = logging.getLogger(__name__)
+TICK_S = 1.0
+FLUSH_EVERY = 5  # ticks
+PRUNE_EVERY = 300
+
+
+class DecisionLoop:
+    def __init__(
+        self,
+        store: Store,
+        thread: StoreThread,
+        driver: RolloutDriver,
+        presence: Presence,
+        watchers: Watchers,
+        counters: Counters,
+        clock: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._thread = thread
+        self._driver = driver
+        self._presence = presence
+        self._watchers = watchers
+        self._counters = counters
+        self._clock = clock
+        self._news = asyncio.Event()
+        self._late: set[str] = set()
+        self._is_stopping = False
+
+    def wake(self, late_device: str | None = None) -> None:
+        """Something changed; `late_device` may have missed a rollout."""
+        if late_device is not None:
+            self._late.add(late_device)
+        self._news.set()
+
+    def stop(self) -> None:
+        self._is_stopping = True
+        self._news.set()
+
+    async def run(self) -> None:
+        """Until `stop`; then flushes once more."""
+        beat = 0
+        while not self._is_stopping:
+            is_beat = not await self._wait()
+            await self._decide()
+            if is_beat:
+                beat += 1
+                await self._housekeep(beat)
+        await self.flush()
+
+    async def _wait(self) -> bool:
+        """True for news, False when a second passed without."""
+        try:
+            await asyncio.wait_for(self._news.wait(), TICK_S)
+        except asyncio.TimeoutError:
+            return False
+        self._news.clear()
+        return True
+
+    async def _decide(self) -> None:
+        late, self._late = self._late, set()
+        made = await self._thread.call(self._tick, late)
+        self._watchers.poke(made)
+
+    def _tick(self, late: set[str]) -> list[Assignment]:
+        self._driver.check_late(late)
+        return self._driver.tick(self._clock())
+
+    async def _housekeep(self, beat: int) -> None:
+        if beat % FLUSH_EVERY == 0:
+            await self.flush()
+            await self._thread.call(self._count)
+        if beat % PRUNE_EVERY == 0:
+            await self._thread.call(self._store.prune, self._clock())
+
+    async def flush(self) -> None:
+        """Stores what is only in memory: heartbeats and metrics."""
+        sightings, points = self._presence.take_unsaved()
+        await self._thread.call(self._save, sightings, points)
+
+    def _save(self, sightings: list[Sighting], points: list[MetricPoint]) -> None:
+        if sightings:
+            self._store.record_sightings(sightings)
+        if points:
+            self._store.add_metrics(points)
+
+    def _count(self) -> None:
+        now = self._clock()
+        statuses = Counter(
+            status_of(d, self._presence.is_online(d.device_id, now)) for d in self._store.devices()
+        )
+        states = Counter(r.state.value for r in self._store.rollouts(1000))
+        self._counters.devices_by_status = dict(statuses)
+        self._counters.rollouts_by_state = dict(states)
+        self._counters.watchers = len(self._watchers)

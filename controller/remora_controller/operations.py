@@ -1,0 +1,282 @@
+"""What operators do: tokens, labels, releases, plans, rollouts. Decisions are asked from the pure
+modules; this loads what they need and stores what they say.
+
+Runs on the store's thread. Knows no gRPC.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import logging
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from remora_contract.digests import canonical_json
+from remora_contract.errors import Conflict, Incompatible, NotFound, Refused, RequestInvalid
+from remora_contract.join_token import JoinToken
+from remora_contract.release import Release
+from remora_contract.strict import loads
+from remora_controller.domain import (
+    Device,
+    Member,
+    ReleaseRecord,
+    RolloutRecord,
+    RolloutSpec,
+    StoredEvent,
+)
+from remora_controller.driver import load_view
+from remora_controller.planner import Contents, DevicePlan, Plan, make_plan, release_refusals
+from remora_controller.presence import Presence
+from remora_controller.repository import Repository
+from remora_controller.rollout import RolloutView
+from remora_controller.selector import check_label, parse_selector
+from remora_controller.store.protocol import JoinTokenRecord, MemberState, Store
+from remora_controller.store.rows import dumps
+from remora_controller.transitions import Request, requested
+
+log = logging.getLogger(__name__)
+MAX_LABELS = 64
+MAX_TOKEN_LIFE_S = 30 * 24 * 3600.0
+_SHOWN_REFUSALS = 5
+_BUILDS_LOOKED_AT = 2000
+_CAS_ATTEMPTS = 8
+
+
+@dataclass(frozen=True)
+class RolloutDetail:
+    record: RolloutRecord
+    release_name: str
+    view: RolloutView
+    states: tuple[MemberState, ...]
+
+
+@dataclass(frozen=True)
+class StartRequest:
+    release: str
+    selector: str
+    spec: RolloutSpec
+    skip_refused: bool = False
+    supersede: bool = False
+
+
+class Operations:
+    def __init__(
+        self,
+        store: Store,
+        repository: Repository,
+        presence: Presence,
+        clock: Callable[[], float],
+        random_bytes: Callable[[int], bytes],
+    ) -> None:
+        self._store = store
+        self._repository = repository
+        self._presence = presence
+        self._clock = clock
+        self._random_bytes = random_bytes
+
+    # -- devices ---------------------------------------------------------------------------
+
+    def create_token(
+        self, labels: Mapping[str, str], valid_for_s: float, ca_sha256: str, by: str
+    ) -> tuple[JoinToken, float]:
+        """The token and when it expires. Raises RequestInvalid."""
+        if not 0 < valid_for_s <= MAX_TOKEN_LIFE_S:
+            raise RequestInvalid("a join token is valid for more than 0 seconds, at most 30 days")
+        _check_labels(labels)
+        secret = base64.urlsafe_b64encode(self._random_bytes(32)).decode().rstrip("=")
+        now = self._clock()
+        record = JoinTokenRecord(
+            secret_hash(secret), dict(labels), now, now + valid_for_s, created_by=by
+        )
+        self._store.add_join_token(record)
+        return JoinToken(secret, ca_sha256), record.expires_at
+
+    def devices(self, selector: str) -> list[Device]:
+        """Raises RequestInvalid for a selector that cannot be read."""
+        wanted = parse_selector(selector)
+        return [d for d in self._store.devices() if wanted.matches(d.device_id, d.labels)]
+
+    def device(self, device_id: str) -> Device:
+        """Raises NotFound."""
+        found = self._store.device(device_id)
+        if found is None or found.removed_at is not None:
+            raise NotFound(f"no device {device_id}; `remora devices` lists those there are")
+        return found
+
+    def label(self, device_id: str, set_: Mapping[str, str], remove: list[str]) -> Device:
+        """Raises NotFound, RequestInvalid, Refused for a label the device itself sets."""
+        device = self.device(device_id)
+        labels = {**device.operator_labels, **set_}
+        for key in remove:
+            if key not in labels and key in device.device_labels:
+                raise Refused(
+                    f"label {key} comes from the agent.toml of {device_id}; change it there"
+                )
+            if labels.pop(key, None) is None:
+                raise NotFound(f"device {device_id} has no label {key}")
+        _check_labels(labels)
+        self._store.set_operator_labels(device_id, labels)
+        return self.device(device_id)
+
+    def remove_device(self, device_id: str) -> None:
+        """For good. Raises NotFound."""
+        self.device(device_id)
+        self._store.remove_device(device_id, self._clock())
+        self._presence.forget(device_id)
+        log.info("device.removed", extra={"device": device_id})
+
+    # -- releases --------------------------------------------------------------------------
+
+    def create_release(self, document: bytes, by: str) -> ReleaseRecord:
+        """Raises DocumentInvalid, NotFound (an artifact is not published), Incompatible."""
+        release = loads(Release, document, "release")
+        refusals = release_refusals(self._contents(release))
+        if refusals:
+            raise Incompatible(refusals)
+        record = ReleaseRecord(
+            release.release_id, release.name, canonical_json(release), self._clock(), by
+        )
+        return self._store.add_release(record)
+
+    def release(self, name_or_id: str) -> ReleaseRecord:
+        """Raises NotFound."""
+        found = self._store.release(name_or_id)
+        if found is None:
+            raise NotFound(
+                f"no release {name_or_id}; make one with `remora releases create`, or see "
+                "`remora releases list`"
+            )
+        return found
+
+    def contents_of(self, release_id: str) -> Contents:
+        """Raises NotFound when an artifact is not (or no longer) published."""
+        return self._contents(loads(Release, self.release(release_id).document, release_id))
+
+    def _contents(self, release: Release) -> Contents:
+        index = self._repository.index()
+        for digest in release.artifact_digests():
+            index.manifest(digest)
+        return Contents(release, index.manifests)
+
+    # -- rollouts --------------------------------------------------------------------------
+
+    def plan(self, release: str, selector: str, spec: RolloutSpec) -> Plan:
+        """Raises NotFound, RequestInvalid; Refused when no device matches."""
+        devices = self.devices(selector)
+        if not devices:
+            raise Refused(
+                f"no device matches {selector!r}; `remora devices` shows their labels"
+                if selector
+                else "no device has joined yet; make a token with `remora devices token`"
+            )
+        online = self._presence.online(self._clock())
+        contents = self.contents_of(release)
+        return make_plan(devices, online, contents, self._build_seconds(), spec.waves)
+
+    def start(self, request: StartRequest, by: str) -> RolloutDetail:
+        """Raises NotFound, RequestInvalid, Refused (the plan refuses devices), Conflict."""
+        release = self.release(request.release)
+        plan = self.plan(release.release_id, request.selector, request.spec)
+        if plan.refused and not request.skip_refused:
+            raise Refused(_refused_message(plan.refused))
+        members = [Member(d.device_id, d.wave) for d in plan.devices if d.wave is not None]
+        if not members:
+            raise Refused(_refused_message(plan.refused))
+        now = self._clock()
+        record = RolloutRecord(
+            rollout_id=f"r-{self._random_bytes(4).hex()}",
+            release_id=release.release_id,
+            selector=request.selector,
+            spec=request.spec,
+            waves=len(plan.waves),
+            created_at=now,
+            created_by=by,
+            clock_at=now,
+            reason=f"{len(plan.refused)} devices left out by the plan" if plan.refused else "",
+        )
+        superseded = self._store.add_rollout(record, members, supersede=request.supersede)
+        self._tell(record, "started", by, {"superseded": superseded})
+        return self.rollout(record.rollout_id)
+
+    def rollout(self, rollout_id: str) -> RolloutDetail:
+        """Raises NotFound."""
+        record = self._record(rollout_id)
+        view = load_view(self._store, self._presence, record, self._clock())
+        states = self._store.member_states(rollout_id)
+        release = self._store.release(record.release_id)
+        return RolloutDetail(record, release.name if release else "", view, tuple(states))
+
+    def request(self, rollout_id: str, request: Request, by: str, *, keep: bool = False) -> None:
+        """Pause, resume or abort. Raises NotFound, Refused (not possible in its state)."""
+        for _ in range(_CAS_ATTEMPTS):
+            record = self._record(rollout_id)
+            state = requested(record.state, request, rollout_id)
+            reason = f"{request.value} by {by}"
+            if self._store.set_state(record, state, reason, keep, self._clock()):
+                self._tell(record, request.value, by, {"keep": keep})
+                return
+        raise Conflict(f"rollout {rollout_id} keeps changing; try again")
+
+    def _record(self, rollout_id: str) -> RolloutRecord:
+        record = self._store.rollout(rollout_id)
+        if record is None:
+            raise NotFound(f"no rollout {rollout_id}; see `remora rollout list`")
+        return record
+
+    def _tell(self, record: RolloutRecord, what: str, by: str, detail: dict[str, object]) -> None:
+        whole = {
+            "rollout": record.rollout_id,
+            "release": record.release_id,
+            "by": by,
+            **detail,
+        }
+        log.info(f"rollout.{what}", extra=whole)
+        self._store.add_events([StoredEvent(self._clock(), "", f"rollout.{what}", dumps(whole))])
+
+    def _build_seconds(self) -> dict[str, float]:
+        """Median seconds of real engine builds by device model, from `engine.built` events."""
+        models = {d.device_id: d.facts.device_model for d in self._store.devices()}
+        seconds: dict[str, list[float]] = {}
+        for event in self._store.events(None, _BUILDS_LOOKED_AT, "engine.built"):
+            took = _built_seconds(event.detail_json)
+            if took is not None and event.device_id in models:
+                seconds.setdefault(models[event.device_id], []).append(took)
+        return {model: statistics.median(values) for model, values in seconds.items()}
+
+
+def secret_hash(secret: str) -> str:
+    """Secrets are random and long: a plain hash is enough to store."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _built_seconds(detail_json: str) -> float | None:
+    try:
+        detail = json.loads(detail_json)
+    except ValueError:
+        return None  # what a device says is not trusted to be JSON
+    if not isinstance(detail, dict) or detail.get("from_cache"):
+        return None
+    seconds = detail.get("seconds")
+    return float(seconds) if isinstance(seconds, (int, float)) and seconds >= 0 else None
+
+
+def _check_labels(labels: Mapping[str, str]) -> None:
+    if len(labels) > MAX_LABELS:
+        raise RequestInvalid(f"a device has at most {MAX_LABELS} labels")
+    for key, value in labels.items():
+        check_label(key, value)
+
+
+def _refused_message(refused: tuple[DevicePlan, ...]) -> str:
+    shown = [
+        f"{d.device_id} ({'; '.join(map(str, d.refusals))})" for d in refused[:_SHOWN_REFUSALS]
+    ]
+    more = len(refused) - len(shown)
+    return (
+        f"{len(refused)} devices cannot take this release: {', '.join(shown)}"
+        f"{f' and {more} more' if more else ''}; see `remora plan`, or leave them out with "
+        "--skip-refused"
+    )

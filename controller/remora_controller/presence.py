@@ -1,0 +1,95 @@
+"""Who is there, in memory: last sightings and newest metrics, flushed to the store in batches.
+
+A heartbeat without news never becomes a row of its own. Time comes in; knows no store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from remora_controller.domain import BootTrail, Device, MetricPoint, Sighting
+
+MAX_PENDING_POINTS = 50_000
+MAX_METRICS_PER_DEVICE = 256
+
+
+class Presence:
+    def __init__(self, started_at: float, offline_after_s: float) -> None:
+        self._started_at = started_at
+        self.offline_after_s = offline_after_s
+        self._seen: dict[str, float] = {}
+        self._trails: dict[str, BootTrail] = {}
+        self._dirty: set[str] = set()
+        self._metrics: dict[str, dict[str, MetricPoint]] = {}
+        self._pending: list[MetricPoint] = []
+
+    def load(
+        self, devices: Iterable[Device], metrics: Mapping[str, dict[str, MetricPoint]]
+    ) -> None:
+        """What the store knew when this process began."""
+        for device in devices:
+            self._trails[device.device_id] = device.trail
+            if device.last_seen is not None:
+                self._seen[device.device_id] = device.last_seen
+        self._metrics = {device_id: dict(points) for device_id, points in metrics.items()}
+
+    def trail(self, device_id: str) -> BootTrail:
+        return self._trails.get(device_id, BootTrail())
+
+    def seen(self, device_id: str, trail: BootTrail, now: float, *, is_stored: bool) -> None:
+        """`is_stored`: the store hears of it by other means, no flush is needed."""
+        self._seen[device_id] = now
+        self._trails[device_id] = trail
+        if is_stored:
+            self._dirty.discard(device_id)
+        else:
+            self._dirty.add(device_id)
+
+    def last_seen(self, device_id: str) -> float | None:
+        return self._seen.get(device_id)
+
+    def is_online(self, device_id: str, now: float) -> bool:
+        seen = self._seen.get(device_id)
+        return seen is not None and now - seen < self.offline_after_s
+
+    def is_gone(self, device_id: str, now: float) -> bool:
+        """Surely away: also this process has listened for long enough to have heard it."""
+        if now - self._started_at < self.offline_after_s:
+            return False
+        return not self.is_online(device_id, now)
+
+    def online(self, now: float) -> frozenset[str]:
+        return frozenset(d for d in self._seen if self.is_online(d, now))
+
+    def count(self) -> int:
+        """Devices seen at any time: what the Sync interval is spread over."""
+        return len(self._seen)
+
+    def forget(self, device_id: str) -> None:
+        self._seen.pop(device_id, None)
+        self._trails.pop(device_id, None)
+        self._metrics.pop(device_id, None)
+        self._dirty.discard(device_id)
+
+    def add_metrics(self, device_id: str, points: Iterable[MetricPoint]) -> None:
+        """Newest value of each name; names beyond the bound are dropped, so is history that the
+        store cannot keep up with (oldest first)."""
+        latest = self._metrics.setdefault(device_id, {})
+        for point in points:
+            known = latest.get(point.name)
+            if known is None and len(latest) >= MAX_METRICS_PER_DEVICE:
+                continue
+            if known is None or point.at >= known.at:
+                latest[point.name] = point
+            self._pending.append(point)
+        del self._pending[: max(0, len(self._pending) - MAX_PENDING_POINTS)]
+
+    def metrics(self, device_id: str) -> Mapping[str, MetricPoint]:
+        return self._metrics.get(device_id, {})
+
+    def take_unsaved(self) -> tuple[list[Sighting], list[MetricPoint]]:
+        """What the store has not heard; the caller stores it."""
+        sightings = [Sighting(d, self._trails[d], self._seen[d]) for d in self._dirty]
+        points, self._pending = self._pending, []
+        self._dirty.clear()
+        return sightings, points

@@ -1,0 +1,185 @@
+"""Sync, Watch, Renew: what devices say and what they are told.
+
+Sync is the truth. Its answer is read from the store, after what the device said is durable there.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
+
+from remora_contract.errors import NotFound, Refused, RequestInvalid
+from remora_controller import pki
+from remora_controller.clones import CloneFound, follow
+from remora_controller.counters import Counters
+from remora_controller.domain import Assignment, BootTrail, Device, SyncRecord
+from remora_controller.phases import SETTLED
+from remora_controller.presence import Presence
+from remora_controller.services.admission import Admission, quarantine_message
+from remora_controller.services.calls import Context, caller, streaming, unary
+from remora_controller.services.wire import (
+    desired_of,
+    events_of,
+    facts_of,
+    labels_of,
+    metrics_of,
+    report_of,
+)
+from remora_controller.store.protocol import Store
+from remora_controller.store_thread import StoreThread
+from remora_controller.sync_writer import SyncWriter
+from remora_controller.watchers import Watchers
+from remora_protos.control.v1 import control_pb2 as pb
+from remora_protos.control.v1 import control_pb2_grpc as pb_grpc
+
+log = logging.getLogger(__name__)
+# One controller process answers about a thousand Syncs a second: larger fleets ask less often.
+SYNCS_PER_S = 300.0
+BUSY_SYNC_S = 2.0
+DISK_NEWS_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class FleetParts:
+    """What the service works with; made by the composition root."""
+
+    store: Store
+    thread: StoreThread
+    writer: SyncWriter
+    presence: Presence
+    watchers: Watchers
+    admission: Admission
+    authority: pki.Authority
+    counters: Counters
+    clock: Callable[[], float]
+    sync_interval_s: float
+    on_news: Callable[[str | None], None]  # wakes the decision loop; a device may be late
+
+
+class FleetService(pb_grpc.FleetServicer):
+    def __init__(self, parts: FleetParts) -> None:
+        self._parts = parts
+        self._releases: dict[str, bytes] = {}  # immutable documents, by id
+
+    @unary
+    async def Sync(self, request: pb.SyncRequest, context: Context) -> pb.SyncResponse:
+        parts, now = self._parts, self._parts.clock()
+        parts.counters.syncs += 1
+        device = await parts.admission.known_device(caller(context, pki.Role.DEVICE))
+        was_online = parts.presence.is_online(device.device_id, now)
+        trail = await self._follow(device, request, now)
+        record = SyncRecord(
+            device_id=device.device_id,
+            facts=facts_of(request.facts),
+            device_labels=labels_of(request.labels),
+            report=report_of(request.reported),
+            trail=trail,
+            seen_at=now,
+            events=events_of(request.events, now),
+        )
+        metrics = metrics_of(request.metrics, device.device_id, now)
+        has_news = _has_news(device, record)
+        if has_news:
+            await parts.writer.write(record)
+        parts.presence.seen(device.device_id, trail, now, is_stored=has_news)
+        parts.presence.add_metrics(device.device_id, metrics)
+        if has_news or not was_online:
+            may_be_late = not was_online or record.device_labels != device.device_labels
+            parts.on_news(device.device_id if may_be_late else None)
+        assignment = await parts.thread.call(parts.store.assignment, device.device_id)
+        return await self._answer(request, device, record, assignment)
+
+    async def _follow(self, device: Device, request: pb.SyncRequest, now: float) -> BootTrail:
+        """Raises RequestInvalid without a boot id, Refused (and quarantines) for a clone."""
+        if not 0 < len(request.boot_id) <= 128 or request.seq >= 1 << 63:
+            raise RequestInvalid("Sync needs a boot_id (at most 128 characters) and a seq")
+        known = self._parts.presence.trail(device.device_id)
+        found = follow(known, request.boot_id, request.seq)
+        if isinstance(found, CloneFound):
+            reason = f"{found.reason}; now on {request.facts.hostname[:64] or 'an unnamed host'}"
+            log.warning("device.quarantined", extra={"device": device.device_id, "reason": reason})
+            store = self._parts.store
+            await self._parts.thread.call(store.quarantine, device.device_id, reason, now)
+            self._parts.on_news(None)
+            raise Refused(quarantine_message(device.device_id, reason))
+        # Set before the first await that follows, so that two calls at once are compared too.
+        self._parts.presence.seen(device.device_id, found.trail, now, is_stored=False)
+        return found.trail
+
+    async def _answer(
+        self,
+        request: pb.SyncRequest,
+        device: Device,
+        record: SyncRecord,
+        assignment: Assignment | None,
+    ) -> pb.SyncResponse:
+        stored = max([device.events_up_to, *(e.seq for e in record.events)])
+        interval = self._next_sync_s(assignment)
+        response = pb.SyncResponse(next_sync_after_s=interval, events_stored_up_to=stored)
+        if assignment is None or assignment.generation == request.known_generation:
+            response.not_modified.SetInParent()
+        else:
+            response.desired.CopyFrom(desired_of(assignment, await self._document(assignment)))
+        return response
+
+    def _next_sync_s(self, assignment: Assignment | None) -> float:
+        """Sooner while the device is changing; later the larger the fleet."""
+        parts = self._parts
+        at_least = parts.presence.count() / SYNCS_PER_S
+        is_busy = assignment is not None and assignment.phase not in SETTLED
+        wanted = min(parts.sync_interval_s, BUSY_SYNC_S) if is_busy else parts.sync_interval_s
+        return max(wanted, at_least)
+
+    async def _document(self, assignment: Assignment) -> bytes:
+        release_id = assignment.release_id
+        if release_id is None:
+            return b""
+        if release_id not in self._releases:
+            record = await self._parts.thread.call(self._parts.store.release, release_id)
+            if record is None:
+                raise NotFound(f"release {release_id} is assigned and not stored")
+            self._releases[release_id] = record.document
+        return self._releases[release_id]
+
+    @streaming
+    async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.Poke]:
+        parts = self._parts
+        device = await parts.admission.known_device(caller(context, pki.Role.DEVICE))
+        queue = parts.watchers.open(device.device_id)
+        try:
+            # A poke between the device's last Sync and now would be lost: say where we are.
+            newest = await parts.thread.call(parts.store.assignment, device.device_id)
+            if newest is not None:
+                yield pb.Poke(generation=newest.generation)
+            while (generation := await queue.get()) is not None:
+                yield pb.Poke(generation=generation)
+        finally:
+            parts.watchers.close(device.device_id, queue)
+
+    @unary
+    async def Renew(self, request: pb.RenewRequest, context: Context) -> pb.RenewResponse:
+        identity = caller(context, pki.Role.DEVICE)
+        device = await self._parts.admission.known_device(identity)
+        if pki.load_request(request.csr_pem).key_fingerprint != identity.key_fingerprint:
+            raise RequestInvalid(
+                "renewal is for the key that authenticates the call; to change the key, join again"
+            )
+        now = pki.utc(self._parts.clock())
+        authority = self._parts.authority
+        certificate = authority.issue(request.csr_pem, pki.Role.DEVICE, device.device_id, now)
+        log.info("device.renewed", extra={"device": device.device_id})
+        return pb.RenewResponse(certificate_pem=certificate, ca_pem=authority.pem)
+
+
+def _has_news(device: Device, record: SyncRecord) -> bool:
+    """Free disk space moves all the time: only a change that a plan could notice counts."""
+    moved = abs(record.facts.disk_free_bytes - device.facts.disk_free_bytes)
+    facts = replace(record.facts, disk_free_bytes=device.facts.disk_free_bytes)
+    return (
+        facts != device.facts
+        or moved > DISK_NEWS_BYTES
+        or device.report != record.report
+        or device.device_labels != dict(record.device_labels)
+        or any(e.seq > device.events_up_to for e in record.events)
+    )

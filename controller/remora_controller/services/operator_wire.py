@@ -1,0 +1,217 @@
+"""remora.operator.v1 <-> domain. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from remora_contract.errors import RequestInvalid
+from remora_controller.domain import (
+    Assignment,
+    Device,
+    MetricPoint,
+    ReleaseRecord,
+    RolloutSpec,
+    StoredEvent,
+    Wave,
+)
+from remora_controller.operations import RolloutDetail
+from remora_controller.phases import Phase
+from remora_controller.planner import DevicePlan, Plan
+from remora_controller.repository import Published
+from remora_controller.rollout import MemberView, Standing, standing
+from remora_controller.store.protocol import MemberState
+from remora_protos.operator.v1 import operator_pb2 as pb
+
+MAX_WAVES = 64
+
+
+def spec_of(message: pb.RolloutSpec) -> RolloutSpec:
+    """0 stands for the default, as the protocol says. Raises RequestInvalid."""
+    if len(message.waves) > MAX_WAVES:
+        raise RequestInvalid(f"a rollout has at most {MAX_WAVES} waves")
+    base = RolloutSpec()
+    try:
+        return RolloutSpec(
+            waves=tuple(_wave_of(w) for w in message.waves) or base.waves,
+            soak_s=message.soak_s,
+            success_threshold=message.success_threshold or base.success_threshold,
+            wave_timeout_s=message.wave_timeout_s or base.wave_timeout_s + message.soak_s,
+            max_unavailable=message.max_unavailable or None,
+        )
+    except ValueError as e:
+        raise RequestInvalid(str(e)) from e
+
+
+def _wave_of(message: pb.Wave) -> Wave:
+    return Wave(message.count or None, message.percent or None)
+
+
+def spec_message(spec: RolloutSpec) -> pb.RolloutSpec:
+    return pb.RolloutSpec(
+        waves=[pb.Wave(count=w.count or 0, percent=w.percent or 0.0) for w in spec.waves],
+        soak_s=spec.soak_s,
+        success_threshold=spec.success_threshold,
+        wave_timeout_s=spec.wave_timeout_s,
+        max_unavailable=spec.max_unavailable or 0,
+    )
+
+
+def status_of(device: Device, is_online: bool) -> str:
+    if device.quarantine is not None:
+        return "quarantined"
+    return "online" if is_online else "offline"
+
+
+def device_message(
+    device: Device, assignment: Assignment | None, last_seen: float | None, is_online: bool
+) -> pb.Device:
+    report, facts = device.report, device.facts
+    return pb.Device(
+        device_id=device.device_id,
+        hostname=facts.hostname,
+        labels=device.labels,
+        status=status_of(device, is_online),
+        phase=report.phase,
+        assigned_release_id=assignment.release_id or "" if assignment else "",
+        running_release_id=report.running_release_id,
+        generation=assignment.generation if assignment else 0,
+        last_seen_unix_s=last_seen or 0.0,
+        device_model=facts.device_model,
+        agent_version=facts.agent_version,
+        architecture=facts.architecture,
+        memory_bytes=facts.memory_bytes,
+        error_code=report.error_code,
+        error_message=device.quarantine or report.error_message,
+        progress=report.progress,
+        bundle_digest=report.bundle_digest,
+        adapters=[
+            pb.DeviceAdapter(name=a.name, revision=a.revision, digest=a.digest)
+            for a in report.adapters
+        ],
+    )
+
+
+def artifact_message(published: Published) -> pb.Artifact:
+    return pb.Artifact(
+        digest=published.digest,
+        kind=published.kind,
+        name=published.name,
+        revision=published.revision,
+        bytes=published.bytes,
+        base_digest=published.base_digest,
+        published_at_unix_s=published.published_at,
+    )
+
+
+def release_message(release: ReleaseRecord) -> pb.ReleaseInfo:
+    return pb.ReleaseInfo(
+        release_id=release.release_id,
+        name=release.name,
+        release_json=release.document,
+        created_at_unix_s=release.created_at,
+        created_by=release.created_by,
+    )
+
+
+def plan_message(plan: Plan) -> pb.PlanResponse:
+    return pb.PlanResponse(
+        devices=[_device_plan_message(d) for d in plan.devices],
+        waves=[f"wave {n}: {size} devices" for n, size in enumerate(plan.waves, start=1)],
+        total_bytes=plan.total_bytes,
+    )
+
+
+def _device_plan_message(plan: DevicePlan) -> pb.DevicePlan:
+    return pb.DevicePlan(
+        device_id=plan.device_id,
+        hostname=plan.hostname,
+        wave=plan.wave or 0,
+        ship_bytes=plan.ship_bytes,
+        builds_engine=plan.builds_engine,
+        build_s=plan.build_s or 0.0,
+        build_s_known=plan.build_s is not None,
+        peak_disk_bytes=plan.peak_disk_bytes,
+        refusals=[
+            pb.PlanRefusal(code=r.code, need=r.need, have=r.have, message=str(r))
+            for r in plan.refusals
+        ],
+    )
+
+
+def rollout_message(detail: RolloutDetail, now: float) -> pb.Rollout:
+    record = detail.record
+    states = {s.member.device_id: s for s in detail.states}
+    return pb.Rollout(
+        rollout_id=record.rollout_id,
+        release_id=record.release_id,
+        release_name=detail.release_name,
+        selector=record.selector,
+        state=record.state.value,
+        reason=record.reason,
+        wave=record.wave,
+        waves=record.waves,
+        devices=[
+            _rollout_device(m, states[m.device_id], record.spec, now)
+            for m in detail.view.members
+            if m.device_id in states
+        ],
+        spec=spec_message(record.spec),
+        created_at_unix_s=record.created_at,
+        created_by=record.created_by,
+    )
+
+
+def _rollout_device(
+    member: MemberView, state: MemberState, spec: RolloutSpec, now: float
+) -> pb.RolloutDevice:
+    attempt = member.back or member.forward
+    phase = attempt.phase if attempt else None
+    outcome = outcome_of(member, spec, now)
+    return pb.RolloutDevice(
+        device_id=member.device_id,
+        hostname=state.hostname,
+        wave=member.wave,
+        outcome=outcome,
+        phase=phase.value if phase else "",
+        progress=state.progress if outcome in ("updating", "soaking") else 0.0,
+        error=state.error if outcome in ("failed", "reverted") else "",
+    )
+
+
+_OUTCOMES = {
+    Standing.WAITING: "waiting",
+    Standing.CHANGING: "updating",
+    Standing.SUCCEEDED: "succeeded",
+    Standing.FAILED: "failed",
+    Standing.APART: "offline",
+}
+
+
+def outcome_of(member: MemberView, spec: RolloutSpec, now: float) -> str:
+    """One word for people; see RolloutDevice.outcome."""
+    if member.back is not None:
+        if member.back.is_nothing or member.back.phase is Phase.COMMITTED:
+            return "reverted"
+        return "failed" if member.back.is_settled else "updating"
+    if member.forward is not None and member.forward.phase is Phase.REVERTED:
+        return "reverted"
+    if member.forward is not None and member.forward.phase is Phase.SOAKING:
+        return "soaking"
+    return _OUTCOMES[standing(member, spec, now)]
+
+
+def top_row(device: pb.Device, metrics: Mapping[str, MetricPoint]) -> pb.TopRow:
+    return pb.TopRow(
+        device=device,
+        metrics={name: point.value for name, point in metrics.items()},
+        metrics_at_unix_s=max((p.at for p in metrics.values()), default=0.0),
+    )
+
+
+def event_message(event: StoredEvent) -> pb.Event:
+    return pb.Event(
+        at_unix_s=event.at,
+        device_id=event.device_id,
+        name=event.name,
+        detail_json=event.detail_json,
+    )
