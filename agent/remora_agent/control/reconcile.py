@@ -32,6 +32,7 @@ from remora_agent.control.phase import FINAL, Event, Phase
 from remora_agent.control.releases import link_current
 from remora_agent.control.soak import unhealthy_reason
 from remora_agent.control.state import DeviceState
+from remora_agent.telemetry.serving import serving_metrics
 from remora_contract.errors import (
     Cancelled,
     Conflict,
@@ -196,7 +197,7 @@ class Reconciler:
         moved = advance(record, event, self._now(), code, message)
         self._save(moved)
         if moved.phase is Phase.SOAKING:
-            self._baseline = dict(self._effects.host.metrics())
+            self._baseline = serving_metrics(self._effects.host.metrics())
         if moved.phase in FINAL:
             self._tidy(moved)
         self._announce(moved)
@@ -229,9 +230,8 @@ class Reconciler:
         if record is None or record.phase is not Phase.SOAKING:
             return None
         host = self._effects.host
-        return unhealthy_reason(
-            record.desired.release_id, host.serving(), self._baseline, host.metrics()
-        )
+        metrics = serving_metrics(host.metrics())
+        return unhealthy_reason(record.desired.release_id, host.serving(), self._baseline, metrics)
 
     def _idle(self) -> float:
         serving = self._effects.host.serving() is not None

@@ -1,6 +1,6 @@
 """Is serving well while a new release soaks? Pure comparison of counters at the switch and now.
 
-Counters are those of `ServingHost.metrics()`; one that is missing counts as zero.
+Counters carry the names of `telemetry.serving`; one that is missing counts as zero.
 """
 
 from __future__ import annotations
@@ -10,10 +10,7 @@ from dataclasses import dataclass
 
 from remora_agent.control.activation import MAX_ABNORMAL_EXITS
 from remora_agent.host import ServingState
-
-ENGINE_FAULTS = "engine_faults_total"
-REQUESTS = "requests_total"
-REQUESTS_FAILED = "requests_failed_total"
+from remora_agent.telemetry.serving import ENGINE_FAULTS, REQUESTS, REQUESTS_FAILED
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from remora_agent.telemetry.energy import Energy, joules_per_token
+from remora_agent.telemetry.serving import TOKENS, serving_metrics
 from remora_agent.telemetry.source import Reading, Source
 from remora_contract.errors import Unavailable
 
 log = logging.getLogger(__name__)
-TOKENS = "completion_tokens_total"
 _REOPEN_AFTER_S = 300.0
 
 
@@ -39,12 +39,12 @@ class Sampler:
     def __init__(
         self,
         openers: Sequence[Opener],
-        serving_metrics: Callable[[], Mapping[str, float]],
+        host_metrics: Callable[[], Mapping[str, float]],
         now: Callable[[], float],
     ) -> None:
         """`now` is monotonic seconds."""
         self._slots = [_Slot(o) for o in openers]
-        self._serving_metrics, self._now = serving_metrics, now
+        self._host_metrics, self._now = host_metrics, now
         self._energy, self._tokens = Energy(), 0.0
         self._lock = threading.Lock()
         self._latest: tuple[Reading, ...] = ()
@@ -53,7 +53,7 @@ class Sampler:
         """Called by one thread, every interval."""
         readings = [r for slot in self._slots for r in self._read(slot)]
         readings = list({r.wire_name: r for r in reversed(readings)}.values())[::-1]
-        serving = self._serving_metrics()
+        serving = serving_metrics(self._host_metrics())
         readings += [_serving_reading(n, v) for n, v in sorted(serving.items())]
         readings += self._energy_readings(readings, serving.get(TOKENS, 0.0))
         with self._lock:

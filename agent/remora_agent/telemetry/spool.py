@@ -35,6 +35,7 @@ class MetricSpool:
         self._lock = threading.RLock()
         self._fresh: list[Sample] = []
         self._base = {str(n): float(v) for n, v in database.rows("select * from counters")}
+        self._last: dict[str, float] = {}
         self._totals: dict[str, Sample] = {}
 
     def add(self, readings: Iterable[Reading], at_unix_s: float) -> None:
@@ -42,12 +43,18 @@ class MetricSpool:
             for reading in readings:
                 name = reading.wire_name
                 if reading.is_counter:
-                    total = self._base.get(name, 0.0) + reading.value
-                    self._totals[name] = Sample(name, total, at_unix_s)
+                    self._totals[name] = Sample(name, self._total(name, reading), at_unix_s)
                 else:
                     self._fresh.append(Sample(name, reading.value, at_unix_s))
             if len(self._fresh) >= _FLUSH_SAMPLES:
                 self.flush()
+
+    def _total(self, name: str, reading: Reading) -> float:
+        """Over the life of the identity: a counter that falls was started again at zero."""
+        if reading.value < self._last.get(name, 0.0):
+            self._base[name] = self._base.get(name, 0.0) + self._last[name]
+        self._last[name] = reading.value
+        return self._base.get(name, 0.0) + reading.value
 
     def batch(self, limit: int) -> tuple[list[Sample], int]:
         """Counters as they stand and the oldest levels, and a mark for `sent`."""

@@ -1,0 +1,25 @@
+"""The serving host's metrics under the names that telemetry, soak checks and docs use. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+REQUESTS = "requests_total"
+REQUESTS_FAILED = "requests_failed_total"
+TOKENS = "completion_tokens_total"
+ENGINE_FAULTS = "engine_faults_total"
+# What the runtime counts, under the name it has there -> the name it has everywhere else.
+COUNTERS = {
+    "requests": REQUESTS,
+    "failures": REQUESTS_FAILED,
+    "tokens": TOKENS,
+    "engine_faults": ENGINE_FAULTS,
+    "adapter_hits": "adapter_hits_total",
+    "adapter_loads": "adapter_loads_total",
+    "adapter_evictions": "adapter_evictions_total",
+    "swaps": "swaps_total",
+}
+
+
+def serving_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {COUNTERS.get(name, name): float(value) for name, value in metrics.items()}
