@@ -9,7 +9,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -50,11 +50,11 @@ def write_failed(path: Path, error: OSError) -> RemoraError:
     return Refused(f"{path} cannot be written: {error.strerror or error}")
 
 
-def sync_directory(path: Path) -> None:
+def sync_directory(path: Path, fsync: Callable[[int], None] = os.fsync) -> None:
     """Makes renames inside `path` durable."""
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(handle)
+        fsync(handle)
     finally:
         os.close(handle)
 

@@ -299,6 +299,35 @@ def test_a_publish_killed_anywhere_leaves_whole_names_and_resumes(tmp_path: Path
     assert cuts >= 4 * 5  # (fsync, rename) x (before, after) x (3 chunks, manifest, name) at least
 
 
+def test_each_step_is_durable_before_the_next_refers_to_it(tmp_path: Path) -> None:
+    """Bytes are synced before their rename, chunk folders before the manifest, its folder before
+    the name: a power cut cannot keep the reference and lose what it refers to."""
+    repository, synced = tmp_path / "repo", set()
+    seen: list[str] = []
+
+    def fsync(handle: int) -> None:
+        os.fsync(handle)
+        synced.add(Path(f"/proc/self/fd/{handle}").readlink())
+
+    def replace(temporary: Path, path: Path) -> None:
+        assert temporary in synced
+        temporary.replace(path)
+        synced.discard(path.parent)
+        above = {"cas": [], "manifests": ["cas"], "names": ["cas", "manifests"]}
+        top = path.relative_to(repository).parts[0]
+        for earlier in above[top]:
+            folders = [p for p in (repository / earlier).rglob("*") if p.is_dir()]
+            assert {repository, repository / earlier, *folders} <= synced
+        seen.append(top)
+
+    store = LocalStore(repository, fsync=fsync, replace=replace)
+    publish(bundle_dir(tmp_path / "b"), store, name="m", revision="1", now=NOW)
+
+    assert sorted(set(seen), key=seen.index) == ["cas", "manifests", "names"]
+    assert seen.count("manifests") == seen.count("names") == 1
+    assert repository / "names" / "bundle" / "m" in synced
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_names_the_path_and_shows_nothing(tmp_path: Path, number: int) -> None:
     source = bundle_dir(tmp_path / "b")

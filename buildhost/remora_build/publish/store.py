@@ -68,7 +68,7 @@ class LocalStore:
         """Makes every `put` so far durable, before something refers to it."""
         try:
             for directory in sorted(self._unsynced):
-                sync_directory(directory)
+                sync_directory(directory, self._fsync)
         except OSError as e:
             raise write_failed(self.root, e) from e
         self._unsynced.clear()
