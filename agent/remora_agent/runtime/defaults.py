@@ -23,7 +23,7 @@ _UNSAID_TOP_K = 50
 # Fields that change nothing here: read elsewhere, about training, caching, returning or speed, or
 # without effect unless one of the others asks for it.
 _HARMLESS = frozenset(
-    [
+    {
         "_from_model_config",
         "transformers_version",
         "bos_token_id",
@@ -65,7 +65,7 @@ _HARMLESS = frozenset(
         "chat_format",
         "remove_invalid_values",
         "renormalize_logits",
-    ]
+    }
 )
 # Fields that change the tokens, with the values that leave them alone (besides null).
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {

@@ -19,6 +19,7 @@ from remora_contract.errors import EngineFault
 Logits = NDArray[np.float32]
 # Candidates looked at first for top_p; nearly always enough, and far cheaper than sorting all.
 _FIRST_CANDIDATES = 512
+_BLOCK = 64
 
 
 class Sampler:
@@ -38,10 +39,7 @@ class Sampler:
         if self._params.temperature == 0:
             return best
         ids, weights = kept(logits, self._params)
-        cumulative = np.cumsum(weights, dtype=np.float64)
-        at = np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right")
-        # Rounding may point past the end, and tokens of weight zero are never drawn.
-        at = min(int(at), int(np.flatnonzero(weights)[-1]))
+        at = _invert(weights, self._random.random())
         return at if ids is None else int(ids[at])
 
 
@@ -54,8 +52,7 @@ def kept(
     """
     ids: NDArray[np.int64] | None = None
     if 0 < params.top_k < len(logits):
-        kth = np.partition(logits, len(logits) - params.top_k)[len(logits) - params.top_k]
-        ids = np.flatnonzero(logits >= kth)
+        ids = _largest(logits, params.top_k)
         logits = logits[ids]
     with np.errstate(over="ignore", under="ignore"):  # -inf and 0 are what is meant there
         weights = np.exp((logits - logits.max()) / np.float32(params.temperature))
@@ -63,6 +60,14 @@ def kept(
         return ids, weights
     nucleus = _nucleus(weights, params.top_p)
     return (nucleus if ids is None else ids[nucleus]), weights[nucleus]
+
+
+def _invert(weights: NDArray[np.float32], uniform: float) -> int:
+    """The index where the cumulative share passes `uniform` in [0, 1); never one of weight 0."""
+    cumulative = np.cumsum(weights, dtype=np.float64)
+    at = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
+    # The product may round up to the whole sum.
+    return at if at < len(weights) else int(np.flatnonzero(weights)[-1])
 
 
 def _nucleus(weights: NDArray[np.float32], top_p: float) -> NDArray[np.int64]:
@@ -80,8 +85,21 @@ def _nucleus(weights: NDArray[np.float32], top_p: float) -> NDArray[np.int64]:
         count *= 16
 
 
-def _largest(weights: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    if count >= len(weights):
-        return np.arange(len(weights))
-    threshold = np.partition(weights, len(weights) - count)[len(weights) - count]
-    return np.flatnonzero(weights >= threshold)
+def _largest(values: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """Indices, ascending, of all values not below the `count`-th largest.
+
+    The count-th largest of the blocks' maxima is a lower bound, so that only the few values above
+    it are partitioned.
+    """
+    if count >= len(values):
+        return np.arange(len(values))
+    whole = len(values) // _BLOCK * _BLOCK
+    maxima = values[:whole].reshape(-1, _BLOCK).max(axis=1)
+    if count > len(maxima):
+        return np.flatnonzero(values >= _kth_largest(values, count))
+    candidates = np.flatnonzero(values >= _kth_largest(maxima, count))
+    return candidates[values[candidates] >= _kth_largest(values[candidates], count)]
+
+
+def _kth_largest(values: NDArray[np.float32], k: int) -> float:
+    return float(np.partition(values, len(values) - k)[len(values) - k])

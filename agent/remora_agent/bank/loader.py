@@ -1,0 +1,144 @@
+"""Reading adapters from disk beside the step thread, and remembering which files are broken.
+
+Knows files and errors; what is loaded when, and where it goes, is the bank's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from remora_agent.bank.weights import AdapterWeights
+from remora_contract.adapter import ADAPTER_JSON, WEIGHTS_FILE
+from remora_contract.digests import short
+from remora_contract.errors import ArtifactInvalid, Exhausted, InternalFault, RemoraError
+
+log = logging.getLogger(__name__)
+
+MAX_IN_FLIGHT = 2
+MAX_REMEMBERED = 256
+
+# Modification times and sizes: a file that has not changed is not read again to fail again.
+Stamp = tuple[tuple[int, int], ...]
+Load = Callable[[Path], AdapterWeights]
+OnLoaded = Callable[[str, "AdapterWeights | RemoraError"], None]
+
+
+class AdapterFiles(Protocol):
+    """What loading needs to know of an adapter; `directory.Registered` is one."""
+
+    @property
+    def digest(self) -> str: ...
+    @property
+    def directory(self) -> Path: ...
+
+
+class Loads(Protocol):
+    """What the bank needs of a loader."""
+
+    def start(self, adapter: AdapterFiles) -> bool:
+        """False when enough is in flight, or this one already. Answers later through OnLoaded."""
+        ...
+
+    def finished(self, digest: str) -> None:
+        """The bank has taken the result."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Broken:
+    stamp: Stamp
+    error: RemoraError
+
+
+class Loader:
+    """`start` and `finished` belong to one thread; `on_loaded` is called on the loading thread."""
+
+    def __init__(self, load: Load, on_loaded: OnLoaded) -> None:
+        self._read = VerifyingReader(load)
+        self._on_loaded = on_loaded
+        self._in_flight: set[str] = set()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="adapter-loader")
+
+    def start(self, adapter: AdapterFiles) -> bool:
+        if adapter.digest in self._in_flight or len(self._in_flight) >= MAX_IN_FLIGHT:
+            return False
+        self._in_flight.add(adapter.digest)
+        future = self._pool.submit(self._read, adapter.digest, adapter.directory)
+        future.add_done_callback(lambda f: self._done(adapter.digest, f))
+        return True
+
+    def finished(self, digest: str) -> None:
+        self._in_flight.discard(digest)
+
+    def close(self) -> None:
+        """Waits for the file being read; what has not begun is dropped."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _done(self, digest: str, future: Future[AdapterWeights]) -> None:
+        if future.cancelled():
+            return
+        error = future.exception()
+        if error is None:
+            self._on_loaded(digest, future.result())
+        elif isinstance(error, RemoraError):
+            self._on_loaded(digest, error)
+        else:
+            fault = InternalFault(f"loading adapter {short(digest)} failed: {error!r}")
+            fault.__cause__ = error
+            self._on_loaded(digest, fault)
+
+
+class VerifyingReader:
+    """Reads weights, checks that they are the registered bytes, remembers broken files."""
+
+    def __init__(self, load: Load) -> None:
+        self._load = load
+        self._broken: OrderedDict[str, _Broken] = OrderedDict()
+
+    def __call__(self, digest: str, directory: Path) -> AdapterWeights:
+        """Raises ArtifactInvalid, AdapterInvalid, Incompatible, as it did before when the files
+        have not changed since."""
+        stamp = _stamp(directory)
+        known = self._broken.get(digest)
+        if known is not None and known.stamp == stamp:
+            raise known.error
+        try:
+            weights = self._load(directory)
+            if weights.digest != digest:
+                raise ArtifactInvalid(
+                    f"{directory} now holds adapter {short(weights.digest)}, registered was "
+                    f"{short(digest)}; register it under a new revision"
+                )
+        except Exhausted:
+            raise  # says nothing about the files
+        except RemoraError as e:
+            self._remember(digest, _Broken(stamp, e))
+            raise
+        self._broken.pop(digest, None)
+        return weights
+
+    def _remember(self, digest: str, broken: _Broken) -> None:
+        log.warning("adapter.broken", extra={"digest": digest, "error": str(broken.error)})
+        self._broken[digest] = broken
+        self._broken.move_to_end(digest)
+        if len(self._broken) > MAX_REMEMBERED:
+            self._broken.popitem(last=False)
+
+
+def _stamp(directory: Path) -> Stamp:
+    """Of the files that `load_weights` reads; one that cannot be looked at counts as (0, 0)."""
+    return tuple(_file_stamp(directory / name) for name in (ADAPTER_JSON, WEIGHTS_FILE))
+
+
+def _file_stamp(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, 0  # reading it will say what is wrong
+    return status.st_mtime_ns, status.st_size
