@@ -27,6 +27,8 @@ from remora_contract.errors import (
     Cancelled,
     EngineFault,
     Exhausted,
+    Incompatible,
+    Refused,
     RemoraError,
     all_errors,
 )
@@ -154,10 +156,9 @@ def _take(report: _Report, data: bytes, progress: Progress) -> None:
 
 def _error(name: str, message: str) -> RemoraError:
     known = {cls.__name__: cls for cls in all_errors()}
-    try:
-        return known.get(name, EngineFault)(message)
-    except TypeError:  # a class with another constructor, such as Incompatible
-        return EngineFault(message)
+    if name == Incompatible.__name__:  # made from refusals, of which only the text travelled
+        return Refused(message)
+    return known.get(name, EngineFault)(message)
 
 
 def _conclude(returncode: int, report: _Report, what: str, log_path: Path) -> dict[str, Any]:

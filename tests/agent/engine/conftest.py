@@ -1,0 +1,108 @@
+"""Built engines, one build per worker and case, loaded anew for every test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from remora_agent.engine.cache import CacheEntry, EngineCache
+from remora_agent.engine.opening import EngineOptions, ensure_built, load_engine
+from remora_agent.engine.protocol import Engine
+from remora_contract.bundle import DecoderSpec, GraphSpec, load_bundle
+from tests.agent.engine.portable import (
+    FLOAT32,
+    INT4,
+    LLAMA,
+    NO_BANK,
+    QWEN2,
+    QWEN3,
+    Reference,
+    random_bundle,
+)
+
+OPTIONS = EngineOptions(rows=4, threads=1, accuracy_level=1)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A backend's way of running one kind of bundle."""
+
+    spec: DecoderSpec
+    graph: GraphSpec
+    base_graph: bool = True  # False: as ONNX Runtime 1.23 builds int4
+
+
+CASES = {
+    "ort-float32": Case(QWEN2, FLOAT32),
+    "ort-int4": Case(LLAMA, INT4),
+    "ort-qk-norm": Case(QWEN3, FLOAT32),
+    "ort-one-graph": Case(QWEN3, INT4, base_graph=False),
+}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A built engine beside the portable graph it must agree with."""
+
+    case: Case
+    bundle_dir: Path
+    reference: Reference
+    open: Callable[..., Engine]
+
+    @property
+    def spec(self) -> DecoderSpec:
+        return self.case.spec
+
+
+@pytest.fixture(scope="session")
+def engine_cache(tmp_path_factory: pytest.TempPathFactory) -> EngineCache:
+    return EngineCache(tmp_path_factory.mktemp("engines"), 1 << 40)
+
+
+@pytest.fixture(scope="session")
+def make_bench(
+    tmp_path_factory: pytest.TempPathFactory, engine_cache: EngineCache
+) -> Callable[[Case], Bench]:
+    made: dict[Case, Bench] = {}
+
+    def make(case: Case) -> Bench:
+        if case not in made:
+            made[case] = _bench(case, tmp_path_factory.mktemp("bundle") / "b", engine_cache)
+        return made[case]
+
+    return make
+
+
+def _bench(case: Case, directory: Path, cache: EngineCache) -> Bench:
+    random_bundle(directory, case.spec, case.graph)
+    entry = ensure_built(directory, cache, OPTIONS).entry
+    if not case.base_graph:
+        entry = CacheEntry(entry.directory, replace(entry.manifest, facts={"base": ""}))
+
+    def open_(**changes: object) -> Engine:
+        return load_engine(entry, load_bundle(directory), replace(OPTIONS, **changes))
+
+    return Bench(case, directory, Reference(directory), open_)
+
+
+@pytest.fixture(params=CASES, scope="session")
+def bench(request: pytest.FixtureRequest, make_bench: Callable[[Case], Bench]) -> Bench:
+    return make_bench(CASES[request.param])
+
+
+@pytest.fixture
+def engine(bench: Bench) -> Iterator[Engine]:
+    engine = bench.open()
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def bankless(make_bench: Callable[[Case], Bench]) -> Iterator[Engine]:
+    """An engine of a bundle exported without a bank."""
+    engine = make_bench(Case(QWEN2, NO_BANK)).open()
+    yield engine
+    engine.close()
