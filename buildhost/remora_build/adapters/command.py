@@ -30,7 +30,7 @@ def adapter(
         exists=True,
         file_okay=False,
     ),
-    out: Path = typer.Argument(help="Directory to write; it must not exist."),
+    out: Path = typer.Argument(help="Directory to write; it must not exist (see --force)."),
     base: Path = typer.Option(
         help="Bundle of the base model the adapter was trained on.", exists=True, file_okay=False
     ),

@@ -115,7 +115,7 @@ def _write_artifact(
         revision=revision,
         base_digest=source.base_digest,
         files=tuple(_write_file(store, source.directory, f, tally) for f in source.files),
-        published_at=now.astimezone(timezone.utc).isoformat(timespec="seconds"),
+        published_at=now.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         facts=source.facts,
     )
     store.flush()
