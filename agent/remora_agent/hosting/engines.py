@@ -1,0 +1,122 @@
+"""Where the host's engines come from: build, probe and load of one bundle with fixed options.
+
+Owns the engine cache and the memory estimate. Knows no adapters by name and no requests.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from remora_agent.engine.build import BuildResult, ignore, never
+from remora_agent.engine.cache import EngineCache
+from remora_agent.engine.memory import bank_bytes, fits, kv_bytes, row_slot_bytes
+from remora_agent.engine.opening import EngineOptions, ensure_built, limits_of, load_engine
+from remora_agent.engine.probe import probe_in_child
+from remora_agent.engine.protocol import Engine
+from remora_agent.host import BuildOutcome, Progress
+from remora_contract.bundle import GRAPH_FILE, Bundle, load_bundle, verify_files
+from remora_contract.errors import Refusal
+
+_LOG_NAME = "probe.log"
+_KEPT = 3  # last used engines that eviction leaves: the running one, the next, the one before
+
+
+class EngineSource(Protocol):
+    """What a host needs of engines; blocking. Errors as `remora_agent.engine.opening` raises."""
+
+    def build(self, bundle_dir: Path, progress: Progress) -> BuildOutcome: ...
+
+    def probe(self, bundle_dir: Path, adapter_dirs: Sequence[Path], progress: Progress) -> None: ...
+
+    def load(self, bundle_dir: Path) -> Engine:
+        """Of a bundle that was built before; builds it otherwise."""
+        ...
+
+    def memory_refusals(self, bundle_dir: Path, available_bytes: int) -> list[Refusal]:
+        """Empty when one more engine of this bundle fits."""
+        ...
+
+
+def default_cache() -> Path:
+    """Where a person's own agent keeps built engines."""
+    return Path.home() / ".cache" / "remora" / "engines"
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    cache_dir: Path = field(default_factory=default_cache)
+    cache_bytes: int = 32 << 30
+    memory_floor_bytes: int = 256 << 20  # stays free on the device whatever is loaded
+    options: EngineOptions = field(default_factory=EngineOptions)
+
+
+class CachedEngines:
+    """Engines of the backends that `remora_agent.engine.opening` knows."""
+
+    def __init__(self, settings: EngineSettings, cancelled: Callable[[], bool] = never) -> None:
+        """`cancelled` is asked during builds. Raises Exhausted when the cache's disk is full."""
+        self._settings = settings
+        self._cancelled = cancelled
+        self._cache = EngineCache(settings.cache_dir, settings.cache_bytes)
+        self._recent: tuple[str, ...] = ()
+
+    def build(self, bundle_dir: Path, progress: Progress) -> BuildOutcome:
+        result = self._built(bundle_dir, progress)
+        return BuildOutcome(result.entry.manifest.digest, result.from_cache, result.seconds)
+
+    def probe(self, bundle_dir: Path, adapter_dirs: Sequence[Path], progress: Progress) -> None:
+        options = self._settings.options
+        built = self._built(bundle_dir, progress)
+        with tempfile.TemporaryDirectory(prefix="remora-probe-") as folder:
+            probe_in_child(
+                built.entry,
+                bundle_dir,
+                adapter_dirs,
+                options,
+                Path(folder) / _LOG_NAME,
+                options.build_limits,
+                progress,
+                self._cancelled,
+            )
+
+    def load(self, bundle_dir: Path) -> Engine:
+        options = self._settings.options
+        built = self._built(bundle_dir, ignore)
+        return load_engine(built.entry, load_bundle(bundle_dir), options)
+
+    def memory_refusals(self, bundle_dir: Path, available_bytes: int) -> list[Refusal]:
+        bundle = load_bundle(bundle_dir)
+        limits = limits_of(bundle, self._settings.options)
+        rank = limits.max_bank_rank
+        return fits(
+            engine_bytes=weight_bytes(bundle),
+            kv_bytes=kv_bytes(bundle.decoder, limits.rows, limits.context),
+            bank_bytes=bank_bytes(bundle.decoder, rank)
+            + row_slot_bytes(bundle.decoder, limits.rows, rank),
+            floor_bytes=self._settings.memory_floor_bytes,
+            available_bytes=available_bytes,
+        )
+
+    def _built(self, bundle_dir: Path, progress: Progress) -> BuildResult:
+        options = self._settings.options
+        result = ensure_built(
+            bundle_dir, self._cache, options, progress, self._cancelled, self._recent
+        )
+        key = result.entry.manifest.key.digest
+        self._recent = (*(k for k in self._recent if k != key), key)[-_KEPT:]
+        return result
+
+
+def weight_bytes(bundle: Bundle) -> int:
+    """Of the graph and its weights on disk; about what a session of it takes."""
+    return sum(f.size for f in bundle.files if f.path.startswith(GRAPH_FILE))
+
+
+def verify_small_files(bundle_dir: Path, bundle: Bundle) -> None:
+    """Everything but the graph, which an engine build verifies. Raises ArtifactInvalid."""
+    small = tuple(f for f in bundle.files if not f.path.startswith(GRAPH_FILE))
+    verify_files(bundle_dir, small)

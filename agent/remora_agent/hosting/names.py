@@ -1,0 +1,96 @@
+"""A release's names on a model: adapters registered and preloaded, then swapped all at once.
+
+Between two requests every alias and use case changes together; a request in flight keeps the bytes
+it started with. Knows no engines.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from remora_agent.host import AssignedAdapter, Assignment
+from remora_agent.runtime.adapters import Adapters, UnloadMode
+from remora_agent.serving.served_model import ServedModel
+from remora_contract.errors import Conflict, Exhausted, NotFound, RemoraError, Unavailable
+
+log = logging.getLogger(__name__)
+
+
+def adopt(model: ServedModel, old: Assignment | None, new: Assignment) -> None:
+    """Makes `new` what the model's names mean; `old` is what they meant.
+
+    On an error names mean what they meant before. Raises ArtifactInvalid, AdapterInvalid,
+    Incompatible, Conflict (a revision registered with other bytes), NotFound.
+    """
+    adapters = model.runtime.adapters
+    added = _register(adapters, new)
+    try:
+        for adapter in _changed(adapters, new):
+            _preload(adapters, adapter)
+        _swap(model, old, new)
+    except RemoraError:
+        for adapter in added:
+            _forget(adapters, adapter)
+        raise
+    for adapter in stale(old, new):
+        _forget(adapters, adapter)
+
+
+def stale(old: Assignment | None, new: Assignment) -> list[AssignedAdapter]:
+    """Revisions that the old release brought and the new one has no use for."""
+    kept = {(a.name, a.revision) for a in new.adapters}
+    return [a for a in (old.adapters if old else ()) if (a.name, a.revision) not in kept]
+
+
+def _register(adapters: Adapters, new: Assignment) -> list[AssignedAdapter]:
+    """Returns what was not known before; forgets it again when one of them is refused."""
+    added: list[AssignedAdapter] = []
+    known = {(r.name, r.revision) for r in adapters.directory.revisions()}
+    try:
+        for adapter in new.adapters:
+            adapters.register(adapter.name, adapter.revision, adapter.directory)
+            if (adapter.name, adapter.revision) not in known:
+                added.append(adapter)
+    except RemoraError:
+        for adapter in added:
+            _forget(adapters, adapter)
+        raise
+    return added
+
+
+def _changed(adapters: Adapters, new: Assignment) -> list[AssignedAdapter]:
+    """Those that no request could have brought into the bank yet, or whose name moves."""
+    resident = {(i.name, i.revision) for i in adapters.list() if i.bank_bytes and i.alias_target}
+    return [a for a in new.adapters if (a.name, a.revision) not in resident]
+
+
+def _preload(adapters: Adapters, adapter: AssignedAdapter) -> None:
+    """So that the first request does not wait. A full bank is no reason to refuse the release:
+    the adapter then comes in with its first request, as soon as there is room."""
+    try:
+        adapters.load(adapter.name, adapter.revision)
+    except (Exhausted, Unavailable) as e:
+        log.warning("adapter.not_preloaded", extra={"adapter": adapter.name, "why": str(e)})
+
+
+def _swap(model: ServedModel, old: Assignment | None, new: Assignment) -> None:
+    adapters, directory = model.runtime.adapters, model.runtime.adapters.directory
+    gone = {u.name for u in (old.use_cases if old else ())} - {u.name for u in new.use_cases}
+    with model.changing_names():
+        for adapter in new.adapters:
+            if directory.alias(adapter.name).revision != adapter.revision:
+                adapters.set_alias(adapter.name, adapter.revision)
+        for use_case in new.use_cases:
+            directory.set_use_case(use_case.name, use_case.adapters)
+        for name in gone:
+            directory.delete_use_case(name)
+        model.runtime.set_sampling_defaults(new.sampling)
+
+
+def _forget(adapters: Adapters, adapter: AssignedAdapter) -> None:
+    """Requests that run with it end in peace. What someone else set up on it stays."""
+    try:
+        adapters.pin(adapter.name, adapter.revision, pinned=False)
+        adapters.unload(adapter.name, adapter.revision, UnloadMode.GRACEFUL, forget=True)
+    except (Conflict, NotFound) as e:
+        log.warning("adapter.kept", extra={"adapter": adapter.name, "why": str(e)})

@@ -1,0 +1,247 @@
+"""The ServingHost of this process: releases become models, and switches lose no request.
+
+Owns which model serves which assignment. When to build, prove and switch is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import psutil
+
+from remora_agent.host import (
+    Assignment,
+    BuildOutcome,
+    Progress,
+    ServingAdapterState,
+    ServingState,
+)
+from remora_agent.hosting.engines import EngineSource, verify_small_files
+from remora_agent.hosting.names import adopt
+from remora_agent.hosting.retiring import Retiring, added, counted
+from remora_agent.runtime.model_runtime import ModelRuntime
+from remora_agent.runtime.options import RuntimeOptions
+from remora_agent.runtime.status import RuntimeState
+from remora_agent.serving.router import Router
+from remora_agent.serving.served_model import ServedModel
+from remora_agent.text.pipeline import TextPipeline
+from remora_contract.adapter import load_adapter
+from remora_contract.bundle import load_bundle
+from remora_contract.digests import short
+from remora_contract.errors import ArtifactInvalid, Refused, RemoraError
+
+log = logging.getLogger(__name__)
+_POLL_S = 0.02
+_STEP_STUCK_S = 60.0
+
+
+@dataclass(frozen=True)
+class HostSettings:
+    runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
+    retire_s: float = 600.0  # what an old model's requests get to end while the new one serves
+    idle_s: float = 300.0  # how long calls are held for running ones when two models do not fit
+
+
+@dataclass(frozen=True)
+class _Serving:
+    model: ServedModel
+    assignment: Assignment
+
+
+def available_memory() -> int:
+    """Bytes a process may take without swapping."""
+    return int(psutil.virtual_memory().available)
+
+
+class LocalHost:
+    """Implements `remora_agent.host.ServingHost` behind `router`. Thread-safe; one switch at a
+    time."""
+
+    def __init__(
+        self,
+        engines: EngineSource,
+        router: Router[ServedModel],
+        settings: HostSettings | None = None,
+        available_bytes: Callable[[], int] = available_memory,
+    ) -> None:
+        self._engines = engines
+        self._router = router
+        self._settings = settings or HostSettings()
+        self._available_bytes = available_bytes
+        self._switching = threading.Lock()
+        self._ending = threading.Event()
+        self._serving: _Serving | None = None
+        self._retiring = Retiring()
+
+    def build(self, assignment: Assignment, progress: Progress) -> BuildOutcome:
+        check(assignment)
+        return self._engines.build(assignment.bundle_directory, progress)
+
+    def prove(self, assignment: Assignment, progress: Progress) -> None:
+        check(assignment)
+        directories = [a.directory for a in assignment.adapters]
+        self._engines.probe(assignment.bundle_directory, directories, progress)
+
+    def switch(self, assignment: Assignment) -> None:
+        """Raises Refused when two models do not fit and requests do not end in time, and what
+        opening an engine and registering adapters raise. The old assignment then still serves."""
+        check(assignment)
+        with self._switching:
+            if self._ending.is_set():
+                raise Refused("this agent is shutting down; start it again")
+            started, now = time.monotonic(), self._serving
+            if now is not None and _alive(now) and _same_bundle(now.assignment, assignment):
+                adopt(now.model, now.assignment, assignment)
+                self._serving = _Serving(now.model, assignment)
+            elif now is None or self._fits_beside(assignment):
+                self._open_beside(now, assignment)
+            else:
+                self._open_instead(now, assignment)
+            log.info(
+                "release.switched",
+                extra={
+                    "release": assignment.release_id,
+                    "seconds": round(time.monotonic() - started, 4),
+                },
+            )
+
+    def serving(self) -> ServingState | None:
+        now = self._serving
+        if now is None or not _alive(now):
+            return None
+        status = now.model.runtime.status()
+        aliases = now.model.runtime.adapters.directory.aliases()
+        return ServingState(
+            release_id=now.assignment.release_id,
+            bundle_digest=status.bundle_digest,
+            engine_digest=status.engine_digest,
+            adapters=tuple(
+                ServingAdapterState(a.name, a.revision, a.digest, a.epoch) for a in aliases
+            ),
+        )
+
+    def metrics(self) -> Mapping[str, float]:
+        """Counters go on over switches; everything else is the current model's."""
+        now = self._serving
+        metrics = dict(now.model.runtime.metrics()) if now is not None else {}
+        return {**metrics, **added(counted(metrics), self._retiring.counters())}
+
+    def healthy(self) -> bool:
+        """False when a step thread has died or stands still. True while nothing is loaded."""
+        now = self._serving
+        if now is None:
+            return True
+        return _alive(now) and now.model.runtime.status().heartbeat_age_s < _STEP_STUCK_S
+
+    def drain(self, timeout_s: float) -> None:
+        self._ending.set()
+        self._router.close()
+        until = time.monotonic() + timeout_s
+        with self._switching:
+            now, self._serving = self._serving, None
+            if now is not None:
+                self._retiring.retire(now.model.runtime, timeout_s)
+        if not self._retiring.wait(max(0.0, until - time.monotonic()) + 1.0):
+            log.warning("host.drain_incomplete", extra={"waited_s": timeout_s})
+
+    def _fits_beside(self, assignment: Assignment) -> bool:
+        refusals = self._engines.memory_refusals(
+            assignment.bundle_directory, self._available_bytes()
+        )
+        for refusal in refusals:
+            log.info("release.does_not_fit_beside", extra={"why": str(refusal)})
+        return not refusals
+
+    def _open_beside(self, now: _Serving | None, assignment: Assignment) -> None:
+        model = self._open(assignment)
+        self._router.replace(model)
+        self._serving = _Serving(model, assignment)
+        if now is not None:
+            self._retiring.retire(now.model.runtime, self._settings.retire_s)
+
+    def _open_instead(self, now: _Serving, assignment: Assignment) -> None:
+        """Calls wait in the router from here until a model stands."""
+        self._router.hold()
+        if not self._wait_idle(now.model.runtime):
+            self._router.replace(now.model)
+            raise Refused(
+                f"{assignment.release_id} does not fit in memory beside the running release, "
+                f"whose requests did not end within {self._settings.idle_s:.0f} s; try again"
+            )
+        self._retiring.close_now(now.model.runtime)
+        try:
+            model = self._open(assignment)
+        except BaseException:
+            self._reopen(now.assignment)
+            raise
+        self._router.replace(model)
+        self._serving = _Serving(model, assignment)
+
+    def _reopen(self, assignment: Assignment) -> None:
+        try:
+            model = self._open(assignment)
+        except BaseException as e:
+            log.error("release.not_reopened", extra={"why": str(e)})
+            self._serving = None
+            self._router.clear(f"no model is loaded: {assignment.release_id} would not open: {e}")
+            if isinstance(e, RemoraError):
+                return  # the error that kept the new release from opening is the one to tell
+            raise
+        self._router.replace(model)
+        self._serving = _Serving(model, assignment)
+
+    def _open(self, assignment: Assignment) -> ServedModel:
+        """A model that answers for the assignment, not yet routed to."""
+        directory = assignment.bundle_directory
+        bundle, text = load_bundle(directory), TextPipeline.load(directory)
+        runtime = ModelRuntime(
+            self._engines.load(directory),
+            bundle,
+            text,
+            options=self._settings.runtime,
+            sampling=assignment.sampling,
+        )
+        model = ServedModel(runtime)
+        try:
+            adopt(model, None, assignment)
+        except BaseException:
+            runtime.close()
+            raise
+        return model
+
+    def _wait_idle(self, runtime: ModelRuntime) -> bool:
+        """Nobody can submit meanwhile: the router holds."""
+        until = time.monotonic() + self._settings.idle_s
+        while True:
+            status = runtime.status()
+            if not status.rows_busy and not status.queued and self._retiring.wait(0.0):
+                return True
+            if time.monotonic() >= until or self._ending.wait(_POLL_S):
+                return False
+
+
+def check(assignment: Assignment) -> None:
+    """The directories hold what the assignment says. Raises ArtifactInvalid, DocumentInvalid."""
+    bundle = load_bundle(assignment.bundle_directory)
+    _check_digest(f"{assignment.bundle_directory}", assignment.bundle_digest, bundle.digest)
+    verify_small_files(assignment.bundle_directory, bundle)
+    for adapter in assignment.adapters:
+        found = load_adapter(adapter.directory).digest
+        _check_digest(f"adapter {adapter.name} in {adapter.directory}", adapter.digest, found)
+
+
+def _check_digest(what: str, wanted: str, found: str) -> None:
+    if wanted != found:
+        raise ArtifactInvalid(f"{what} has digest {short(found)}, not {short(wanted)}; fetch again")
+
+
+def _same_bundle(now: Assignment, wanted: Assignment) -> bool:
+    return now.bundle_digest == wanted.bundle_digest
+
+
+def _alive(serving: _Serving) -> bool:
+    return serving.model.runtime.status().state is RuntimeState.SERVING

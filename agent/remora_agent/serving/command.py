@@ -1,0 +1,121 @@
+"""The command `remora-agent serve`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from remora_agent.serving.address import DEFAULT_LISTEN
+from remora_contract.errors import RequestInvalid
+
+if TYPE_CHECKING:
+    from remora_agent.engine.opening import EngineOptions
+    from remora_agent.serving.stack import StackOptions
+    from remora_agent.serving.tls import ServerTls
+
+
+def register(app: typer.Typer) -> None:
+    app.command("serve")(serve)
+
+
+def serve(
+    bundle: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", help="Directory made by `remora-build export`.")
+    ],
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=DIR", help="A converted adapter and its name. Repeatable."),
+    ] = None,
+    use_case: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=A:0.7,B:0.3", help="A named, weighted mix of adapters. Repeatable."
+        ),
+    ] = None,
+    listen: Annotated[
+        str,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Address of the gRPC server, or unix:/path. Off loopback it needs TLS.",
+        ),
+    ] = DEFAULT_LISTEN,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="PEM file with the server's certificate chain.")
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(help="PEM file with that certificate's key.")
+    ] = None,
+    tls_client_ca: Annotated[
+        Path | None,
+        typer.Option(help="PEM file with a CA; only clients with its certificates may call."),
+    ] = None,
+    rows: Annotated[int, typer.Option(help="Requests decoded together.")] = 8,
+    context: Annotated[
+        int | None,
+        typer.Option(help="Tokens a request may hold (default: the bundle's capacity)."),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(help="Compute threads (default: one for each physical core)."),
+    ] = None,
+    cache_dir: Annotated[
+        Path | None,
+        typer.Option(help="Directory of built engines (default: ~/.cache/remora/engines)."),
+    ] = None,
+    metrics_listen: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Serve Prometheus /metrics here (loopback only)."),
+    ] = None,
+    drain_s: Annotated[
+        float, typer.Option(help="Seconds that running requests get to end at shutdown.")
+    ] = 20.0,
+) -> None:
+    """Serves a bundle over gRPC until it is stopped. Needs no controller."""
+    from remora_agent.engine.opening import EngineOptions
+    from remora_agent.serving import standalone
+
+    adapters = standalone.parse_adapters(adapter or [])
+    assignment = standalone.local_assignment(bundle, adapters, use_case or [])
+    stack = _stack_options(
+        listen,
+        _tls(tls_cert, tls_key, tls_client_ca),
+        EngineOptions(rows=rows, context=context, threads=threads),
+        cache_dir,
+        metrics_listen,
+    )
+    standalone.run(assignment, standalone.StandaloneOptions(stack, drain_s), typer.echo)
+
+
+def _tls(certificate: Path | None, key: Path | None, client_ca: Path | None) -> ServerTls | None:
+    """Raises RequestInvalid for half of a pair."""
+    from remora_agent.serving.tls import ServerTls
+
+    if certificate is not None and key is not None:
+        return ServerTls(certificate, key, client_ca)
+    if certificate is not None or key is not None or client_ca is not None:
+        raise RequestInvalid("give --tls-cert and --tls-key together; --tls-client-ca needs both")
+    return None
+
+
+def _stack_options(
+    listen: str,
+    tls: ServerTls | None,
+    engine: EngineOptions,
+    cache_dir: Path | None,
+    metrics_listen: str | None,
+) -> StackOptions:
+    from remora_agent.hosting.engines import EngineSettings, default_cache
+    from remora_agent.serving.address import TcpAddress, parse_address
+    from remora_agent.serving.stack import StackOptions
+
+    metrics = parse_address(metrics_listen) if metrics_listen else None
+    if metrics is not None and not isinstance(metrics, TcpAddress):
+        raise RequestInvalid("--metrics-listen: give HOST:PORT")
+    return StackOptions(
+        listen=parse_address(listen),
+        tls=tls,
+        engines=EngineSettings(cache_dir=cache_dir or default_cache(), options=engine),
+        metrics_listen=metrics,
+    )

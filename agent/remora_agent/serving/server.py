@@ -1,0 +1,165 @@
+"""The gRPC server of one process: services, health and reflection on one address, in a thread of
+its own with its own event loop. Owns the socket; the models behind the router are others' affair.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from remora_agent.serving.adapters_service import AdaptersService
+from remora_agent.serving.address import Address, TcpAddress, UnixAddress
+from remora_agent.serving.engine_service import EngineService
+from remora_agent.serving.inference_service import InferenceService
+from remora_agent.serving.limits import MAX_MESSAGE_BYTES
+from remora_agent.serving.router import Router
+from remora_agent.serving.served_model import ServedModel
+from remora_agent.serving.tls import ServerTls, server_credentials
+from remora_agent.serving.use_cases_service import UseCasesService
+from remora_contract.errors import Refused
+from remora_protos.inference.v1 import inference_pb2 as pb
+from remora_protos.inference.v1 import inference_pb2_grpc as rpc
+
+log = logging.getLogger(__name__)
+
+SERVICES = tuple(service.full_name for service in pb.DESCRIPTOR.services_by_name.values())
+# Text workers turn prompts into tokens; operation workers wait for disks and the step thread.
+_TEXT_WORKERS = 2
+_OPERATION_WORKERS = 4
+_SOCKET_MODE = 0o660
+_FAREWELL_S = 1.0  # for what is still being sent when the models are drained
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    address: Address
+    tls: ServerTls | None = None
+    max_calls: int = 1024  # at a time, on all services; more are refused
+    keepalive_s: float = 30.0  # a caller that vanished is noticed within about this time
+
+
+class InferenceServer:
+    """Started once, stopped once, from any thread."""
+
+    def __init__(self, router: Router[ServedModel], options: ServerOptions) -> None:
+        """Raises Refused off loopback without TLS, DocumentInvalid (a PEM file)."""
+        self._router = router
+        self._options = options
+        self._credentials = server_credentials(options.address, options.tls)
+        self._text = ThreadPoolExecutor(_TEXT_WORKERS, "remora-text")
+        self._operations = ThreadPoolExecutor(_OPERATION_WORKERS, "remora-operation")
+        self._bound: Future[Address] = Future()
+        self._stop = asyncio.Event()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._main, name="remora-grpc")
+
+    def start(self) -> Address:
+        """Listens; port 0 becomes the one that was free. Raises Refused when it is taken."""
+        self._thread.start()
+        try:
+            return self._bound.result()
+        except Refused:
+            self._thread.join()
+            self._close_workers()
+            raise
+
+    def stop(self) -> None:
+        """Ends calls that still run and frees the address. Drain the models before."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stop.set)
+            self._thread.join()
+        self._close_workers()
+
+    def _main(self) -> None:
+        try:
+            self._loop.run_until_complete(self._serve())
+        finally:
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+            self._loop.close()
+
+    async def _serve(self) -> None:
+        server = self._make_server()
+        try:
+            bound = self._bind(server)
+            healths = self._add_services(server)
+            await server.start()
+        except Refused as e:
+            await server.stop(None)
+            self._bound.set_exception(e)
+            return
+        log.info("server.listening", extra={"address": bound.target()})
+        self._bound.set_result(bound)
+        watch = asyncio.ensure_future(self._report_health(healths))
+        await self._stop.wait()
+        watch.cancel()
+        await asyncio.gather(watch, return_exceptions=True)
+        await server.stop(_FAREWELL_S)
+
+    def _make_server(self) -> Any:
+        keepalive_ms = int(self._options.keepalive_s * 1000)
+        return grpc.aio.server(
+            maximum_concurrent_rpcs=self._options.max_calls,
+            options=[
+                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+                ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+                ("grpc.so_reuseport", 0),  # a taken port is an error, not a shared one
+                ("grpc.keepalive_time_ms", keepalive_ms),
+                ("grpc.keepalive_timeout_ms", keepalive_ms // 3),
+                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            ],
+        )
+
+    def _bind(self, server: Any) -> Address:
+        address, target = self._options.address, self._options.address.target()
+        try:
+            if self._credentials is None:
+                port = server.add_insecure_port(target)
+            else:
+                port = server.add_secure_port(target, self._credentials)
+        except RuntimeError as e:  # what grpc raises for every reason
+            raise Refused(
+                f"cannot listen on {target}: it is taken or not an address of this machine"
+            ) from e
+        if isinstance(address, TcpAddress):
+            return TcpAddress(address.host, port)
+        return address
+
+    def _add_services(self, server: Any) -> health.aio.HealthServicer:
+        router = self._router
+        rpc.add_InferenceServicer_to_server(InferenceService(router, self._text), server)
+        rpc.add_AdaptersServicer_to_server(AdaptersService(router, self._operations), server)
+        rpc.add_UseCasesServicer_to_server(UseCasesService(router), server)
+        rpc.add_EngineServiceServicer_to_server(EngineService(router), server)
+        healths = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(healths, server)
+        names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
+        if isinstance(self._options.address, UnixAddress):
+            Path(self._options.address.path).chmod(_SOCKET_MODE)
+        return healths
+
+    async def _report_health(self, healths: health.aio.HealthServicer) -> None:
+        """Keeps grpc.health.v1 true: serving while new calls are let in."""
+        told = None
+        while True:
+            state = self._router.state
+            if state != told:
+                status = health_pb2.HealthCheckResponse
+                value = status.SERVING if state == "serving" else status.NOT_SERVING
+                for name in ("", *SERVICES):
+                    await healths.set(name, value)
+                told = state
+            await asyncio.sleep(0.1)
+
+    def _close_workers(self) -> None:
+        self._text.shutdown(wait=False)
+        self._operations.shutdown(wait=False)

@@ -1,0 +1,76 @@
+"""The serving half of an agent process put together: router, host, gRPC server, metrics.
+
+The one place of this half that constructs concrete classes; `serve` and `run` both use it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from remora_agent.hosting.engines import CachedEngines, EngineSettings, EngineSource
+from remora_agent.local_host import HostSettings, LocalHost
+from remora_agent.serving.address import DEFAULT_LISTEN, Address, TcpAddress, parse_address
+from remora_agent.serving.metrics_endpoint import serve_metrics
+from remora_agent.serving.router import Router
+from remora_agent.serving.served_model import ServedModel
+from remora_agent.serving.server import InferenceServer, ServerOptions
+from remora_agent.serving.tls import ServerTls
+from remora_agent.telemetry.serving import serving_metrics
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StackOptions:
+    listen: Address = field(default_factory=lambda: parse_address(DEFAULT_LISTEN))
+    tls: ServerTls | None = None
+    engines: EngineSettings = field(default_factory=EngineSettings)
+    host: HostSettings = field(default_factory=HostSettings)
+    metrics_listen: TcpAddress | None = None
+
+
+class ServingStack:
+    """`start`, then hand `host` its assignments, then `stop`."""
+
+    def __init__(
+        self,
+        options: StackOptions,
+        cancelled: Callable[[], bool] | None = None,
+        engines: EngineSource | None = None,
+    ) -> None:
+        """`cancelled` is asked during engine builds; `engines` None are the device's own.
+
+        Raises Refused off loopback without TLS, DocumentInvalid (a PEM file), Exhausted (disk).
+        """
+        self._options = options
+        router: Router[ServedModel] = Router()
+        self._server = InferenceServer(router, ServerOptions(options.listen, options.tls))
+        engines = engines or CachedEngines(options.engines, cancelled or (lambda: False))
+        self.host = LocalHost(engines, router, options.host)
+        self._stop_metrics: Callable[[], None] | None = None
+
+    def start(self) -> Address:
+        """Listens; calls are told to come back until the host has a model. Raises Refused when an
+        address is taken."""
+        listen = self._options.metrics_listen
+        if listen is not None:
+            self._stop_metrics = serve_metrics(listen, lambda: serving_metrics(self.host.metrics()))
+        try:
+            return self._server.start()
+        except BaseException:
+            self._end_metrics()
+            raise
+
+    def stop(self, drain_s: float) -> None:
+        """Admits nothing more, lets running requests end for `drain_s`, then frees everything."""
+        self.host.drain(drain_s)
+        self._server.stop()
+        self._end_metrics()
+        log.info("serving.stopped")
+
+    def _end_metrics(self) -> None:
+        if self._stop_metrics is not None:
+            self._stop_metrics()
+            self._stop_metrics = None

@@ -1,0 +1,144 @@
+"""`remora-agent serve`: one bundle and its adapters given by hand, no controller."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from remora_agent.host import AssignedAdapter, Assignment, Progress
+from remora_agent.serving.address import Address
+from remora_agent.serving.progress import shown
+from remora_agent.serving.stack import ServingStack, StackOptions
+from remora_contract.adapter import load_adapter
+from remora_contract.artifact import check_name
+from remora_contract.bundle import load_bundle
+from remora_contract.digests import short
+from remora_contract.errors import Cancelled, InternalFault, RequestInvalid
+from remora_contract.release import ReleaseUseCase, WeightedName
+from remora_contract.systemd_notify import READY, STOPPING, WATCHDOG, notify, watchdog_interval_s
+
+log = logging.getLogger(__name__)
+
+RELEASE_ID = "standalone"
+_CHECK_S = 1.0  # between two looks at the step thread
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@dataclass(frozen=True)
+class StandaloneOptions:
+    stack: StackOptions
+    drain_s: float = 20.0
+
+
+def run(assignment: Assignment, options: StandaloneOptions, say: Callable[[str], None]) -> None:
+    """Serves until SIGTERM or SIGINT, then drains. Raises InternalFault when the engine stops
+    answering, and what building and opening raise. `say` gets the one line for people."""
+    stop = threading.Event()
+    with signals_set(stop):
+        stack = ServingStack(options.stack, stop.is_set)
+        address = stack.start()
+        try:
+            with shown(sys.stderr) as progress:
+                open_model(stack, assignment, progress)
+            say(headline(assignment, address))
+            notify(READY)
+            watch(stack, stop)
+        except Cancelled:
+            log.info("serve.interrupted")
+        finally:
+            notify(STOPPING)
+            stack.stop(options.drain_s)
+
+
+def open_model(stack: ServingStack, assignment: Assignment, progress: Progress) -> None:
+    stack.host.build(assignment, progress)
+    progress("loading", 1.0)
+    stack.host.switch(assignment)
+
+
+def watch(stack: ServingStack, stop: threading.Event) -> None:
+    """Until `stop`; feeds systemd's watchdog only while the step thread really moves."""
+    interval_s = min(watchdog_interval_s() or _CHECK_S, _CHECK_S)
+    while not stop.wait(interval_s):
+        if not stack.host.healthy():
+            raise InternalFault("the engine no longer answers; the log says why. Start again")
+        notify(WATCHDOG)
+
+
+@contextmanager
+def signals_set(stop: threading.Event) -> Iterator[None]:
+    """SIGTERM and SIGINT set `stop`; a second one has its usual effect."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, previous[number])
+        stop.set()
+
+    previous: dict[int, Any] = {number: signal.signal(number, handle) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, old in previous.items():
+            signal.signal(number, old)
+
+
+def headline(assignment: Assignment, address: Address) -> str:
+    name = load_bundle(assignment.bundle_directory).source.name
+    adapters = ", ".join(a.name for a in assignment.adapters) or "no adapters"
+    return f"serving {name} ({short(assignment.bundle_digest)}; {adapters}) on {address.target()}"
+
+
+def local_assignment(bundle: Path, adapters: dict[str, Path], use_cases: list[str]) -> Assignment:
+    """What the command line asks for. Raises ArtifactInvalid, DocumentInvalid, RequestInvalid."""
+    bundle = bundle.resolve()
+    assigned = []
+    for name, directory in adapters.items():
+        digest = load_adapter(directory).digest
+        check_name(name, "adapter name")
+        assigned.append(AssignedAdapter(name, short(digest), digest, directory.resolve()))
+    compositions = tuple(parse_use_case(text) for text in use_cases)
+    for composition in compositions:
+        for used in composition.adapters:
+            if used.name not in adapters:
+                raise RequestInvalid(
+                    f"use case {composition.name} names adapter {used.name}, "
+                    f"which no --adapter {used.name}=DIR gives"
+                )
+    digest = load_bundle(bundle).digest
+    return Assignment(RELEASE_ID, digest, bundle, tuple(assigned), compositions)
+
+
+def parse_adapters(texts: list[str]) -> dict[str, Path]:
+    """`NAME=DIR` each. Raises RequestInvalid."""
+    adapters: dict[str, Path] = {}
+    for text in texts:
+        name, separator, directory = text.partition("=")
+        if not separator or not directory:
+            raise RequestInvalid(f"--adapter {text[:80]!r}: give NAME=DIR")
+        if name in adapters:
+            raise RequestInvalid(f"--adapter {name}: the name is given twice")
+        adapters[name] = Path(directory)
+    return adapters
+
+
+def parse_use_case(text: str) -> ReleaseUseCase:
+    """`NAME=A:0.7,B:0.3`; a missing weight is 1. Raises RequestInvalid."""
+    name, separator, mix = text.partition("=")
+    if not separator or not mix:
+        raise RequestInvalid(f"--use-case {text[:80]!r}: give NAME=ADAPTER:WEIGHT[,…]")
+    return ReleaseUseCase(name, tuple(_weighted(part, text) for part in mix.split(",")))
+
+
+def _weighted(part: str, text: str) -> WeightedName:
+    name, separator, weight = part.partition(":")
+    try:
+        return WeightedName(name, float(weight) if separator else 1.0)
+    except ValueError as e:
+        raise RequestInvalid(f"--use-case {text[:80]!r}: {weight!r} is no weight") from e
