@@ -106,13 +106,14 @@ class LocalStore:
     def _check_ours(self) -> None:
         if self.root.exists() and not self.root.is_dir():
             raise Refused(f"{self.root} is a file, not a repository folder")
-        if self.root.is_dir() and not is_repository(self.root):
-            strangers = sorted(p.name for p in self.root.iterdir() if p.name != _LOCK)
-            if set(strangers) - {_TEMPORARY}:
-                raise Refused(
-                    f"{self.root} is not empty and no repository (it holds {strangers[0]}); "
-                    "give an empty folder or a new name"
-                )
+        # Listed once: another publisher may be making the folders at this moment.
+        found = {p.name for p in self.root.iterdir()} if self.root.is_dir() else set()
+        strangers = sorted(found - {_LOCK, _TEMPORARY})
+        if strangers and not found & set(_TOP):
+            raise Refused(
+                f"{self.root} is not empty and no repository (it holds {strangers[0]}); "
+                "give an empty folder or a new name"
+            )
 
     def _make_directory(self, path: Path) -> None:
         if path.is_dir():
