@@ -47,9 +47,6 @@ class ServingConfig:
     listen: str = _setting(
         "127.0.0.1:7450", "HOST:PORT or unix:/path of the gRPC inference surface."
     )
-    http_listen: str | None = _setting(
-        None, "HOST:PORT of the OpenAI-compatible HTTP surface; absent: not served."
-    )
     tls_certificate: str | None = _setting(
         None, "PEM file with the inference server's certificate; required off loopback."
     )
@@ -66,8 +63,6 @@ class ServingConfig:
 
     def __post_init__(self) -> None:
         _check_listen(self.listen, "serving.listen")
-        if self.http_listen is not None:
-            _check_listen(self.http_listen, "serving.http_listen")
         _at_least(self.rows, 1, "serving.rows")
         _at_least(self.context, 1, "serving.context")
         _at_least(self.threads, 1, "serving.threads")

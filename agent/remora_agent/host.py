@@ -84,6 +84,11 @@ class ServingHost(Protocol):
         """Serving metrics since start: ttft_s, inter_token_s, tokens_per_s, queue_depth, …"""
         ...
 
+    def healthy(self) -> bool:
+        """False when what serves has died or stands still and only a restart or a switch helps.
+        True while nothing serves."""
+        ...
+
     def drain(self, timeout_s: float) -> None:
         """Stops admitting, lets running requests end, then closes. For shutdown."""
         ...

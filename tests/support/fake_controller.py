@@ -104,7 +104,6 @@ class Faults:
     )  # chunk digest -> bytes, then Unavailable
     sync_error: errors.RemoraError | None = None
     wait_before_piece: Callable[[str, int], None] | None = None  # (chunk, offset)
-    slow: threading.Event | None = None  # pieces wait until set
 
 
 class FakeController:
@@ -294,9 +293,8 @@ class _Fleet(pb_grpc.FleetServicer):
         c, told = self._c, self._c.desired.generation
         while context.is_active() and not c._stopping.is_set():
             with c.changed:
-                c.changed.wait_for(
-                    lambda: c.desired.generation != told or c._stopping.is_set(), timeout=0.5
-                )
+                if c.desired.generation == told and not c._stopping.is_set():
+                    c.changed.wait(timeout=0.5)
                 generation = c.desired.generation
             if generation != told:
                 told = generation

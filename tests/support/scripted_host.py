@@ -22,6 +22,7 @@ class ScriptedHost:
         self.hooks: dict[str, Callable[[Assignment, Progress], None]] = {}
         self.counters: dict[str, float] = {"requests": 0.0, "failures": 0.0, "tokens": 0.0}
         self.drained = threading.Event()
+        self.well = True
         self._serving: ServingState | None = None
 
     def build(self, assignment: Assignment, progress: Progress) -> BuildOutcome:
@@ -50,6 +51,9 @@ class ScriptedHost:
 
     def metrics(self) -> Mapping[str, float]:
         return dict(self.counters)
+
+    def healthy(self) -> bool:
+        return self.well
 
     def drain(self, timeout_s: float) -> None:
         self.drained.set()

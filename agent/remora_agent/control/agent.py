@@ -95,8 +95,8 @@ class Agent:
         log.info("agent.stopped")
 
     def _wait(self, threads: list[threading.Thread], restored: threading.Event) -> str | None:
-        """The name of the first thread that died, or None when asked to stop."""
-        announced = False
+        """The name of the thread that died, or None when asked to stop."""
+        announced, unwell = False, 0
         while not self.stop.is_set():
             if not announced and restored.is_set():
                 self.supervisor.ready()
@@ -104,6 +104,10 @@ class Agent:
             dead = next((t.name for t in threads if not t.is_alive()), None)
             if dead is not None:
                 return dead
+            # A few ticks: while soaking, the reconciler gets the time to switch back by itself.
+            unwell = 0 if self.parts.host.healthy() else unwell + 1
+            if unwell > 2:
+                return "step"
             self.supervisor.alive()
             (self.stop if announced else restored).wait(self.supervisor.tick_s)
         return None

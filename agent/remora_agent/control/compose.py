@@ -120,7 +120,7 @@ def _emitter(events: EventSpool) -> Emit:
         try:
             events.add(name, time.time(), detail)
         except Exhausted as e:
-            log.warning("event.lost", extra={"event": name, "cause": str(e)})
+            log.warning("event.lost", extra={"lost_event": name, "cause": str(e)})
 
     return emit
 

@@ -231,7 +231,9 @@ class Reconciler:
             return None
         host = self._effects.host
         metrics = serving_metrics(host.metrics())
-        return unhealthy_reason(record.desired.release_id, host.serving(), self._baseline, metrics)
+        return unhealthy_reason(
+            record.desired.release_id, host.serving(), host.healthy(), self._baseline, metrics
+        )
 
     def _idle(self) -> float:
         serving = self._effects.host.serving() is not None

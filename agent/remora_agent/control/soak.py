@@ -26,6 +26,7 @@ DEFAULT_LIMITS = SoakLimits()
 def unhealthy_reason(
     release_id: str,
     serving: ServingState | None,
+    healthy: bool,
     baseline: Mapping[str, float],
     now: Mapping[str, float],
     limits: SoakLimits = DEFAULT_LIMITS,
@@ -35,6 +36,8 @@ def unhealthy_reason(
         return "nothing serves any more"
     if serving.release_id != release_id:
         return f"{serving.release_id} serves instead"
+    if not healthy:
+        return "the engine's step thread died or stands still"
     faults = _grown(ENGINE_FAULTS, baseline, now)
     if faults >= MAX_ABNORMAL_EXITS:
         return f"the engine failed {faults:.0f} times"

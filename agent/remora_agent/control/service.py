@@ -1,0 +1,102 @@
+"""`remora-agent run`: the composition root of a device that follows a controller.
+
+Builds host, inference server, control side and /metrics, runs them until told to stop, and speaks
+with systemd. The only module of the control side that knows how serving is made.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from remora_agent.config import AgentConfig, ServingConfig, check_address
+from remora_agent.control.agent import Agent, Supervisor
+from remora_agent.control.compose import compose
+from remora_agent.control.identity import load_identity
+from remora_agent.control.layout import StateLayout, exclusive
+from remora_agent.host import ServingHost
+from remora_agent.telemetry.prometheus import MetricsServer
+from remora_contract import systemd_notify
+
+if TYPE_CHECKING:
+    from remora_agent.serving.tls import ServerTls
+
+log = logging.getLogger(__name__)
+_TICK_S = 5.0
+# What opens the serving half: a host to drive, closed on exit.
+OpenHost = Callable[[AgentConfig, StateLayout], AbstractContextManager[ServingHost]]
+
+
+@contextmanager
+def local_host(config: AgentConfig, layout: StateLayout) -> Iterator[ServingHost]:
+    """The real thing: engines, models and the gRPC surface of this process."""
+    from remora_agent.engine.opening import EngineOptions
+    from remora_agent.hosting.engines import CachedEngines, EngineSettings
+    from remora_agent.local_host import LocalHost
+    from remora_agent.serving.address import parse_address
+    from remora_agent.serving.router import Router
+    from remora_agent.serving.served_model import ServedModel
+    from remora_agent.serving.server import InferenceServer, ServerOptions
+
+    serving = config.serving
+    options = EngineOptions(rows=serving.rows, context=serving.context, threads=serving.threads)
+    engines = CachedEngines(EngineSettings(cache_dir=layout.engines, options=options))
+    router: Router[ServedModel] = Router()
+    server = InferenceServer(router, ServerOptions(parse_address(serving.listen), _tls(serving)))
+    address = server.start()
+    log.info("serving.listening", extra={"address": address.target()})
+    try:
+        yield LocalHost(engines, router)
+    finally:
+        server.stop()
+
+
+def run_agent(
+    config: AgentConfig,
+    stop: threading.Event,
+    open_host: OpenHost = local_host,
+) -> None:
+    """Until `stop` is set. Raises NotFound when the device has not joined, Refused when another
+    agent holds the state directory or a port is taken."""
+    layout = StateLayout(Path(config.state_dir))
+    layout.create()
+    with ExitStack() as stack:
+        stack.enter_context(exclusive(layout))
+        identity = load_identity(layout.identity)
+        host = stack.enter_context(open_host(config, layout))
+        parts = compose(config, identity, host)
+        if config.telemetry.metrics_listen:
+            address = check_address(config.telemetry.metrics_listen, "metrics_listen")
+            stack.enter_context(MetricsServer(*address, parts.telemetry.sampler.latest))
+        log.info(
+            "agent.started",
+            extra={"device_id": identity.device_id, "controller": parts.client.address},
+        )
+        Agent(parts, _supervisor(), stop).run()
+
+
+def _supervisor() -> Supervisor:
+    interval_s = systemd_notify.watchdog_interval_s() or _TICK_S
+    return Supervisor(
+        ready=lambda: _tell(systemd_notify.READY),
+        alive=lambda: _tell(systemd_notify.WATCHDOG),
+        stopping=lambda: _tell(systemd_notify.STOPPING),
+        tick_s=min(_TICK_S, interval_s),
+    )
+
+
+def _tell(state: str) -> None:
+    systemd_notify.notify(state)
+
+
+def _tls(serving: ServingConfig) -> ServerTls | None:
+    from remora_agent.serving.tls import ServerTls
+
+    if serving.tls_certificate is None or serving.tls_key is None:
+        return None
+    client_ca = None if serving.tls_client_ca is None else Path(serving.tls_client_ca)
+    return ServerTls(Path(serving.tls_certificate), Path(serving.tls_key), client_ca)
