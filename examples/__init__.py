@@ -1,0 +1,1 @@
+"""Runnable examples. Nothing in Remora imports them."""
