@@ -26,7 +26,7 @@ def shown(stream: TextIO) -> Iterator[Progress]:
 
 
 class Lines:
-    """`engine: rewriting 40 %`, one a line, each tenth once."""
+    """`rewriting 40 %`, one a line, each tenth once."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -36,14 +36,14 @@ class Lines:
         step = (phase, int(done / _STEP + 1e-9))
         if step != self._last:
             self._last = step
-            self._stream.write(f"engine: {phase} {done:.0%}\n")
+            self._stream.write(f"{phase} {done:.0%}\n")
             self._stream.flush()
 
 
 @contextmanager
 def _bar(stream: TextIO) -> Iterator[Progress]:
     columns = (
-        TextColumn("engine"),
+        TextColumn("remora"),
         BarColumn(),
         TaskProgressColumn(),
         TextColumn("{task.description}"),

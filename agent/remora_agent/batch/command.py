@@ -1,0 +1,121 @@
+"""The command `remora-agent generate`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from remora_contract.errors import DocumentInvalid, RemoraError
+
+if TYPE_CHECKING:
+    from remora_agent.batch.document import BatchDocument
+    from remora_agent.batch.runner import Outcome
+    from remora_agent.engine.opening import EngineOptions
+
+_MAX_ROWS = 8
+
+
+def register(app: typer.Typer) -> None:
+    app.command("generate")(generate)
+
+
+def generate(
+    bundle: Annotated[
+        Path, typer.Option(metavar="BUNDLE", help="Directory made by `remora-build export`.")
+    ],
+    input_file: Annotated[
+        Path,
+        typer.Option("--input", metavar="FILE", help="Requests in TensorRT Edge-LLM's format."),
+    ],
+    output_file: Annotated[
+        Path, typer.Option("--output", metavar="FILE", help="Where the answers go, as JSON.")
+    ],
+    rows: Annotated[
+        int | None,
+        typer.Option(help="Requests decoded together (default: the file's batch_size, 8 at most)."),
+    ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(help="Tokens a request may hold (default: the bundle's capacity)."),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Compute threads (default: one for each physical core).")
+    ] = None,
+    cache_dir: Annotated[
+        Path | None,
+        typer.Option(help="Directory of built engines (default: ~/.cache/remora/engines)."),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Makes sampling repeatable; request i gets seed + i (default: random)."),
+    ] = None,
+) -> None:
+    """Answers a file of requests and writes a file of answers. Needs no server."""
+    from remora_agent.batch import report
+    from remora_agent.batch.document import read_document
+    from remora_agent.engine.opening import EngineOptions
+
+    document = read_document(_read(input_file), str(input_file))
+    rows = rows or min(document.settings.batch_size, _MAX_ROWS)
+    options = EngineOptions(rows=rows, context=context, threads=threads)
+    outcomes = _answer(bundle, document, options, cache_dir, seed)
+    report.write_atomically(output_file, report.report(str(input_file), document, outcomes))
+    failed = [o for o in outcomes if o.error is not None]
+    typer.echo(f"{len(outcomes) - len(failed)} of {len(outcomes)} answered, in {output_file}")
+    if failed:
+        first = failed[0]
+        raise RemoraError(
+            f"{len(failed)} of {len(outcomes)} requests failed; "
+            f"the first, request {first.index}: {first.error}"
+        )
+
+
+def _answer(
+    bundle: Path,
+    document: BatchDocument,
+    options: EngineOptions,
+    cache_dir: Path | None,
+    seed: int | None,
+) -> list[Outcome]:
+    from remora_agent.batch.runner import run_batch
+    from remora_agent.batch.weights import adapter_directory
+    from remora_agent.hosting.engines import CachedEngines, EngineSettings, default_cache
+    from remora_agent.local_host import LocalHost
+    from remora_agent.serving.progress import shown
+    from remora_agent.serving.router import Router
+    from remora_agent.serving.served_model import ServedModel
+    from remora_agent.serving.standalone import local_assignment
+
+    adapters = {
+        name: adapter_directory(name, Path(path), bundle)
+        for name, path in document.settings.available_lora_weights.items()
+    }
+    assignment = local_assignment(bundle, adapters, [])
+    router: Router[ServedModel] = Router()
+    engines = CachedEngines(EngineSettings(cache_dir or default_cache(), options=options))
+    host = LocalHost(engines, router)
+    try:
+        with shown(sys.stderr) as progress:
+            host.build(assignment, progress)
+            host.switch(assignment)
+            with router.entering_blocking() as model:
+                total = len(document.requests)
+                return run_batch(
+                    model, document, seed, lambda done: progress("answering", done / total)
+                )
+    finally:
+        host.drain(0.0)
+
+
+def _read(path: Path) -> bytes:
+    from remora_agent.batch.document import MAX_INPUT_BYTES
+
+    try:
+        if path.stat().st_size > MAX_INPUT_BYTES:
+            raise DocumentInvalid(f"{path} is larger than {MAX_INPUT_BYTES >> 20} MiB; split it")
+        return path.read_bytes()
+    except OSError as e:
+        raise DocumentInvalid(f"{path} cannot be read: {e.strerror or e}") from e
