@@ -1,12 +1,15 @@
-"""remora.control.v1 <-> domain, with every bound on what a device may send. Pure."""
+"""remora.control.v1 <-> domain, with every bound on what a device may send. Pure.
+
+A message that is too large is refused. Text for people is cut, and an event or metric that cannot
+be stored as it is does not stop the Sync that carries it: the device would send it for ever.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sized
-from typing import TypeVar
+from collections.abc import Mapping, Sequence, Sized
 
 from remora_contract.errors import RequestInvalid
 from remora_controller.domain import (
@@ -28,24 +31,23 @@ MAX_BACKENDS = 32
 MAX_TEXT = 256
 MAX_MESSAGE = 4096
 MAX_DETAIL = 16 << 10
-_METRIC_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.:/{}=,\"-]{0,127}")
-_EVENT_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_METRIC_NAME = re.compile(r"[\x20-\x7e]{1,160}")
+_NOT_IN_EVENT = re.compile(r"[^A-Za-z0-9_.-]")
 _MAX_INT = (1 << 63) - 1
-T = TypeVar("T")
 
 
 def facts_of(message: pb.DeviceFacts) -> Facts:
     """Raises RequestInvalid naming the field."""
     _count("backends", message.backends, MAX_BACKENDS)
     return Facts(
-        machine_id=_text("machine_id", message.machine_id),
-        hostname=_text("hostname", message.hostname),
-        agent_version=_text("agent_version", message.agent_version),
-        architecture=_text("architecture", message.architecture),
-        device_model=_text("device_model", message.device_model),
+        machine_id=message.machine_id[:MAX_TEXT],
+        hostname=message.hostname[:MAX_TEXT],
+        agent_version=message.agent_version[:MAX_TEXT],
+        architecture=message.architecture[:MAX_TEXT],
+        device_model=message.device_model[:MAX_TEXT],
         memory_bytes=_whole("memory_bytes", message.memory_bytes),
         disk_free_bytes=_whole("disk_free_bytes", message.disk_free_bytes),
-        backends={_text("backend", k): _text(k, v) for k, v in sorted(message.backends.items())},
+        backends={k[:MAX_TEXT]: v[:MAX_TEXT] for k, v in sorted(message.backends.items())},
         cores=message.cores,
     )
 
@@ -69,27 +71,26 @@ def report_of(message: pb.ReportedState) -> Report:
         running_release_id=_text("running_release_id", message.running_release_id),
         bundle_digest=_text("bundle_digest", message.bundle_digest),
         adapters=tuple(_adapter_of(a) for a in message.adapters),
-        error_code=_text("error_code", message.error_code),
+        error_code=message.error_code[:MAX_TEXT],
         error_message=message.error_message[:MAX_MESSAGE],
         progress=min(1.0, max(0.0, progress)),
     )
 
 
-def events_of(events: Iterable[pb.DeviceEvent], now: float) -> tuple[DeviceEvent, ...]:
-    """Raises RequestInvalid. A device's clock may be wrong, but not in the future."""
-    return tuple(_event_of(e, now) for e in _bounded("events", events, MAX_EVENTS))
+def events_of(events: Sequence[pb.DeviceEvent], now: float) -> tuple[DeviceEvent, ...]:
+    """Raises RequestInvalid for too many. A device's clock may be wrong, not in the future."""
+    _count("events", events, MAX_EVENTS)
+    return tuple(_event_of(e, now) for e in events)
 
 
-def metrics_of(metrics: Iterable[pb.Metric], device_id: str, now: float) -> tuple[MetricPoint, ...]:
-    """Values that are not finite are left out: a gauge without a reading. Raises RequestInvalid."""
-    points = []
-    for metric in _bounded("metrics", metrics, MAX_METRICS):
-        if not _METRIC_NAME.fullmatch(metric.name):
-            raise RequestInvalid(f"metric name {metric.name[:80]!r} cannot be stored")
-        if math.isfinite(metric.value):
-            at = _past(metric.at_unix_s, now)
-            points.append(MetricPoint(device_id, metric.name, metric.value, at))
-    return tuple(points)
+def metrics_of(metrics: Sequence[pb.Metric], device_id: str, now: float) -> tuple[MetricPoint, ...]:
+    """Without values that are not finite and names nobody could type. Raises RequestInvalid."""
+    _count("metrics", metrics, MAX_METRICS)
+    return tuple(
+        MetricPoint(device_id, m.name, m.value, _past(m.at_unix_s, now))
+        for m in metrics
+        if math.isfinite(m.value) and _METRIC_NAME.fullmatch(m.name)
+    )
 
 
 def desired_of(assignment: Assignment, release_json: bytes) -> pb.DesiredState:
@@ -113,17 +114,23 @@ def _adapter_of(message: pb.ServingAdapter) -> ServingAdapter:
 
 
 def _event_of(message: pb.DeviceEvent, now: float) -> DeviceEvent:
-    if not _EVENT_NAME.fullmatch(message.name):
-        raise RequestInvalid(f"event name {message.name[:80]!r} cannot be stored")
-    detail = message.detail_json or "{}"
-    if len(detail) > MAX_DETAIL:
-        raise RequestInvalid(f"event {message.name}: its detail exceeds {MAX_DETAIL} characters")
+    name = _NOT_IN_EVENT.sub("_", message.name)[:64] or "unnamed"
+    return DeviceEvent(
+        seq=_whole("event seq", message.seq),
+        at=_past(message.at_unix_s, now),
+        name=name,
+        detail_json=_detail(message.detail_json or "{}"),
+    )
+
+
+def _detail(text: str) -> str:
+    if len(text) > MAX_DETAIL:
+        return json.dumps({"left_out": f"{len(text)} characters"})
     try:
-        json.loads(detail)
-    except (ValueError, RecursionError) as e:
-        raise RequestInvalid(f"event {message.name}: its detail is not JSON") from e
-    seq = _whole("event seq", message.seq)
-    return DeviceEvent(seq, _past(message.at_unix_s, now), message.name, detail)
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return json.dumps({"not_json": text[:MAX_TEXT]})
+    return text
 
 
 def _past(at: float, now: float) -> float:
@@ -145,9 +152,3 @@ def _whole(what: str, value: int) -> int:
 def _count(what: str, items: Sized, limit: int) -> None:
     if len(items) > limit:
         raise RequestInvalid(f"at most {limit} {what} at a time, not {len(items)}")
-
-
-def _bounded(what: str, items: Iterable[T], limit: int) -> list[T]:
-    found = list(items)
-    _count(what, found, limit)
-    return found

@@ -194,10 +194,9 @@ class SqliteRollouts(SqliteBase):
         return made
 
     def _assign(self, action: Assign, rollout: RolloutRecord, now: float) -> Assignment:
-        newest = self.assignment(action.device_id)
         made = Assignment(
             device_id=action.device_id,
-            generation=newest.generation + 1 if newest else 1,
+            generation=self._next_generation(action.device_id),
             release_id=action.release_id,
             rollout_id=rollout.rollout_id,
             soak_s=rollout.spec.soak_s,
@@ -206,6 +205,16 @@ class SqliteRollouts(SqliteBase):
         )
         self._insert("assignments", assignment_row(made))
         return made
+
+    def _next_generation(self, device_id: str) -> int:
+        """Above every generation the device was ever given, also when this database was restored
+        from a backup: a generation must never mean two things."""
+        newest = self.assignment(device_id)
+        sql = (
+            "SELECT json_extract(report, '$.generation') AS known FROM devices WHERE device_id = ?"
+        )
+        row = self._row(sql, device_id)
+        return max(newest.generation if newest else 0, row["known"] if row else 0) + 1
 
 
 def _overlap_message(overlapping: dict[str, list[str]]) -> str:

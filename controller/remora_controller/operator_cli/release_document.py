@@ -1,0 +1,149 @@
+"""Releases as people write them -> releases as devices get them. Pure.
+
+People name artifacts `NAME` (newest revision), `NAME@REVISION` or by digest; a release holds
+digests only, so what was resolved once never changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import yaml
+
+from remora_contract.errors import DocumentInvalid, NotFound, RequestInvalid
+from remora_contract.release import (
+    FORMAT_VERSION,
+    Constraints,
+    Release,
+    ReleaseAdapter,
+    ReleaseUseCase,
+    SamplingDefaults,
+    WeightedName,
+)
+from remora_contract.strict import parse
+
+_SHOWN = 6
+
+
+class Named(Protocol):
+    """What the controller lists of a published artifact, newest first."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def revision(self) -> str: ...
+    @property
+    def digest(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class ReleaseFile:
+    """release.yaml."""
+
+    name: str
+    bundle: str
+    adapters: dict[str, str] = field(default_factory=dict)  # name -> reference
+    use_cases: dict[str, dict[str, float]] = field(default_factory=dict)  # name -> weights
+    sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
+    constraints: Constraints = field(default_factory=Constraints)
+
+
+def read_release_file(text: str, where: str) -> ReleaseFile:
+    """Strict YAML. Raises DocumentInvalid naming the key."""
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as e:
+        raise DocumentInvalid(f"{where}: not valid YAML: {e}") from e
+    return parse(ReleaseFile, data, where)
+
+
+def from_flags(
+    name: str, bundle: str, adapters: Sequence[str], use_cases: Sequence[str]
+) -> ReleaseFile:
+    """`--adapter NAME=REF`, `--use-case NAME=A:0.7,B:0.3`. Raises RequestInvalid."""
+    return ReleaseFile(
+        name=name,
+        bundle=bundle,
+        adapters=pairs(adapters, "--adapter", "NAME=REF"),
+        use_cases={
+            key: _weights(text)
+            for key, text in pairs(use_cases, "--use-case", "NAME=ADAPTER:WEIGHT,…").items()
+        },
+    )
+
+
+def pairs(texts: Sequence[str], flag: str, form: str) -> dict[str, str]:
+    """`A=B` options as a dict. Raises RequestInvalid."""
+    found: dict[str, str] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not key or not equals or not value:
+            raise RequestInvalid(f"{flag} {text!r}: write {form}")
+        if key in found:
+            raise RequestInvalid(f"{flag} names {key} twice")
+        found[key] = value
+    return found
+
+
+def _weights(text: str) -> dict[str, float]:
+    weights = {}
+    for part in text.split(","):
+        name, _, weight = part.partition(":")
+        try:
+            weights[name] = float(weight or "1")
+        except ValueError as e:
+            raise RequestInvalid(f"weight {weight!r} of adapter {name} is no number") from e
+    return weights
+
+
+def to_release(wanted: ReleaseFile, published: Sequence[Named]) -> Release:
+    """Raises NotFound for an unknown reference, DocumentInvalid."""
+    adapters = [adapter_entry(n, ref, published) for n, ref in wanted.adapters.items()]
+    use_cases = [
+        ReleaseUseCase(name, tuple(WeightedName(a, w) for a, w in weights.items()))
+        for name, weights in wanted.use_cases.items()
+    ]
+    try:
+        return Release(
+            format_version=FORMAT_VERSION,
+            name=wanted.name,
+            bundle=resolve(wanted.bundle, "bundle", published).digest,
+            adapters=tuple(adapters),
+            use_cases=tuple(use_cases),
+            sampling=wanted.sampling,
+            constraints=wanted.constraints,
+        )
+    except ValueError as e:
+        raise DocumentInvalid(f"release {wanted.name}: {e}") from e
+
+
+def adapter_entry(name: str, reference: str, published: Sequence[Named]) -> ReleaseAdapter:
+    found = resolve(reference, "adapter", published)
+    return ReleaseAdapter(name, found.revision, found.digest)
+
+
+def resolve(reference: str, kind: str, published: Sequence[Named]) -> Named:
+    """Raises NotFound listing what there is."""
+    of_kind = [p for p in published if p.kind == kind]
+    name, at, revision = reference.partition("@")
+    for candidate in of_kind:
+        by_name = candidate.name == name and (not at or candidate.revision == revision)
+        if candidate.digest == reference or by_name:
+            return candidate
+    there = ", ".join(f"{p.name}@{p.revision}" for p in of_kind[:_SHOWN]) or "none"
+    raise NotFound(
+        f"no {kind} {reference} in the controller's repository (there: {there}); publish it with "
+        "`remora-build publish`"
+    )
+
+
+def derive(base: Release, adapters: Mapping[str, str], published: Sequence[Named]) -> Release:
+    """The same release with some adapters replaced or added. Raises NotFound."""
+    kept = [a for a in base.adapters if a.name not in adapters]
+    new = [adapter_entry(name, ref, published) for name, ref in adapters.items()]
+    ordered = sorted([*kept, *new], key=lambda a: a.name)
+    return replace(base, adapters=tuple(ordered))

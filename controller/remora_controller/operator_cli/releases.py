@@ -1,0 +1,149 @@
+"""`remora releases`: what devices can be told to run."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from remora_contract.digests import canonical_json, short
+from remora_contract.errors import NotFound, RequestInvalid
+from remora_contract.release import Release
+from remora_contract.strict import loads
+from remora_controller.operator_cli import render
+from remora_controller.operator_cli.release_document import (
+    ReleaseFile,
+    from_flags,
+    read_release_file,
+    to_release,
+)
+from remora_controller.operator_cli.session import Session, connect
+from remora_protos.operator.v1 import operator_pb2 as pb
+
+app = typer.Typer(help="Create and list releases.")
+
+
+def register(root: typer.Typer) -> None:
+    root.add_typer(app, name="releases")
+
+
+@app.callback(invoke_without_command=True)
+def releases(context: typer.Context) -> None:
+    """Create and list releases. Alone: list them."""
+    if context.invoked_subcommand is None:
+        list_(context)
+
+
+@app.command()
+def create(
+    context: typer.Context,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the release.", show_default=False)
+    ] = None,
+    bundle: Annotated[
+        str | None,
+        typer.Option(help="Bundle: NAME, NAME@REVISION or digest.", show_default=False),
+    ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=REF, an adapter by the name requests use; repeat for more."),
+    ] = None,
+    use_case: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=A:0.7,B:0.3, adapters with weights under one name; repeat."),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            help="release.yaml with name, bundle, adapters, use_cases, sampling, constraints; "
+            "instead of the options above.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: render.Json = False,
+) -> None:
+    """Create a release. References are resolved to digests now and stay so."""
+    wanted = _wanted(name, bundle, adapter or [], use_case or [], file)
+    session = connect(context)
+    made = create_release(session, to_release(wanted, list_artifacts(session)))
+    if as_json:
+        render.print_json(render.plain(made))
+    else:
+        render.console().print(f"created release {made.release_id}")
+
+
+def _wanted(
+    name: str | None,
+    bundle: str | None,
+    adapters: list[str],
+    use_cases: list[str],
+    file: Path | None,
+) -> ReleaseFile:
+    if file is None:
+        if name is None or bundle is None:
+            raise RequestInvalid("give --name and --bundle, or --file release.yaml")
+        return from_flags(name, bundle, adapters, use_cases)
+    if name or bundle or adapters or use_cases:
+        raise RequestInvalid("--file says everything: leave the other options out")
+    try:
+        return read_release_file(file.read_text(), str(file))
+    except OSError as e:
+        raise NotFound(f"{file} cannot be read: {e.strerror or e}") from e
+
+
+@app.command("list")
+def list_(context: typer.Context, as_json: render.Json = False) -> None:
+    """List releases, newest first."""
+    session = connect(context)
+    found = session.call(session.stub.ListReleases, pb.ListReleasesRequest()).releases
+    if as_json:
+        render.print_json(render.plain(found))
+        return
+    now = time.time()
+    rows = []
+    for info in found:
+        document = release_of(info)
+        adapters = ", ".join(f"{a.name}@{a.revision}" for a in document.adapters) or "-"
+        created = render.ago(info.created_at_unix_s, now)
+        rows.append((info.release_id, short(document.bundle), adapters, created, info.created_by))
+    columns = ("RELEASE", "BUNDLE", "ADAPTERS", "CREATED", "BY")
+    render.console().print(render.table(columns, rows))
+
+
+@app.command()
+def show(
+    context: typer.Context,
+    release: Annotated[str, typer.Argument(help="A release id, or a name for its newest.")],
+) -> None:
+    """Show a release's document as JSON."""
+    render.print_json(render.plain(find_release(connect(context), release)))
+
+
+def create_release(session: Session, release: Release) -> pb.ReleaseInfo:
+    request = pb.CreateReleaseRequest(release_json=canonical_json(release))
+    made: pb.ReleaseInfo = session.call(session.stub.CreateRelease, request)
+    return made
+
+
+def list_artifacts(session: Session, kind: str = "") -> list[pb.Artifact]:
+    """Newest first."""
+    request = pb.ListArtifactsRequest(kind=kind)
+    return list(session.call(session.stub.ListArtifacts, request).artifacts)
+
+
+def find_release(session: Session, name_or_id: str) -> pb.ReleaseInfo:
+    """By id, else the newest of that name. Raises NotFound."""
+    answer: pb.ListReleasesResponse = session.call(
+        session.stub.ListReleases, pb.ListReleasesRequest()
+    )
+    by_id = [info for info in answer.releases if info.release_id == name_or_id]
+    by_name = [info for info in answer.releases if info.name == name_or_id]
+    for info in [*by_id, *by_name]:
+        return info
+    raise NotFound(f"no release {name_or_id}; see `remora releases list`")
+
+
+def release_of(info: pb.ReleaseInfo) -> Release:
+    return loads(Release, info.release_json, info.release_id)

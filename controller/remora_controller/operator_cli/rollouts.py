@@ -1,0 +1,334 @@
+"""`remora plan` and `remora rollout`: bringing a release to devices, and watching it arrive."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+from rich.console import Group, RenderableType
+from rich.live import Live
+
+from remora_contract.errors import NotFound, Refused, RequestInvalid, Unavailable
+from remora_controller.domain import FINAL_STATES
+from remora_controller.operator_cli import render
+from remora_controller.operator_cli import spec_options as spec
+from remora_controller.operator_cli.devices import Selector
+from remora_controller.operator_cli.release_document import pairs
+from remora_controller.operator_cli.session import Session, connect
+from remora_controller.operator_cli.shipping import ship_release
+from remora_protos.operator.v1 import operator_pb2 as pb
+
+FINAL = frozenset(state.value for state in FINAL_STATES)
+WATCH_S = 0.5
+_MAX_ROWS = 40
+app = typer.Typer(help="Start, watch, pause, abort rollouts.", no_args_is_help=True)
+RolloutId = Annotated[
+    str | None, typer.Argument(help="A rollout id (default: the newest).", show_default=False)
+]
+Watch = Annotated[bool, typer.Option("--watch", "-w", help="Follow until it ends.")]
+Release = Annotated[str, typer.Argument(help="A release id, or a name for its newest.")]
+
+
+def register(root: typer.Typer) -> None:
+    root.command()(plan)
+    root.add_typer(app, name="rollout")
+
+
+def plan(
+    context: typer.Context,
+    release: Release,
+    selector: Selector = "",
+    wave: spec.Wave = None,
+    as_json: render.Json = False,
+) -> None:
+    """Show what a release would cost each device, and which cannot take it and why."""
+    session = connect(context)
+    waves = spec.spec_message(wave, 0, 1, None, 0)
+    request = pb.PlanRequest(release=release, selector=selector, spec=waves)
+    made = session.call(session.stub.Plan, request)
+    if as_json:
+        render.print_json(render.plain(made))
+    else:
+        print_plan(made)
+
+
+def print_plan(made: pb.PlanResponse) -> None:
+    columns = ("DEVICE", "WAVE", ">SHIPS", "ENGINE", ">PEAK DISK", "REFUSED BECAUSE")
+    rows = [
+        (
+            d.device_id,
+            str(d.wave or "-"),
+            render.size(d.ship_bytes),
+            _engine(d),
+            render.size(d.peak_disk_bytes),
+            "; ".join(r.message for r in d.refusals) or "-",
+        )
+        for d in made.devices
+    ]
+    console = render.console()
+    console.print(render.table(columns, rows))
+    waves = ", ".join(made.waves) or "no device takes it"
+    console.print(f"{waves}; {render.size(made.total_bytes)} to ship")
+
+
+def _engine(plan: pb.DevicePlan) -> str:
+    if not plan.builds_engine:
+        return "kept"
+    return f"built, about {render.duration(plan.build_s)}" if plan.build_s_known else "built"
+
+
+@app.command()
+def start(
+    context: typer.Context,
+    release: Annotated[
+        str | None,
+        typer.Argument(
+            help="A release id, or a name for its newest (with --adapter: left out).",
+            show_default=False,
+        ),
+    ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=REF: what the devices run, with this adapter changed; repeat."),
+    ] = None,
+    selector: Selector = "",
+    wave: spec.Wave = None,
+    soak: spec.Soak = spec.DEFAULT_SOAK_S,
+    threshold: spec.Threshold = 1.0,
+    wave_timeout: spec.WaveTimeout = None,
+    max_unavailable: spec.MaxUnavailable = 0,
+    skip_refused: Annotated[
+        bool, typer.Option("--skip-refused", help="Leave out devices that the plan refuses.")
+    ] = False,
+    supersede: Annotated[
+        bool, typer.Option("--supersede", help="Take devices over from rollouts still open.")
+    ] = False,
+    watch: Watch = False,
+    as_json: render.Json = False,
+) -> None:
+    """Start a rollout: wave by wave, stopping and going back by itself when too many fail."""
+    session = connect(context)
+    request = pb.StartRolloutRequest(
+        release=_chosen_release(session, release, adapter or [], selector),
+        selector=selector,
+        spec=spec.spec_message(wave, soak, threshold, wave_timeout, max_unavailable),
+        skip_refused=skip_refused,
+        supersede=supersede,
+    )
+    launch(session, request, watch, as_json)
+
+
+def launch(session: Session, request: pb.StartRolloutRequest, watch: bool, as_json: bool) -> None:
+    """Starts, says so, and follows if asked."""
+    made = session.call(session.stub.StartRollout, request)
+    if as_json:
+        render.print_json(render.plain(made))
+    else:
+        render.console().print(
+            f"started rollout {made.rollout_id} of {made.release_id} on {len(made.devices)} "
+            f"devices in {made.waves} waves"
+        )
+    if watch:
+        follow(session, made.rollout_id)
+
+
+def _chosen_release(
+    session: Session, release: str | None, adapters: list[str], selector: str
+) -> str:
+    if adapters:
+        changed = pairs(adapters, "--adapter", "NAME=REF")
+        return ship_release(session, changed, selector, base=release)
+    if release is None:
+        raise RequestInvalid("name a RELEASE, or an adapter to change with --adapter NAME=REF")
+    return release
+
+
+@app.command()
+def status(
+    context: typer.Context,
+    rollout: RolloutId = None,
+    watch: Watch = False,
+    as_json: render.Json = False,
+) -> None:
+    """Show where each device of a rollout is."""
+    session = connect(context)
+    found = get_rollout(session, rollout)
+    if as_json:
+        render.print_json(render.plain(found))
+    elif watch:
+        follow(session, found.rollout_id)
+    else:
+        render.console().print(rollout_view(found))
+
+
+def follow(session: Session, rollout_id: str) -> None:
+    """Redraws until the rollout ends. Raises Refused unless it completed."""
+    console = render.console()
+    with Live(console=console, auto_refresh=False) as live:
+
+        def show(found: pb.Rollout) -> None:
+            live.update(rollout_view(found), refresh=True)
+
+        check_completed(await_final(session, rollout_id, None, show))
+
+
+@app.command()
+def wait(
+    context: typer.Context,
+    rollout: RolloutId = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(min=0, help="Seconds to wait (default: for ever).", show_default=False),
+    ] = None,
+) -> None:
+    """Wait until a rollout ends; succeed only if it completed."""
+    session = connect(context)
+    rollout_id = get_rollout(session, rollout).rollout_id
+    found = await_final(session, rollout_id, timeout, lambda _: None)
+    check_completed(found)
+    render.console().print(f"{rollout_id} is {found.state}: {found.reason}")
+
+
+def await_final(
+    session: Session,
+    rollout_id: str,
+    timeout_s: float | None,
+    show: Callable[[pb.Rollout], None],
+) -> pb.Rollout:
+    """Also ends when it pauses by itself: nothing would change any more. Raises Unavailable."""
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    while True:
+        found = get_rollout(session, rollout_id)
+        show(found)
+        if found.state in FINAL or found.state == "PAUSED":
+            return found
+        if deadline is not None and time.monotonic() >= deadline:
+            raise Unavailable(
+                f"rollout {rollout_id} is still {found.state} after {timeout_s:.0f} s; see "
+                f"`remora rollout status {rollout_id}`"
+            )
+        time.sleep(WATCH_S)
+
+
+def check_completed(found: pb.Rollout) -> None:
+    if found.state != "COMPLETED":
+        raise Refused(
+            f"rollout {found.rollout_id} is {found.state}: {found.reason}; see `remora rollout "
+            f"status {found.rollout_id}` and `remora events`"
+        )
+
+
+@app.command("list")
+def list_(context: typer.Context, as_json: render.Json = False) -> None:
+    """List rollouts, newest first."""
+    session = connect(context)
+    found = session.call(session.stub.ListRollouts, pb.ListRolloutsRequest()).rollouts
+    if as_json:
+        render.print_json(render.plain(found))
+        return
+    now = time.time()
+    rows = [
+        (
+            r.rollout_id,
+            render.styled(r.state),
+            r.release_id,
+            f"{r.wave}/{r.waves}",
+            str(len(r.devices)),
+            r.selector or "all",
+            f"{render.ago(r.created_at_unix_s, now)} by {r.created_by}",
+        )
+        for r in found
+    ]
+    columns = ("ROLLOUT", "STATE", "RELEASE", "WAVE", ">DEVICES", "SELECTOR", "STARTED")
+    render.console().print(render.table(columns, rows))
+
+
+@app.command()
+def pause(context: typer.Context, rollout: RolloutId = None) -> None:
+    """Touch no further device; those that are changing finish."""
+    session = connect(context)
+    request = pb.RolloutActionRequest(rollout_id=get_rollout(session, rollout).rollout_id)
+    _say(session.call(session.stub.PauseRollout, request))
+
+
+@app.command()
+def resume(context: typer.Context, rollout: RolloutId = None) -> None:
+    """Go on with a paused rollout."""
+    session = connect(context)
+    request = pb.RolloutActionRequest(rollout_id=get_rollout(session, rollout).rollout_id)
+    _say(session.call(session.stub.ResumeRollout, request))
+
+
+@app.command()
+def abort(
+    context: typer.Context,
+    rollout: RolloutId = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave devices as they are instead of going back.")
+    ] = False,
+) -> None:
+    """Stop a rollout; every device it touched goes back to its last good release."""
+    session = connect(context)
+    rollout_id = get_rollout(session, rollout).rollout_id
+    request = pb.AbortRolloutRequest(rollout_id=rollout_id, keep=keep)
+    _say(session.call(session.stub.AbortRollout, request))
+
+
+def _say(found: pb.Rollout) -> None:
+    render.console().print(f"rollout {found.rollout_id} is {render.styled(found.state)}")
+
+
+def get_rollout(session: Session, rollout_id: str | None) -> pb.Rollout:
+    """The newest when no id is given. Raises NotFound."""
+    if rollout_id is not None:
+        request = pb.GetRolloutRequest(rollout_id=rollout_id)
+        found: pb.Rollout = session.call(session.stub.GetRollout, request)
+        return found
+    answer: pb.ListRolloutsResponse = session.call(
+        session.stub.ListRollouts, pb.ListRolloutsRequest()
+    )
+    if not answer.rollouts:
+        raise NotFound("there is no rollout yet; start one with `remora rollout start`")
+    return answer.rollouts[0]
+
+
+def rollout_view(found: pb.Rollout) -> Group:
+    """Head line, counts, and the devices that need looking at first."""
+    counts: dict[str, int] = {}
+    for device in found.devices:
+        counts[device.outcome] = counts.get(device.outcome, 0) + 1
+    summary = "  ".join(f"{styled} {n}" for styled, n in _styled_counts(counts))
+    head = (
+        f"[bold]{found.rollout_id}[/] {render.styled(found.state)}  {found.release_id}  "
+        f"wave {found.wave}/{found.waves}" + (f"  ({found.reason})" if found.reason else "")
+    )
+    ordered = sorted(found.devices, key=lambda d: (_attention(d.outcome), d.wave, d.device_id))
+    rows = [
+        (d.device_id, str(d.wave), render.styled(d.outcome), _phase(d), d.error[:120])
+        for d in ordered[:_MAX_ROWS]
+    ]
+    parts: list[RenderableType] = [
+        head,
+        summary,
+        render.table(("DEVICE", "WAVE", "OUTCOME", "PHASE", "ERROR"), rows),
+    ]
+    if len(ordered) > _MAX_ROWS:
+        parts.append(f"… and {len(ordered) - _MAX_ROWS} more (--json shows all)")
+    return Group(*parts)
+
+
+def _styled_counts(counts: dict[str, int]) -> list[tuple[str, int]]:
+    return [(render.styled(word), n) for word, n in sorted(counts.items())]
+
+
+def _attention(outcome: str) -> int:
+    order = ("failed", "reverted", "updating", "soaking", "waiting", "offline", "succeeded")
+    return order.index(outcome) if outcome in order else len(order)
+
+
+def _phase(device: pb.RolloutDevice) -> str:
+    if 0 < device.progress < 1:
+        return f"{device.phase} {device.progress:.0%}"
+    return device.phase or "-"
