@@ -1,0 +1,69 @@
+"""Estimates agree with what is allocated; the check names all parts."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from remora_agent.engine.child import anonymous_bytes
+from remora_agent.engine.memory import bank_bytes, fits, kv_bytes, row_slot_bytes
+from remora_agent.engine.ort.bank import pack
+from remora_agent.engine.ort.kv import KvCache
+from remora_agent.engine.ort.slots import RowSlots
+from tests.agent.engine.conftest import Bench, Case
+from tests.agent.engine.portable import FLOAT32, QWEN2, QWEN3, random_adapter
+
+SIZES = st.integers(0, 1 << 40)
+
+
+@given(SIZES, SIZES, SIZES, SIZES, SIZES)
+def test_it_fits_exactly_when_the_sum_does(engine, kv, bank, floor, available):
+    refusals = fits(engine, kv, bank, floor, available)
+    assert bool(refusals) == (engine + kv + bank + floor > available)
+    if refusals:
+        assert str(kv) in refusals[0].need and str(available) in refusals[0].have
+
+
+def test_the_cache_estimate_is_what_the_cache_allocates():
+    cache = KvCache(QWEN3, 3, 20)
+    allocated = sum(b.array.nbytes for b in cache.view(0, 3).values())
+    assert allocated == kv_bytes(QWEN3, 3, 20)
+
+
+def test_the_bank_estimate_bounds_a_packed_adapter_from_below_by_padding_only():
+    packed = pack(QWEN2, ((random_adapter(QWEN2, 1, rank=8), 1.0),))
+    assert sum(b.array.nbytes for b in packed.values()) == bank_bytes(QWEN2, 8)
+    slots = RowSlots(QWEN2, 4)
+    slots.fill([(0, packed), (1, pack(QWEN2, ()))])
+    assert sum(b.array.nbytes for b in slots.view(0, 4).values()) == row_slot_bytes(QWEN2, 4, 8)
+
+
+def test_unused_positions_take_no_memory():
+    import os
+
+    before = anonymous_bytes(os.getpid())
+    cache = KvCache(QWEN2, 8, 1 << 20)
+    assert kv_bytes(QWEN2, 8, 1 << 20) > 1 << 30
+    assert anonymous_bytes(os.getpid()) - before < 64 << 20
+    cache.clear()
+
+
+def test_closing_gives_the_memory_back(make_bench: Callable[[Case], Bench]):
+    import os
+
+    bench = make_bench(Case(QWEN2, FLOAT32))
+    grown = []
+    for _ in range(6):
+        engine = bench.open(rows=64)
+        for row in range(64):
+            engine.prefill(row, np.arange(40), 0)
+        engine.close()
+        del engine
+        gc.collect()
+        grown.append(anonymous_bytes(os.getpid()))
+    one_cache = kv_bytes(QWEN2, 64, 48)
+    assert grown[-1] - grown[1] < 2 * one_cache
