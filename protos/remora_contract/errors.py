@@ -18,6 +18,7 @@ RemoraError
 ├── Forbidden               you are known and may not
 ├── Unavailable             try again later: starting, draining, unreachable
 ├── Cancelled               the caller gave up
+├── DeadlineExceeded        the caller's deadline passed before the answer was complete
 └── InternalFault           a promise of our own was broken
     └── EngineFault         an engine build or run failed
 
@@ -123,6 +124,10 @@ class Unavailable(RemoraError):
 
 class Cancelled(RemoraError):
     code = "CANCELLED"
+
+
+class DeadlineExceeded(RemoraError):
+    code = "DEADLINE_EXCEEDED"
 
 
 class InternalFault(RemoraError):

@@ -1,9 +1,9 @@
 """An engine in plain numpy that obeys engine/protocol.py to the letter and checks its caller.
 
-A recurrent toy model: h_t = tanh(R h_{t-1} + E[token] + sum_i weight_i v(adapter_i)), logits
-= 4 U h. Every past token and the mix it was read with change every later logit, so a row, position or
-mix mixed up anywhere shows in the tokens. `solo` is the answer a request must get whatever
-else runs.
+A recurrent toy model: h_t = tanh(R h_{t-1} + E[token] + sum_i weight_i v(adapter_i)), logits =
+4 U h. Every past token and the mix it was read with change every later logit, so a row, position
+or mix mixed up anywhere shows in the tokens. `solo` is the answer a request must get whatever else
+runs.
 """
 
 from __future__ import annotations

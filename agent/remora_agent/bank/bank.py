@@ -205,6 +205,13 @@ class Bank:
                     future.set_result(None)
         return bool(self._preloads)
 
+    def fail_preloads(self, error: RemoraError) -> None:
+        """Nobody waits for a bank that has ended."""
+        for _, futures in self._preloads.values():
+            for future in futures:
+                future.set_exception(error)
+        self._preloads.clear()
+
     # -- operator ---------------------------------------------------------------------------
 
     def pin(self, adapter: Registered, others: Iterable[Registered]) -> None:
@@ -227,18 +234,21 @@ class Bank:
         self._pinned.pop(digest, None)
         self._publish()
 
-    def unload(self, adapter: Registered, *, refuse_if_busy: bool = False) -> None:
-        """Out of bank and host memory: at once, or at its last release. Raises Refused."""
+    def check_unload(self, adapter: Registered, *, refuse_if_busy: bool) -> None:
+        """Raises Refused for a pinned adapter, or a busy one when asked."""
         if adapter.digest in self._pinned:
             raise Refused(f"adapter {adapter.name} is pinned; unpin it first")
-        resident = self._residents.get(adapter.digest)
-        leases = resident.place.leases if resident else 0
+        leases = self._leases_of(adapter.digest)
         if leases and refuse_if_busy:
             raise Refused(f"adapter {adapter.name} is used by {leases} running request(s)")
-        if leases:
+
+    def unload(self, adapter: Registered) -> None:
+        """Out of bank and host memory: at once, or at its last release. Raises Refused."""
+        self.check_unload(adapter, refuse_if_busy=False)
+        if self._leases_of(adapter.digest):
             self._change(adapter.digest, draining=True)
         else:
-            if resident:
+            if adapter.digest in self._residents:
                 self._remove(adapter.digest)
             self._host.drop(adapter.digest)
         self._publish()
@@ -255,6 +265,10 @@ class Bank:
             if resident is not None and resident.place.draining:
                 return False
         return True
+
+    def _leases_of(self, digest: str) -> int:
+        resident = self._residents.get(digest)
+        return resident.place.leases if resident else 0
 
     def _lease(self, wanted: Sequence[Wanted]) -> Lease:
         digests = tuple(dict.fromkeys(w.adapter.digest for w in wanted))

@@ -6,11 +6,20 @@ step), `load` also for the disk. Knows no wire format.
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from remora_agent.bank.directory import AdapterDirectory, Alias
+from remora_agent.bank.bank import Bank, BankSnapshot
+from remora_agent.bank.directory import AdapterDirectory, Alias, Registered
+from remora_agent.bank.policy import BankCapacity, capacity
+from remora_agent.runtime.step_loop import StepLoop, wait_for
+from remora_agent.runtime.stepper import Stepper
+from remora_contract.errors import RequestInvalid
+
+# For what waits for one step of the engine only.
+CALL_TIMEOUT_S = 60.0
 
 
 class Tier(Enum):
@@ -41,32 +50,39 @@ class AdapterInfo:
     alias_target: bool
 
 
-@dataclass(frozen=True)
-class BankCapacity:
-    max_rank: int
-    used_rank: int
-    evictable_rank: int
-    more_adapters: int  # of the asked rank, evicting what no request uses
-
-
 class Adapters:
     """The adapters of one ModelRuntime (`runtime.adapters`). Thread-safe."""
+
+    def __init__(
+        self, directory: AdapterDirectory, bank: Bank, stepper: Stepper, loop: StepLoop
+    ) -> None:
+        self._directory = directory
+        self._bank = bank
+        self._stepper = stepper
+        self._loop = loop
 
     @property
     def directory(self) -> AdapterDirectory:
         """Aliases, use cases and names; reading and swapping there needs no step thread."""
-        raise NotImplementedError
+        return self._directory
 
     def register(
         self, name: str, revision: str | None, directory: Path, *, set_alias: bool = False
     ) -> AdapterInfo:
         """AdapterDirectory.register, and the alias moved at once when asked."""
-        raise NotImplementedError
+        record = self._directory.register(name, revision, directory)
+        if set_alias and self._directory.alias(name).revision != record.revision:
+            self._directory.set_alias(name, record.revision)
+        return self._info(record)
 
     def load(self, name: str, revision: str | None = None, *, timeout_s: float = 60) -> AdapterInfo:
         """Brings it into the bank now. Raises NotFound, ArtifactInvalid, AdapterInvalid, Exhausted
         when what is pinned or in use leaves no room, Unavailable after `timeout_s`."""
-        raise NotImplementedError
+        record = self._directory.resolve(name, revision)
+        done: Future[None] = Future()
+        self._loop.call(lambda: self._bank.preload(record, done), timeout_s)
+        wait_for(done, timeout_s)
+        return self._info(record)
 
     def unload(
         self,
@@ -79,26 +95,76 @@ class Adapters:
         """Takes it out of the bank and host memory. Does not wait for running requests: the answer
         says `draining`. Raises NotFound, Refused when busy (REFUSE_IF_BUSY) or pinned, Conflict
         when it may not be forgotten."""
-        raise NotImplementedError
+        record = self._directory.resolve(name, revision)
+
+        def on_step_thread() -> None:
+            self._bank.check_unload(record, refuse_if_busy=mode is UnloadMode.REFUSE_IF_BUSY)
+            if forget:
+                self._directory.forget(record.name, record.revision)
+            if mode is UnloadMode.CANCEL:
+                self._stepper.cancel_using(record.digest)
+            self._bank.unload(record)
+
+        self._loop.call(on_step_thread, CALL_TIMEOUT_S)
+        return self._info(record)
 
     def set_alias(self, name: str, revision: str, expected_epoch: int | None = None) -> Alias:
         """Requests from now on get the new bytes, running ones finish on the old. Raises NotFound,
         Conflict."""
-        raise NotImplementedError
+        return self._directory.set_alias(name, revision, expected_epoch)
 
     def pin(self, name: str, revision: str | None = None, *, pinned: bool = True) -> AdapterInfo:
-        """A pinned adapter is loaded soon and never evicted. Raises NotFound, Refused when the
-        largest other known adapter would no longer fit beside the pinned ones."""
-        raise NotImplementedError
+        """A pinned adapter is loaded and never evicted. Raises NotFound, Refused when the largest
+        other known adapter would no longer fit beside the pinned ones, and what `load` raises."""
+        record = self._directory.resolve(name, revision)
+        if pinned:
+            self.load(record.name, record.revision)
+            others = self._directory.revisions()
+            self._loop.call(lambda: self._bank.pin(record, others), CALL_TIMEOUT_S)
+        else:
+            self._loop.call(lambda: self._bank.unpin(record.digest), CALL_TIMEOUT_S)
+        return self._info(record)
 
     def info(self, name: str, revision: str | None = None) -> AdapterInfo:
         """Raises NotFound."""
-        raise NotImplementedError
+        return self._info(self._directory.resolve(name, revision))
 
     def list(self) -> tuple[AdapterInfo, ...]:
         """Every registered revision, sorted by name and revision."""
-        raise NotImplementedError
+        targets = {(a.name, a.revision) for a in self._directory.aliases()}
+        snapshot = self._bank.snapshot
+        return tuple(
+            _describe(r, snapshot, (r.name, r.revision) in targets)
+            for r in self._directory.revisions()
+        )
 
     def capacity(self, rank: int) -> BankCapacity:
-        """Raises RequestInvalid for a rank below 1."""
-        raise NotImplementedError
+        """How many more adapters of `rank` fit. Raises RequestInvalid for a rank below 1."""
+        if rank < 1:
+            raise RequestInvalid(f"rank must be at least 1, not {rank}")
+        snapshot = self._bank.snapshot
+        return capacity(snapshot.places, snapshot.max_rank, rank)
+
+    def _info(self, record: Registered) -> AdapterInfo:
+        is_target = any(
+            (a.name, a.revision) == (record.name, record.revision)
+            for a in self._directory.aliases()
+        )
+        return _describe(record, self._bank.snapshot, is_target)
+
+
+def _describe(record: Registered, snapshot: BankSnapshot, alias_target: bool) -> AdapterInfo:
+    place = snapshot.place(record.digest)
+    below = Tier.HOST if record.digest in snapshot.in_host else Tier.DISK
+    return AdapterInfo(
+        name=record.name,
+        revision=record.revision,
+        digest=record.digest,
+        tier=below if place is None else Tier.BANK,
+        rank=record.rank,
+        bank_bytes=0 if place is None else place.bytes,
+        pinned=record.digest in snapshot.pinned,
+        leases=0 if place is None else place.leases,
+        draining=place is not None and place.draining,
+        alias_target=alias_target,
+    )

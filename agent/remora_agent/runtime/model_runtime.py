@@ -5,26 +5,53 @@ Owns the engine from construction to `close`. Knows no wire format and no contro
 
 from __future__ import annotations
 
+import logging
+import secrets
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
 
+from remora_agent.bank.bank import Bank, Wanted
 from remora_agent.bank.directory import AdapterDirectory
+from remora_agent.bank.host import HostCache
+from remora_agent.bank.loader import Load, Loader
+from remora_agent.bank.weights import AdapterWeights, load_weights
 from remora_agent.engine.protocol import Engine
 from remora_agent.runtime.adapters import Adapters
-from remora_agent.runtime.api import GenerationRequest, OnEvent, SamplingParams, StoppingParams
+from remora_agent.runtime.answer import Answer
+from remora_agent.runtime.api import (
+    AnsweringAdapter,
+    GenerationRequest,
+    OnEvent,
+    Provenance,
+    SamplingParams,
+    StoppingParams,
+)
+from remora_agent.runtime.checks import check_request
+from remora_agent.runtime.defaults import (
+    GenerationDefaults,
+    layered,
+    load_generation_defaults,
+    sampling_params,
+)
+from remora_agent.runtime.metrics import RuntimeMetrics
 from remora_agent.runtime.options import RuntimeOptions
-from remora_agent.runtime.status import RuntimeStatus
+from remora_agent.runtime.sampling import Sampler
+from remora_agent.runtime.scheduler import Job, Scheduler, SchedulerLimits
+from remora_agent.runtime.status import RuntimeState, RuntimeStatus
+from remora_agent.runtime.step_loop import StepLoop
+from remora_agent.runtime.stepper import Stepper
 from remora_agent.text.pipeline import TextPipeline
 from remora_contract.bundle import Bundle
+from remora_contract.errors import RemoraError, Unavailable
 from remora_contract.release import SamplingDefaults
+
+log = logging.getLogger(__name__)
 
 
 class ModelRuntime:
     """Thread-safe. `submit` and `cancel` never wait for the engine: an event loop may call them."""
-
-    adapters: Adapters
-    text: TextPipeline  # tokenizer, chat template, detokenisation
-    bundle: Bundle
 
     def __init__(
         self,
@@ -34,24 +61,76 @@ class ModelRuntime:
         directory: AdapterDirectory | None = None,
         options: RuntimeOptions | None = None,
         sampling: SamplingDefaults | None = None,
+        generation: GenerationDefaults | None = None,
         clock: Callable[[], float] = time.monotonic,
+        seeds: Callable[[], int] = lambda: secrets.randbits(64),
+        load: Load | None = None,
     ) -> None:
-        """Starts the step thread. `sampling` are the release's defaults, they win over the
-        bundle's generation config. `directory` None is an empty one."""
-        raise NotImplementedError
+        """Starts the step thread. `sampling` are the release's defaults and win over `generation`,
+        the bundle's (`load_generation_defaults`). `directory` None is an empty one. `seeds` serves
+        requests without a seed; `load` reads an adapter directory (default: `load_weights`)."""
+        self.bundle = bundle
+        self.text = text
+        self.options = options or RuntimeOptions()
+        self._generation = generation or GenerationDefaults()
+        self._sampling = sampling or SamplingDefaults()
+        self._clock, self._seeds, self._engine = clock, seeds, engine
+        self._limits = engine.limits
+        self._state = RuntimeState.SERVING
+        self._metrics = RuntimeMetrics()
+        self._loader = Loader(load or (lambda d: load_weights(d, bundle)), self._on_loaded)
+        host = HostCache(self.options.host_bytes)
+        self._bank = Bank(engine, host, self._loader, clock)
+        scheduler = Scheduler(_scheduler_limits(engine.limits.rows, self.options))
+        self._stepper = Stepper(engine, self._bank, scheduler, self._metrics, clock)
+        self._loop = StepLoop(self._stepper.step, self._on_exit, clock)
+        self._directory = directory or AdapterDirectory(bundle)
+        self.adapters = Adapters(self._directory, self._bank, self._stepper, self._loop)
+        for warning in self._generation.warnings:
+            log.warning("generation_config.not_honoured", extra={"setting": warning})
+        self._loop.start()
+
+    @classmethod
+    def open(
+        cls,
+        engine: Engine,
+        bundle: Bundle,
+        bundle_directory: Path,
+        directory: AdapterDirectory | None = None,
+        options: RuntimeOptions | None = None,
+        sampling: SamplingDefaults | None = None,
+    ) -> ModelRuntime:
+        """With text and generation config as the bundle's directory has them. Raises
+        ArtifactInvalid; the engine is the caller's then."""
+        text = TextPipeline.load(bundle_directory)
+        generation = load_generation_defaults(bundle_directory)
+        return cls(engine, bundle, text, directory, options, sampling, generation)
 
     def submit(self, request: GenerationRequest, on_event: OnEvent) -> None:
         """Queues a request; its adapters are resolved to digests here, once.
 
         Raises at once, and then `on_event` is never called: RequestInvalid, PromptTooLong,
         NotFound (adapter), Conflict (request id in use), Exhausted (queue full, with
-        retry_after_s; or a mix that can never fit), Unavailable (draining, closed).
+        retry_after_s; or a mix that can never fit), DeadlineExceeded, Unavailable (draining,
+        closed).
         """
-        raise NotImplementedError
+        now = self._clock()
+        check_request(request, self._limits, self.options, now)
+        wanted = tuple(
+            Wanted(self._directory.resolve(a.name, a.revision), a.weight) for a in request.adapters
+        )
+        self._bank.check_fits(wanted)
+        answer = self._answer(self._clipped(request), wanted, on_event, now)
+        job = Job(request.request_id, len(request.prompt), request.deadline_s)
+        self._stepper.add(answer, wanted, job)
+        self._loop.wake()
 
     def cancel(self, request_id: str) -> bool:
-        """Whether it was found; it then ends with Finished(CANCELLED)."""
-        raise NotImplementedError
+        """Whether it was found; it then ends with Finished(CANCELLED), unless it ends otherwise
+        in the step that is running."""
+        found = self._stepper.cancel(request_id)
+        self._loop.wake()
+        return found
 
     def sampling(
         self,
@@ -62,7 +141,8 @@ class ModelRuntime:
     ) -> SamplingParams:
         """A request's explicit fields over release, bundle and agent defaults. The values are
         checked by `submit`."""
-        raise NotImplementedError
+        asked = SamplingDefaults(temperature, top_k, top_p)
+        return sampling_params(layered(asked, self._defaults()), seed)
 
     def stopping(
         self,
@@ -72,29 +152,116 @@ class ModelRuntime:
         ignore_eos: bool = False,
     ) -> StoppingParams:
         """The same for stopping."""
-        raise NotImplementedError
+        default = self._defaults().max_tokens or self.options.default_max_tokens
+        count = default if max_tokens is None else max_tokens
+        return StoppingParams(count, stop, stop_token_ids, ignore_eos)
 
     def set_sampling_defaults(self, sampling: SamplingDefaults) -> None:
         """A new release's defaults, for requests from now on."""
-        raise NotImplementedError
+        self._sampling = sampling
 
     def now(self) -> float:
         """The clock `GenerationRequest.deadline_s` is measured on, in seconds."""
-        raise NotImplementedError
+        return self._clock()
 
     def status(self) -> RuntimeStatus:
-        raise NotImplementedError
+        return RuntimeStatus(
+            state=RuntimeState.FAILED if self._loop.failed else self._state,
+            backend=self._engine.backend,
+            bundle_digest=self.bundle.digest,
+            engine_digest=self._engine.digest,
+            model_name=self.bundle.source.name,
+            context_tokens=self._limits.context,
+            rows=self._limits.rows,
+            rows_busy=self._stepper.rows_busy,
+            queued=self._stepper.queued,
+            requests_served=self._metrics.requests - self._metrics.failures,
+            requests_failed=self._metrics.failures,
+            tokens_generated=self._metrics.tokens,
+            heartbeat_age_s=self._loop.heartbeat_age_s(),
+            warnings=self._generation.warnings,
+        )
 
     def metrics(self) -> Mapping[str, float]:
-        """Since start: ttft_s, ttft_p95_s, inter_token_s, tokens_per_s, queue_depth, rows_busy,
-        requests, failures, tokens, adapter_hits, adapter_loads, adapter_evictions, last_swap_s,
-        scheduler_step_s."""
-        raise NotImplementedError
+        """Since start: requests, failures, tokens, adapter_hits, adapter_loads, adapter_evictions;
+        now: queue_depth, rows_busy; recently: ttft_s, ttft_p95_s, inter_token_s, tokens_per_s,
+        last_swap_s, scheduler_step_s (a step outside the engine)."""
+        counters = self._bank.snapshot.counters
+        return {
+            **self._metrics.values(),
+            "queue_depth": float(self._stepper.queued),
+            "rows_busy": float(self._stepper.rows_busy),
+            "adapter_hits": float(counters.hits),
+            "adapter_loads": float(counters.loads),
+            "adapter_evictions": float(counters.evictions),
+            "last_swap_s": counters.last_swap_s,
+        }
 
     def drain(self, timeout_s: float) -> bool:
         """Admits nothing from now on and waits for the rest. Whether all ended in time."""
-        raise NotImplementedError
+        if self._state is RuntimeState.SERVING:
+            self._state = RuntimeState.DRAINING
+            self._stepper.refuse(Unavailable("the model is draining; try another device or later"))
+        return self._stepper.wait_empty(timeout_s)
 
     def close(self) -> None:
-        """Ends what is left with Failed(Unavailable), stops the thread, closes the engine."""
-        raise NotImplementedError
+        """Ends what is left with Failed(Unavailable), stops the thread, closes the engine. A
+        second call does nothing."""
+        self._state = RuntimeState.CLOSED
+        self._loop.stop()
+        self._loader.close()
+
+    def _defaults(self) -> SamplingDefaults:
+        return layered(self._sampling, self._generation.sampling)
+
+    def _clipped(self, request: GenerationRequest) -> GenerationRequest:
+        """max_tokens within what the prompt leaves of the context."""
+        room = self._limits.context - len(request.prompt)
+        if request.stopping.max_tokens <= room:
+            return request
+        return replace(request, stopping=replace(request.stopping, max_tokens=room))
+
+    def _answer(
+        self,
+        request: GenerationRequest,
+        wanted: tuple[Wanted, ...],
+        on_event: OnEvent,
+        now: float,
+    ) -> Answer:
+        return Answer(
+            request,
+            self._provenance(wanted),
+            Sampler(request.sampling, self._seeds()),
+            self.text.detokenizer(request.prompt),
+            frozenset(self.bundle.eos_token_ids),
+            on_event,
+            now,
+        )
+
+    def _provenance(self, wanted: tuple[Wanted, ...]) -> Provenance:
+        adapters = tuple(
+            AnsweringAdapter(w.adapter.name, w.adapter.revision, w.adapter.digest, w.weight)
+            for w in wanted
+        )
+        return Provenance(self.bundle.digest, self._engine.digest, adapters)
+
+    def _on_loaded(self, digest: str, result: AdapterWeights | RemoraError) -> None:
+        self._loop.post(lambda: self._bank.loaded(digest, result))
+
+    def _on_exit(self, error: RemoraError) -> None:
+        """On the step thread, last."""
+        self._stepper.refuse(Unavailable("the runtime has ended"))
+        self._stepper.fail_all(error)
+        self._bank.fail_preloads(error)
+        if not self._loop.failed:
+            self._engine.close()
+
+
+def _scheduler_limits(rows: int, options: RuntimeOptions) -> SchedulerLimits:
+    return SchedulerLimits(
+        rows=rows,
+        max_waiting=options.max_waiting,
+        max_waiting_tokens=options.max_waiting_tokens,
+        prefill_chunk=options.prefill_chunk,
+        patience_s=options.patience_s,
+    )

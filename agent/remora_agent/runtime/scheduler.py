@@ -16,7 +16,7 @@ from enum import Enum
 
 from remora_contract.errors import Conflict, Exhausted, InternalFault
 
-_SERVICE_S_AT_START = 1.0
+_SERVICE_S_UNKNOWN = 1.0  # assumed until the first request has ended
 _SERVICE_MEMORY = 0.8  # weight of the past in the running mean of service times
 
 
@@ -50,6 +50,7 @@ class PrefillChunk:
 @dataclass(frozen=True)
 class DecodeStep:
     request_ids: tuple[str, ...]
+    rows: tuple[int, ...]
 
 
 Work = PrefillChunk | DecodeStep
@@ -95,7 +96,7 @@ class Scheduler:
         self._free_rows = list(range(limits.rows - 1, -1, -1))
         self._waiting_tokens = 0
         self._decode_next = False
-        self._service_s = _SERVICE_S_AT_START
+        self._service_s: float | None = None
 
     @property
     def queued(self) -> int:
@@ -104,6 +105,10 @@ class Scheduler:
     @property
     def rows_busy(self) -> int:
         return len(self._running)
+
+    @property
+    def row_free(self) -> bool:
+        return bool(self._free_rows)
 
     @property
     def empty(self) -> bool:
@@ -136,7 +141,8 @@ class Scheduler:
         """Until a request that arrives now would get a row; 0 with a free row and no queue."""
         if self._free_rows and not self._waiting:
             return 0.0
-        return self._service_s * (len(self._waiting) + 1) / self._limits.rows
+        service_s = _SERVICE_S_UNKNOWN if self._service_s is None else self._service_s
+        return service_s * (len(self._waiting) + 1) / self._limits.rows
 
     def cancel(self, request_id: str) -> bool:
         """Whether it is here; it ends at the next `reap`."""
@@ -190,11 +196,12 @@ class Scheduler:
     def next_work(self) -> Work | None:
         """What to compute now; the same until `read` or `decoded` says that it was done."""
         prefilling = next((r for r in self._running.values() if not r.decoding), None)
-        decoding = tuple(i for i, r in self._running.items() if r.decoding)
+        decoding = [r for r in self._running.values() if r.decoding]
+        if decoding and (prefilling is None or self._decode_next):
+            ids = tuple(r.job.request_id for r in decoding)
+            return DecodeStep(ids, tuple(r.row for r in decoding))
         if prefilling is None:
-            return DecodeStep(decoding) if decoding else None
-        if decoding and self._decode_next:
-            return DecodeStep(decoding)
+            return None
         start = prefilling.read
         stop = min(start + self._limits.prefill_chunk, prefilling.job.prompt_tokens)
         last = stop == prefilling.job.prompt_tokens
@@ -212,7 +219,8 @@ class Scheduler:
         running = self._running.get(request_id)
         if running is not None:
             service_s = now - running.admitted_s
-            self._service_s += (1 - _SERVICE_MEMORY) * (service_s - self._service_s)
+            before = service_s if self._service_s is None else self._service_s
+            self._service_s = _SERVICE_MEMORY * before + (1 - _SERVICE_MEMORY) * service_s
         self._take_out(request_id)
 
     def waiting(self) -> tuple[str, ...]:

@@ -1,0 +1,152 @@
+"""One request from acceptance to its last event: logits to token, token to text, text to events.
+
+Owns the request's sampler, detokeniser and stop strings, and the times of its milestones. Knows
+nothing of other requests, queues, engines or adapters.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from remora_agent.runtime.api import (
+    Accepted,
+    Delta,
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    GenerationRequest,
+    OnEvent,
+    Provenance,
+    Timings,
+    Usage,
+)
+from remora_agent.runtime.sampling import Logits, Sampler
+from remora_agent.runtime.stopping import StopStrings, stop_reason
+from remora_agent.text.detokenize import Detokenizer
+from remora_contract.errors import RemoraError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TokenTaken:
+    """What one step did for the answer."""
+
+    reason: FinishReason | None  # set: the answer is complete
+    since_last_s: float  # since the token before; for the first, since submission
+    first: bool
+
+
+class Answer:
+    def __init__(
+        self,
+        request: GenerationRequest,
+        provenance: Provenance,
+        sampler: Sampler,
+        detokenizer: Detokenizer,
+        eos: Collection[int],
+        on_event: OnEvent,
+        now: float,
+    ) -> None:
+        """`request.stopping.max_tokens` fits the context already."""
+        self.request = request
+        self.provenance = provenance
+        self.tokens: list[int] = []
+        self._sampler = sampler
+        self._detokenizer = detokenizer
+        self._stops = StopStrings(request.stopping.stop)
+        self._stop_match = ""
+        self._eos = eos
+        self._on_event = on_event
+        self._unsent: list[int] = []  # tokens whose text is held back
+        self._submitted_s = now
+        self._admitted_s: float | None = None
+        self._first_token_s: float | None = None
+        self._last_token_s = now
+
+    @property
+    def position(self) -> int:
+        """Where the last token is to be written in the cache."""
+        return len(self.request.prompt) + len(self.tokens) - 1
+
+    @property
+    def deaf(self) -> bool:
+        """Nobody listens any more."""
+        return self._on_event is _nobody
+
+    def accept(self) -> None:
+        self._emit(Accepted(self.request.request_id, self.provenance))
+
+    def admitted(self, now: float) -> None:
+        self._admitted_s = now
+
+    def take(self, logits: Logits, now: float) -> TokenTaken:
+        """Draws the next token from logits [vocab]. Raises EngineFault for logits that are not
+        numbers."""
+        token = self._sampler.draw(logits)
+        self.tokens.append(token)
+        self._unsent.append(token)
+        taken = TokenTaken(
+            self._advance(token), now - self._last_token_s, self._first_token_s is None
+        )
+        self._first_token_s = now if taken.first else self._first_token_s
+        self._last_token_s = now
+        return taken
+
+    def finish(self, reason: FinishReason, now: float) -> None:
+        """The last event. Text held back for a stop string goes out first."""
+        if not self._stop_match:
+            self._send(self._stops.flush(), complete=True)
+        usage = Usage(len(self.request.prompt), 0, len(self.tokens))
+        timings = self._timings(now)
+        self._emit(Finished(reason, usage, timings, self.provenance, self._stop_match))
+
+    def fail(self, error: RemoraError) -> None:
+        """The last event instead."""
+        self._emit(Failed(error))
+
+    def _advance(self, token: int) -> FinishReason | None:
+        stopping = self.request.stopping
+        reason = stop_reason(token, len(self.tokens), stopping, self._eos)
+        if reason is FinishReason.STOP:
+            return reason  # a stop token has no text
+        passed = self._stops.push(self._detokenizer.push(token))
+        if passed.match is not None:
+            self._stop_match = passed.match
+            self._send(passed.text, complete=True)
+            return FinishReason.STOP
+        self._send(passed.text, complete=not (self._stops.holds or self._detokenizer.holds))
+        return reason
+
+    def _send(self, text: str, *, complete: bool) -> None:
+        """With no text the tokens go out only when none of theirs is held back."""
+        if text or (complete and self._unsent):
+            self._emit(Delta(text, tuple(self._unsent)))
+            self._unsent.clear()
+
+    def _emit(self, event: Event) -> None:
+        try:
+            self._on_event(event)
+        except RuntimeError as e:
+            # What a closed asyncio loop raises: the listener is gone, the others are not.
+            log.warning(
+                "listener.gone", extra={"request_id": self.request.request_id, "error": str(e)}
+            )
+            self._on_event = _nobody
+
+    def _timings(self, now: float) -> Timings:
+        admitted = now if self._admitted_s is None else self._admitted_s
+        first = now if self._first_token_s is None else self._first_token_s
+        return Timings(
+            queue_s=admitted - self._submitted_s,
+            prefill_s=first - admitted,
+            decode_s=now - first,
+            time_to_first_token_s=first - self._submitted_s if self._first_token_s else 0.0,
+        )
+
+
+def _nobody(event: Event) -> None:
+    """Stands in for a listener that is gone."""

@@ -1,0 +1,79 @@
+"""Is a request well formed and within this engine's limits? Pure; raises the first fault found."""
+
+from __future__ import annotations
+
+import math
+
+from remora_agent.engine.protocol import EngineLimits
+from remora_agent.runtime.api import AdapterRef, GenerationRequest, SamplingParams, StoppingParams
+from remora_agent.runtime.options import RuntimeOptions
+from remora_contract.errors import DeadlineExceeded, PromptTooLong, RequestInvalid
+
+MAX_ID_CHARS = 128
+MAX_STOP_TOKENS = 256
+MAX_WEIGHT = 1000.0
+
+
+def check_request(
+    request: GenerationRequest, limits: EngineLimits, options: RuntimeOptions, now: float
+) -> None:
+    """Raises RequestInvalid, PromptTooLong, DeadlineExceeded."""
+    if not 0 < len(request.request_id) <= MAX_ID_CHARS:
+        raise RequestInvalid(f"request_id must have 1 to {MAX_ID_CHARS} characters")
+    if request.deadline_s is not None and now >= request.deadline_s:
+        raise DeadlineExceeded("the deadline had passed when the request arrived")
+    _check_prompt(request.prompt, limits)
+    _check_sampling(request.sampling)
+    _check_stopping(request.stopping, options)
+    _check_adapters(request.adapters, options)
+
+
+def _check_prompt(prompt: tuple[int, ...], limits: EngineLimits) -> None:
+    if not prompt:
+        raise RequestInvalid("the prompt is empty; give at least one token")
+    if len(prompt) >= limits.context:
+        raise PromptTooLong(
+            f"the prompt has {len(prompt)} tokens; the context holds {limits.context}, and one "
+            "must be left for the answer"
+        )
+    if min(prompt) < 0 or max(prompt) >= limits.vocab:
+        wrong = min(prompt) if min(prompt) < 0 else max(prompt)
+        raise RequestInvalid(f"token {wrong} is outside the vocabulary 0..{limits.vocab - 1}")
+
+
+def _check_sampling(sampling: SamplingParams) -> None:
+    if not (math.isfinite(sampling.temperature) and sampling.temperature >= 0):
+        raise RequestInvalid(f"temperature must be 0 or more, not {sampling.temperature}")
+    if sampling.top_k < 0:
+        raise RequestInvalid(f"top_k must be 0 (all) or more, not {sampling.top_k}")
+    if not 0 < sampling.top_p <= 1:
+        raise RequestInvalid(f"top_p must be above 0 and at most 1, not {sampling.top_p}")
+    if sampling.seed is not None and not 0 <= sampling.seed < 1 << 64:
+        raise RequestInvalid(f"seed must fit 64 bits without a sign, not {sampling.seed}")
+
+
+def _check_stopping(stopping: StoppingParams, options: RuntimeOptions) -> None:
+    if stopping.max_tokens < 1:
+        raise RequestInvalid(f"max_tokens must be at least 1, not {stopping.max_tokens}")
+    if len(stopping.stop) > options.max_stop_strings:
+        raise RequestInvalid(
+            f"{len(stopping.stop)} stop strings; at most {options.max_stop_strings} are allowed"
+        )
+    if not all(0 < len(text) <= options.max_stop_chars for text in stopping.stop):
+        raise RequestInvalid(f"a stop string must have 1 to {options.max_stop_chars} characters")
+    if len(stopping.stop_token_ids) > MAX_STOP_TOKENS:
+        raise RequestInvalid(f"at most {MAX_STOP_TOKENS} stop_token_ids are allowed")
+
+
+def _check_adapters(adapters: tuple[AdapterRef, ...], options: RuntimeOptions) -> None:
+    if len(adapters) > options.max_mix:
+        raise RequestInvalid(
+            f"{len(adapters)} adapters in one request; at most {options.max_mix} are allowed"
+        )
+    if len({(a.name, a.revision) for a in adapters}) < len(adapters):
+        raise RequestInvalid("an adapter is named twice in the request; add up its weights")
+    for a in adapters:
+        if not abs(a.weight) <= MAX_WEIGHT:
+            raise RequestInvalid(
+                f"weight {a.weight} of adapter {a.name[:80]} is not within ±{MAX_WEIGHT:g}"
+            )
