@@ -13,6 +13,7 @@ wants them so.
 
 from __future__ import annotations
 
+from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import ml_dtypes
@@ -35,16 +36,21 @@ class Int4:
     scales: NDArray[np.float32]
 
 
-def quantize(weight: NDArray[np.generic], block: int) -> Int4:
-    """`weight` [k, n] in any float dtype, finite; k a multiple of `block`."""
+def quantize(weight: NDArray[np.generic], block: int, pool: Executor) -> Int4:
+    """`weight` [k, n] in any float dtype, finite; k a multiple of `block`. Panels are independent,
+    so the answer does not depend on the pool's size."""
     k, n = weight.shape
     codes = np.empty((k // block, block, n), np.int8)
     scales = np.empty((k // block, n), np.float32)
     blocks = weight.reshape(k // block, block, n)
     step = max(1, _PANEL // (block * n))
-    for i in range(0, k // block, step):
+
+    def one(i: int) -> None:
         panel = blocks[i : i + step].astype(np.float32)
         _quantize_panel(panel, codes[i : i + step], scales[i : i + step])
+
+    for _ in pool.map(one, range(0, k // block, step)):
+        pass  # raises what a panel raised
     return Int4(codes.reshape(k, n), scales)
 
 

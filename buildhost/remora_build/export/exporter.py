@@ -7,6 +7,7 @@ Owns the order of work; each step's rules are elsewhere. bundle.json is written 
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ from remora_contract.errors import InternalFault
 
 log = logging.getLogger(__name__)
 
+_THREADS = 2  # beside the reading and the writing one
 _DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
@@ -142,11 +144,16 @@ def _write_weights(plan: _Plan, staging: Path, progress: Progress) -> tuple[Bund
     """The data file's entry, and the base digest that fell out of reading."""
     tensors, tied_copy = plan.inventory.tensors, plan.inventory.tied_copy
     advance = progress.stage("weights", sum(e.bytes for e in tensors.values()))
-    with TensorStream() as stream, DataFile(staging / DATA_FILE) as out:
+    with (
+        TensorStream() as stream,
+        DataFile(staging / DATA_FILE) as out,
+        ThreadPoolExecutor(_THREADS, thread_name_prefix="quantize") as pool,
+    ):
         if tied_copy is not None:
             stream.digest(tied_copy)
-        writer = WeightWriter(plan.spec, plan.graph, plan.slots, tensors, stream, out, advance)
-        writer.write_all()
+        WeightWriter(
+            plan.spec, plan.graph, plan.slots, tensors, stream, out, pool, advance
+        ).write_all()
         if tied_copy is not None:
             check_tied(tied_copy, stream.digests)
         return out.finish(DATA_FILE), base_digest(plan.spec, tensors, stream.digests)

@@ -7,6 +7,7 @@ Owns what each initializer is made of; the slots say where it goes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,8 @@ from remora_build.quantize import pack_nibbles, problem, quantize
 from remora_contract.bundle import DecoderSpec, GraphSpec
 from remora_contract.errors import CheckpointInvalid
 from remora_contract.targets import GROUPS, PARTS, Group
+
+_PACKED_ROWS = 64  # even, so that a panel ends at a whole byte
 
 Rows = NDArray[np.generic]
 Advance = Callable[[int], None]  # bytes of the checkpoint read since the last call
@@ -37,6 +40,7 @@ class WeightWriter:
         entries: Mapping[str, TensorEntry],
         stream: TensorStream,
         out: DataFile,
+        pool: Executor,
         advance: Advance,
     ) -> None:
         self._spec = spec
@@ -45,6 +49,7 @@ class WeightWriter:
         self._entries = entries
         self._stream = stream
         self._out = out
+        self._pool = pool
         self._advance = advance
         self._dtype = np.dtype(graph.dtype)
 
@@ -105,11 +110,13 @@ class WeightWriter:
         codes = np.empty(code_slot.shape, np.int8)
         scales = np.empty(scale_slot.shape, self._dtype)
         for column, rows in self._columns(sources):
-            part = quantize(np.ascontiguousarray(rows.T), block)
+            part = quantize(np.ascontiguousarray(rows.T), block, self._pool)
             end = column + len(rows)
             codes[:, column:end] = part.codes
             scales[:, column:end] = part.scales
-        self._out.put(code_slot, pack_nibbles(codes))
+        self._out.begin(code_slot)
+        for first in range(0, len(codes), _PACKED_ROWS):
+            self._out.append(pack_nibbles(codes[first : first + _PACKED_ROWS]))
         self._out.put(scale_slot, scales)
 
     def _columns(self, sources: Sequence[str]) -> Iterator[tuple[int, Rows]]:
