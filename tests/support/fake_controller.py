@@ -230,6 +230,7 @@ class FakeController:
             self._boots and boot_id == self._boots[-1] and seq < self._last_seq
         ):
             self.quarantined = True
+            self.changed.notify_all()
         if boot_id not in self._boots:
             self._boots.append(boot_id)
         self._last_seq = seq

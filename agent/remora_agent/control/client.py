@@ -6,12 +6,14 @@ Owns deadlines and message limits; knows nothing of what the messages mean.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 import grpc
 
 from remora_agent.control.certificates import CONTROLLER_NAME
 from remora_agent.control.identity import Identity
+from remora_contract.errors import Cancelled
 from remora_contract.rpc import from_rpc_error
 from remora_protos.control.v1 import control_pb2 as pb
 from remora_protos.control.v1 import control_pb2_grpc as pb_grpc
@@ -43,45 +45,38 @@ class ControllerClient:
         self._artifacts = pb_grpc.ArtifactsStub(self._channel)
 
     def sync(self, request: pb.SyncRequest) -> pb.SyncResponse:
-        try:
+        with _remora_errors():
             answer: pb.SyncResponse = self._fleet.Sync(request, timeout=self._timeout_s)
             return answer
-        except grpc.RpcError as e:
-            raise from_rpc_error(e) from e
 
     def watch(self) -> grpc.Call:
-        """An open stream of Poke; the caller iterates (`grpc.RpcError` ends it) and cancels."""
-        return self._fleet.Watch(pb.WatchRequest())
+        """An open stream of Poke: the caller iterates (`grpc.RpcError` ends it) and cancels."""
+        with _remora_errors():
+            return self._fleet.Watch(pb.WatchRequest())
 
     def renew(self, csr_pem: bytes) -> pb.RenewResponse:
-        try:
-            request = pb.RenewRequest(csr_pem=csr_pem)
+        request = pb.RenewRequest(csr_pem=csr_pem)
+        with _remora_errors():
             answer: pb.RenewResponse = self._fleet.Renew(request, timeout=self._timeout_s)
             return answer
-        except grpc.RpcError as e:
-            raise from_rpc_error(e) from e
 
     def manifest(self, digest: str) -> bytes:
         request = pb.GetManifestRequest(digest=digest)
-        try:
-            return bytes(
-                self._artifacts.GetManifest(request, timeout=self._timeout_s).manifest_json
-            )
-        except grpc.RpcError as e:
-            raise from_rpc_error(e) from e
+        with _remora_errors():
+            answer = self._artifacts.GetManifest(request, timeout=self._timeout_s)
+            return bytes(answer.manifest_json)
 
     def fetch(self, chunk_digest: str, offset: int, length: int) -> Iterator[bytes]:
         """Bytes [offset, offset+length) of a chunk in pieces. Closing the iterator cancels."""
         request = pb.FetchRequest(chunk_digest=chunk_digest, offset=offset, length=length)
-        # Long, for slow links; when it passes, the caller resumes at the byte it has.
-        call = self._artifacts.Fetch(request, timeout=_FETCH_TIMEOUT_S)
-        try:
-            for message in call:
-                yield message.data
-        except grpc.RpcError as e:
-            raise from_rpc_error(e) from e
-        finally:
-            call.cancel()
+        with _remora_errors():
+            # Long, for slow links; when it passes, the caller resumes at the byte it has.
+            call = self._artifacts.Fetch(request, timeout=_FETCH_TIMEOUT_S)
+            try:
+                for message in call:
+                    yield message.data
+            finally:
+                call.cancel()
 
     def close(self) -> None:
         self._channel.close()
@@ -96,3 +91,13 @@ class ControllerClient:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+@contextmanager
+def _remora_errors() -> Iterator[None]:
+    try:
+        yield
+    except grpc.RpcError as e:
+        raise from_rpc_error(e) from e
+    except ValueError as e:  # what grpc raises for a call on a closed channel
+        raise Cancelled("the connection to the controller was closed") from e

@@ -83,8 +83,10 @@ class SyncLoop:
         self._client = client
 
     def run(self) -> None:
-        while not self._stopping:
+        while True:
             self._poked.clear()
+            if self._stopping:  # looked at after the clear: a stop is never slept through
+                return
             self._poked.wait(self.once())
 
     def once(self) -> float:

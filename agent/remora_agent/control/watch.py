@@ -53,9 +53,10 @@ class Watcher:
     def _listen(self) -> bool:
         """Until the stream ends. True when it brought at least one poke."""
         poked = False
+        self._interrupt.check()
         self._call = self._client.watch()
         try:
-            self._interrupt.check()
+            self._interrupt.check()  # again: a stop before `_call` was there had nothing to cancel
             for _ in self._call:
                 poked = True
                 self._on_poke()

@@ -1,0 +1,279 @@
+"""The agent's threads against a controller over real mutual TLS."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from remora_agent.config import AgentConfig, LimitsConfig, TelemetryConfig
+from remora_agent.control.agent import Agent, Supervisor
+from remora_agent.control.compose import Timing, compose
+from remora_agent.control.identity import load_identity
+from remora_agent.control.join import JoinPlan, join
+from remora_agent.control.layout import StateLayout, exclusive
+from remora_agent.control.pacing import Backoff
+from remora_agent.control.sync import SyncLoop
+from remora_contract.errors import InternalFault, Refused, Unavailable
+from tests.support.fake_controller import FakeController
+from tests.support.repository import Repository, make_release
+from tests.support.scripted_host import ScriptedHost
+
+FAST = Timing(Backoff(0.05, 0.2), Backoff(0.02, 0.1))
+
+
+@pytest.fixture
+def repository(tmp_path):
+    return Repository(tmp_path / "repository")
+
+
+@pytest.fixture
+def controller(repository):
+    made = FakeController(repository.root).start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def config(tmp_path):
+    return AgentConfig(
+        state_dir=str(tmp_path / "state"),
+        labels={"site": "lab"},
+        telemetry=TelemetryConfig(interval_s=0.1, metrics_listen=""),
+        limits=LimitsConfig(disk_floor_bytes=0),
+    )
+
+
+def joined(controller: FakeController, config: AgentConfig):
+    layout = StateLayout(config_path(config))
+    layout.create()
+    if not layout.identity.exists():
+        plan = JoinPlan(controller.enrolment_address, controller.token, layout.identity, {})
+        join(plan)
+    return load_identity(layout.identity)
+
+
+def config_path(config: AgentConfig) -> Path:
+    return Path(config.state_dir)
+
+
+class Running:
+    def __init__(self, config: AgentConfig, identity, host: ScriptedHost | None = None) -> None:
+        self.host = host or ScriptedHost()
+        self.parts = compose(config, identity, self.host, FAST, openers=[])
+        self.ready = threading.Event()
+        self.errors: list[BaseException] = []
+        self.agent = Agent(self.parts, Supervisor(ready=self.ready.set, tick_s=0.05))
+        self.thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        try:
+            self.agent.run()
+        except InternalFault as e:
+            self.errors.append(e)
+
+    def start(self) -> Running:
+        self.thread.start()
+        return self
+
+    def stop(self) -> None:
+        self.agent.stop.set()
+        self.thread.join(20)
+        assert not self.thread.is_alive()
+
+
+@contextmanager
+def running(controller: FakeController, config: AgentConfig, host: ScriptedHost | None = None):
+    made = Running(config, joined(controller, config), host).start()
+    try:
+        yield made
+    finally:
+        made.stop()
+        made.parts.database.close()
+
+
+def test_a_release_rolls_out_over_mutual_tls(controller, config, repository):
+    release = make_release("first", repository.bundle(), repository.adapter())
+    with running(controller, config) as agent:
+        assert agent.ready.wait(10)
+        controller.assign(release)
+        state = controller.wait_phase("COMMITTED")
+        assert state.running_release_id == release.release_id
+        assert [a.name for a in state.adapters] == ["adapter0"]
+        sync = controller.wait(lambda s: bool(s.metrics))
+        assert sync.labels == {"site": "lab"}
+        assert sync.facts.machine_id and sync.facts.agent_version
+    names = [controller.events[seq].name for seq in sorted(controller.events)]
+    assert names[0] == "release.assigned"
+    assert "artifact.fetched" in names
+    assert agent.host.drained.is_set()
+
+
+def test_phases_are_reported_while_they_last(controller, config, repository):
+    release = make_release("first", repository.bundle())
+    go_on = threading.Event()
+    host = ScriptedHost()
+
+    def half_way(assignment, progress):
+        progress("building", 0.5)
+        go_on.wait(10)
+
+    host.hooks["build"] = half_way
+    with running(controller, config, host):
+        controller.assign(release)
+        state = controller.wait(
+            lambda s: s.reported.phase == "BUILDING" and s.reported.progress == 0.5
+        ).reported
+        assert state.running_release_id == ""
+        go_on.set()
+        controller.wait_phase("COMMITTED")
+
+
+def test_a_poke_makes_the_device_sync_at_once(controller, config, repository):
+    controller.next_sync_after_s = 3600.0
+    with running(controller, config):
+        controller.wait(lambda s: True)
+        # The Watch stream stands when the first poke arrives; keep assigning until then.
+        release = make_release("first", repository.bundle(1, 1000))
+        for _ in range(50):
+            controller.assign(release)
+            with controller.changed:
+                if controller.changed.wait_for(
+                    lambda: any(s.reported.phase == "COMMITTED" for s in controller.syncs), 0.5
+                ):
+                    return
+        raise AssertionError("no poke came through")
+
+
+def test_a_controller_that_restarts_is_found_again(controller, config, repository):
+    with running(controller, config) as agent:
+        controller.wait(lambda s: True)
+        controller.stop()
+        agent.parts.reconciler._effects.emit("test.offline", {"n": 1})
+        controller.start()
+        controller.assign(make_release("first", repository.bundle()))
+        controller.wait_phase("COMMITTED")
+    assert "test.offline" in {e.name for e in controller.events.values()}
+
+
+def test_a_controller_that_dies_during_the_download_is_waited_for(controller, config, repository):
+    manifest = repository.bundle()
+    controller.faults.cut_after = {manifest.files[-1].chunks[1].digest: 20_000}
+    with running(controller, config):
+        controller.assign(make_release("first", manifest))
+        controller.wait_phase("COMMITTED")
+    assert controller.sent_bytes == manifest.bytes, "resumed at the byte"
+
+
+def test_an_unreachable_controller_at_boot_does_not_delay_serving(controller, config, repository):
+    release = make_release("first", repository.bundle())
+    with running(controller, config):
+        controller.assign(release)
+        controller.wait_phase("COMMITTED")
+    controller.stop()
+    with running(controller, config) as agent:
+        assert agent.ready.wait(10)
+        assert agent.host.serving().release_id == release.release_id
+        agent.parts.reconciler._effects.emit("test.offline", {})
+        agent.parts.telemetry.tick()
+        controller.start()
+        with controller.changed:
+            assert controller.changed.wait_for(
+                lambda: "test.offline" in {e.name for e in controller.events.values()}, 10
+            )
+
+
+def test_two_agents_with_one_identity_are_quarantined_and_serve_on(
+    controller, config, repository, tmp_path
+):
+    release = make_release("first", repository.bundle())
+    with running(controller, config) as first:
+        controller.assign(release)
+        controller.wait_phase("COMMITTED")
+        copied = replace(config, state_dir=str(tmp_path / "copy"))
+        (tmp_path / "copy").mkdir()
+        shutil.copytree(tmp_path / "state" / "identity", tmp_path / "copy" / "identity")
+        with running(controller, copied) as second:
+            with controller.changed:
+                assert controller.changed.wait_for(lambda: controller.quarantined, 10)
+            assert second.ready.wait(10)
+            for agent in (first, second):
+                agent.parts.sync.poke()
+            assert first.host.serving().release_id == release.release_id
+            controller.assign(make_release("second", repository.bundle(2)))
+        assert first.host.serving().release_id == release.release_id
+        assert not first.errors
+
+
+def test_a_certificate_is_renewed_in_use_and_stored(controller, config, repository):
+    controller.life = timedelta(minutes=6)  # issued five minutes ago: past two thirds
+    identity = joined(controller, config)
+    with running(controller, config) as agent:
+        with controller.changed:
+            assert controller.changed.wait_for(lambda: bool(controller.renewals), 10)
+        before = len(controller.syncs)
+        controller.assign(make_release("first", repository.bundle()))
+        controller.wait_phase("COMMITTED")
+        assert len(controller.syncs) > before
+        assert agent.parts.client.address == controller.fleet_address
+    renewed = load_identity(StateLayout(config_path(config)).identity)
+    assert renewed.certificate_pem != identity.certificate_pem
+    assert renewed.key_pem == identity.key_pem
+    assert len(controller.renewals) == 1
+
+
+def test_a_certificate_that_cannot_be_proven_is_not_stored(controller, config, monkeypatch):
+    controller.life = timedelta(minutes=6)
+    identity = joined(controller, config)
+    tried = threading.Event()
+
+    def refuse(self, client):
+        tried.set()
+        raise Unavailable("the new certificate does not work")
+
+    monkeypatch.setattr(SyncLoop, "exchange_with", refuse)
+    with running(controller, config):
+        assert tried.wait(10)
+        count = len(controller.syncs)
+        with controller.changed:
+            assert controller.changed.wait_for(lambda: len(controller.syncs) > count, 10)
+    assert load_identity(StateLayout(config_path(config)).identity) == identity
+
+
+def test_a_thread_that_dies_of_a_bug_ends_the_agent_loudly(controller, config, monkeypatch):
+    made = Running(config, joined(controller, config))
+    monkeypatch.setattr(threading, "excepthook", lambda arguments: None)
+    monkeypatch.setattr(
+        made.parts.watch, "run", lambda: (_ for _ in ()).throw(ZeroDivisionError("bug"))
+    )
+    made.start()
+    made.thread.join(20)
+    assert [str(e) for e in made.errors] == [
+        "the agent's watch thread ended; the log above says why"
+    ]
+    assert made.host.drained.is_set()
+    made.parts.database.close()
+
+
+def test_a_step_thread_that_stands_still_ends_the_agent(controller, config):
+    host = ScriptedHost()
+    host.well = False
+    made = Running(config, joined(controller, config), host).start()
+    made.thread.join(20)
+    assert len(made.errors) == 1
+    made.parts.database.close()
+
+
+def test_one_agent_for_a_state_directory(tmp_path):
+    layout = StateLayout(tmp_path)
+    with exclusive(layout):
+        second = exclusive(layout)
+        with pytest.raises(Refused, match="another remora-agent"):
+            second.__enter__()
+    with exclusive(layout):
+        pass
