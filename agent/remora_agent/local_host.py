@@ -28,7 +28,6 @@ from remora_agent.runtime.options import RuntimeOptions
 from remora_agent.runtime.status import RuntimeState
 from remora_agent.serving.router import Router
 from remora_agent.serving.served_model import ServedModel
-from remora_agent.text.pipeline import TextPipeline
 from remora_contract.adapter import load_adapter
 from remora_contract.bundle import load_bundle
 from remora_contract.digests import short
@@ -197,14 +196,18 @@ class LocalHost:
     def _open(self, assignment: Assignment) -> ServedModel:
         """A model that answers for the assignment, not yet routed to."""
         directory = assignment.bundle_directory
-        bundle, text = load_bundle(directory), TextPipeline.load(directory)
-        runtime = ModelRuntime(
-            self._engines.load(directory),
-            bundle,
-            text,
-            options=self._settings.runtime,
-            sampling=assignment.sampling,
-        )
+        engine = self._engines.load(directory)
+        try:
+            runtime = ModelRuntime.open(
+                engine,
+                load_bundle(directory),
+                directory,
+                options=self._settings.runtime,
+                sampling=assignment.sampling,
+            )
+        except BaseException:
+            engine.close()
+            raise
         model = ServedModel(runtime)
         try:
             adopt(model, None, assignment)

@@ -11,7 +11,7 @@ import logging
 from remora_agent.host import AssignedAdapter, Assignment
 from remora_agent.runtime.adapters import Adapters, UnloadMode
 from remora_agent.serving.served_model import ServedModel
-from remora_contract.errors import Conflict, Exhausted, NotFound, RemoraError, Unavailable
+from remora_contract.errors import Conflict, Exhausted, NotFound, Refused, RemoraError, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -92,5 +92,5 @@ def _forget(adapters: Adapters, adapter: AssignedAdapter) -> None:
     try:
         adapters.pin(adapter.name, adapter.revision, pinned=False)
         adapters.unload(adapter.name, adapter.revision, UnloadMode.GRACEFUL, forget=True)
-    except (Conflict, NotFound) as e:
+    except (Conflict, NotFound, Refused, Unavailable) as e:
         log.warning("adapter.kept", extra={"adapter": adapter.name, "why": str(e)})
