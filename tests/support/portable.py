@@ -30,6 +30,7 @@ class PortableModel:
         self._session = onnxruntime.InferenceSession(
             str(directory / GRAPH_FILE), options, providers=["CPUExecutionProvider"]
         )
+        self.inputs = self._session.get_inputs()
         self._outputs = [o.name for o in self._session.get_outputs()]
         self._rows = rows
         self._dtype = np.dtype(self.bundle.graph.dtype)
