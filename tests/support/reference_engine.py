@@ -47,7 +47,8 @@ class ReferenceEngine:
     ) -> None:
         random = np.random.default_rng(7)
         self._limits = EngineLimits(rows, context, vocab, max_bank_rank)
-        self._recur = random.standard_normal((HIDDEN, HIDDEN)) / np.sqrt(HIDDEN)
+        # Chaotic on purpose: a difference far back does not fade.
+        self._recur = 1.8 * random.standard_normal((HIDDEN, HIDDEN)) / np.sqrt(HIDDEN)
         self._embed = random.standard_normal((vocab, HIDDEN))
         self._head = random.standard_normal((vocab, HIDDEN))
         self._states = np.zeros((rows, context, HIDDEN))

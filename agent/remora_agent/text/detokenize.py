@@ -27,7 +27,7 @@ class Detokenizer:
 
     def __init__(self, decode: Decode, prompt: Sequence[int]) -> None:
         self._decode = decode
-        self._ids = list(prompt[-CONTEXT_TOKENS:])
+        self._ids = _context(decode, prompt)
         self._clean = len(self._ids)  # ids up to here are handed out completely
         self._given = len(_stable(decode(self._ids))) if self._ids else 0
         self._holds = False
@@ -56,6 +56,14 @@ class Detokenizer:
         self._ids = self._ids[start:]
         self._clean = len(self._ids)
         self._given = len(_stable(self._decode(self._ids)))
+
+
+def _context(decode: Decode, prompt: Sequence[int]) -> list[int]:
+    """The prompt's last ids, from the border of a character on."""
+    ids = list(prompt[-CONTEXT_TOKENS:])
+    while ids and REPLACEMENT in decode(ids):
+        del ids[0]
+    return ids
 
 
 def _stable(text: str) -> str:

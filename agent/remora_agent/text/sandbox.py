@@ -36,7 +36,7 @@ def template_environment(now: Callable[[], datetime], max_output_chars: int) -> 
 
 
 class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """Refuses `'x' * 10**9` and `9 ** 9 ** 9`."""
+    """Refuses `'x' * 10**9` and `9 ** 10**9`."""
 
     intercepted_binops = frozenset({"*", "**"})
     max_output_chars = 0
