@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from remora_agent.bank.directory import Alias, UseCase
-from remora_agent.runtime.adapters import AdapterInfo, BankCapacity, Tier, UnloadMode
+from remora_agent.bank.policy import BankCapacity
+from remora_agent.runtime.adapters import AdapterInfo, Tier, UnloadMode
 from remora_agent.runtime.status import RuntimeStatus
 from remora_agent.serving.limits import check_adapter
 from remora_agent.serving.wire import adapter_ref

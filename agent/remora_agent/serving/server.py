@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,9 +59,10 @@ class InferenceServer:
         self._text = ThreadPoolExecutor(_TEXT_WORKERS, "remora-text")
         self._operations = ThreadPoolExecutor(_OPERATION_WORKERS, "remora-operation")
         self._bound: Future[Address] = Future()
-        self._stop = asyncio.Event()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._main, name="remora-grpc")
+        self._stop: Callable[[], object] | None = None  # set while the thread listens
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._serve()), name="remora-grpc"
+        )
 
     def start(self) -> Address:
         """Listens; port 0 becomes the one that was free. Raises Refused when it is taken."""
@@ -74,20 +76,14 @@ class InferenceServer:
 
     def stop(self) -> None:
         """Ends calls that still run and frees the address. Drain the models before."""
-        if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._stop.set)
+        if self._stop is not None:
+            self._stop()
             self._thread.join()
+            self._stop = None
         self._close_workers()
 
-    def _main(self) -> None:
-        try:
-            self._loop.run_until_complete(self._serve())
-        finally:
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-            self._loop.close()
-
     async def _serve(self) -> None:
-        server = self._make_server()
+        server, loop, stop = self._make_server(), asyncio.get_running_loop(), asyncio.Event()
         try:
             bound = self._bind(server)
             healths = self._add_services(server)
@@ -97,9 +93,10 @@ class InferenceServer:
             self._bound.set_exception(e)
             return
         log.info("server.listening", extra={"address": bound.target()})
+        self._stop = lambda: loop.call_soon_threadsafe(stop.set)
         self._bound.set_result(bound)
         watch = asyncio.ensure_future(self._report_health(healths))
-        await self._stop.wait()
+        await stop.wait()
         watch.cancel()
         await asyncio.gather(watch, return_exceptions=True)
         await server.stop(_FAREWELL_S)
