@@ -165,6 +165,7 @@ class Operations:
 
     def plan(self, release: str, selector: str, spec: RolloutSpec) -> Plan:
         """Raises NotFound, RequestInvalid; Refused when no device matches."""
+        contents = self.contents_of(release)
         devices = self.devices(selector)
         if not devices:
             raise Refused(
@@ -173,7 +174,6 @@ class Operations:
                 else "no device has joined yet; make a token with `remora devices token`"
             )
         online = self._presence.online(self._clock())
-        contents = self.contents_of(release)
         return make_plan(devices, online, contents, self._build_seconds(), spec.waves)
 
     def start(self, request: StartRequest, by: str) -> RolloutDetail:
