@@ -121,9 +121,10 @@ def test_a_first_wave_that_nobody_answers_is_inconclusive_not_passed():
 
 
 def test_a_device_that_vanishes_while_changing_holds_the_wave_until_the_timeout():
-    w = world(1, 2)
+    w = world(1, 1, 2)
     w.settle_decisions()
     finish(w, "d0", Phase.SWITCHING)
+    finish(w, "d1", Phase.COMMITTED)
     w.devices["d0"].is_online = False
     w.now = SPEC.wave_timeout_s - 1
     assert w.decide() == []

@@ -1,0 +1,51 @@
+"""Who is there."""
+
+from remora_controller import presence as presences
+from remora_controller.domain import BootTrail, Device, MetricPoint, Sighting
+from remora_controller.presence import Presence
+
+TRAIL = BootTrail("b", 1)
+
+
+def test_a_device_is_online_for_a_while_after_it_spoke():
+    presence = Presence(0.0, 30.0)
+    presence.seen("d", TRAIL, 10.0, is_stored=False)
+    assert presence.is_online("d", 39.0)
+    assert not presence.is_online("d", 40.0)
+    assert presence.online(20.0) == {"d"}
+
+
+def test_nobody_is_surely_gone_before_the_controller_has_listened_long_enough():
+    presence = Presence(100.0, 30.0)
+    presence.load([Device("d", 0.0, "k", last_seen=10.0)], {})
+    assert not presence.is_online("d", 110.0)
+    assert not presence.is_gone("d", 110.0)
+    assert presence.is_gone("d", 130.0)
+
+
+def test_heartbeats_are_handed_over_once_and_not_when_stored_otherwise():
+    presence = Presence(0.0, 30.0)
+    presence.seen("quiet", TRAIL, 1.0, is_stored=False)
+    presence.seen("quiet", TRAIL, 2.0, is_stored=False)
+    presence.seen("news", TRAIL, 2.0, is_stored=True)
+    assert presence.take_unsaved() == ([Sighting("quiet", TRAIL, 2.0)], [])
+    assert presence.take_unsaved() == ([], [])
+
+
+def test_metrics_keep_the_newest_value_and_are_bounded(monkeypatch):
+    monkeypatch.setattr(presences, "MAX_PENDING_POINTS", 5)
+    monkeypatch.setattr(presences, "MAX_METRICS_PER_DEVICE", 2)
+    presence = Presence(0.0, 30.0)
+    presence.add_metrics("d", [MetricPoint("d", "a", 1, 5.0), MetricPoint("d", "a", 2, 4.0)])
+    presence.add_metrics("d", [MetricPoint("d", n, 3, 6.0) for n in "bcdefgh"])
+    assert {n: p.value for n, p in presence.metrics("d").items()} == {"a": 1, "b": 3}
+    assert len(presence.take_unsaved()[1]) <= 5
+
+
+def test_a_forgotten_device_leaves_nothing():
+    presence = Presence(0.0, 30.0)
+    presence.seen("d", TRAIL, 1.0, is_stored=False)
+    presence.add_metrics("d", [MetricPoint("d", "a", 1, 5.0)])
+    presence.forget("d")
+    assert (presence.last_seen("d"), dict(presence.metrics("d")), presence.count()) == (None, {}, 0)
+    assert presence.take_unsaved()[0] == []
