@@ -129,10 +129,10 @@ class Scheduler:
                 f"{job.prompt_tokens} more pass the limit of {self._limits.max_waiting_tokens}",
                 wait_s,
             )
-        if job.deadline_s is not None and now + wait_s > job.deadline_s:
+        known = self._service_s is not None
+        if known and job.deadline_s is not None and now + wait_s > job.deadline_s:
             raise Exhausted(
-                f"the queue is about {wait_s:.1f} s long, longer than the request's deadline",
-                wait_s,
+                f"the wait is about {wait_s:.1f} s, longer than the request's deadline", wait_s
             )
         self._waiting[job.request_id] = _Waiting(job)
         self._waiting_tokens = tokens

@@ -1,0 +1,120 @@
+"""Sampling against transformers' processors and against exact distributions."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from remora_agent.runtime.api import SamplingParams
+from remora_agent.runtime.sampling import Sampler, kept
+from remora_contract.errors import EngineFault
+
+PARAMS = [
+    SamplingParams(1.0),
+    SamplingParams(0.7, top_k=5),
+    SamplingParams(1.3, top_p=0.9),
+    SamplingParams(0.5, top_k=7, top_p=0.6),
+    SamplingParams(2.0, top_k=1000, top_p=0.05),
+    SamplingParams(1.0, top_k=1),
+]
+
+
+def theirs(logits, params):
+    """Probabilities [vocab] after transformers' warpers, in its order."""
+    import torch
+    from transformers import (
+        LogitsProcessorList,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
+
+    torch.set_num_threads(1)
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(params.temperature)])
+    if params.top_k:
+        warpers.append(TopKLogitsWarper(params.top_k))
+    if params.top_p < 1:
+        warpers.append(TopPLogitsWarper(params.top_p))
+    scores = warpers(None, torch.from_numpy(logits)[None])
+    return torch.softmax(scores.double(), -1)[0].numpy()
+
+
+def ours(logits, params):
+    ids, weights = kept(logits, params)
+    dense = np.zeros(len(logits))
+    dense[slice(None) if ids is None else ids] = weights
+    return dense / dense.sum()
+
+
+@pytest.mark.parametrize("params", PARAMS)
+@pytest.mark.parametrize("vocab", [3, 40, 5000, 150_001])
+def test_kept_tokens_and_probabilities_are_transformers_own(params, vocab):
+    logits = np.random.default_rng(vocab).standard_normal(vocab).astype(np.float32) * 3
+    mine, reference = ours(logits, params), theirs(logits, params)
+    assert (np.flatnonzero(mine) == np.flatnonzero(reference)).all()
+    np.testing.assert_allclose(mine, reference, rtol=1e-4, atol=1e-12)
+
+
+@pytest.mark.parametrize("params", PARAMS)
+def test_draws_follow_the_distribution(params):
+    logits = np.random.default_rng(1).standard_normal(30).astype(np.float32) * 2
+    expected, draws = ours(logits, params), 20_000
+    sampler = Sampler(params, seed=3)
+    counts = np.bincount([sampler.draw(logits) for _ in range(draws)], minlength=30)
+    assert (counts[expected == 0] == 0).all()
+    often = expected * draws >= 5
+    chi2 = ((counts - expected * draws)[often] ** 2 / (expected * draws)[often]).sum()
+    freedom = max(1, int(often.sum()) - 1)
+    # Five standard deviations above the mean of chi-square.
+    assert chi2 < freedom + 5 * np.sqrt(2 * freedom)
+
+
+def test_zero_temperature_takes_the_largest_and_the_first_of_equals():
+    assert Sampler(SamplingParams(), 0).draw(np.array([1, 3, 3, 2], np.float32)) == 1
+
+
+def test_one_seed_gives_one_sequence_whatever_other_rows_draw():
+    logits = np.random.default_rng(5).standard_normal((20, 100)).astype(np.float32)
+    params = SamplingParams(1.0, top_p=0.95, seed=11)
+    alone, beside, other = Sampler(params, 0), Sampler(params, 1), Sampler(params, 2)
+    first = [alone.draw(row) for row in logits]
+    second = []
+    for row in logits:
+        other.draw(row[::-1])
+        second.append(beside.draw(row))
+    assert first == second
+    unseeded = SamplingParams(1.0, top_p=0.95)
+    assert [Sampler(unseeded, 1).draw(r) for r in logits] != [
+        Sampler(unseeded, 2).draw(r) for r in logits
+    ]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers_are_an_engine_fault(bad, temperature):
+    logits = np.array([0, bad, 1], np.float32)
+    with pytest.raises(EngineFault):
+        Sampler(SamplingParams(temperature), 0).draw(logits)
+
+
+def test_masked_tokens_are_never_drawn():
+    logits = np.array([-np.inf, 0, -np.inf, 0], np.float32)
+    sampler = Sampler(SamplingParams(5.0), 0)
+    assert {sampler.draw(logits) for _ in range(200)} == {1, 3}
+
+
+@given(
+    st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=300),
+    st.floats(1e-6, 100),
+    st.integers(0, 400),
+    st.floats(0.001, 1),
+)
+def test_the_most_likely_token_always_stays_and_weights_are_finite(logits, heat, top_k, top_p):
+    array = np.array(logits, np.float32)
+    params = SamplingParams(heat, top_k, top_p, seed=0)
+    ids, weights = kept(array, params)
+    assert np.isfinite(weights).all() and weights.sum() > 0
+    ids = np.arange(len(array)) if ids is None else ids
+    assert (np.diff(ids) > 0).all()
+    assert array[ids].max() == array.max()
+    assert Sampler(params, 0).draw(array) in ids
