@@ -40,13 +40,8 @@ class SpecialTokens:
 def copy_tokenizer(checkpoint: Path, bundle: Path) -> list[str]:
     """Copies what there is; paths in the bundle, "/" between parts.
 
-    Raises Unsupported without a tokenizer.json, CheckpointInvalid for a file of absurd size.
+    Raises CheckpointInvalid for a file of absurd size.
     """
-    if not (checkpoint / TOKENIZER_JSON).is_file():
-        raise Unsupported(
-            f"{checkpoint} has no {TOKENIZER_JSON}; load its tokenizer with transformers' "
-            "AutoTokenizer and save_pretrained it there"
-        )
     sources = {f"{TOKENIZER_DIR}/{n}": checkpoint / n for n in (TOKENIZER_JSON, *OPTIONAL_FILES)}
     for template in sorted((checkpoint / TEMPLATES_DIR).glob("*.jinja")):
         sources[f"{TOKENIZER_DIR}/{TEMPLATES_DIR}/{template.name}"] = template
@@ -60,14 +55,26 @@ def copy_tokenizer(checkpoint: Path, bundle: Path) -> list[str]:
 
 
 def _copy(source: Path, target: Path) -> None:
-    if source.stat().st_size > _MAX_FILE_BYTES:
-        raise CheckpointInvalid(f"{source} is larger than {_MAX_FILE_BYTES} bytes")
+    _check_size(source)
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
 
 
-def load_tokenizer(path: Path, spec: DecoderSpec) -> Tokenizer:
-    """Raises CheckpointInvalid when it cannot be read or has tokens the model does not."""
+def _check_size(path: Path) -> None:
+    if path.stat().st_size > _MAX_FILE_BYTES:
+        raise CheckpointInvalid(f"{path} is larger than {_MAX_FILE_BYTES} bytes")
+
+
+def load_tokenizer(checkpoint: Path, spec: DecoderSpec) -> Tokenizer:
+    """Raises Unsupported without a tokenizer.json, CheckpointInvalid when it cannot be read or has
+    tokens the model does not."""
+    path = checkpoint / TOKENIZER_JSON
+    if not path.is_file():
+        raise Unsupported(
+            f"{checkpoint} has no {TOKENIZER_JSON}; load its tokenizer with transformers' "
+            "AutoTokenizer and save_pretrained it there"
+        )
+    _check_size(path)
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as e:

@@ -31,7 +31,6 @@ from remora_build.graph.lint import check_graph
 from remora_build.graph.weights import WeightWriter
 from remora_build.staging import staged_directory
 from remora_build.tokenizer import (
-    TOKENIZER_JSON,
     SpecialTokens,
     copy_tokenizer,
     load_tokenizer,
@@ -126,7 +125,7 @@ def _prompts(
     checkpoint: Path, options: ExportOptions, spec: DecoderSpec, graph: GraphSpec
 ) -> tuple[Prompt, ...]:
     """Tokenized before the long work, so that a damaged tokenizer or file fails at once."""
-    tokenizer = load_tokenizer(checkpoint / TOKENIZER_JSON, spec)
+    tokenizer = load_tokenizer(checkpoint, spec)
     if not options.golden:
         return ()
     if options.golden_file is None:
