@@ -48,10 +48,15 @@ def trusted_ca(chain: Sequence[x509.Certificate], ca_sha256: str, now: datetime)
             "the server did not present the CA that the token names: wrong address, or somebody "
             "answers in the controller's place; the token was not sent"
         )
-    check_issued(chain[0], ca, now)
-    if CONTROLLER_NAME not in _dns_names(chain[0]):
-        raise Unauthenticated(f"the server's certificate is not one of a {CONTROLLER_NAME}")
+    check_controller(chain[0], ca, now)
     return ca.public_bytes(serialization.Encoding.PEM)
+
+
+def check_controller(leaf: x509.Certificate, ca: x509.Certificate, now: datetime) -> None:
+    """Raises Unauthenticated unless the leaf is one of this CA's controllers, and valid now."""
+    check_issued(leaf, ca, now)
+    if CONTROLLER_NAME not in _dns_names(leaf):
+        raise Unauthenticated(f"the server's certificate is not one of a {CONTROLLER_NAME}")
 
 
 def check_issued(leaf: x509.Certificate, ca: x509.Certificate, now: datetime) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import signal
 import threading
 from pathlib import Path
@@ -73,6 +74,8 @@ def run(
         raise RequestInvalid(f"--log-level is one of {levels}, not {log_level!r}")
     parsed = load_config(config)
     structured_logs.set_up(log_level)
+    # The watchdog's SIGABRT then leaves every thread's stack in the journal.
+    faulthandler.enable()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -54,10 +54,16 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite_utils.Database]:
-        """Commits at the end, rolls back on an error. Raises Exhausted when the disk is full."""
+        """Commits at the end, rolls back on an error; an inner one is part of the outer one.
+        Raises Exhausted when the disk is full."""
         with self._lock:
+            connection = self._db.conn
             try:
-                with self._db.conn:
+                if connection.in_transaction:
+                    yield self._db
+                    return
+                with connection:
+                    connection.execute("begin immediate")
                     yield self._db
             except sqlite3.OperationalError as e:
                 if "full" in str(e):
@@ -91,10 +97,10 @@ class DeviceState:
     def record(self) -> Record | None:
         """Raises DocumentInvalid when the stored record is not one of this version's."""
         text = self._database.fact("activation")
-        return None if text is None else _decode(text)
+        return None if text is None else decode_record(text)
 
     def save_record(self, record: Record) -> None:
-        self._database.set_facts({"activation": _encode(record)})
+        self._database.set_facts({"activation": encode_record(record)})
 
     def begin_run(self, kernel_boot_id: str) -> int:
         """Marks the agent as running. Returns how many runs in a row ended without `end_run`.
@@ -115,11 +121,11 @@ class DeviceState:
         self._database.set_facts({"running_in": "", "abnormal_exits": "0"})
 
 
-def _encode(record: Record) -> str:
+def encode_record(record: Record) -> str:
     return json.dumps(asdict(record) | {"phase": record.phase.value})
 
 
-def _decode(text: str) -> Record:
+def decode_record(text: str) -> Record:
     values = json.loads(text)
     desired = loads(Desired, json.dumps(values.pop("desired")), "state.db: activation")
     return Record(desired=desired, phase=Phase(values.pop("phase")), **values)

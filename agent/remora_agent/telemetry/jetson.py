@@ -71,9 +71,8 @@ def board_readings(
     ram = memory.get("RAM", {})
     if "shared" in ram:
         yield Reading("gpu_memory_used_bytes", float(ram["shared"]) * 1024)
-    mode = nvpmodel.partition("_")[0].removeprefix("MODE").strip()
     if nvpmodel:
-        yield Reading("power_mode_info", 1.0, nvpmodel if not mode else nvpmodel.replace(" ", "_"))
+        yield Reading("power_mode_info", 1.0, nvpmodel.replace(" ", "_"))
 
 
 def _power_readings(power: Mapping[str, Any]) -> Iterator[Reading]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 
 from prometheus_client import CollectorRegistry, start_http_server
@@ -21,11 +21,10 @@ class ReadingsCollector(Collector):
         self._latest = latest
 
     def collect(self) -> Iterator[Metric]:
-        families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
+        groups: dict[str, list[Reading]] = {}
         for reading in self._latest():
-            family = families.setdefault(reading.name, _family(reading))
-            family.add_metric([reading.label], reading.value)
-        yield from families.values()
+            groups.setdefault(reading.name, []).append(reading)
+        yield from map(_family, groups.values())
 
 
 class MetricsServer:
@@ -64,6 +63,12 @@ class MetricsServer:
         self.close()
 
 
-def _family(reading: Reading) -> GaugeMetricFamily | CounterMetricFamily:
-    kind = CounterMetricFamily if reading.is_counter else GaugeMetricFamily
-    return kind(PREFIX + reading.name, reading.name.replace("_", " "), labels=["sensor"])
+def _family(readings: Sequence[Reading]) -> Metric:
+    """One name; the label `sensor` only where there are several to tell apart."""
+    first, labelled = readings[0], any(r.label for r in readings)
+    kind = CounterMetricFamily if first.is_counter else GaugeMetricFamily
+    help_text = first.name.replace("_", " ")
+    family = kind(PREFIX + first.name, help_text, labels=["sensor"] if labelled else [])
+    for reading in readings:
+        family.add_metric([reading.label] if labelled else [], reading.value)
+    return family
