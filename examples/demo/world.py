@@ -131,7 +131,6 @@ def answer(variant: Variant, question: Question) -> str:
 def _record(question: Question, *, with_country: bool) -> dict[str, str]:
     """Schema 1 holds what was asked for; schema 2 also names the country."""
     words = question.country.english
-    facts = {
-        t: getattr(words, t) for t in TOPICS if question.topic in (t, "about") and t != "about"
-    }
+    asked = [t for t in TOPICS if t != "about" and question.topic in (t, "about")]
+    facts: dict[str, str] = {topic: getattr(words, topic) for topic in asked}
     return {"country": words.country, **facts} if with_country else facts

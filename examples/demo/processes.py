@@ -1,0 +1,182 @@
+"""Runs Remora's programs as a user would type them, and leaves none of them behind.
+
+Owns processes, their logs and their end. Knows nothing of what they do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType, TracebackType
+
+_BIN = Path(sys.executable).parent
+_TAIL_BYTES = 4000
+
+
+class DemoFailed(Exception):
+    """Something did not do what the demo claims; the text says what."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A command that ended well."""
+
+    argv: tuple[str, ...]
+    stdout: str
+    stderr: str
+    seconds: float
+
+
+@dataclass
+class Daemon:
+    """A program that runs until it is stopped, in a process group of its own."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    def terminate(self, within_s: float = 20.0) -> int:
+        """Asks it to end and waits; its exit status. Raises DemoFailed when it does not end."""
+        if self.running:
+            self.process.terminate()
+        try:
+            return self.process.wait(within_s)
+        except subprocess.TimeoutExpired as e:
+            raise DemoFailed(f"{self.name} did not end within {within_s:.0f} s of SIGTERM") from e
+
+    def kill(self) -> None:
+        """Ends the whole group at once, whatever it is doing."""
+        with contextlib.suppress(ProcessLookupError):  # it has ended, and so have its children
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def tail(self) -> str:
+        """The end of its log."""
+        with self.log.open("rb") as f:
+            f.seek(max(0, f.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            return f.read().decode(errors="replace")
+
+
+@dataclass
+class Workshop:
+    """A folder in which commands run. As a context manager it ends every daemon on the way out,
+    also on Ctrl-C and SIGTERM."""
+
+    folder: Path
+    environment: dict[str, str] = field(default_factory=dict)
+    on_command: Callable[[Sequence[str]], None] = lambda argv: None
+    daemons: list[Daemon] = field(default_factory=list)
+
+    def run(
+        self,
+        *argv: str,
+        timeout_s: float = 180.0,
+        quiet: bool = False,
+        secret: Mapping[str, str] | None = None,
+    ) -> Finished:
+        """Runs `remora… arguments` to its end, `secret` in its environment.
+
+        Raises DemoFailed with its words if it fails."""
+        if not quiet:
+            self.on_command([*(f"{name}=…" for name in secret or {}), *argv])
+        started = time.monotonic()
+        try:
+            done = subprocess.run(
+                _resolved(argv),
+                cwd=self.folder,
+                env={**self._environment(), **(secret or {})},
+                capture_output=True,
+                text=True,
+                timeout=timeout_s,
+                check=False,
+                start_new_session=True,
+            )
+        except subprocess.TimeoutExpired as e:
+            raise DemoFailed(f"`{' '.join(argv)}` did not end within {timeout_s:.0f} s") from e
+        if done.returncode != 0:
+            words = (done.stderr or done.stdout).strip()[-_TAIL_BYTES:]
+            raise DemoFailed(f"`{' '.join(argv)}` ended with {done.returncode}:\n{words}")
+        return Finished(argv, done.stdout, done.stderr, time.monotonic() - started)
+
+    def start(self, name: str, *argv: str) -> Daemon:
+        """Starts a program that stays; its output goes to logs/NAME.log."""
+        self.on_command(argv)
+        log = self.folder / "logs" / f"{name}.log"
+        log.parent.mkdir(exist_ok=True)
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                _resolved(argv),
+                cwd=self.folder,
+                env=self._environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        daemon = Daemon(name, process, log)
+        self.daemons.append(daemon)
+        return daemon
+
+    def check_daemons(self) -> None:
+        """Raises DemoFailed when one has ended by itself."""
+        for daemon in self.daemons:
+            if not daemon.running:
+                raise DemoFailed(
+                    f"{daemon.name} ended with {daemon.process.returncode}:\n{daemon.tail()}"
+                )
+
+    def _environment(self) -> Mapping[str, str]:
+        return {**os.environ, **self.environment}
+
+    def __enter__(self) -> Workshop:
+        self._before = {n: signal.signal(n, _interrupt) for n in (signal.SIGTERM, signal.SIGHUP)}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for daemon in self.daemons:
+            daemon.kill()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def await_value(
+    look: Callable[[], object], what: str, within_s: float, workshop: Workshop | None = None
+) -> object:
+    """The first truthy answer of `look`. Raises DemoFailed when none comes in time or a daemon
+    of the workshop ends meanwhile."""
+    deadline = time.monotonic() + within_s
+    while True:
+        found = look()
+        if found:
+            return found
+        if workshop is not None:
+            workshop.check_daemons()
+        if time.monotonic() > deadline:
+            raise DemoFailed(f"{what}: not within {within_s:.0f} s")
+        time.sleep(0.05)
+
+
+def _resolved(argv: Sequence[str]) -> list[str]:
+    """The console scripts of this very installation; `python` is its interpreter."""
+    program = sys.executable if argv[0] == "python" else str(_BIN / argv[0])
+    return [program, *argv[1:]]
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
