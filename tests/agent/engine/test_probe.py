@@ -70,7 +70,7 @@ def test_a_wrong_token_is_named_with_prompt_and_position(bench: Bench, engine: E
 def test_a_logit_too_far_from_its_recording_is_a_fault(bench: Bench, engine: Engine):
     good = record(bench.reference)
     golden = Golden(1, (replace(good, logit=(*good.logit[:-1], good.logit[-1] + 0.5)),))
-    with pytest.raises(EngineFault, match="position 9.*recorded"):
+    with pytest.raises(EngineFault, match=r"position 9.*recorded"):
         prove(engine, golden, FLOAT32_TOLERANCE)
 
 

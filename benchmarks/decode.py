@@ -1,0 +1,132 @@
+"""Decode and prefill of a Qwen2.5-0.5B-shaped int4 model: Remora's engine beside onnxruntime-genai.
+
+    python benchmarks/decode.py [--work DIR] [--genai-python PYTHON] [--threads N] [--rounds N]
+
+Both start from one random bf16 checkpoint, made here; onnxruntime-genai's own builder makes its
+model. Ratios of medians of alternated blocks: absolute figures are this machine's. A peer that is
+not installed is "not measured".
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from alternate import Samples, Worker, alternate
+from export import make_checkpoint
+from rich.console import Console
+from rich.table import Table
+
+HERE = Path(__file__).parent
+BLOCKS = (32, 128)
+PAST = (128, 1024)
+PROMPT = 512
+GOAL_DECODE = 1.3
+
+
+def main() -> None:
+    arguments = _arguments()
+    if arguments.work is None:
+        with tempfile.TemporaryDirectory(prefix="decode-bench-") as work:
+            measure(arguments, Path(work))
+    else:
+        arguments.work.mkdir(parents=True, exist_ok=True)
+        measure(arguments, arguments.work)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--work", type=Path, help="keeps checkpoint and models (4 GB)")
+    parser.add_argument("--genai-python", type=Path, help="Python with onnxruntime-genai 0.18")
+    parser.add_argument("--threads", type=int, default=2, help="of every program")
+    parser.add_argument("--rounds", type=int, default=5, help="blocks of each program")
+    return parser.parse_args()
+
+
+def measure(arguments: argparse.Namespace, work: Path) -> None:
+    checkpoint = checkpoint_in(work)
+    table = Table(title=f"tok/s, batch 1, {arguments.threads} threads")
+    for column in ("measure", "int4 block", "remora", "onnxruntime-genai", "ratio", "samples"):
+        table.add_column(column, justify="left" if column == "measure" else "right")
+    for block in BLOCKS:
+        workers = {"remora": remora_worker(work, checkpoint, block, arguments.threads)}
+        if arguments.genai_python is not None:
+            workers["genai"] = _genai_worker(work, checkpoint, block, arguments)
+        for name, worker in workers.items():
+            Console().print(f"{name} block {block}: {worker.facts}")
+        for past in PAST:
+            request = {"what": "decode", "past": past, "steps": 8}
+            samples = alternate(workers, request, arguments.rounds)
+            table.add_row(f"decode @{past}", str(block), *_row(samples, 1))
+        request = {"what": "prefill", "tokens": PROMPT, "repeats": 1}
+        samples = alternate(workers, request, arguments.rounds)
+        table.add_row(f"prefill {PROMPT}", str(block), *_row(samples, PROMPT))
+        for worker in workers.values():
+            worker.close()
+    Console().print(table)
+    Console().print(f"goal: decode ratio >= {GOAL_DECODE}")
+
+
+def checkpoint_in(work: Path) -> Path:
+    checkpoint = work / "checkpoint"
+    if not checkpoint.exists():
+        make_checkpoint(checkpoint)
+        # What the peer's builder reads besides.
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "!"}
+        (checkpoint / "tokenizer_config.json").write_text(json.dumps(settings))
+    return checkpoint
+
+
+def remora_worker(
+    work: Path, checkpoint: Path, block: int, threads: int, adapters: int = 0
+) -> Worker:
+    bundle = work / f"bundle-{block}"
+    if not bundle.exists():
+        program = str(Path(sys.executable).parent / "remora-build")
+        flags = ["--int4-block", str(block), "--max-context", "2048", "--max-bank-rank", "256"]
+        subprocess.run(
+            [program, "export", str(checkpoint), str(bundle), *flags],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+    script = str(HERE / "workers" / "remora_worker.py")
+    arguments = [str(bundle), str(work / "engines"), str(threads), str(adapters)]
+    return Worker([sys.executable, script, *arguments])
+
+
+def _genai_worker(
+    work: Path, checkpoint: Path, block: int, arguments: argparse.Namespace
+) -> Worker:
+    model, python = work / f"genai-{block}", str(arguments.genai_python)
+    if not model.exists():
+        options = [f"block_size={block}", "accuracy_level=4"]
+        builder = [python, "-m", "onnxruntime_genai.models.builder", "-i", str(checkpoint)]
+        flags = ["-o", str(model), "-p", "int4", "-e", "cpu", "--extra_options", *options]
+        subprocess.run([*builder, *flags], check=True, stdout=subprocess.DEVNULL)
+    _set_threads(model / "genai_config.json", arguments.threads)
+    return Worker([python, str(HERE / "workers" / "genai_worker.py"), str(model)])
+
+
+def _set_threads(path: Path, threads: int) -> None:
+    """It runs on one thread unless told otherwise."""
+    config: dict[str, Any] = json.loads(path.read_text())
+    config["model"]["decoder"]["session_options"]["intra_op_num_threads"] = threads
+    path.write_text(json.dumps(config, indent=2))
+
+
+def _row(samples: dict[str, Samples], tokens: int) -> list[str]:
+    ours, theirs = samples["remora"], samples.get("genai")
+    if theirs is None:
+        return [f"{tokens / ours.median_s:.1f}", "not measured", "", ours.note]
+    ratio = f"{theirs.median_s / ours.median_s:.2f}"
+    speeds = [f"{tokens / s.median_s:.1f}" for s in (ours, theirs)]
+    return [*speeds, ratio, f"{ours.note}, {theirs.note}"]
+
+
+if __name__ == "__main__":
+    main()
