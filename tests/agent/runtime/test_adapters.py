@@ -1,0 +1,237 @@
+"""Operating adapters while the model serves."""
+
+import threading
+
+import pytest
+
+from remora_agent.runtime.adapters import Tier, UnloadMode
+from remora_agent.runtime.api import AdapterRef, FinishReason
+from remora_agent.runtime.options import RuntimeOptions
+from remora_contract.adapter import WEIGHTS_FILE
+from remora_contract.errors import (
+    ArtifactInvalid,
+    Conflict,
+    Exhausted,
+    NotFound,
+    Refused,
+    RequestInvalid,
+)
+from tests.support.runtime import add_adapter, request
+
+
+def start(s, name, adapter, max_tokens=60):
+    """A request that is decoding; its engine goes on only with `go`."""
+    go, stopped = threading.Event(), threading.Event()
+
+    def wait():
+        stopped.set()
+        assert go.wait(20)
+
+    s.engine.before_step = wait
+    heard = s.submit(request(name, max_tokens=max_tokens, adapters={adapter: 1.0}))
+    assert stopped.wait(20)
+    return heard, go
+
+
+def second_revision(s, tmp_path, name="a", seed=77, r=4):
+    directory = s.runtime.adapters.directory
+    return add_adapter(directory, s.bundle, tmp_path / f"new-{seed}", name, "r2", seed=seed, r=r)
+
+
+def test_a_swap_leaves_running_requests_on_the_old_bytes_and_gives_new_ones_the_new(
+    serve, tmp_path
+):
+    s = serve({"a": 4})
+    new = second_revision(s, tmp_path)
+    old_request = request("old", max_tokens=60, adapters={"a": 1.0})
+    heard, go = start(s, "old", "a")
+    epoch = s.runtime.adapters.directory.alias("a").epoch
+    s.runtime.adapters.set_alias("a", "r2", expected_epoch=epoch)
+    with pytest.raises(Conflict):
+        s.runtime.adapters.set_alias("a", "r1", expected_epoch=epoch)
+    after = s.submit(request("new", max_tokens=8, adapters={"a": 1.0}))
+    s.engine.before_step = lambda: None
+    go.set()
+    assert heard.wait().tokens == s.solo(old_request)
+    assert heard.finished.provenance.adapters[0].digest == s.digests["a"]
+    assert after.wait().finished.provenance.adapters[0].digest == new.digest
+    assert after.tokens == s.engine.solo((1, 2, 3), 8, {new.digest: 1.0})
+
+
+def test_swapping_under_load_fails_nothing_and_every_answer_has_one_digest(serve, tmp_path):
+    s = serve({"a": 8}, rows=3)
+    new = second_revision(s, tmp_path, r=8)
+    by_digest = {d: s.engine.solo((1, 2, 3), 20, {d: 1.0}) for d in (s.digests["a"], new.digest)}
+    heard = []
+    for i in range(60):
+        heard.append(s.submit(request(f"{i}", max_tokens=20, adapters={"a": 1.0})))
+        if i % 7 == 3:
+            s.runtime.adapters.set_alias("a", ("r2", "r1")[i % 2])
+    used = set()
+    for h in heard:
+        (answered,) = h.wait().finished.provenance.adapters
+        assert h.tokens == by_digest[answered.digest]
+        used.add(answered.digest)
+    assert used == set(by_digest)
+
+
+def test_an_explicit_revision_wins_over_the_alias(serve, tmp_path):
+    s = serve({"a": 4})
+    new = second_revision(s, tmp_path)
+    r = request("x", max_tokens=4)
+    r = type(r)(**{**vars(r), "adapters": (AdapterRef("a", "r2"),)})
+    assert s.submit(r).wait().finished.provenance.adapters[0].digest == new.digest
+
+
+def test_loading_brings_an_adapter_into_the_bank_before_its_first_request(serve):
+    s = serve({"a": 4, "b": 4})
+    assert s.runtime.adapters.info("a").tier is Tier.DISK
+    loaded = s.runtime.adapters.load("a")
+    assert loaded.tier is Tier.BANK and loaded.bank_bytes > 0 and loaded.alias_target
+    assert s.runtime.adapters.load("a") == loaded
+    s.submit(request("1", adapters={"a": 1.0})).wait()
+    assert s.runtime.metrics()["adapter_hits"] >= 1
+    assert [i.tier for i in s.runtime.adapters.list()] == [Tier.BANK, Tier.DISK]
+    with pytest.raises(NotFound):
+        s.runtime.adapters.load("nobody")
+
+
+def test_loading_what_running_requests_leave_no_room_for_is_refused(serve):
+    s = serve({"a": 12, "b": 12}, context=4096)
+    refused = threading.Event()
+    s.engine.before_step = lambda: refused.wait(0.001)
+    heard = s.submit(request("x", max_tokens=4000, adapters={"a": 1.0}))
+    heard.wait_tokens(1)
+    with pytest.raises(Exhausted, match="does not fit"):
+        s.runtime.adapters.load("b")
+    refused.set()
+    assert s.runtime.adapters.info("b").tier is Tier.HOST
+    s.runtime.cancel("x")
+    assert heard.wait().finished.reason is FinishReason.CANCELLED
+
+
+def test_a_pinned_adapter_is_never_evicted(serve):
+    s = serve({"a": 8, "b": 8, "c": 8})
+    assert s.runtime.adapters.pin("a").pinned
+    for i, name in enumerate("bcbcbc"):
+        s.submit(request(f"{i}", adapters={name: 1.0})).wait()
+    assert s.runtime.adapters.info("a").tier is Tier.BANK
+    assert s.digests["a"] not in s.engine.calls.removes
+    with pytest.raises(Refused, match="unpin"):
+        s.runtime.adapters.pin("b")
+    with pytest.raises(Refused, match="pinned"):
+        s.runtime.adapters.unload("a")
+    assert not s.runtime.adapters.pin("a", pinned=False).pinned
+    assert s.runtime.adapters.unload("a").tier is Tier.DISK
+
+
+def test_capacity_tells_how_many_more_fit(serve):
+    s = serve({"a": 8, "b": 8})
+    assert s.runtime.adapters.capacity(4).more_adapters == 4
+    s.runtime.adapters.load("a")
+    found = s.runtime.adapters.capacity(4)
+    assert (found.max_rank, found.used_rank, found.evictable_rank) == (16, 8, 8)
+    s.runtime.adapters.pin("a")
+    assert s.runtime.adapters.capacity(4).more_adapters == 2
+    with pytest.raises(RequestInvalid):
+        s.runtime.adapters.capacity(0)
+
+
+def test_a_graceful_unload_lets_running_requests_end_and_new_ones_load_it_again(serve):
+    s = serve({"a": 4})
+    heard, go = start(s, "old", "a", max_tokens=30)
+    calls = []
+    unloading = threading.Thread(target=lambda: calls.append(s.runtime.adapters.unload("a")))
+    unloading.start()
+    s.engine.before_step = lambda: unloading.join(20) if s.engine.calls.decodes else None
+    go.set()
+    assert heard.wait().finished.reason is FinishReason.LENGTH
+    assert calls[0].draining and calls[0].leases == 1
+    assert s.runtime.adapters.info("a").tier is Tier.DISK
+    again = request("new", adapters={"a": 1.0})
+    assert s.submit(again).wait().tokens == s.solo(again)
+    assert s.engine.calls.adds == [s.digests["a"]] * 2
+
+
+def test_an_unload_may_cancel_its_requests_and_forget_the_adapter(serve):
+    s = serve({"a": 4}, rows=1)
+    heard, go = start(s, "running", "a")
+    waiting = s.submit(request("waiting", adapters={"a": 1.0}))
+    other = s.submit(request("other"))
+    unloading = threading.Thread(
+        target=lambda: s.runtime.adapters.unload("a", mode=UnloadMode.CANCEL, forget=True)
+    )
+    unloading.start()
+    s.engine.before_step = lambda: unloading.join(20) if s.engine.calls.decodes else None
+    go.set()
+    for h in (heard, waiting):
+        assert h.wait().finished.reason is FinishReason.CANCELLED
+    assert other.wait().finished.reason is FinishReason.LENGTH
+    assert s.engine.calls.removes == [s.digests["a"]]
+    with pytest.raises(NotFound):
+        s.submit(request("late", adapters={"a": 1.0}))
+
+
+def test_a_busy_adapter_is_not_unloaded_when_that_was_asked(serve):
+    s = serve({"a": 4})
+    heard, go = start(s, "x", "a", max_tokens=30)
+    caught = []
+
+    def unload():
+        try:
+            s.runtime.adapters.unload("a", mode=UnloadMode.REFUSE_IF_BUSY, forget=True)
+        except Refused as e:
+            caught.append(str(e))
+
+    unloading = threading.Thread(target=unload)
+    unloading.start()
+    s.engine.before_step = lambda: unloading.join(20) if s.engine.calls.decodes else None
+    go.set()
+    heard.wait()
+    assert "used by 1" in caught[0] and s.runtime.adapters.directory.resolve("a")
+
+
+def test_a_damaged_adapter_fails_its_requests_and_no_others(serve):
+    s = serve({"a": 4, "b": 4})
+    path = s.runtime.adapters.directory.resolve("a").directory / WEIGHTS_FILE
+    path.write_bytes(path.read_bytes()[:-4] + b"\x00\x00\xc0\x7f")
+    good = request("good", adapters={"b": 1.0})
+    heard = s.submit(request("bad", adapters={"a": 1.0, "b": 1.0})), s.submit(good)
+    assert isinstance(heard[0].wait().error, ArtifactInvalid)
+    assert heard[1].wait().tokens == s.solo(good)
+    with pytest.raises(ArtifactInvalid):
+        s.runtime.adapters.load("a")
+    assert all(i.leases == 0 for i in s.runtime.adapters.list())
+
+
+def test_a_request_for_a_large_adapter_is_not_starved_by_small_ones(serve):
+    s = serve({"small": 4, "large": 16}, rows=4, options=RuntimeOptions(patience_s=0.001))
+    stop, answered = threading.Event(), []
+
+    def flood(k):
+        i = 0
+        while not stop.is_set():
+            heard = s.submit(request(f"s{k}-{i}", max_tokens=3, adapters={"small": 1.0})).wait()
+            answered.append(heard.finished)
+            i += 1
+
+    threads = [threading.Thread(target=flood, args=(k,)) for k in range(3)]
+    for t in threads:
+        t.start()
+    large = request("large", adapters={"large": 1.0})
+    heard = s.submit(large)
+    try:
+        assert heard.wait().tokens == s.solo(large)
+    finally:
+        stop.set()
+        for t in threads:
+            t.join(20)
+    assert answered
+
+
+def test_registering_may_move_the_alias_at_once(serve, tmp_path):
+    s = serve({"a": 4, "b": 4})
+    other = s.runtime.adapters.directory.resolve("b").directory
+    info = s.runtime.adapters.register("a", "r9", other, set_alias=True)
+    assert info.alias_target and info.digest == s.digests["b"]
+    assert s.runtime.adapters.directory.alias("a").revision == "r9"
