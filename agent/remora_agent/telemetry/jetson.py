@@ -29,7 +29,8 @@ class JetsonSource:
             self._jtop: Any = jtop.jtop(interval=interval_s)
             self._jtop.start()
         except (self._error, OSError) as e:
-            raise Unavailable(f"the jtop service does not answer ({e}): {INSTALL}") from e
+            why = " ".join(str(e).split())  # jtop's messages have several lines
+            raise Unavailable(f"the jtop service does not answer ({why}): {INSTALL}") from e
 
     def read(self) -> Iterator[Reading]:
         try:
