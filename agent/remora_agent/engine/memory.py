@@ -6,7 +6,7 @@ of the plan and not an afterthought.
 
 from __future__ import annotations
 
-from remora_contract.bundle import DecoderSpec
+from remora_contract.bundle import DecoderSpec, GraphSpec
 from remora_contract.errors import Refusal
 from remora_contract.targets import PROJECTIONS
 
@@ -25,6 +25,18 @@ def fits(
         f"kept free {floor_bytes})"
     )
     return [Refusal("memory", parts, f"{available_bytes} bytes")]
+
+
+def engine_bytes(decoder: DecoderSpec, graph: GraphSpec) -> int:
+    """Weights a loaded engine keeps in memory: float32, or int4 with float32 scales.
+
+    The embedding table is mapped and read row by row, so it counts only where the head needs it.
+    """
+    products = [(decoder.in_features(p), decoder.out_features(p)) for p in PROJECTIONS]
+    weights = decoder.layers * sum(k * n for k, n in products) + decoder.hidden * decoder.vocab
+    if graph.quant.block is None:
+        return weights * _FLOAT32
+    return weights // 2 + weights // graph.quant.block * _FLOAT32
 
 
 def kv_bytes(decoder: DecoderSpec, rows: int, context: int, element_bytes: int = _FLOAT32) -> int:

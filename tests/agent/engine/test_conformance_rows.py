@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from remora_agent.engine.ort import engine as ort_engine
-from remora_agent.engine.protocol import Engine, RowStep
+from remora_agent.engine.protocol import Engine, Mix, MixEntry, RowStep
 from remora_contract.errors import PromptTooLong, RequestInvalid, Unavailable
 from tests.agent.engine.conftest import Bench
+from tests.agent.engine.portable import Weighted, random_adapter
 
 PROMPT = [3, 4, 5, 6, 7, 80, 11, 12]
 CLOSE = 2e-5
@@ -188,3 +191,49 @@ def test_two_engines_of_one_build_have_one_digest(bench: Bench):
     assert a.backend == "onnxruntime"
     a.close()
     b.close()
+
+
+STEP = st.tuples(
+    st.sampled_from(["prefill", "decode", "decode", "decode"]),
+    st.lists(st.integers(0, 3), min_size=1, max_size=4, unique=True),
+    st.integers(0, 159),
+    st.integers(1, 5),
+    st.integers(0, 3),
+)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(STEP, min_size=1, max_size=12))
+def test_any_order_of_prefills_and_decodes_answers_as_each_row_alone(bench: Bench, steps):
+    """Rows, chunks, mixes and going back, in any order; every answer is checked."""
+    engine = bench.open()
+    pair = (random_adapter(bench.spec, 1), random_adapter(bench.spec, 2, rank=7))
+    handles = [engine.add_adapter(a) for a in pair]
+    choices = ((), (0,), (1,), (0, 1))
+    tokens: dict[int, list[int]] = {row: [] for row in range(4)}
+    mixes: dict[int, tuple[int, ...]] = dict.fromkeys(range(4), ())
+
+    def mix(row: int) -> Mix:
+        return tuple(MixEntry(handles[i], 1.0) for i in mixes[row])
+
+    def wanted(row: int) -> np.ndarray:
+        return bench.reference.logits(tokens[row], tuple(Weighted(pair[i]) for i in mixes[row]))
+
+    for kind, rows, token, size, choice in steps:
+        if kind == "prefill" or not tokens[rows[0]]:
+            row = rows[0]
+            # A new prompt of its own mix, or more of the row's.
+            if choice:
+                tokens[row], mixes[row] = [], choices[choice]
+            at, chunk = len(tokens[row]), [(token + i) % 160 for i in range(size)]
+            tokens[row] += chunk
+            if len(tokens[row]) <= engine.limits.context:
+                assert close(engine.prefill(row, ids(chunk), at, mix(row)), wanted(row))
+            continue
+        active = [r for r in rows if 0 < len(tokens[r]) < engine.limits.context]
+        asked = [RowStep(r, token, len(tokens[r]), mix(r)) for r in active]
+        logits = engine.decode(asked)
+        for i, row in enumerate(active):
+            tokens[row].append(token)
+            assert close(logits[i], wanted(row))
+    engine.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable
 
 import numpy as np
@@ -10,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remora_agent.engine.child import anonymous_bytes
-from remora_agent.engine.memory import bank_bytes, fits, kv_bytes, row_slot_bytes
+from remora_agent.engine.memory import bank_bytes, engine_bytes, fits, kv_bytes, row_slot_bytes
 from remora_agent.engine.ort.bank import pack
 from remora_agent.engine.ort.kv import KvCache
 from remora_agent.engine.ort.slots import RowSlots
 from tests.agent.engine.conftest import Bench, Case
-from tests.agent.engine.portable import FLOAT32, QWEN2, QWEN3, random_adapter
+from tests.agent.engine.portable import FLOAT32, INT4, QWEN2, QWEN3, random_adapter
 
 SIZES = st.integers(0, 1 << 40)
 
@@ -26,6 +27,13 @@ def test_it_fits_exactly_when_the_sum_does(engine, kv, bank, floor, available):
     assert bool(refusals) == (engine + kv + bank + floor > available)
     if refusals:
         assert str(kv) in refusals[0].need and str(available) in refusals[0].have
+
+
+def test_the_engine_estimate_is_what_the_kernels_read():
+    """By hand: two layers of hidden 64, heads 4 + 2 + 2 of 16, intermediate 96, vocab 160."""
+    weights = 2 * (64 * 128 + 64 * 64 + 64 * 192 + 96 * 64) + 64 * 160
+    assert engine_bytes(QWEN2, FLOAT32) == 4 * weights
+    assert engine_bytes(QWEN2, INT4) == weights // 2 + 4 * weights // 32
 
 
 def test_the_cache_estimate_is_what_the_cache_allocates():
@@ -43,8 +51,6 @@ def test_the_bank_estimate_bounds_a_packed_adapter_from_below_by_padding_only():
 
 
 def test_unused_positions_take_no_memory():
-    import os
-
     before = anonymous_bytes(os.getpid())
     cache = KvCache(QWEN2, 8, 1 << 20)
     assert kv_bytes(QWEN2, 8, 1 << 20) > 1 << 30
@@ -53,8 +59,6 @@ def test_unused_positions_take_no_memory():
 
 
 def test_closing_gives_the_memory_back(make_bench: Callable[[Case], Bench]):
-    import os
-
     bench = make_bench(Case(QWEN2, FLOAT32))
     grown = []
     for _ in range(6):
