@@ -77,11 +77,14 @@ def test_calls_are_bounded_and_time_out_while_a_step_lasts(run):
     assert begun.wait(20)
     with pytest.raises(Unavailable, match="within"):
         loop.call(lambda: 1, 0.001)
-    for _ in range(MAX_CALLS - 1):
+    ran = threading.Event()
+    for _ in range(MAX_CALLS - 2):
         loop.post(lambda: None)
+    loop.post(ran.set)
     with pytest.raises(Exhausted):
         loop.call(lambda: 1, 0.001)
     go.set()
+    assert ran.wait(20)
     assert loop.call(lambda: 1, 20) == 1
 
 
