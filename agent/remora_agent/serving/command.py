@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -71,10 +72,18 @@ def serve(
     drain_s: Annotated[
         float, typer.Option(help="Seconds that running requests get to end at shutdown.")
     ] = 20.0,
+    log_level: Annotated[
+        str, typer.Option(help="Of the JSON logs on stderr: debug, info, warning or error.")
+    ] = "warning",
 ) -> None:
     """Serves a bundle over gRPC until it is stopped. Needs no controller."""
     from remora_agent.engine.opening import EngineOptions
     from remora_agent.serving import standalone
+    from remora_contract import structured_logs
+
+    if log_level not in structured_logs.LEVELS:
+        levels = ", ".join(structured_logs.LEVELS)
+        raise RequestInvalid(f"--log-level is one of {levels}, not {log_level!r}")
 
     adapters = standalone.parse_adapters(adapter or [])
     assignment = standalone.local_assignment(bundle, adapters, use_case or [])
@@ -85,6 +94,9 @@ def serve(
         cache_dir,
         metrics_listen,
     )
+    structured_logs.set_up(log_level)
+    # A watchdog's SIGABRT then leaves every thread's stack in the journal.
+    faulthandler.enable()
     standalone.run(assignment, standalone.StandaloneOptions(stack, drain_s), typer.echo)
 
 

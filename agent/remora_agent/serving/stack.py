@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 from remora_agent.hosting.engines import CachedEngines, EngineSettings, EngineSource
 from remora_agent.local_host import HostSettings, LocalHost
 from remora_agent.serving.address import DEFAULT_LISTEN, Address, TcpAddress, parse_address
-from remora_agent.serving.metrics_endpoint import serve_metrics
 from remora_agent.serving.router import Router
 from remora_agent.serving.served_model import ServedModel
 from remora_agent.serving.server import InferenceServer, ServerOptions
 from remora_agent.serving.tls import ServerTls
+from remora_agent.telemetry.prometheus import MetricsServer
 from remora_agent.telemetry.serving import serving_metrics
+from remora_agent.telemetry.source import Reading
+from remora_contract.errors import Refused
 
 log = logging.getLogger(__name__)
 
@@ -49,14 +51,13 @@ class ServingStack:
         self._server = InferenceServer(router, ServerOptions(options.listen, options.tls))
         engines = engines or CachedEngines(options.engines, cancelled or (lambda: False))
         self.host = LocalHost(engines, router, options.host)
-        self._stop_metrics: Callable[[], None] | None = None
+        self._metrics: MetricsServer | None = None
 
     def start(self) -> Address:
         """Listens; calls are told to come back until the host has a model. Raises Refused when an
         address is taken."""
-        listen = self._options.metrics_listen
-        if listen is not None:
-            self._stop_metrics = serve_metrics(listen, lambda: serving_metrics(self.host.metrics()))
+        if self._options.metrics_listen is not None:
+            self._metrics = self._serve_metrics(self._options.metrics_listen)
         try:
             return self._server.start()
         except BaseException:
@@ -70,7 +71,19 @@ class ServingStack:
         self._end_metrics()
         log.info("serving.stopped")
 
+    def _serve_metrics(self, listen: TcpAddress) -> MetricsServer:
+        if not listen.local:
+            raise Refused(
+                f"metrics on {listen.target()}: they carry no login and stay on loopback; "
+                "scrape them through a proxy that adds TLS"
+            )
+        return MetricsServer(listen.host, listen.port, self._readings)
+
+    def _readings(self) -> list[Reading]:
+        metrics = serving_metrics(self.host.metrics())
+        return [Reading(name, value) for name, value in sorted(metrics.items())]
+
     def _end_metrics(self) -> None:
-        if self._stop_metrics is not None:
-            self._stop_metrics()
-            self._stop_metrics = None
+        if self._metrics is not None:
+            self._metrics.close()
+            self._metrics = None

@@ -60,7 +60,7 @@ def run(assignment: Assignment, options: StandaloneOptions, say: Callable[[str],
 
 def open_model(stack: ServingStack, assignment: Assignment, progress: Progress) -> None:
     stack.host.build(assignment, progress)
-    progress("loading", 1.0)
+    progress("loading", 0.0)
     stack.host.switch(assignment)
 
 
