@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import threading
+import asyncio
+import logging
 from collections.abc import Iterator
-from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from remora_contract.errors import Refused
 from remora_controller.counters import Counters
+
+log = logging.getLogger(__name__)
+MAX_HEAD = 16 << 10
+READ_TIMEOUT_S = 5.0
 
 
 class ControllerCollector(Collector):
@@ -51,23 +55,48 @@ def _by_label(name: str, help_: str, label: str, values: dict[str, int]) -> Gaug
 
 
 class MetricsServer:
-    """Plain HTTP. Raises Refused when the address cannot be had."""
+    """`GET /metrics` over plain HTTP/1.1, one answer per connection, on the event loop."""
 
-    def __init__(self, host: str, port: int, counters: Counters) -> None:
-        registry = CollectorRegistry()
-        registry.register(ControllerCollector(counters))
+    def __init__(self, counters: Counters) -> None:
+        self._registry = CollectorRegistry()
+        self._registry.register(ControllerCollector(counters))
+        self._server: asyncio.Server | None = None
+
+    async def start(self, host: str, port: int) -> int:
+        """The port it got. Raises Refused when the address cannot be had."""
         try:
-            self._server: WSGIServer
-            self._thread: threading.Thread
-            self._server, self._thread = start_http_server(port, host, registry=registry)
+            self._server = await asyncio.start_server(self._answer, host, port, limit=MAX_HEAD)
         except OSError as e:
             raise Refused(
                 f"metrics cannot listen on {host}:{port}: {e.strerror or e}; choose another "
                 "--metrics-listen"
             ) from e
-        self.port: int = self._server.server_port
+        return int(self._server.sockets[0].getsockname()[1])
 
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+    async def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            await self._server.wait_closed()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), READ_TIMEOUT_S)
+            writer.write(self._response(head))
+            await writer.drain()
+        except (asyncio.TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            log.debug("metrics.bad_request")
+        except ConnectionError:
+            log.debug("metrics.hung_up")
+        finally:
+            writer.close()
+
+    def _response(self, head: bytes) -> bytes:
+        if not head.startswith((b"GET /metrics ", b"GET /metrics?")):
+            return b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        body = generate_latest(self._registry)
+        return (
+            b"HTTP/1.1 200 OK\r\n"
+            + f"Content-Type: {CONTENT_TYPE_LATEST}\r\n".encode()
+            + f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
+            + body
+        )

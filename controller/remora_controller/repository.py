@@ -72,10 +72,12 @@ class Repository:
         self._scanned_at: float | None = None
         self._reported: set[str] = set()
 
-    def index(self) -> Index:
+    def index(self, *, is_fresh: bool = False) -> Index:
+        """`is_fresh` looks at the folder now: for operators, who just published something."""
         with self._lock:
             now = self._monotonic()
-            if self._scanned_at is None or now - self._scanned_at >= RESCAN_S:
+            is_old = self._scanned_at is None or now - self._scanned_at >= RESCAN_S
+            if is_old or is_fresh:
                 self._index = self._scan(self._index)
                 self._scanned_at = now
             return self._index

@@ -97,7 +97,7 @@ class Controller:
         )
         self._health = health.aio.HealthServicer()
         self._servers: list[grpc.aio.Server] = []
-        self._metrics: MetricsServer | None = None
+        self._metrics = MetricsServer(self._counters)
         self._deciding: asyncio.Task[None] | None = None
 
     async def start(self) -> Ports:
@@ -107,8 +107,8 @@ class Controller:
         enrolment = await self._open(
             enrolment_server, self._config.enrolment_listen, is_mutual=False
         )
-        self._metrics = MetricsServer(*split_address(self._config.metrics_listen), self._counters)
-        ports = Ports(fleet, enrolment, self._metrics.port)
+        metrics = await self._metrics.start(*split_address(self._config.metrics_listen))
+        ports = Ports(fleet, enrolment, metrics)
         self._deciding = asyncio.create_task(self._loop.run(), name="decisions")
         await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
         self._write_ports(ports)
@@ -128,8 +128,7 @@ class Controller:
         self._loop.stop()
         if self._deciding is not None:
             await asyncio.gather(self._deciding, return_exceptions=True)
-        if self._metrics is not None:
-            await asyncio.to_thread(self._metrics.close)
+        await self._metrics.close()
         self._thread.close()
         self._store.close()
         self._home.listening.unlink(missing_ok=True)

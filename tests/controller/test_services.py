@@ -1,13 +1,18 @@
-"""Real servers, real mTLS, real stubs."""
+"""The whole controller through its ports: real servers, real mTLS, real stubs."""
 
 from __future__ import annotations
 
+import grpc
 import pytest
 
-from remora_contract.digests import canonical_json
+from remora_contract import errors
+from remora_contract.digests import canonical_json, digest_bytes
+from remora_contract.rpc import from_rpc_error
+from remora_protos.control.v1 import control_pb2 as cp
+from remora_protos.control.v1 import control_pb2_grpc as cp_grpc
 from remora_protos.operator.v1 import operator_pb2 as op
 from tests.controller import artifacts
-from tests.controller.harness import WAIT_S, Fleet, fleet, make_home
+from tests.controller.harness import WAIT_S, Fleet, fleet, make_home, wait_for
 
 
 @pytest.fixture
@@ -21,10 +26,11 @@ def world(home):
         yield made
 
 
-def create_release(world: Fleet, name: str = "first") -> str:
+def create_release(world: Fleet, name: str = "first", revision: str = "1") -> str:
     bundle = artifacts.bundle(world.home.repository)
-    release = artifacts.release(name, bundle, artifacts.adapter(world.home.repository))
-    request = op.CreateReleaseRequest(release_json=canonical_json(release))
+    adapter = artifacts.adapter(world.home.repository, revision=revision)
+    document = canonical_json(artifacts.release(name, bundle, adapter))
+    request = op.CreateReleaseRequest(release_json=document)
     return world.operator.CreateRelease(request, timeout=WAIT_S).release_id
 
 
@@ -33,13 +39,333 @@ def start(world: Fleet, release: str, **more: object) -> str:
     return world.operator.StartRollout(request, timeout=WAIT_S).rollout_id
 
 
-def test_a_release_reaches_every_device_wave_by_wave(world):
-    devices = [world.device(site="berlin") for _ in range(3)]
+def refused(call, *arguments, **named) -> errors.RemoraError:
+    with pytest.raises(grpc.RpcError) as e:
+        call(*arguments, **named, timeout=WAIT_S)
+    return from_rpc_error(e.value)
+
+
+def online(world: Fleet, count: int, **labels: str):
+    devices = [world.device(**labels) for _ in range(count)]
     for device in devices:
         device.sync()
-    rollout_id = start(world, create_release(world))
-    done = world.drive(rollout_id, devices, "COMPLETED", "ROLLED_BACK")
-    assert done.state == "COMPLETED"
+    return devices
+
+
+def devices_by_id(world: Fleet) -> dict[str, op.Device]:
+    found = world.operator.ListDevices(op.ListDevicesRequest(), timeout=WAIT_S).devices
+    return {d.device_id: d for d in found}
+
+
+# -- rollouts ------------------------------------------------------------------------------
+
+
+def test_a_release_reaches_every_device_wave_by_wave(world):
+    devices = online(world, 3)
+    done = world.drive(start(world, create_release(world)), devices, "COMPLETED", "ROLLED_BACK")
+    assert (done.state, done.reason) == ("COMPLETED", "3 succeeded")
     assert {d.outcome for d in done.devices} == {"succeeded"}
     assert [d.wave for d in done.devices] == [1, 2, 2]
     assert all(d.running == done.release_id for d in devices)
+
+
+def test_a_bad_release_stops_by_itself_and_all_return_to_the_last_good_one(world):
+    devices = online(world, 4)
+    good = create_release(world, "good")
+    world.drive(start(world, good), devices, "COMPLETED")
+    bad = create_release(world, "bad", revision="2")
+    rollout_id = start(world, bad)
+    order = [d.device_id for d in world.rollout(rollout_id).devices]
+    by_id = {d.device_id: d for d in devices}
+    by_id[order[1]].bad_releases = {bad}
+    done = world.drive(rollout_id, devices, "ROLLED_BACK", "COMPLETED")
+    assert done.state == "ROLLED_BACK"
+    assert all(d.running == good for d in devices)
+    assert {d.outcome for d in done.devices} <= {"reverted", "waiting"}
+    assert by_id[order[0]].desired.is_rollback
+
+
+def test_only_devices_of_the_selector_are_touched(world):
+    inside, outside = online(world, 2, site="berlin"), online(world, 2, site="paris")
+    rollout_id = start(world, create_release(world), selector="site=berlin")
+    world.drive(rollout_id, inside + outside, "COMPLETED")
+    assert all(d.running for d in inside)
+    assert all(d.generation == 0 for d in outside)
+
+
+def test_a_device_that_joins_later_gets_the_newest_completed_release(world):
+    first = online(world, 1)
+    release = create_release(world)
+    world.drive(start(world, release), first, "COMPLETED")
+    (late,) = online(world, 1)
+    wait_for("the late device is assigned", lambda: late.sync() and late.generation > 0)
+    late.settle()
+    assert late.running == release
+
+
+def test_an_offline_device_does_not_block_and_follows_when_it_returns(home):
+    with fleet(home, sync_interval_s=0.05, offline_after_s=0.6) as world:
+        here, away = online(world, 2)
+        wait_for(
+            "one device is offline",
+            lambda: here.sync() and devices_by_id(world)[away.device_id].status == "offline",
+        )
+        release = create_release(world)
+        done = world.drive(start(world, release), [here], "COMPLETED")
+        assert "1 offline" in done.reason
+        assert {d.outcome for d in done.devices} == {"succeeded", "offline"}
+        wait_for("the other follows", lambda: away.settle() or away.running == release)
+
+
+def test_pause_holds_resume_goes_on(world):
+    devices = online(world, 2)
+    rollout_id = start(world, create_release(world))
+    action = op.RolloutActionRequest(rollout_id=rollout_id)
+    assert world.operator.PauseRollout(action, timeout=WAIT_S).state == "PAUSED"
+    for device in devices:
+        device.settle()
+    assert sum(bool(d.running) for d in devices) <= 1
+    assert world.rollout(rollout_id).state == "PAUSED"
+    error = refused(world.operator.PauseRollout, action)
+    assert isinstance(error, errors.Refused)
+    assert "you can resume or abort it" in str(error)
+    world.operator.ResumeRollout(action, timeout=WAIT_S)
+    world.drive(rollout_id, devices, "COMPLETED")
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_abort_returns_devices_or_keeps_them(world, keep):
+    devices = online(world, 2)
+    good = create_release(world, "good")
+    world.drive(start(world, good), devices, "COMPLETED")
+    new = create_release(world, "new", revision="2")
+    rollout_id = start(world, new)
+    by_id = {d.device_id: d for d in devices}
+    first, second = (by_id[d.device_id] for d in world.rollout(rollout_id).devices)
+    wait_for("the first wave is assigned", lambda: first.sync() and first.generation == 2)
+    world.operator.AbortRollout(
+        op.AbortRolloutRequest(rollout_id=rollout_id, keep=keep), timeout=WAIT_S
+    )
+    world.drive(rollout_id, devices, "ABORTED")
+    assert first.running == (new if keep else good)
+    assert second.generation == 1
+
+
+def test_overlapping_rollouts_are_refused_or_superseded(world):
+    devices = online(world, 2)
+    first = start(world, create_release(world))
+    second = create_release(world, "second", revision="2")
+    error = refused(world.operator.StartRollout, op.StartRolloutRequest(release=second))
+    assert isinstance(error, errors.Conflict)
+    assert "--supersede" in str(error)
+    rollout_id = start(world, second, supersede=True)
+    assert world.rollout(first).state == "SUPERSEDED"
+    world.drive(rollout_id, devices, "COMPLETED")
+    assert all(d.running == second for d in devices)
+
+
+def test_plan_shows_that_an_adapter_ships_alone(world):
+    (device,) = online(world, 1)
+    bundle = artifacts.bundle(world.home.repository)
+    device.bundle_digest = bundle.digest
+    device.sync()
+    release = create_release(world)
+    plan = world.operator.Plan(op.PlanRequest(release=release), timeout=WAIT_S)
+    assert 0 < plan.total_bytes < bundle.bytes
+    assert not plan.devices[0].builds_engine
+    assert list(plan.waves) == ["wave 1: 1 devices"]
+
+
+def test_devices_the_plan_refuses_stop_the_start_unless_left_out(world):
+    good, small = online(world, 2)
+    small.facts = cp.DeviceFacts(hostname="bench", disk_free_bytes=10)
+    small.sync()
+    release = create_release(world)
+    error = refused(world.operator.StartRollout, op.StartRolloutRequest(release=release))
+    assert isinstance(error, errors.Refused)
+    assert small.device_id in str(error) and "disk" in str(error)
+    done = world.drive(start(world, release, skip_refused=True), [good, small], "COMPLETED")
+    assert [d.device_id for d in done.devices] == [good.device_id]
+
+
+def test_a_release_of_unpublished_or_foreign_artifacts_is_refused(world):
+    bundle = artifacts.bundle(world.home.repository)
+    missing = artifacts.release("r", bundle).__class__(1, "r", digest_bytes(b"nowhere"))
+    request = op.CreateReleaseRequest(release_json=canonical_json(missing))
+    assert isinstance(refused(world.operator.CreateRelease, request), errors.NotFound)
+    foreign = artifacts.adapter(world.home.repository, "foreign", base=digest_bytes(b"other"))
+    request.release_json = canonical_json(artifacts.release("r", bundle, foreign))
+    error = refused(world.operator.CreateRelease, request)
+    assert isinstance(error, errors.Refused)
+    assert "adapter_base" in str(error)
+    request.release_json = b'{"name": "r"}'
+    assert "missing key" in str(refused(world.operator.CreateRelease, request))
+
+
+def test_starting_nothing_on_nobody_says_what_is_missing(world):
+    start_request = op.StartRolloutRequest(release="nothing")
+    assert "remora releases" in str(refused(world.operator.StartRollout, start_request))
+    start_request.release = create_release(world)
+    assert "remora devices token" in str(refused(world.operator.StartRollout, start_request))
+    online(world, 1)
+    start_request.selector = "site=nowhere"
+    assert "no device matches" in str(refused(world.operator.StartRollout, start_request))
+    start_request.selector = "((("
+    error = refused(world.operator.StartRollout, start_request)
+    assert isinstance(error, errors.InvalidInput)
+
+
+# -- Sync and Watch ------------------------------------------------------------------------
+
+
+def test_sync_answers_not_modified_once_the_device_knows(world):
+    (device,) = online(world, 1)
+    start(world, create_release(world))
+    wait_for("it is assigned", lambda: device.sync().WhichOneof("answer") == "desired")
+    assert device.sync().WhichOneof("answer") == "not_modified"
+    assert device.desired.release_json.startswith(b"{")
+
+
+def test_events_are_acknowledged_only_once_stored_and_never_doubled(world):
+    (device,) = online(world, 1)
+    event = cp.DeviceEvent(seq=7, at_unix_s=5.0, name="engine.built", detail_json='{"seconds": 3}')
+    assert device.sync(events=[event]).events_stored_up_to == 7
+    assert device.sync(events=[event]).events_stored_up_to == 7
+    request = op.ListEventsRequest(device_id=device.device_id)
+    events = world.operator.ListEvents(request, timeout=WAIT_S).events
+    assert [(e.name, e.at_unix_s) for e in events] == [("engine.built", 5.0)]
+
+
+def test_build_history_informs_the_plan(world):
+    (device,) = online(world, 1)
+    for seq, (seconds, cached) in enumerate([(3, "false"), (5, "false"), (0.1, "true")], start=1):
+        detail = f'{{"seconds": {seconds}, "from_cache": {cached}}}'
+        device.sync(events=[cp.DeviceEvent(seq=seq, name="engine.built", detail_json=detail)])
+    plan = world.operator.Plan(op.PlanRequest(release=create_release(world)), timeout=WAIT_S)
+    assert (plan.devices[0].build_s_known, plan.devices[0].build_s) == (True, 4.0)
+
+
+def test_metrics_show_in_top(world):
+    (device,) = online(world, 1)
+    metrics = [
+        cp.Metric(name="tokens_per_s", value=50.0, at_unix_s=100.0),
+        cp.Metric(name="tokens_per_s", value=40.0, at_unix_s=90.0),
+        cp.Metric(name="temperature_celsius.Package id 0", value=61.0, at_unix_s=100.0),
+        cp.Metric(name="broken", value=float("nan"), at_unix_s=100.0),
+    ]
+    device.sync(metrics=metrics)
+    (row,) = world.operator.Top(op.TopRequest(), timeout=WAIT_S).rows
+    assert dict(row.metrics) == {
+        "tokens_per_s": 50.0,
+        "temperature_celsius.Package id 0": 61.0,
+    }
+
+
+def test_a_watch_is_poked_when_something_is_assigned(world):
+    (device,) = online(world, 1)
+    watch = device.fleet.Watch(cp.WatchRequest(), timeout=WAIT_S)
+    start(world, create_release(world))
+    assert next(watch).generation == 1
+    watch.cancel()
+
+
+def test_a_watch_opened_after_the_assignment_is_told_at_once(world):
+    (device,) = online(world, 1)
+    start(world, create_release(world))
+    wait_for("it is assigned", lambda: device.sync() and device.generation == 1)
+    watch = device.fleet.Watch(cp.WatchRequest(), timeout=WAIT_S)
+    assert next(watch).generation == 1
+    watch.cancel()
+
+
+def test_a_second_watch_of_a_device_ends_the_first(world):
+    (device,) = online(world, 1)
+    start(world, create_release(world))
+    wait_for("it is assigned", lambda: device.sync() and device.generation == 1)
+    first = device.fleet.Watch(cp.WatchRequest(), timeout=WAIT_S)
+    next(first)
+    second = device.fleet.Watch(cp.WatchRequest(), timeout=WAIT_S)
+    next(second)
+    assert list(first) == []
+    second.cancel()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"events": [cp.DeviceEvent(seq=n, name="e") for n in range(1001)]},
+        {"metrics": [cp.Metric(name="m")] * 1001},
+    ],
+)
+def test_a_sync_with_too_much_is_refused_and_the_next_works(world, bad):
+    (device,) = online(world, 1)
+    assert isinstance(refused(device.fleet.Sync, device.request(**bad)), errors.InvalidInput)
+    device.sync()
+
+
+def test_labels_come_from_token_device_and_operator_in_that_order_of_weight(world):
+    device = world.device(site="berlin")
+    device.labels = {"site": "paris", "gpu": "orin"}
+    device.sync()
+    assert devices_by_id(world)[device.device_id].labels == {"site": "berlin", "gpu": "orin"}
+    change = op.LabelDeviceRequest(device_id=device.device_id, set={"gpu": "thor"}, remove=["site"])
+    assert world.operator.LabelDevice(change, timeout=WAIT_S).labels == {
+        "site": "paris",
+        "gpu": "thor",
+    }
+    remove = op.LabelDeviceRequest(device_id=device.device_id, remove=["site"])
+    assert "agent.toml" in str(refused(world.operator.LabelDevice, remove))
+    bad = op.LabelDeviceRequest(device_id=device.device_id, set={"a b": "c"})
+    assert isinstance(refused(world.operator.LabelDevice, bad), errors.InvalidInput)
+
+
+# -- artifacts -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def published(world):
+    chunks = [bytes(range(256)) * 4096, b"tail"]  # 1 MiB and a little
+    return artifacts.publish(world.home.repository, "bundle", "big", "1", chunks), chunks
+
+
+def fetch(device, digest: str, offset: int = 0, length: int = 0) -> list[bytes]:
+    request = cp.FetchRequest(chunk_digest=digest, offset=offset, length=length)
+    stub = cp_grpc.ArtifactsStub(device.channel)
+    return [message.data for message in stub.Fetch(request, timeout=WAIT_S)]
+
+
+def test_a_chunk_arrives_whole_in_small_messages(world, published):
+    _, chunks = published
+    parts = fetch(world.device(), digest_bytes(chunks[0]))
+    assert b"".join(parts) == chunks[0]
+    assert max(map(len, parts)) <= 256 << 10
+
+
+@pytest.mark.parametrize(("offset", "length"), [(1000, 0), (0, 10), (777_777, 4), (1 << 20, 0)])
+def test_any_range_of_a_chunk_can_be_asked_for(world, published, offset, length):
+    _, chunks = published
+    expected = chunks[0][offset : offset + length if length else None]
+    assert b"".join(fetch(world.device(), digest_bytes(chunks[0]), offset, length)) == expected
+
+
+def test_a_manifest_comes_as_it_was_published(world, published):
+    manifest, _ = published
+    stub = cp_grpc.ArtifactsStub(world.device().channel)
+    answer = stub.GetManifest(cp.GetManifestRequest(digest=manifest.digest), timeout=WAIT_S)
+    assert answer.manifest_json == canonical_json(manifest)
+
+
+@pytest.mark.parametrize(
+    ("request_", "error"),
+    [
+        (cp.FetchRequest(chunk_digest="../../ca.key"), errors.InvalidInput),
+        (cp.FetchRequest(chunk_digest=digest_bytes(b"unpublished")), errors.NotFound),
+        (cp.FetchRequest(chunk_digest=digest_bytes(b"tail"), offset=5), errors.InvalidInput),
+        (cp.FetchRequest(chunk_digest=digest_bytes(b"tail"), length=9), errors.InvalidInput),
+    ],
+)
+def test_only_published_bytes_can_be_asked_for(world, published, request_, error):
+    stub = cp_grpc.ArtifactsStub(world.device().channel)
+    with pytest.raises(grpc.RpcError) as e:
+        list(stub.Fetch(request_, timeout=WAIT_S))
+    assert isinstance(from_rpc_error(e.value), error)

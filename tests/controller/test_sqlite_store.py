@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -47,7 +47,7 @@ def test_what_returned_survives_a_kill(tmp_path):
         "enrol(SqliteStore(Path(sys.argv[1])), 'd1');"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
-    ended = subprocess.run([sys.executable, "-c", script, str(path)], cwd=os.getcwd(), check=False)
+    ended = subprocess.run([sys.executable, "-c", script, str(path)], cwd=Path.cwd(), check=False)
     assert ended.returncode == -signal.SIGKILL
     store = SqliteStore(path)
     assert store.device("d1") is not None
@@ -58,7 +58,7 @@ def test_a_database_of_a_newer_controller_is_refused(tmp_path, store):
     store._db["_sqlite_migrations"].insert(
         {"migration_set": "remora_controller", "name": "m9999_future", "applied_at": "2031"},
     )
-    with pytest.raises(Refused, match="newer controller.*m9999_future"):
+    with pytest.raises(Refused, match=r"newer controller.*m9999_future"):
         SqliteStore(tmp_path / "controller.db")
 
 

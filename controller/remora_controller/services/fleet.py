@@ -174,11 +174,12 @@ class FleetService(pb_grpc.FleetServicer):
 
 def _has_news(device: Device, record: SyncRecord) -> bool:
     """Free disk space moves all the time: only a change that a plan could notice counts."""
-    moved = abs(record.facts.disk_free_bytes - device.facts.disk_free_bytes)
-    facts = replace(record.facts, disk_free_bytes=device.facts.disk_free_bytes)
+    known, now = device.facts.disk_free_bytes, record.facts.disk_free_bytes
+    facts = replace(record.facts, disk_free_bytes=known)
     return (
         facts != device.facts
-        or moved > DISK_NEWS_BYTES
+        or abs(now - known) > DISK_NEWS_BYTES
+        or (now == 0) != (known == 0)
         or device.report != record.report
         or device.device_labels != dict(record.device_labels)
         or any(e.seq > device.events_up_to for e in record.events)

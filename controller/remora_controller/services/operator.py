@@ -108,7 +108,7 @@ class OperatorService(pb_grpc.OperatorServicer):
         caller(context, pki.Role.OPERATOR)
         if request.kind not in ("", "bundle", "adapter"):
             raise RequestInvalid(f"artifacts are bundles and adapters, not {request.kind[:40]!r}")
-        index = await self._parts.thread.call(self._parts.repository.index)
+        index = await self._parts.thread.call(self._parts.repository.index, is_fresh=True)
         wanted = [p for p in index.published if request.kind in ("", p.kind)]
         return pb.ListArtifactsResponse(artifacts=map(wire.artifact_message, wanted))
 
