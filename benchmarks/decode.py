@@ -107,7 +107,8 @@ def _genai_worker(
         options = [f"block_size={block}", "accuracy_level=4"]
         builder = [python, "-m", "onnxruntime_genai.models.builder", "-i", str(checkpoint)]
         flags = ["-o", str(model), "-p", "int4", "-e", "cpu", "--extra_options", *options]
-        subprocess.run([*builder, *flags], check=True, stdout=subprocess.DEVNULL)
+        with (work / "genai-builder.log").open("wb") as log:
+            subprocess.run([*builder, *flags], check=True, stdout=log, stderr=log)
     _set_threads(model / "genai_config.json", arguments.threads)
     return Worker([python, str(HERE / "workers" / "genai_worker.py"), str(model)])
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from remora_agent.bank.weights import load_weights
@@ -23,8 +24,8 @@ from remora_agent.engine.protocol import Engine, Mix, MixEntry, RowStep
 from remora_build.adapters.convert import convert_adapter
 from remora_build.export.exporter import export_checkpoint
 from remora_build.export.options import ExportOptions
-from remora_build.quantize import dequantize, quantize
-from remora_contract.bundle import load_bundle
+from remora_contract.bundle import GRAPH_FILE, load_bundle
+from remora_contract.targets import PARTS
 from tests.support.adapters import make_peft_adapter, peft_quiet
 from tests.support.checkpoints import LLAMA3_SCALING, make_checkpoint
 
@@ -44,15 +45,17 @@ ROWS: tuple[dict[str, float], ...] = ({}, {"a": 1.0}, {"b": 1.0}, {"a": 0.6, "b"
 class Hugging:
     """A checkpoint and its adapters in transformers and peft, float32."""
 
-    def __init__(self, checkpoint: Path, adapters: dict[str, Path], int4: bool = False) -> None:
+    def __init__(
+        self, checkpoint: Path, adapters: dict[str, Path], int4: Path | None = None
+    ) -> None:
         import peft
         import torch
         import transformers
 
         torch.set_num_threads(1)
         base = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
-        if int4:
-            _quantize_linears(base)
+        if int4 is not None:
+            _put_stored_weights(base, int4)
         with peft_quiet():
             for name, path in adapters.items():
                 if isinstance(base, peft.PeftModel):
@@ -89,16 +92,35 @@ class Hugging:
             table.update(old)
 
 
-def _quantize_linears(model: Any) -> None:
-    """Puts in every projection and the head what the int4 bundle stores."""
+def _put_stored_weights(model: Any, bundle_dir: Path) -> None:
+    """Every projection and the head as the int4 bundle holds them, dequantized."""
     import torch
 
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear):
-            weight = np.ascontiguousarray(module.weight.detach().numpy().T)
-            stored = dequantize(quantize(weight, 32), 32).T.copy()
-            module.weight = torch.nn.Parameter(torch.from_numpy(stored), requires_grad=False)
-            assert "embed" not in name
+    decoder = load_bundle(bundle_dir).decoder
+    stored = ir.load(bundle_dir / GRAPH_FILE).graph.initializers
+    modules = dict(model.named_modules())
+
+    def put(name: str, weight: np.ndarray) -> None:
+        tensor = torch.from_numpy(np.ascontiguousarray(weight.T))
+        modules[name].weight = torch.nn.Parameter(tensor, requires_grad=False)
+
+    put("lm_head", _dequantized(stored, "head.weight"))
+    for layer in range(decoder.layers):
+        for group, parts in PARTS.items():
+            packed = _dequantized(stored, f"layers.{layer}.{group}.weight")
+            at = 0
+            for part in parts:
+                n = decoder.out_features(part)
+                home = "mlp" if part in ("gate", "up", "down") else "self_attn"
+                put(f"model.layers.{layer}.{home}.{part}_proj", packed[:, at : at + n])
+                at += n
+
+
+def _dequantized(stored: Any, name: str) -> np.ndarray:
+    """[k, n] float32 = codes times the scale of their block along k."""
+    codes = stored[f"{name}.q"].const_value.numpy().astype(np.float32)
+    scales = stored[f"{name}.scale"].const_value.numpy().astype(np.float32)
+    return codes * np.repeat(scales, len(codes) // len(scales), axis=0)
 
 
 def _world(tmp_path: Path, family: str, **settings: Any) -> tuple[Path, dict[str, Path]]:
@@ -177,6 +199,6 @@ def test_int4_agrees_with_its_dequantized_weights(tmp_path: Path):
     checkpoint, adapters = _world(tmp_path, "llama", **FAMILIES["llama"])
     options = replace(FLOAT32, int4_block=32)
     engine, mixes = _open(tmp_path, checkpoint, adapters, options)
-    worst, differing = _worst(engine, mixes, Hugging(checkpoint, adapters, int4=True))
+    worst, differing = _worst(engine, mixes, Hugging(checkpoint, adapters, tmp_path / "bundle"))
     engine.close()
     assert worst <= 1e-4 and differing == 0
