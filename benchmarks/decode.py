@@ -23,7 +23,6 @@ from rich.console import Console
 from rich.table import Table
 
 HERE = Path(__file__).parent
-BLOCKS = (32, 128)
 PAST = (128, 1024)
 PROMPT = 512
 GOAL_DECODE = 1.3
@@ -45,6 +44,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--genai-python", type=Path, help="Python with onnxruntime-genai 0.18")
     parser.add_argument("--threads", type=int, default=2, help="of every program")
     parser.add_argument("--rounds", type=int, default=5, help="blocks of each program")
+    parser.add_argument("--blocks", type=int, nargs="+", default=[32, 128], choices=(32, 128))
     return parser.parse_args()
 
 
@@ -53,7 +53,7 @@ def measure(arguments: argparse.Namespace, work: Path) -> None:
     table = Table(title=f"tok/s, batch 1, {arguments.threads} threads")
     for column in ("measure", "int4 block", "remora", "onnxruntime-genai", "ratio", "samples"):
         table.add_column(column, justify="left" if column == "measure" else "right")
-    for block in BLOCKS:
+    for block in arguments.blocks:
         workers = {"remora": remora_worker(work, checkpoint, block, arguments.threads)}
         if arguments.genai_python is not None:
             workers["genai"] = _genai_worker(work, checkpoint, block, arguments)
@@ -62,10 +62,10 @@ def measure(arguments: argparse.Namespace, work: Path) -> None:
         for past in PAST:
             request = {"what": "decode", "past": past, "steps": 8}
             samples = alternate(workers, request, arguments.rounds)
-            table.add_row(f"decode @{past}", str(block), *_row(samples, 1))
+            _add(table, f"decode @{past}", block, _row(samples, 1))
         request = {"what": "prefill", "tokens": PROMPT, "repeats": 1}
         samples = alternate(workers, request, arguments.rounds)
-        table.add_row(f"prefill {PROMPT}", str(block), *_row(samples, PROMPT))
+        _add(table, f"prefill {PROMPT}", block, _row(samples, PROMPT))
         for worker in workers.values():
             worker.close()
     Console().print(table)
@@ -118,6 +118,12 @@ def _set_threads(path: Path, threads: int) -> None:
     config: dict[str, Any] = json.loads(path.read_text())
     config["model"]["decoder"]["session_options"]["intra_op_num_threads"] = threads
     path.write_text(json.dumps(config, indent=2))
+
+
+def _add(table: Table, measure: str, block: int, row: list[str]) -> None:
+    """Shown at once too: a run takes minutes."""
+    Console().print(measure, block, *row)
+    table.add_row(measure, str(block), *row)
 
 
 def _row(samples: dict[str, Samples], tokens: int) -> list[str]:
