@@ -23,6 +23,7 @@ from remora_agent.control.sync import SyncLoop
 from remora_agent.control.watch import Watcher
 from remora_agent.host import ServingHost
 from remora_agent.telemetry.sampler import Sampler
+from remora_agent.telemetry.source import Reading
 from remora_agent.telemetry.spool import MetricSpool
 from remora_contract.errors import InternalFault
 
@@ -36,9 +37,11 @@ class Telemetry:
     spool: MetricSpool
     interval_s: float
     unix_now: Callable[[], float]
+    events_dropped: Callable[[], int]
 
     def tick(self) -> None:
-        self.spool.add(self.sampler.sample(), self.unix_now())
+        dropped = Reading("events_dropped", float(self.events_dropped()))
+        self.spool.add([*self.sampler.sample(), dropped], self.unix_now())
 
 
 @dataclass

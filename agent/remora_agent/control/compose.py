@@ -98,7 +98,9 @@ def compose(
     reconciler.on_change = sync.poke
     watch = Watcher(client, sync.poke, random.random, timing.backoff)
     sampler = Sampler(openers or device_openers(layout.root), host.metrics, time.monotonic)
-    telemetry = Telemetry(sampler, metrics, config.telemetry.interval_s, time.time)
+    telemetry = Telemetry(
+        sampler, metrics, config.telemetry.interval_s, time.time, lambda: events.dropped
+    )
     parts = Parts(
         database=database,
         state=state,

@@ -41,6 +41,7 @@ def machine_facts(disk: Path) -> pb.DeviceFacts:
     )
 
 
+@cache
 def agent_version() -> str:
     return metadata.version("remora")
 

@@ -250,6 +250,8 @@ class Reconciler:
         if record is None or self._effects.host.serving() is not None:
             return
         for release_id in filter(None, (record.committed, record.previous)):
+            if self._stopping:
+                return
             if self._restore(release_id):
                 self._restoring.failures = 0
                 return
@@ -259,13 +261,18 @@ class Reconciler:
 
     def _restore(self, release_id: str) -> bool:
         try:
-            self._effects.serve(release_id, self._on_progress)
+            self._effects.serve(release_id, self._on_restoring)
         except RemoraError as e:
             detail = {"release": release_id, "error": str(e)}
             log.error("release.restore_failed", extra=detail)
             self._effects.emit("release.restore_failed", detail)
             return False
         return True
+
+    def _on_restoring(self, what: str, fraction: float) -> None:
+        """Only the end of the agent stops this: a newer assignment is no reason not to serve."""
+        if self._stopping:
+            raise Cancelled("the agent stops")
 
     def _on_progress(self, what: str, fraction: float) -> None:
         self._progress = fraction

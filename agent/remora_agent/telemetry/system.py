@@ -9,6 +9,7 @@ import psutil
 
 from remora_agent.control.facts import disk_free
 from remora_agent.telemetry.source import Reading
+from remora_contract.errors import Unavailable
 
 # Governors write here when they slow a core down for heat (x86); absent elsewhere.
 _THROTTLE_GLOB = "cpu[0-9]*/thermal_throttle/core_throttle_count"
@@ -28,6 +29,12 @@ class SystemSource:
         self._process.cpu_percent()
 
     def read(self) -> Iterator[Reading]:
+        try:
+            yield from self._read()
+        except OSError as e:
+            raise Unavailable(f"the system's measurements cannot be read: {e}") from e
+
+    def _read(self) -> Iterator[Reading]:
         yield Reading("cpu_load", psutil.cpu_percent() / 100)
         memory = psutil.virtual_memory()
         yield Reading("memory_used_bytes", float(memory.total - memory.available))

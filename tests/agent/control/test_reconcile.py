@@ -397,3 +397,34 @@ def test_an_unreachable_controller_at_boot_costs_nothing(device, first):
     device.source.manifest_errors = [Unavailable("down")] * 100
     device.boot()
     assert device.running == first.release_id
+
+
+def test_an_assignment_that_arrives_while_restoring_does_not_stop_it(device, first, second):
+    commit(device, first)
+    device.host.lose()
+
+    def newer_arrives(assignment, progress):
+        device.host.hooks.clear()
+        device.assign(second)
+        progress("building", 0.5)
+
+    device.host.hooks["build"] = newer_arrives
+    device.reconciler._ensure_serving()
+    assert device.running == first.release_id
+    assert device.settle().phase is Phase.COMMITTED
+    assert device.running == second.release_id
+
+
+def test_stopping_while_restoring_does_not_try_an_older_release(device, first, second):
+    commit(device, first)
+    commit(device, second)
+    device.host.lose()
+    calls = len(device.host.calls)
+
+    def stop(assignment, progress):
+        device.reconciler.stop()
+        progress("building", 0.5)
+
+    device.host.hooks["build"] = stop
+    device.reconciler._ensure_serving()
+    assert device.host.calls[calls:] == [("build", second.release_id)]
