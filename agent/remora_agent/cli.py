@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.util import find_spec
 
 import typer
+
 from remora_contract.command_line import run
 
 # Each has `register(app: typer.Typer) -> None` and imports what is heavy inside the command.
@@ -27,17 +27,12 @@ def build_app() -> typer.Typer:
     )
     app.callback()(_root)
     for name in COMMAND_MODULES:
-        if _installed(name):
-            import_module(name).register(app)
+        import_module(name).register(app)
     return app
 
 
 def _root() -> None:
     """Serves a language model with hot-swapped adapters on this device."""
-
-
-def _installed(module: str) -> bool:
-    return find_spec(module.rpartition(".")[0]) is not None and find_spec(module) is not None
 
 
 def main() -> None:

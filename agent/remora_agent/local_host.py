@@ -73,6 +73,8 @@ class LocalHost:
         self._available_bytes = available_bytes
         self._switching = threading.Lock()
         self._ending = threading.Event()
+        # Guards the pair below: a runtime is counted in exactly one of them.
+        self._books = threading.Lock()
         self._serving: _Serving | None = None
         self._retiring = Retiring()
 
@@ -97,7 +99,7 @@ class LocalHost:
                 adopt(now.model, now.assignment, assignment)
                 self._serving = _Serving(now.model, assignment)
             elif now is None or self._fits_beside(assignment):
-                self._open_beside(now, assignment)
+                self._open_beside(assignment)
             else:
                 self._open_instead(now, assignment)
             log.info(
@@ -125,9 +127,10 @@ class LocalHost:
 
     def metrics(self) -> Mapping[str, float]:
         """Counters go on over switches; everything else is the current model's."""
-        now = self._serving
-        metrics = dict(now.model.runtime.metrics()) if now is not None else {}
-        return {**metrics, **added(counted(metrics), self._retiring.counters())}
+        with self._books:
+            now, past = self._serving, self._retiring.counters()
+            metrics = dict(now.model.runtime.metrics()) if now is not None else {}
+        return {**metrics, **added(counted(metrics), past)}
 
     def healthy(self) -> bool:
         """False when a step thread has died or stands still. True while nothing is loaded."""
@@ -141,9 +144,7 @@ class LocalHost:
         self._router.close()
         until = time.monotonic() + timeout_s
         with self._switching:
-            now, self._serving = self._serving, None
-            if now is not None:
-                self._retiring.retire(now.model.runtime, timeout_s)
+            self._succeed(None, timeout_s)
         if not self._retiring.wait(max(0.0, until - time.monotonic()) + 1.0):
             log.warning("host.drain_incomplete", extra={"waited_s": timeout_s})
 
@@ -155,12 +156,17 @@ class LocalHost:
             log.info("release.does_not_fit_beside", extra={"why": str(refusal)})
         return not refusals
 
-    def _open_beside(self, now: _Serving | None, assignment: Assignment) -> None:
+    def _open_beside(self, assignment: Assignment) -> None:
         model = self._open(assignment)
         self._router.replace(model)
-        self._serving = _Serving(model, assignment)
-        if now is not None:
-            self._retiring.retire(now.model.runtime, self._settings.retire_s)
+        self._succeed(_Serving(model, assignment), self._settings.retire_s)
+
+    def _succeed(self, new: _Serving | None, retire_s: float) -> None:
+        """Whatever served before retires."""
+        with self._books:
+            old, self._serving = self._serving, new
+            if old is not None:
+                self._retiring.retire(old.model.runtime, retire_s)
 
     def _open_instead(self, now: _Serving, assignment: Assignment) -> None:
         """Calls wait in the router from here until a model stands."""
@@ -171,6 +177,9 @@ class LocalHost:
                 f"{assignment.release_id} does not fit in memory beside the running release, "
                 f"whose requests did not end within {self._settings.idle_s:.0f} s; try again"
             )
+        with self._books:
+            self._serving = None
+            self._retiring.admit(now.model.runtime)
         self._retiring.close_now(now.model.runtime)
         try:
             model = self._open(assignment)
@@ -185,7 +194,6 @@ class LocalHost:
             model = self._open(assignment)
         except BaseException as e:
             log.error("release.not_reopened", extra={"why": str(e)})
-            self._serving = None
             self._router.clear(f"no model is loaded: {assignment.release_id} would not open: {e}")
             if isinstance(e, RemoraError):
                 return  # the error that kept the new release from opening is the one to tell

@@ -13,6 +13,7 @@ from remora_agent.client.results import (
     UseCase,
 )
 from remora_agent.client.sync import Client, Stream
+from remora_agent.runtime.api import Delta, FinishReason
 from remora_agent.serving.tls import ClientTls
 
 __all__ = [
@@ -24,7 +25,9 @@ __all__ = [
     "Capacity",
     "Client",
     "ClientTls",
+    "Delta",
     "EngineStatus",
+    "FinishReason",
     "Result",
     "Retry",
     "Stream",

@@ -11,7 +11,7 @@ import grpc
 from remora_agent.client import operations
 from remora_agent.client.connection import Retry, attempts, stubs, target
 from remora_agent.client.operations import Operation, UnloadMode
-from remora_agent.client.requests import Options, Prompt, generate_request
+from remora_agent.client.requests import Messages, Options, Prompt, generate_request, one_input
 from remora_agent.client.results import (
     Adapter,
     Adapters,
@@ -23,6 +23,7 @@ from remora_agent.client.results import (
     UseCase,
 )
 from remora_agent.client.transcript import Transcript
+from remora_agent.runtime.api import Delta
 from remora_agent.serving.address import DEFAULT_LISTEN
 from remora_agent.serving.tls import ClientTls
 from remora_contract.errors import Cancelled, InternalFault
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class AsyncStream(AsyncIterator[str]):
-    """Text as it is produced. `result` stands once it has ended; `cancel` ends it early."""
+class AsyncStream(AsyncIterator[Delta]):
+    """Deltas as they are produced. `result` stands once it has ended; `cancel` ends it early."""
 
     def __init__(self, call: Any, first: Any) -> None:
         self._call = call
@@ -55,14 +56,14 @@ class AsyncStream(AsyncIterator[str]):
     def __aiter__(self) -> AsyncStream:
         return self
 
-    async def __anext__(self) -> str:
+    async def __anext__(self) -> Delta:
         while not self._transcript.finished:
             try:
-                text = self._transcript.add(await self._read())
+                delta = self._transcript.add(await self._read())
             except grpc.RpcError as e:
                 raise_from(e)
-            if text:
-                return text
+            if delta is not None:
+                return delta
         raise StopAsyncIteration
 
     def cancel(self) -> None:
@@ -120,13 +121,26 @@ class AsyncClient:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Result:
-        """`prompt`: text (no template), token ids, or chat messages. See `Options`."""
-        return await self._unary(operations.generate(prompt, options))
+    async def generate(
+        self,
+        prompt: Prompt | None = None,
+        *,
+        messages: Messages | None = None,
+        **options: Unpack[Options],
+    ) -> Result:
+        """Give `messages` (through the chat template) or `prompt` (text or token ids, no template).
+        See `Options` for the rest."""
+        return await self._unary(operations.generate(one_input(prompt, messages), options))
 
-    async def stream(self, prompt: Prompt, **options: Unpack[Options]) -> AsyncStream:
+    async def stream(
+        self,
+        prompt: Prompt | None = None,
+        *,
+        messages: Messages | None = None,
+        **options: Unpack[Options],
+    ) -> AsyncStream:
         """Like `generate`, as the text is produced. Returns once the request is admitted."""
-        request = generate_request(prompt, options)
+        request = generate_request(one_input(prompt, messages), options)
 
         async def start() -> AsyncStream:
             call = self._stubs["Inference"].Generate(request, timeout=self._timeout_s)

@@ -9,8 +9,10 @@ from typing import Any, TypedDict, cast
 from remora_contract.errors import RequestInvalid
 from remora_protos.inference.v1 import inference_pb2 as pb
 
-# A prompt as text, as token ids, or as chat messages {"role": …, "content": …}.
-Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
+# Chat messages {"role": …, "content": …}.
+Messages = Sequence[Mapping[str, str]]
+# A prompt as text or as token ids; messages are taken in its place too.
+Prompt = str | Sequence[int] | Messages
 # One adapter by name, `name@revision`, or a mix of several with weights.
 AdapterChoice = str | Mapping[str, float] | None
 
@@ -36,6 +38,15 @@ class Options(TypedDict, total=False):
 _SAMPLING = ("temperature", "top_k", "top_p", "seed")
 _STOPPING = ("max_tokens", "ignore_eos")
 _KNOWN = frozenset(Options.__annotations__)
+
+
+def one_input(prompt: Prompt | None, messages: Messages | None) -> Prompt:
+    """Raises RequestInvalid unless exactly one is given."""
+    if prompt is not None and messages is None:
+        return prompt
+    if messages is not None and prompt is None:
+        return messages
+    raise RequestInvalid("give messages=… or a prompt, one of the two")
 
 
 def generate_request(prompt: Prompt, options: Options) -> pb.GenerateRequest:

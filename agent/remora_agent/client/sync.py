@@ -10,7 +10,7 @@ import grpc
 from remora_agent.client import operations
 from remora_agent.client.connection import Retry, attempts, stubs, target
 from remora_agent.client.operations import Operation, UnloadMode
-from remora_agent.client.requests import Options, Prompt, generate_request
+from remora_agent.client.requests import Messages, Options, Prompt, generate_request, one_input
 from remora_agent.client.results import (
     Adapter,
     Adapters,
@@ -22,6 +22,7 @@ from remora_agent.client.results import (
     UseCase,
 )
 from remora_agent.client.transcript import Transcript
+from remora_agent.runtime.api import Delta
 from remora_agent.serving.address import DEFAULT_LISTEN
 from remora_agent.serving.tls import ClientTls
 from remora_contract.errors import InternalFault
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Stream(Iterator[str]):
-    """Text as it is produced. `result` stands once it has ended; `cancel` ends it early."""
+class Stream(Iterator[Delta]):
+    """Deltas as they are produced. `result` stands once it has ended; `cancel` ends it early."""
 
     def __init__(self, call: Any, first: Any) -> None:
         self._call = call
@@ -53,14 +54,14 @@ class Stream(Iterator[str]):
     def __iter__(self) -> Stream:
         return self
 
-    def __next__(self) -> str:
+    def __next__(self) -> Delta:
         while not self._transcript.finished:
             try:
-                text = self._transcript.add(next(self._call, None))
+                delta = self._transcript.add(next(self._call, None))
             except grpc.RpcError as e:
                 raise_from(e)
-            if text:
-                return text
+            if delta is not None:
+                return delta
         raise StopIteration
 
     def cancel(self) -> None:
@@ -108,13 +109,26 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Result:
-        """`prompt`: text (no template), token ids, or chat messages. See `Options`."""
-        return self._unary(operations.generate(prompt, options))
+    def generate(
+        self,
+        prompt: Prompt | None = None,
+        *,
+        messages: Messages | None = None,
+        **options: Unpack[Options],
+    ) -> Result:
+        """Give `messages` (through the chat template) or `prompt` (text or token ids, no template).
+        See `Options` for the rest."""
+        return self._unary(operations.generate(one_input(prompt, messages), options))
 
-    def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Stream:
+    def stream(
+        self,
+        prompt: Prompt | None = None,
+        *,
+        messages: Messages | None = None,
+        **options: Unpack[Options],
+    ) -> Stream:
         """Like `generate`, as the text is produced. Returns once the request is admitted."""
-        request = generate_request(prompt, options)
+        request = generate_request(one_input(prompt, messages), options)
 
         def start() -> Stream:
             call = self._stubs["Inference"].Generate(request, timeout=self._timeout_s)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from remora_agent.client import results
 from remora_agent.client.results import Result
+from remora_agent.runtime.api import Delta
 from remora_contract.errors import InternalFault, Refused, Unavailable
 from remora_protos.inference.v1 import inference_pb2 as pb
 
@@ -19,8 +20,8 @@ class Transcript:
     def finished(self) -> bool:
         return self._finished is not None
 
-    def add(self, event: object) -> str:
-        """The new text, often empty.
+    def add(self, event: object) -> Delta | None:
+        """What it adds to the answer, if anything.
 
         Raises Unavailable when the stream just stopped, InternalFault for an unknown event.
         """
@@ -32,12 +33,12 @@ class Transcript:
         elif kind == "delta":
             self._texts.append(event.delta.text)
             self._ids.extend(event.delta.token_ids)
-            return event.delta.text
+            return Delta(event.delta.text, tuple(event.delta.token_ids))
         elif kind == "finished":
             self._finished = event.finished
         else:
             raise InternalFault("the agent sent an event this client does not know; update it")
-        return ""
+        return None
 
     def result(self) -> Result:
         """Raises Refused before the last event."""

@@ -21,8 +21,13 @@ class Retiring:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._leaving: dict[ModelRuntime, threading.Thread] = {}
+        self._leaving: dict[ModelRuntime, threading.Thread | None] = {}
         self._totals: dict[str, float] = {}
+
+    def admit(self, runtime: ModelRuntime) -> None:
+        """From now on its counters are counted here; `close_now` has to follow."""
+        with self._lock:
+            self._leaving[runtime] = None
 
     def retire(self, runtime: ModelRuntime, drain_s: float) -> None:
         """Returns at once. What still runs after `drain_s` ends with Unavailable."""
@@ -34,9 +39,10 @@ class Retiring:
         thread.start()
 
     def close_now(self, runtime: ModelRuntime) -> None:
-        """Closes a runtime that has nothing to do, in this thread, and keeps its counters."""
-        counters = counted(runtime.metrics())
+        """Closes an admitted runtime, in this thread, and keeps its counters."""
         runtime.close()
+        # After the close: the last step counts itself once its request has ended.
+        counters = counted(runtime.metrics())
         with self._lock:
             self._leaving.pop(runtime, None)
             self._totals = added(self._totals, counters)
@@ -53,7 +59,7 @@ class Retiring:
         """Until all have left; whether they did in time."""
         until = clock() + timeout_s
         with self._lock:
-            threads = list(self._leaving.values())
+            threads = [t for t in self._leaving.values() if t is not None]
         for thread in threads:
             thread.join(max(0.0, until - clock()))
         return not any(thread.is_alive() for thread in threads)

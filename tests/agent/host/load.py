@@ -76,6 +76,6 @@ class Load:
         if not streamed:
             return client.generate(prompt, **choice, **OPTIONS)
         stream = client.stream(prompt, **choice, **OPTIONS)
-        text = "".join(stream)
+        text = "".join(d.text for d in stream)
         assert stream.result.text == text
         return stream.result

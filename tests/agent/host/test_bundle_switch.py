@@ -23,16 +23,54 @@ def wait_closed(engines, count: int) -> None:
     raise AssertionError("an old engine was never closed")
 
 
+def wait_counted(host, wanted: dict[str, float]) -> None:
+    """A step counts itself after its requests have heard of their end."""
+    pause = threading.Event()
+    for _ in range(1000):
+        if wanted.items() <= dict(host.metrics()).items():
+            return
+        pause.wait(0.01)
+    raise AssertionError(host.metrics())
+
+
+class Watch(threading.Thread):
+    """Reads the counters all the time; they may only grow."""
+
+    def __init__(self, host) -> None:
+        super().__init__()
+        self._host, self._over, self.went_back = host, threading.Event(), []
+
+    def run(self) -> None:
+        before = 0.0
+        while not self._over.wait(0.001):
+            now = self._host.metrics().get("requests", 0.0)
+            if now < before:
+                self.went_back.append((before, now))
+            before = now
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._over.set()
+        self.join()
+
+
 @pytest.mark.parametrize("fits", [True, False])
 def test_under_load_every_request_is_answered_by_exactly_one_bundle(hosted, fits):
     world, bundles = hosted.world, ["base", "second", "third", "base"]
     hosted.engines.fits = fits
     hosted.host.switch(world.assignment("0", bundles[0], [("a", "r1")]))
-    with hosted.load({"adapter": "a"}, {"adapter": None}) as load:
+    with (
+        Watch(hosted.host) as watch,
+        hosted.load({"adapter": "a"}, {"adapter": None}) as load,
+    ):
         for i, bundle in enumerate(bundles[1:], 1):
             hosted.host.switch(world.assignment(str(i), bundle, [("a", f"r{i}")]))
             load.wait_answers(6)
     load.check(hosted.solo)
+    assert watch.went_back == []
     pairs = {
         (world.bundle(b).digest, world.adapter("a", "r1" if i == 0 else f"r{i}").digest)
         for i, b in enumerate(bundles)
@@ -54,7 +92,7 @@ def test_a_stream_outlives_the_switch_beside_it(hosted):
     hosted.host.switch(world.assignment("two", "second"))
     hosted.engines.gate.set()
     assert hosted.client.cancel("nobody") is False
-    "".join(stream)
+    list(stream)
     assert stream.result.provenance.bundle_digest == world.bundle("base").digest
     result = hosted.client.generate("x", **OPTIONS)
     assert result.provenance.bundle_digest == world.bundle("second").digest
@@ -83,7 +121,7 @@ def test_where_two_do_not_fit_the_old_is_closed_first_and_calls_wait(hosted):
     engines.gate.set()
     switch.join()
     caller.join()
-    "".join(stream)
+    list(stream)
     assert stream.result.provenance.bundle_digest == world.bundle("base").digest
     assert late == [world.bundle("second").digest]
     assert [e.closed for e in engines.opened] == [True, False]
@@ -139,7 +177,7 @@ def test_requests_that_do_not_end_in_time_keep_their_model(tmp_path):
         with pytest.raises(Refused, match="does not fit in memory"):
             stack.host.switch(world.assignment("two", "second"))
         engines.gate.set()
-        assert "".join(stream) == stream.result.text
+        assert "".join(d.text for d in stream) == stream.result.text
         assert stack.host.serving().release_id == "one"
         assert client.generate("x", **OPTIONS).text is not None
 
@@ -149,11 +187,11 @@ def test_counters_never_go_back_over_a_switch(hosted):
     for i, bundle in enumerate(["base", "second", "third"], 1):
         hosted.host.switch(world.assignment(str(i), bundle))
         hosted.client.generate("x", **OPTIONS)
-        wait_closed(hosted.engines, 1)
-        metrics = hosted.host.metrics()
-        assert metrics["requests"] == i
-        assert metrics["tokens"] == 6 * i
-        assert metrics["failures"] == 0
+        wait_counted(hosted.host, {"requests": i, "tokens": 6 * i, "failures": 0})
+    hosted.engines.fits = False
+    hosted.host.switch(world.assignment("4", "base"))
+    wait_closed(hosted.engines, 1)
+    wait_counted(hosted.host, {"requests": 3, "tokens": 18, "failures": 0})
 
 
 def test_proving_hands_bundle_and_adapters_to_the_probe(hosted):

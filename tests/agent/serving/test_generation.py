@@ -52,7 +52,7 @@ def test_each_way_to_choose_adapters_takes_effect(served, choice, mix):
 def test_a_stream_gives_the_same_text_piece_by_piece(served):
     stream = served.client.stream("hello", adapter="a", request_id="mine", **OPTIONS)
     assert stream.request_id == "mine"
-    text = "".join(stream)
+    text = "".join(d.text for d in stream)
     assert text == stream.result.text
     assert stream.result.token_ids == served.solo("hello", 8, {"a": 1.0})
     assert stream.result.provenance.adapters[0].digest == served.digests["a"]
@@ -60,7 +60,8 @@ def test_a_stream_gives_the_same_text_piece_by_piece(served):
 
 def test_chat_goes_through_the_template_with_its_arguments(served):
     chat = [{"role": "user", "content": "hi"}]
-    result = served.client.generate(chat, **OPTIONS)
+    result = served.client.generate(messages=chat, **OPTIONS)
+    assert result.token_ids == served.client.generate(chat, **OPTIONS).token_ids
     assert result.token_ids == served.solo("u:hi\na:", 8)
     thinking = served.client.generate(
         chat, template_arguments={"enable_thinking": True}, add_generation_prompt=False, **OPTIONS
@@ -124,7 +125,7 @@ def test_a_request_id_in_use_is_refused_and_the_running_one_goes_on(served):
     with pytest.raises(Conflict, match="one"):
         served.client.generate("other", request_id="one", **OPTIONS)
     served.engines.gate.set()
-    assert "".join(stream) == stream.result.text
+    assert "".join(d.text for d in stream) == stream.result.text
     assert stream.result.token_ids == served.solo("hello", 8)
 
 
@@ -153,7 +154,7 @@ def test_cancel_ends_a_stream_with_what_it_had(served):
     stream = served.client.stream("hello", request_id="c", **LONG)
     next(stream)
     assert served.client.cancel("c") is True
-    rest = "".join(stream)
+    rest = "".join(d.text for d in stream)
     assert stream.result.finish_reason is FinishReason.CANCELLED
     assert len(stream.result.token_ids) < 240
     assert stream.result.text.endswith(rest)
@@ -207,7 +208,7 @@ def test_a_reader_that_stops_reading_holds_nobody_up(served):
     slow = served.client.stream("slow", **LONG)
     assert served.client.generate("quick", **OPTIONS).token_ids == served.solo("quick", 8)
     wait_idle(served)  # the unread stream has been generated to its end
-    "".join(slow)
+    list(slow)
     assert slow.result.token_ids == served.solo("slow", 240)
 
 
@@ -217,7 +218,7 @@ def test_the_async_client_streams_and_cancels(served):
     async def main():
         async with AsyncClient(served.address) as client:
             async with await client.stream("hello", adapter="a", **OPTIONS) as stream:
-                text = "".join([piece async for piece in stream])
+                text = "".join([delta.text async for delta in stream])
                 assert text == stream.result.text
             assert stream.result.token_ids == served.solo("hello", 8, {"a": 1.0})
             with pytest.raises(NotFound):
@@ -234,6 +235,8 @@ def test_the_async_client_streams_and_cancels(served):
 
 
 def test_a_prompt_of_nothing_is_refused_before_it_is_sent(served):
-    for prompt in ("", [], ()):
+    for prompt in ("", [], (), None):
         with pytest.raises(InvalidInput):
             served.client.generate(prompt)
+    with pytest.raises(InvalidInput, match="one of the two"):
+        served.client.generate("x", messages=[{"role": "user", "content": "x"}])

@@ -85,7 +85,7 @@ def test_it_serves_adapters_and_use_cases_and_ends_cleanly_on_sigterm(real_bundl
         stream = client.stream("hello", **{**OPTIONS, "max_tokens": 200})
         next(stream)
         process.send_signal(signal.SIGTERM)
-        "".join(stream)
+        list(stream)
         assert stream.result.finish_reason is FinishReason.LENGTH
         assert process.wait(30) == 0
         told = systemd.recv(100)
