@@ -20,6 +20,8 @@ Logits = NDArray[np.float32]
 # Candidates looked at first for top_p; nearly always enough, and far cheaper than sorting all.
 _FIRST_CANDIDATES = 512
 _BLOCK = 64
+_SPAN = 512
+_SMALLEST = np.float32(-87)  # e^-87 is the smallest normal float32
 
 
 class Sampler:
@@ -54,19 +56,40 @@ def kept(
     if 0 < params.top_k < len(logits):
         ids = _largest(logits, params.top_k)
         logits = logits[ids]
-    with np.errstate(over="ignore", under="ignore"):  # -inf and 0 are what is meant there
-        weights = np.exp((logits - logits.max()) / np.float32(params.temperature))
+    weights = _weights(logits, params.temperature)
     if params.top_p >= 1:
         return ids, weights
     nucleus = _nucleus(weights, params.top_p)
     return (nucleus if ids is None else ids[nucleus]), weights[nucleus]
 
 
+def _weights(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
+    """exp((logit - max) / temperature), 0 where float32 would be denormal: those are slow, and
+    1e-38 of the most likely token's weight is never drawn."""
+    with np.errstate(over="ignore"):  # -inf is what is meant there
+        scaled = (logits - logits.max()) / np.float32(temperature)
+    weights: NDArray[np.float32] = np.exp(np.maximum(scaled, _SMALLEST))
+    weights[scaled < _SMALLEST] = 0
+    return weights
+
+
 def _invert(weights: NDArray[np.float32], uniform: float) -> int:
-    """The index where the cumulative share passes `uniform` in [0, 1); never one of weight 0."""
-    cumulative = np.cumsum(weights, dtype=np.float64)
-    at = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
-    # The product may round up to the whole sum.
+    """The index where the cumulative share passes `uniform` in [0, 1); never one of weight 0.
+
+    First among the sums of spans, then within one: a running sum over a whole vocabulary costs
+    more than everything else here.
+    """
+    sums = np.add.reduceat(weights, np.arange(0, len(weights), _SPAN)).astype(np.float64)
+    before = np.concatenate([[0.0], np.cumsum(sums)])
+    target = uniform * before[-1]
+    span = _passing(before[1:], target, sums)
+    inside = weights[span * _SPAN : (span + 1) * _SPAN].astype(np.float64)
+    return span * _SPAN + _passing(np.cumsum(inside), target - before[span], inside)
+
+
+def _passing(cumulative: NDArray[np.float64], target: float, weights: NDArray[np.float64]) -> int:
+    """The first index above `target`, or the last with a weight where rounding left none."""
+    at = int(np.searchsorted(cumulative, target, side="right"))
     return at if at < len(weights) else int(np.flatnonzero(weights)[-1])
 
 
@@ -76,13 +99,21 @@ def _nucleus(weights: NDArray[np.float32], top_p: float) -> NDArray[np.int64]:
     count = _FIRST_CANDIDATES
     while True:
         candidates = _largest(weights, count)
-        ordered = candidates[np.argsort(-weights[candidates], kind="stable")]
-        reached = np.cumsum(weights[ordered], dtype=np.float64) >= enough
-        if reached.any():
-            return np.sort(ordered[: int(reached.argmax()) + 1])
-        if count >= len(weights):
-            return np.sort(ordered)
+        found = weights[candidates]
+        descending = np.sort(found)[::-1].astype(np.float64)
+        reached = np.cumsum(descending) >= enough
+        if reached.any() or count >= len(weights):
+            needed = int(reached.argmax()) + 1 if reached.any() else len(found)
+            return candidates[_first_largest(found, descending[needed - 1], needed)]
         count *= 16
+
+
+def _first_largest(values: NDArray[np.float32], smallest: float, needed: int) -> NDArray[np.int64]:
+    """Indices, ascending, of the `needed` largest, of which `smallest` is the last: of equals
+    those that come first."""
+    above = np.flatnonzero(values > smallest)
+    equal = np.flatnonzero(values == smallest)[: needed - len(above)]
+    return np.sort(np.concatenate([above, equal]))
 
 
 def _largest(values: NDArray[np.float32], count: int) -> NDArray[np.int64]:
