@@ -92,10 +92,10 @@ class ReferenceOracle:
     """Another checkpoint: token for token what the reference answers, up to its first near-tie."""
 
     def __init__(self, answers: dict[str, dict[str, ReferenceAnswer]]) -> None:
-        self._answers = answers
+        self.answers = answers
 
     def check(self, variant: str, question: str, result: Result) -> Check:
-        right = self._answers[variant][question]
+        right = self.answers[variant][question]
         pairs = zip_longest(right.ids, result.token_ids)
         for i, (expected, got) in enumerate(pairs):
             if expected == got:

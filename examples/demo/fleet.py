@@ -7,7 +7,7 @@ on loopback. Knows nothing of models.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,7 @@ state_dir = "{state}"
 {labels}
 
 [serving]
-listen = "127.0.0.1:{port}"
+listen = "127.0.0.1:0"
 rows = 8
 threads = 1
 
@@ -34,7 +34,7 @@ metrics_listen = ""
 
 [limits]
 disk_floor_bytes = 67108864
-"""
+{limits}"""
 
 
 @dataclass
@@ -95,14 +95,13 @@ class Fleet:
         self.ports = {k: f"127.0.0.1:{str(v).rpartition(':')[2]}" for k, v in found.items()}
         self.workshop.environment["REMORA_CONTROLLER"] = self.ports["fleet"]
 
-    def join(self, name: str, *labels: str) -> Agent:
+    def join(self, name: str, *labels: str, download_bytes_per_s: int | None = None) -> Agent:
         """One more device: a one-time token, `join`, then `run` with a state directory of its
         own. Its address is known once it listens (`await_listening`)."""
         shop = self.workshop
         token = shop.run("remora", "devices", "token").stdout.strip()
-        state = shop.folder / name
-        config = shop.folder / f"{name}.toml"
-        config.write_text(_agent_toml(state, 0, labels))
+        state, config = shop.folder / name, shop.folder / f"{name}.toml"
+        config.write_text(agent_toml(state, labels, download_bytes_per_s))
         shop.run(
             *("remora-agent", "join", self.ports["enrolment"], "--state-dir", name),
             secret={"REMORA_JOIN_TOKEN": token},
@@ -140,8 +139,14 @@ def log_lines(log: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
 
 
-def _agent_toml(state: Path, port: int, labels: tuple[str, ...]) -> str:
+def agent_toml(
+    state: Path, labels: Sequence[str] = (), download_bytes_per_s: int | None = None
+) -> str:
+    """The text of an agent's configuration."""
     pairs = (label.split("=", 1) for label in labels)
+    cap = download_bytes_per_s
     return _AGENT_TOML.format(
-        state=state, port=port, labels="\n".join(f'{key} = "{value}"' for key, value in pairs)
+        state=state,
+        labels="\n".join(f'{key} = "{value}"' for key, value in pairs),
+        limits="" if cap is None else f"download_bytes_per_s = {cap}\n",
     )

@@ -1,0 +1,1 @@
+"""The whole product as separate processes: real commands, real networks, real engines."""

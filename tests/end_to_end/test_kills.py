@@ -1,0 +1,77 @@
+"""Power cuts: processes end at the worst moment and the fleet arrives all the same."""
+
+from __future__ import annotations
+
+import psutil
+import pytest
+
+from examples.demo.fleet import agent_toml
+from examples.demo.processes import await_value
+
+pytestmark = pytest.mark.slow
+
+SLOW = 150_000  # bytes per second: the bundle takes some seconds
+
+
+def test_an_agent_killed_while_it_downloads_resumes_where_it_was(stage):
+    (agent,) = stage.join("one", download_bytes_per_s=SLOW)
+    stage.release("all", stage.artifacts.bundle.reference, "alpha", "beta-1")
+    rollout = stage.start("all")
+    half = stage.artifacts.bundle.bytes // 2
+    await_value(lambda: _held(agent) > half, "half of the download", 60.0, stage.shop)
+    agent.daemon.kill()
+    held = _held(agent)
+    agent.config.write_text(agent_toml(agent.state, ["name=one"]))
+    stage.fleet.restart(agent)
+    assert stage.ended(rollout)["state"] == "COMPLETED"
+    digest = stage.artifacts.bundle.digest
+    (fetched,) = [e for e in agent.events("artifact.fetched") if e["digest"] == digest]
+    assert fetched["bytes"] <= _published_bytes(stage) - held
+    stage.ask(agent, stage.artifacts.cast.variants(1))
+
+
+def test_an_agent_killed_while_it_builds_builds_again(stage):
+    (agent,) = stage.join("one")
+    stage.release("all", stage.artifacts.bundle.reference, "alpha", "beta-1")
+    rollout = stage.start("all")
+    await_value(lambda: _builders(agent), "the build's child process", 60.0, stage.shop)
+    (builder, *_) = _builders(agent)
+    agent.daemon.kill()
+    await_value(lambda: not _alive(builder), "the end of the orphaned build", 10.0)
+    stage.fleet.restart(agent)
+    assert stage.ended(rollout)["state"] == "COMPLETED"
+    stage.ask(agent, stage.artifacts.cast.variants(1))
+
+
+def test_a_rollout_outlives_its_controller(stage):
+    agents = stage.join("one", "two", download_bytes_per_s=SLOW)
+    stage.release("all", stage.artifacts.bundle.reference, "alpha", "beta-1")
+    rollout = stage.start("all", "--wave", "1")
+    await_value(lambda: any(map(_held, agents)), "the first bytes", 60.0, stage.shop)
+    assert stage.fleet.controller is not None
+    stage.fleet.controller.kill()
+    stage.fleet.serve()
+    assert stage.ended(rollout)["state"] == "COMPLETED"
+    assert stage.running() == {"all"}
+    for agent in agents:
+        stage.ask(agent, stage.artifacts.cast.variants(1))
+
+
+def _published_bytes(stage):
+    """Of the bundle with its own document."""
+    artifacts = stage.fleet.operator("bundles")
+    return next(a["bytes"] for a in artifacts if a["digest"] == stage.artifacts.bundle.digest)
+
+
+def _held(agent):
+    """Bytes of chunks on the device, whole or in part."""
+    return sum(path.stat().st_size for path in (agent.state / "cas").rglob("*") if path.is_file())
+
+
+def _builders(agent):
+    children = psutil.Process(agent.daemon.process.pid).children(recursive=True)
+    return [child for child in children if "remora_agent.engine.build_child" in child.cmdline()]
+
+
+def _alive(process):
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
