@@ -21,6 +21,7 @@ from remora_agent.host import (
     ServingState,
 )
 from remora_agent.hosting.engines import EngineSource, verify_small_files
+from remora_agent.hosting.faults import FaultCount
 from remora_agent.hosting.names import adopt
 from remora_agent.hosting.retiring import Retiring, added, counted
 from remora_agent.runtime.model_runtime import ModelRuntime
@@ -77,6 +78,7 @@ class LocalHost:
         self._books = threading.Lock()
         self._serving: _Serving | None = None
         self._retiring = Retiring()
+        self._faults = FaultCount()
 
     def build(self, assignment: Assignment, progress: Progress) -> BuildOutcome:
         check(assignment)
@@ -130,7 +132,8 @@ class LocalHost:
         with self._books:
             now, past = self._serving, self._retiring.counters()
             metrics = dict(now.model.runtime.metrics()) if now is not None else {}
-        return {**metrics, **added(counted(metrics), past)}
+        counters = added(counted(metrics), past)
+        return {**metrics, **counters, "engine_faults": float(self._faults.count)}
 
     def healthy(self) -> bool:
         """False when a step thread has died or stands still. True while nothing is loaded."""
@@ -216,7 +219,7 @@ class LocalHost:
         except BaseException:
             engine.close()
             raise
-        model = ServedModel(runtime)
+        model = ServedModel(runtime, self._faults.observe)
         try:
             adopt(model, None, assignment)
         except BaseException:

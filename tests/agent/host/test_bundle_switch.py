@@ -194,6 +194,16 @@ def test_counters_never_go_back_over_a_switch(hosted):
     wait_counted(hosted.host, {"requests": 3, "tokens": 18, "failures": 0})
 
 
+def test_an_engine_fault_is_counted_once_and_survives_a_switch(hosted):
+    hosted.host.switch(hosted.world.assignment("one"))
+    assert hosted.host.metrics()["engine_faults"] == 0
+    hosted.engines.opened[0].faults.append(EngineFault("the backend failed"))
+    with pytest.raises(EngineFault):
+        hosted.client.generate("x", **OPTIONS)
+    hosted.host.switch(hosted.world.assignment("two", "second"))
+    assert hosted.host.metrics()["engine_faults"] == 1
+
+
 def test_proving_hands_bundle_and_adapters_to_the_probe(hosted):
     world = hosted.world
     hosted.host.prove(world.assignment(adapters=[("a", "r1")]), lambda phase, done: None)

@@ -1,0 +1,23 @@
+"""Each option of the commands is in its page."""
+
+from pathlib import Path
+
+import pytest
+import typer
+
+from remora_agent.cli import build_app
+
+DOCS = Path(__file__).parents[3] / "docs"
+
+
+@pytest.mark.parametrize(("command", "page"), [("serve", "serving.md"), ("generate", "batch.md")])
+def test_every_option_is_documented_and_has_help(command, page):
+    text = (DOCS / page).read_text()
+    group = typer.main.get_command(build_app())
+    parameters = group.commands[command].params
+    assert parameters
+    for parameter in parameters:
+        assert parameter.help, parameter.name
+        for flag in parameter.opts:
+            if flag.startswith("--"):
+                assert flag in text, flag
