@@ -21,6 +21,7 @@ from remora_controller.watchers import Watchers
 
 log = logging.getLogger(__name__)
 TICK_S = 1.0
+GATHER_S = 0.02
 FLUSH_EVERY = 5  # ticks
 PRUNE_EVERY = 300
 
@@ -59,23 +60,24 @@ class DecisionLoop:
 
     async def run(self) -> None:
         """Until `stop`; then flushes once more."""
-        beat = 0
+        loop = asyncio.get_running_loop()
+        beat, next_beat_at = 0, loop.time() + TICK_S
         while not self._is_stopping:
-            is_beat = not await self._wait()
+            await self._wait(next_beat_at - loop.time())
             await self._decide()
-            if is_beat:
-                beat += 1
+            if loop.time() >= next_beat_at:
+                beat, next_beat_at = beat + 1, loop.time() + TICK_S
                 await self._housekeep(beat)
         await self.flush()
 
-    async def _wait(self) -> bool:
-        """True for news, False when a second passed without."""
+    async def _wait(self, limit_s: float) -> None:
+        """For news, or the next beat. News that comes in a burst is decided about once."""
         try:
-            await asyncio.wait_for(self._news.wait(), TICK_S)
+            await asyncio.wait_for(self._news.wait(), max(0.0, limit_s))
+            await asyncio.sleep(GATHER_S)
         except asyncio.TimeoutError:
-            return False
+            pass  # the beat is due
         self._news.clear()
-        return True
 
     async def _decide(self) -> None:
         late, self._late = self._late, set()

@@ -109,6 +109,9 @@ class Controller:
         )
         metrics = await self._metrics.start(*split_address(self._config.metrics_listen))
         ports = Ports(fleet, enrolment, metrics)
+        # What a former process had in memory when it died: who may have missed a rollout.
+        for device in self._store.devices():
+            self._loop.wake(device.device_id)
         self._deciding = asyncio.create_task(self._loop.run(), name="decisions")
         await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
         self._write_ports(ports)

@@ -46,6 +46,12 @@ def test_something_published_later_is_found_within_a_second(repository, tmp_path
     assert len(repository.index().published) == 1
 
 
+def test_an_operator_sees_at_once_what_was_just_published(repository, tmp_path):
+    assert repository.index().published == ()
+    artifacts.bundle(tmp_path)
+    assert len(repository.index(is_fresh=True).published) == 1
+
+
 def test_a_revision_of_a_name_is_found_under_each_of_its_names(repository, tmp_path):
     manifest = artifacts.adapter(tmp_path)
     record = (tmp_path / "names/adapter/sql/1.json").read_bytes()

@@ -129,6 +129,22 @@ def test_a_release_that_breaks_devices_is_stopped_before_most_of_the_fleet_sees_
     world.store.close()
 
 
+def test_a_device_that_missed_a_rollout_is_found_by_the_next_process(tmp_path):
+    """Who may be late is only in memory: a new driver must be able to look at everybody."""
+    world = Simulation(tmp_path, 3)
+    away = world.ids.pop()
+    world.now += 60.0
+    world.hear()
+    release = world.release(tmp_path, "r")
+    rollout_id = world.operations.start(StartRequest(release, "", spec()), "op").record.rollout_id
+    assert world.run(rollout_id) is RolloutState.COMPLETED
+    assert world.store.assignment(away) is None
+    restarted = RolloutDriver(world.store, world.presence, world.operations.contents_of)
+    restarted.check_late([*world.ids, away])
+    assert [a.device_id for a in restarted.tick(world.now)] == [away]
+    world.store.close()
+
+
 def test_a_removed_repository_artifact_leaves_late_devices_out_and_says_so_once(tmp_path):
     world = Simulation(tmp_path, 2)
     release = world.release(tmp_path, "r")

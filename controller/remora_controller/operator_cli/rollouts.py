@@ -235,13 +235,12 @@ def list_(context: typer.Context, as_json: render.Json = False) -> None:
             render.styled(r.state),
             r.release_id,
             f"{r.wave}/{r.waves}",
-            str(len(r.devices)),
             r.selector or "all",
             f"{render.ago(r.created_at_unix_s, now)} by {r.created_by}",
         )
         for r in found
     ]
-    columns = ("ROLLOUT", "STATE", "RELEASE", "WAVE", ">DEVICES", "SELECTOR", "STARTED")
+    columns = ("ROLLOUT", "STATE", "RELEASE", "WAVE", "SELECTOR", "STARTED")
     render.console().print(render.table(columns, rows))
 
 
@@ -291,7 +290,7 @@ def get_rollout(session: Session, rollout_id: str | None) -> pb.Rollout:
     )
     if not answer.rollouts:
         raise NotFound("there is no rollout yet; start one with `remora rollout start`")
-    return answer.rollouts[0]
+    return get_rollout(session, answer.rollouts[0].rollout_id)
 
 
 def rollout_view(found: pb.Rollout) -> Group:

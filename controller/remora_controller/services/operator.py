@@ -174,11 +174,9 @@ class OperatorService(pb_grpc.OperatorServicer):
         return pb.ListRolloutsResponse(rollouts=rollouts)
 
     def _rollouts(self) -> list[pb.Rollout]:
-        now = self._parts.clock()
-        details = map(
-            self._parts.operations.rollout, [r.rollout_id for r in self._parts.store.rollouts()]
-        )
-        return [wire.rollout_message(d, now) for d in details]
+        names = {r.release_id: r.name for r in self._parts.store.releases()}
+        records = self._parts.store.rollouts()
+        return [wire.rollout_summary(r, names.get(r.release_id, "")) for r in records]
 
     @unary
     async def PauseRollout(self, request: pb.RolloutActionRequest, context: Context) -> pb.Rollout:

@@ -10,6 +10,7 @@ from remora_controller.domain import (
     Device,
     MetricPoint,
     ReleaseRecord,
+    RolloutRecord,
     RolloutSpec,
     StoredEvent,
     Wave,
@@ -139,22 +140,27 @@ def _device_plan_message(plan: DevicePlan) -> pb.DevicePlan:
 
 
 def rollout_message(detail: RolloutDetail, now: float) -> pb.Rollout:
-    record = detail.record
     states = {s.member.device_id: s for s in detail.states}
+    message = rollout_summary(detail.record, detail.release_name)
+    message.devices.extend(
+        _rollout_device(m, states[m.device_id], detail.record.spec, now)
+        for m in detail.view.members
+        if m.device_id in states
+    )
+    return message
+
+
+def rollout_summary(record: RolloutRecord, release_name: str) -> pb.Rollout:
+    """Without its devices: a list of rollouts of a large fleet must stay small."""
     return pb.Rollout(
         rollout_id=record.rollout_id,
         release_id=record.release_id,
-        release_name=detail.release_name,
+        release_name=release_name,
         selector=record.selector,
         state=record.state.value,
         reason=record.reason,
         wave=record.wave,
         waves=record.waves,
-        devices=[
-            _rollout_device(m, states[m.device_id], record.spec, now)
-            for m in detail.view.members
-            if m.device_id in states
-        ],
         spec=spec_message(record.spec),
         created_at_unix_s=record.created_at,
         created_by=record.created_by,

@@ -1,0 +1,44 @@
+"""The decision loop keeps house however much news there is."""
+
+from __future__ import annotations
+
+import asyncio
+
+from remora_controller import loop as loops
+from remora_controller.counters import Counters
+from remora_controller.domain import BootTrail
+from remora_controller.driver import RolloutDriver
+from remora_controller.loop import DecisionLoop
+from remora_controller.presence import Presence
+from remora_controller.store.sqlite import SqliteStore
+from remora_controller.store_thread import StoreThread
+from remora_controller.watchers import Watchers
+from tests.controller.store_contract import enrol
+
+
+async def flood_until(decisions: DecisionLoop, done) -> None:
+    """News without a pause until the condition holds."""
+    task = asyncio.create_task(decisions.run())
+    for _ in range(30_000):
+        decisions.wake()
+        await asyncio.sleep(0.001)
+        if done():
+            break
+    decisions.stop()
+    await task
+
+
+def test_heartbeats_are_flushed_while_news_never_stops(tmp_path, monkeypatch):
+    monkeypatch.setattr(loops, "TICK_S", 0.05)
+    monkeypatch.setattr(loops, "FLUSH_EVERY", 1)
+    store, thread, counters = SqliteStore(tmp_path / "c.db"), StoreThread(), Counters()
+    enrol(store, "d1")
+    presence = Presence(0.0, 30.0)
+    presence.seen("d1", BootTrail("b", 4), 50.0, is_stored=False)
+    driver = RolloutDriver(store, presence, lambda _: None)
+    decisions = DecisionLoop(store, thread, driver, presence, Watchers(), counters, lambda: 60.0)
+    asyncio.run(flood_until(decisions, lambda: counters.devices_by_status))
+    assert counters.devices_by_status == {"online": 1}
+    assert store.device("d1").trail == BootTrail("b", 4)
+    thread.close()
+    store.close()
