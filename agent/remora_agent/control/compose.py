@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
-from remora_agent.config import AgentConfig
+from remora_agent.config import AgentConfig, LimitsConfig
 from remora_agent.control.agent import Parts, Telemetry
 from remora_agent.control.client import ControllerClient
 from remora_agent.control.effects import Effects, Emit
@@ -77,9 +77,7 @@ def compose(
     source = SwappableSource(client)
     interrupt = Interrupt()
     pace = Pace(interrupt, time.monotonic, random.random, timing.fetch_backoff)
-    rate = RateLimit(config.limits.download_bytes_per_s, time.monotonic())
-    fetcher = ChunkFetcher(layout.root, source, pace, rate)
-    stager = Stager(layout, source, fetcher, pace, config.limits.disk_floor_bytes)
+    stager = _stager(config.limits, layout, source, pace)
     effects = Effects(layout, host, stager, _emitter(events))
     reconciler = Reconciler(
         state, effects, interrupt, time.monotonic, random.random, config.limits.pinned_releases
@@ -115,6 +113,14 @@ def compose(
     )
     sync.after_sync = _renewer(config, identity, layout, parts, source)
     return parts
+
+
+def _stager(
+    limits: LimitsConfig, layout: StateLayout, source: SwappableSource, pace: Pace
+) -> Stager:
+    rate = RateLimit(limits.download_bytes_per_s, time.monotonic())
+    fetcher = ChunkFetcher(layout.root, source, pace, rate)
+    return Stager(layout, source, fetcher, pace, limits.disk_floor_bytes)
 
 
 def _emitter(events: EventSpool) -> Emit:
