@@ -106,9 +106,11 @@ def _genai_worker(
     if not model.exists():
         options = [f"block_size={block}", "accuracy_level=4"]
         builder = [python, "-m", "onnxruntime_genai.models.builder", "-i", str(checkpoint)]
-        flags = ["-o", str(model), "-p", "int4", "-e", "cpu", "--extra_options", *options]
+        unfinished = work / f"genai-{block}.unfinished"
+        flags = ["-o", str(unfinished), "-p", "int4", "-e", "cpu", "--extra_options", *options]
         with (work / "genai-builder.log").open("wb") as log:
             subprocess.run([*builder, *flags], check=True, stdout=log, stderr=log)
+        unfinished.rename(model)
     _set_threads(model / "genai_config.json", arguments.threads)
     return Worker([python, str(HERE / "workers" / "genai_worker.py"), str(model)])
 
