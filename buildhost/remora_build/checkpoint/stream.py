@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from remora_build.checkpoint.safetensors_file import SourceDtype, TensorEntry
 from remora_contract.errors import CheckpointInvalid
 
-CHUNK_BYTES = 8 << 20
+CHUNK_BYTES = 2 << 20  # fits the processor's cache on its way through
 NUMPY: dict[SourceDtype, np.dtype[np.generic]] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F16": np.dtype("<f2"),

@@ -18,6 +18,7 @@ SENTENCES = (
     "def fibonacci(n):\n    if n < 2:\n        return n\n    return",
     "Überraschung: 東京の天気は晴れ, 23 °C,",
 )
+BUILTIN_TOKENS = 24  # a tokenizer that splits a sentence finer only sees its start
 MAX_TOKENS = 512  # a prompt; the whole batch is padded to the longest
 MAX_PROMPTS = 64
 _MAX_FILE_BYTES = 4 << 20
@@ -40,8 +41,8 @@ class _Line:
 
 
 def builtin_prompts(tokenizer: Tokenizer, context: int) -> tuple[Prompt, ...]:
-    """Sentences through the bundle's own tokenizer, cut to what the cache holds."""
-    prompts = (_encoded(tokenizer, text, min(context, MAX_TOKENS)) for text in SENTENCES)
+    """Sentences through the bundle's own tokenizer, cut short; a cut one carries no text."""
+    prompts = (_encoded(tokenizer, text, min(context, BUILTIN_TOKENS)) for text in SENTENCES)
     return tuple(p for p in prompts if p.tokens)
 
 
