@@ -139,11 +139,12 @@ class Stepper:
         now = self._clock()
         with self._changed:
             fresh, self._fresh = self._fresh, []
-            ended = [(self._requests[e.request_id], e.cause) for e in self._scheduler.reap(now)]
+            ended = [(self._requests.pop(e.request_id), e.cause) for e in self._scheduler.reap(now)]
+            self._changed.notify_all()
         for answer in fresh:
             answer.accept()
         for request, cause in ended:
-            self._let_go(request)
+            self._release(request)
             if cause is EndCause.CANCELLED:
                 self._metrics.ended(failed=False)
                 request.answer.finish(FinishReason.CANCELLED, now)
@@ -219,14 +220,22 @@ class Stepper:
         return list(self._engine.decode(steps))
 
     def _take(self, requests: Sequence[Request], logits: Iterable[Logits], engine_s: float) -> None:
-        now, between, tokens = self._clock(), [], 0
-        for request, row_logits in zip(requests, logits, strict=False):
-            taken = self._take_one(request, row_logits, now)
-            if taken is not None:
-                tokens += 1
-                if not taken.first:
-                    between.append(taken.since_last_s)
-        self._metrics.step(tokens, engine_s, between)
+        """A token for each; counted before anybody hears that an answer is complete."""
+        now = self._clock()
+        pairs = [
+            (request, taken)
+            for request, row_logits in zip(requests, logits, strict=False)
+            if (taken := self._take_one(request, row_logits, now)) is not None
+        ]
+        between = [taken.since_last_s for _, taken in pairs if not taken.first]
+        self._metrics.step(len(pairs), engine_s, between)
+        for request, taken in pairs:
+            if taken.first:
+                self._metrics.first_token(taken.since_last_s)
+            if taken.reason is not None:
+                self._end(request)
+                self._metrics.ended(failed=False)
+                request.answer.finish(taken.reason, now)
 
     def _take_one(self, request: Request, logits: Logits, now: float) -> TokenTaken | None:
         try:
@@ -234,13 +243,7 @@ class Stepper:
         except RemoraError as e:
             self._fail(request, e)
             return None
-        if taken.first:
-            self._metrics.first_token(taken.since_last_s)
-        if taken.reason is not None:
-            self._end(request)
-            self._metrics.ended(failed=False)
-            request.answer.finish(taken.reason, now)
-        elif request.answer.deaf:
+        if request.answer.deaf:
             self.cancel(request.id)
         return taken
 
@@ -250,18 +253,17 @@ class Stepper:
         request.answer.fail(error)
 
     def _end(self, request: Request) -> None:
+        """Out of bank, scheduler and table before the last event: whoever hears it sees the bank
+        without the request and may use its id again."""
+        self._release(request)
         with self._changed:
             self._scheduler.end(request.id, self._clock())
-        self._let_go(request)
-
-    def _let_go(self, request: Request) -> None:
-        """Out of the table, adapters released: before the last event, so that whoever hears it
-        sees the bank without it."""
-        if request.lease is not None:
-            self._bank.release(request.lease)
-        with self._changed:
             del self._requests[request.id]
             self._changed.notify_all()
+
+    def _release(self, request: Request) -> None:
+        if request.lease is not None:
+            self._bank.release(request.lease)
 
     def _waiting(self) -> list[Request]:
         with self._changed:

@@ -6,7 +6,14 @@ import threading
 
 import pytest
 
-from remora_agent.runtime.api import Accepted, AdapterRef, FinishReason, SamplingParams
+from remora_agent.runtime.api import (
+    Accepted,
+    AdapterRef,
+    Delta,
+    Finished,
+    FinishReason,
+    SamplingParams,
+)
 from remora_agent.runtime.defaults import GenerationDefaults
 from remora_agent.runtime.options import RuntimeOptions
 from remora_agent.runtime.status import RuntimeState
@@ -227,6 +234,44 @@ def test_cancelling_ends_running_and_waiting_requests_and_frees_everything(serve
     assert (status.rows_busy, status.queued) == (0, 0)
     assert s.runtime.adapters.info("a").leases == 0
     assert not s.runtime.cancel("running")
+
+
+def test_an_id_may_be_used_again_the_moment_its_last_event_is_heard(serve):
+    s = serve(rows=2)
+    r, heard, done = request("same", max_tokens=3), [], threading.Event()
+
+    def again(event):
+        heard.append(event)
+        if isinstance(event, Finished):
+            if sum(isinstance(e, Finished) for e in heard) == 50:
+                done.set()
+            else:
+                s.runtime.submit(r, again)
+
+    s.runtime.submit(r, again)
+    assert done.wait(20)
+    tokens = [t for e in heard if isinstance(e, Delta) for t in e.token_ids]
+    assert tuple(tokens) == s.solo(r) * 50
+
+
+def test_cancelling_and_resubmitting_an_id_from_many_threads_loses_nothing(serve):
+    s = serve(rows=2)
+    ended = [0] * 4
+
+    def client(k):
+        for _ in range(40):
+            heard = s.submit(request(f"{k}", max_tokens=5))
+            s.runtime.cancel(f"{k}")
+            heard.wait()
+            ended[k] += 1
+
+    threads = [threading.Thread(target=client, args=(k,)) for k in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join(30)
+    assert ended == [40] * 4 and s.runtime.drain(20)
+    assert s.runtime.metrics()["requests"] == 160
 
 
 def test_a_deadline_ends_a_request_wherever_it_is(serve):
