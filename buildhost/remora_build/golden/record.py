@@ -94,6 +94,7 @@ def _run(model: onnx.ModelProto, bundle: Path, stream: str, hidden: Hidden) -> H
     if not any(node.op_type == "DequantizeLinear" for node in model.graph.node):
         # Folding casts would turn every float16 weight into float32 ahead of a single run.
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", _FLOAT_INT4)
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(bundle)
