@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-from remora_controller.phases import Phase
+from remora_contract.device_phase import Phase
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The device's phases as the controller needs them: an order in which reports accumulate.
+"""The device's phases as the controller counts them: an order in which reports accumulate.
 
 Reports of one generation form a lattice: the furthest phase wins, so late, repeated and reordered
 reports end the same. Knows nothing of what a device does in a phase.
@@ -6,30 +6,28 @@ reports end the same. Knows nothing of what a device does in a phase.
 
 from __future__ import annotations
 
-from enum import Enum
+from remora_contract.device_phase import FINAL, Phase
 
-
-class Phase(Enum):
-    ASSIGNED = "ASSIGNED"
-    ADMITTED = "ADMITTED"
-    STAGING = "STAGING"
-    STAGED = "STAGED"
-    BUILDING = "BUILDING"
-    BUILT = "BUILT"
-    PROVING = "PROVING"
-    WAIT_WINDOW = "WAIT_WINDOW"
-    SWITCHING = "SWITCHING"
-    SOAKING = "SOAKING"
-    COMMITTED = "COMMITTED"  # a crash loop can still take a device back from here
-    REVERTING = "REVERTING"
-    REVERTED = "REVERTED"
-    FAILED = "FAILED"
-    REFUSED = "REFUSED"
-
-
-_RANK = {phase: rank for rank, phase in enumerate(Phase)}
-UNSUCCESSFUL = frozenset({Phase.REVERTED, Phase.FAILED, Phase.REFUSED})
-SETTLED = UNSUCCESSFUL | {Phase.COMMITTED}
+# From REVERTING on behind COMMITTED: a crash loop can still take a device back.
+ORDER = (
+    Phase.ASSIGNED,
+    Phase.ADMITTED,
+    Phase.STAGING,
+    Phase.STAGED,
+    Phase.BUILDING,
+    Phase.BUILT,
+    Phase.PROVING,
+    Phase.WAIT_WINDOW,
+    Phase.SWITCHING,
+    Phase.SOAKING,
+    Phase.COMMITTED,
+    Phase.REVERTING,
+    Phase.REVERTED,
+    Phase.FAILED,
+    Phase.REFUSED,
+)
+_RANK = {phase: rank for rank, phase in enumerate(ORDER)}
+UNSUCCESSFUL = FINAL - {Phase.COMMITTED}
 
 
 def furthest(known: Phase | None, reported: Phase) -> Phase:

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from remora_contract.device_phase import FINAL, Phase
 from remora_controller.domain import RolloutSpec, RolloutState
-from remora_controller.phases import SETTLED, UNSUCCESSFUL, Phase
+from remora_controller.phases import UNSUCCESSFUL
 
 _ROUNDING = 1e-9
 
@@ -32,7 +33,7 @@ class Attempt:
 
     @property
     def is_settled(self) -> bool:
-        return self.is_nothing or self.phase in SETTLED
+        return self.is_nothing or self.phase in FINAL
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from remora_contract.device_phase import Phase
 from remora_controller.domain import RolloutSpec, RolloutState
-from remora_controller.phases import Phase, furthest
+from remora_controller.phases import furthest
 from remora_controller.rollout import (
     Action,
     AdvanceWave,

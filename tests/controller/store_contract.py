@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from remora_contract.device_phase import Phase
 from remora_contract.errors import Conflict, Unauthenticated
 from remora_controller.domain import (
     BootTrail,
@@ -25,7 +26,6 @@ from remora_controller.domain import (
     SyncRecord,
     Wave,
 )
-from remora_controller.phases import Phase
 from remora_controller.rollout import AdvanceWave, Assign, SetState
 from remora_controller.store.protocol import JoinTokenRecord, Store
 

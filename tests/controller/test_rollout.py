@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from remora_contract.device_phase import Phase
 from remora_contract.errors import Refused
 from remora_controller.domain import RolloutSpec, RolloutState
-from remora_controller.phases import Phase
 from remora_controller.rollout import AdvanceWave, Assign, Attempt, SetState
 from remora_controller.transitions import NEXT, Request, requested
 from tests.controller.rollout_world import NEW, OLD, World, WorldDevice

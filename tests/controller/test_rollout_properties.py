@@ -8,8 +8,9 @@ from dataclasses import replace
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from remora_contract.device_phase import Phase
 from remora_controller.domain import RolloutSpec, RolloutState
-from remora_controller.phases import Phase, furthest
+from remora_controller.phases import furthest
 from remora_controller.rollout import Assign
 from tests.controller.rollout_world import World, WorldDevice
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from remora_agent.control.phase import FINAL, UNTOUCHABLE, Event, Phase, next_phase
+from remora_agent.control.phase import UNTOUCHABLE, Event, next_phase
+from remora_contract.device_phase import FINAL, Phase
 from remora_contract.errors import Conflict
 
 # Abnormal exits that a release may cost before the device goes back by itself.

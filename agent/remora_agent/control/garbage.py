@@ -11,8 +11,8 @@ from pathlib import Path
 
 from remora_agent.control.activation import Record
 from remora_agent.control.layout import StateLayout
-from remora_agent.control.phase import Phase
 from remora_agent.control.releases import read_release
+from remora_contract.device_phase import Phase
 from remora_contract.digests import hex_of
 from remora_contract.errors import InvalidInput
 

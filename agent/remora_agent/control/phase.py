@@ -1,4 +1,4 @@
-"""Phases and events of the device state machine, as a table. Pure; knows no effect.
+"""Events of the device state machine and where they lead, as a table. Pure; knows no effect.
 
 A pair that is missing from NEXT is impossible: `advance` raises. `activation` decides what to do in
 a phase, this table only says where an event leads.
@@ -8,25 +8,8 @@ from __future__ import annotations
 
 from enum import Enum
 
+from remora_contract.device_phase import Phase
 from remora_contract.errors import InternalFault
-
-
-class Phase(Enum):
-    ASSIGNED = "ASSIGNED"
-    ADMITTED = "ADMITTED"
-    REFUSED = "REFUSED"
-    STAGING = "STAGING"
-    STAGED = "STAGED"
-    BUILDING = "BUILDING"
-    BUILT = "BUILT"
-    PROVING = "PROVING"
-    WAIT_WINDOW = "WAIT_WINDOW"
-    SWITCHING = "SWITCHING"
-    SOAKING = "SOAKING"
-    COMMITTED = "COMMITTED"
-    REVERTING = "REVERTING"
-    REVERTED = "REVERTED"
-    FAILED = "FAILED"
 
 
 class Event(Enum):
@@ -44,7 +27,6 @@ class Event(Enum):
 
 
 P, E = Phase, Event
-FINAL = frozenset({P.COMMITTED, P.REFUSED, P.REVERTED, P.FAILED})
 # Nothing that serves has been touched yet: an interruption resumes where it was.
 RESUMABLE = frozenset(
     {

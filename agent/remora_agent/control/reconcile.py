@@ -28,11 +28,12 @@ from remora_agent.control.effects import Effects
 from remora_agent.control.garbage import collect
 from remora_agent.control.interrupt import Interrupt
 from remora_agent.control.pacing import Backoff
-from remora_agent.control.phase import FINAL, Event, Phase
+from remora_agent.control.phase import Event
 from remora_agent.control.releases import link_current
 from remora_agent.control.soak import unhealthy_reason
 from remora_agent.control.state import DeviceState
 from remora_agent.telemetry.serving import serving_metrics
+from remora_contract.device_phase import FINAL, Phase
 from remora_contract.errors import (
     Cancelled,
     Conflict,

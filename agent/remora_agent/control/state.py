@@ -18,7 +18,7 @@ from typing import Any
 import sqlite_utils
 
 from remora_agent.control.activation import Desired, Record
-from remora_agent.control.phase import Phase
+from remora_contract.device_phase import Phase
 from remora_contract.errors import Exhausted, InternalFault
 from remora_contract.strict import loads
 

@@ -15,7 +15,6 @@ from remora_agent.control.client import ControllerClient
 from remora_agent.control.facts import machine_facts
 from remora_agent.control.layout import StateLayout
 from remora_agent.control.pacing import Backoff
-from remora_agent.control.phase import Phase
 from remora_agent.control.reconcile import Reconciler
 from remora_agent.control.spool import EventSpool
 from remora_agent.control.wire import (
@@ -27,6 +26,7 @@ from remora_agent.control.wire import (
 )
 from remora_agent.host import ServingHost
 from remora_agent.telemetry.spool import MetricSpool
+from remora_contract.device_phase import Phase
 from remora_contract.errors import DocumentInvalid, Refused, RemoraError, Unavailable
 from remora_protos.control.v1 import control_pb2 as pb
 

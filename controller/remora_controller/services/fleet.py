@@ -9,12 +9,12 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 
+from remora_contract.device_phase import FINAL
 from remora_contract.errors import NotFound, Refused, RequestInvalid
 from remora_controller import pki
 from remora_controller.clones import CloneFound, follow
 from remora_controller.counters import Counters
 from remora_controller.domain import Assignment, BootTrail, Device, SyncRecord
-from remora_controller.phases import SETTLED
 from remora_controller.presence import Presence
 from remora_controller.services.admission import Admission, quarantine_message
 from remora_controller.services.calls import Context, caller, streaming, unary
@@ -130,7 +130,7 @@ class FleetService(pb_grpc.FleetServicer):
         is_busy = (
             assignment is not None
             and assignment.release_id is not None
-            and assignment.phase not in SETTLED
+            and assignment.phase not in FINAL
         )
         wanted = min(parts.sync_interval_s, BUSY_SYNC_S) if is_busy else parts.sync_interval_s
         return max(wanted, at_least)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from remora_contract.device_phase import Phase
 from remora_contract.errors import RequestInvalid
 from remora_controller.domain import (
     Assignment,
@@ -16,7 +17,6 @@ from remora_controller.domain import (
     Wave,
 )
 from remora_controller.operations import RolloutDetail
-from remora_controller.phases import Phase
 from remora_controller.planner import DevicePlan, Plan
 from remora_controller.repository import Published
 from remora_controller.rollout import MemberView, Standing, standing

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from remora_contract.device_phase import Phase
 from remora_contract.strict import parse, plain
 from remora_controller.domain import (
     Assignment,
@@ -19,7 +20,6 @@ from remora_controller.domain import (
     RolloutState,
     ServingAdapter,
 )
-from remora_controller.phases import Phase
 
 Row = dict[str, Any]
 

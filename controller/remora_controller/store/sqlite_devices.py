@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from remora_contract.device_phase import Phase
 from remora_contract.errors import Unauthenticated
 from remora_controller.domain import Device, Sighting, SyncRecord
-from remora_controller.phases import Phase, furthest, parse_phase
+from remora_controller.phases import furthest, parse_phase
 from remora_controller.store.base import SqliteBase
 from remora_controller.store.protocol import JoinTokenRecord
 from remora_controller.store.rows import Row, device_of, device_row, dumps, error_text

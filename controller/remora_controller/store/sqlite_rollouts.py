@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from remora_contract.device_phase import Phase
 from remora_contract.errors import Conflict
 from remora_controller.domain import (
     FINAL_STATES,
@@ -14,7 +15,6 @@ from remora_controller.domain import (
     RolloutRecord,
     RolloutState,
 )
-from remora_controller.phases import Phase
 from remora_controller.rollout import Action, AdvanceWave, Assign, Attempt
 from remora_controller.store.base import SqliteBase
 from remora_controller.store.protocol import MemberState

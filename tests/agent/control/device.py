@@ -13,10 +13,10 @@ from remora_agent.control.fetch import ChunkFetcher, Pace
 from remora_agent.control.interrupt import Interrupt
 from remora_agent.control.layout import StateLayout
 from remora_agent.control.pacing import RateLimit
-from remora_agent.control.phase import Phase
 from remora_agent.control.reconcile import Reconciler
 from remora_agent.control.staging import Stager
 from remora_agent.control.state import Database, DeviceState
+from remora_contract.device_phase import Phase
 from remora_contract.digests import canonical_json
 from remora_contract.release import Release
 from tests.agent.control.test_staging import Source

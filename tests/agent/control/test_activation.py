@@ -23,7 +23,8 @@ from remora_agent.control.activation import (
     assign,
     decide,
 )
-from remora_agent.control.phase import FINAL, NEXT, RESUMABLE, UNTOUCHABLE, Event, Phase
+from remora_agent.control.phase import NEXT, RESUMABLE, UNTOUCHABLE, Event
+from remora_contract.device_phase import FINAL, Phase
 from remora_contract.errors import Conflict, InternalFault
 
 

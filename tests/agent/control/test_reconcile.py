@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from remora_agent.control.phase import Phase
 from remora_agent.control.reconcile import Reconciler
+from remora_contract.device_phase import Phase
 from remora_contract.errors import EngineFault, Exhausted, Unavailable
 from remora_contract.release import Constraints
 from tests.agent.control.device import Crash, Device

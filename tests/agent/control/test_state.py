@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remora_agent.control.activation import Desired, Record
-from remora_agent.control.phase import Phase
 from remora_agent.control.spool import EventSpool
 from remora_agent.control.state import Database, DeviceState, decode_record, encode_record
+from remora_contract.device_phase import Phase
 from remora_contract.errors import Exhausted, InternalFault
 
 

@@ -7,7 +7,6 @@ import math
 import pytest
 
 from remora_agent.control.activation import Desired, Record
-from remora_agent.control.phase import Phase
 from remora_agent.control.reconcile import Report
 from remora_agent.control.wire import (
     MAX_RELEASE_BYTES,
@@ -17,6 +16,7 @@ from remora_agent.control.wire import (
     reported,
 )
 from remora_agent.telemetry.spool import Sample
+from remora_contract.device_phase import Phase
 from remora_contract.errors import DocumentInvalid
 from remora_protos.control.v1 import control_pb2 as pb
 
