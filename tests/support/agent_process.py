@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,7 +29,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
 
     @contextmanager
-    def host(config: AgentConfig, layout: StateLayout) -> Iterator[ScriptedHost]:
+    def host(
+        config: AgentConfig, layout: StateLayout, cancelled: Callable[[], bool]
+    ) -> Iterator[ScriptedHost]:
         scripted = ScriptedHost()
         for step in ("build", "prove", "switch"):
             scripted.hooks[step] = holding(hold / step)

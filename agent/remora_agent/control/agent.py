@@ -5,8 +5,8 @@
     watch     waits for pokes
     sampler   measures
 
-The caller's thread waits, keeps the watchdog fed while all four live, and ends everything. Owns no
-decision; everything it needs is handed in by `compose`.
+The caller's thread waits, keeps the watchdog fed while all four live and what serves is well, and
+ends everything. Owns no decision; everything it needs is handed in by `compose`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from remora_contract.errors import InternalFault
 
 log = logging.getLogger(__name__)
 _JOIN_S = 10.0
+_RESTORING_TICK_S = 0.1  # until the committed release serves, so that `ready` is told at once
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,9 @@ class Agent:
             unwell = 0 if self.parts.host.healthy() else unwell + 1
             if unwell > 2:
                 return "step"
-            self.supervisor.alive()
-            (self.stop if announced else restored).wait(self.supervisor.tick_s)
+            if not unwell:
+                self.supervisor.alive()
+            self.stop.wait(self.supervisor.tick_s if announced else _RESTORING_TICK_S)
         return None
 
     def _sample(self) -> None:
@@ -121,9 +123,10 @@ class Agent:
             telemetry.tick()
 
     def _shut_down(self, threads: list[threading.Thread]) -> None:
-        self.supervisor.stopping()
         self.stop.set()
+        # First, so that work which the supervisor cancels counts as interrupted, not as failed.
         self.parts.reconciler.stop()
+        self.supervisor.stopping()
         self.parts.sync.stop()
         self.parts.watch.stop()
         self.parts.host.drain(self.parts.drain_s)

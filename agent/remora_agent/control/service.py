@@ -27,12 +27,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _TICK_S = 5.0
-# What opens the serving half: a host to drive, closed on exit.
-OpenHost = Callable[[AgentConfig, StateLayout], AbstractContextManager[ServingHost]]
+# What opens the serving half: a host to drive, closed on exit. The last argument is asked during
+# engine builds: a stop must not wait for one.
+OpenHost = Callable[
+    [AgentConfig, StateLayout, Callable[[], bool]], AbstractContextManager[ServingHost]
+]
 
 
 @contextmanager
-def local_host(config: AgentConfig, layout: StateLayout) -> Iterator[ServingHost]:
+def local_host(
+    config: AgentConfig, layout: StateLayout, cancelled: Callable[[], bool]
+) -> Iterator[ServingHost]:
     """The real thing: engines, models and the gRPC surface of this process."""
     from remora_agent.engine.opening import EngineOptions
     from remora_agent.hosting.engines import CachedEngines, EngineSettings
@@ -44,7 +49,8 @@ def local_host(config: AgentConfig, layout: StateLayout) -> Iterator[ServingHost
 
     serving = config.serving
     options = EngineOptions(rows=serving.rows, context=serving.context, threads=serving.threads)
-    engines = CachedEngines(EngineSettings(cache_dir=layout.engines, options=options))
+    settings = EngineSettings(cache_dir=layout.engines, options=options)
+    engines = CachedEngines(settings, cancelled)
     router: Router[ServedModel] = Router()
     server = InferenceServer(router, ServerOptions(parse_address(serving.listen), _tls(serving)))
     address = server.start()
@@ -64,10 +70,11 @@ def run_agent(
     agent holds the state directory or a port is taken."""
     layout = StateLayout(Path(config.state_dir))
     layout.create()
+    stopping = threading.Event()
     with ExitStack() as stack:
         stack.enter_context(exclusive(layout))
         identity = load_identity(layout.identity)
-        host = stack.enter_context(open_host(config, layout))
+        host = stack.enter_context(open_host(config, layout, stopping.is_set))
         parts = compose(config, identity, host)
         if config.telemetry.metrics_listen:
             address = check_address(config.telemetry.metrics_listen, "metrics_listen")
@@ -76,15 +83,19 @@ def run_agent(
             "agent.started",
             extra={"device_id": identity.device_id, "controller": parts.client.address},
         )
-        Agent(parts, _supervisor(), stop).run()
+        Agent(parts, _supervisor(stopping), stop).run()
 
 
-def _supervisor() -> Supervisor:
+def _supervisor(stopping: threading.Event) -> Supervisor:
+    def stop() -> None:
+        _tell(systemd_notify.STOPPING)
+        stopping.set()
+
     interval_s = systemd_notify.watchdog_interval_s() or _TICK_S
     return Supervisor(
         ready=lambda: _tell(systemd_notify.READY),
         alive=lambda: _tell(systemd_notify.WATCHDOG),
-        stopping=lambda: _tell(systemd_notify.STOPPING),
+        stopping=stop,
         tick_s=min(_TICK_S, interval_s),
     )
 

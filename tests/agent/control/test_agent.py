@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -18,8 +19,9 @@ from remora_agent.control.identity import load_identity
 from remora_agent.control.join import JoinPlan, join
 from remora_agent.control.layout import StateLayout, exclusive
 from remora_agent.control.pacing import Backoff
+from remora_agent.control.service import run_agent
 from remora_agent.control.sync import SyncLoop
-from remora_contract.errors import InternalFault, Refused, Unavailable
+from remora_contract.errors import Cancelled, InternalFault, Refused, Unavailable
 from tests.support.fake_controller import FakeController
 from tests.support.repository import Repository, make_release
 from tests.support.scripted_host import ScriptedHost
@@ -277,3 +279,46 @@ def test_one_agent_for_a_state_directory(tmp_path):
             second.__enter__()
     with exclusive(layout):
         pass
+
+
+def test_the_watchdog_is_not_fed_while_what_serves_is_unwell(controller, config):
+    host, alive = ScriptedHost(), []
+    host.well = False
+    made = Running(config, joined(controller, config), host)
+    made.agent.supervisor = Supervisor(alive=lambda: alive.append(1), tick_s=0.05)
+    made.start()
+    made.thread.join(20)
+    assert made.errors and not alive
+    made.parts.database.close()
+
+
+def test_a_stop_cancels_the_build_and_the_next_start_resumes_it(controller, config, repository):
+    release = make_release("first", repository.bundle())
+    joined(controller, config)
+    building, stop = threading.Event(), threading.Event()
+
+    @contextmanager
+    def building_host(config, layout, cancelled):
+        host = ScriptedHost()
+
+        def build(assignment, progress):
+            building.set()
+            while not cancelled():
+                time.sleep(0.01)
+            raise Cancelled("the build was cancelled")
+
+        host.hooks["build"] = build
+        yield host
+
+    runner = threading.Thread(target=run_agent, args=(config, stop, building_host))
+    runner.start()
+    try:
+        controller.assign(release)
+        assert building.wait(20)
+    finally:
+        stop.set()
+        runner.join(20)
+    assert not runner.is_alive()
+    assert "release.failed" not in [e.name for e in controller.events.values()]
+    with running(controller, config):
+        controller.wait_phase("COMMITTED")
