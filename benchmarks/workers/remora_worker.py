@@ -79,7 +79,7 @@ class Bench:
 
     def _steps(self, past: int, steps: int, adapters: list[int | None]) -> list[float]:
         for row in range(len(adapters)):
-            if self._filled.get(row, 0) < past:
+            if self._filled.get(row, 0) != past:
                 self._engine.prefill(row, self._tokens[:past], 0)
                 self._filled[row] = past
         return [self._step(past, adapters) for _ in range(steps)]
