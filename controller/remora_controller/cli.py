@@ -12,10 +12,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from remora_contract import command_line, systemd_notify
+from remora_contract import command_line, structured_logs, systemd_notify
 from remora_contract.errors import RequestInvalid
 from remora_controller import home as homes
-from remora_controller import logs, pki
+from remora_controller import pki
 from remora_controller.home import ControllerConfig, Home
 from remora_controller.server import Controller, split_address
 
@@ -75,9 +75,7 @@ def serve(
     """Serve the fleet until stopped. Port 0 takes a free one and writes it to listening.json."""
     home = homes.open_home(directory)
     config = _overridden(home.load_config(), listen, enrol_listen, metrics_listen)
-    if log_level not in ("debug", "info", "warning", "error"):
-        raise RequestInvalid(f"--log-level is debug, info, warning or error, not {log_level!r}")
-    logs.set_up(log_level)
+    structured_logs.set_up(log_level)
     with home.locked():
         asyncio.run(_serve(home, config, repository or home.root / config.repository))
 

@@ -10,6 +10,8 @@ import logging
 import sys
 from datetime import datetime, timezone
 
+from remora_contract.errors import RequestInvalid
+
 LEVELS = ("debug", "info", "warning", "error")
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
@@ -32,7 +34,9 @@ class JsonFormatter(logging.Formatter):
 
 
 def set_up(level: str) -> None:
-    """For the whole process. `level` is one of LEVELS."""
+    """For the whole process. Raises RequestInvalid for a level that is not one of LEVELS."""
+    if level not in LEVELS:
+        raise RequestInvalid(f"--log-level is one of {', '.join(LEVELS)}, not {level!r}")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

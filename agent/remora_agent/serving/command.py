@@ -81,10 +81,6 @@ def serve(
     from remora_agent.serving import standalone
     from remora_contract import structured_logs
 
-    if log_level not in structured_logs.LEVELS:
-        levels = ", ".join(structured_logs.LEVELS)
-        raise RequestInvalid(f"--log-level is one of {levels}, not {log_level!r}")
-
     adapters = standalone.parse_adapters(adapter or [])
     assignment = standalone.local_assignment(bundle, adapters, use_case or [])
     stack = _stack_options(
