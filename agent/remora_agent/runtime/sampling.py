@@ -17,8 +17,7 @@ from remora_agent.runtime.api import SamplingParams
 from remora_contract.errors import EngineFault
 
 Logits = NDArray[np.float32]
-# Candidates looked at first for top_p; nearly always enough, and far cheaper than sorting all.
-_FIRST_CANDIDATES = 512
+_CLASS_SHIFT = 16  # of a float32's 32 bits: leaves sign, exponent and 7 bits of the fraction
 _BLOCK = 64
 _SPAN = 512
 _SMALLEST = np.float32(-87)  # e^-87 is the smallest normal float32
@@ -94,26 +93,27 @@ def _passing(cumulative: NDArray[np.float64], target: float, weights: NDArray[np
 
 
 def _nucleus(weights: NDArray[np.float32], top_p: float) -> NDArray[np.int64]:
-    """Indices, ascending, of the fewest largest weights whose share reaches `top_p`."""
-    enough = top_p * float(weights.sum(dtype=np.float64))
-    count = _FIRST_CANDIDATES
-    while True:
-        candidates = _largest(weights, count)
-        found = weights[candidates]
-        descending = np.sort(found)[::-1].astype(np.float64)
-        reached = np.cumsum(descending) >= enough
-        if reached.any() or count >= len(weights):
-            needed = int(reached.argmax()) + 1 if reached.any() else len(found)
-            return candidates[_first_largest(found, descending[needed - 1], needed)]
-        count *= 16
+    """Indices, ascending, of the fewest largest weights whose share reaches `top_p`; of equals
+    those that come first.
 
-
-def _first_largest(values: NDArray[np.float32], smallest: float, needed: int) -> NDArray[np.int64]:
-    """Indices, ascending, of the `needed` largest, of which `smallest` is the last: of equals
-    those that come first."""
-    above = np.flatnonzero(values > smallest)
-    equal = np.flatnonzero(values == smallest)[: needed - len(above)]
-    return np.sort(np.concatenate([above, equal]))
+    Sums by coarse classes of size find the class in which the share is reached, so that only its
+    members are sorted, however flat the distribution. The bits of floats that are not negative
+    have the floats' order: a class is all that share exponent and first bits of the fraction.
+    """
+    classes = weights.view(np.int32) >> _CLASS_SHIFT
+    reached = np.cumsum(np.bincount(classes, weights)[::-1])  # from the largest class on
+    enough = top_p * reached[-1]
+    last = int(np.searchsorted(reached, enough))
+    members = np.sort(weights[classes == len(reached) - 1 - last])[::-1]
+    before = reached[last - 1] if last else 0.0
+    sums = before + np.cumsum(members, dtype=np.float64)
+    # Rounding may leave the last sum just short of `enough`.
+    needed = min(int(np.searchsorted(sums, enough)) + 1, len(members))
+    smallest = members[needed - 1]
+    equals = needed - int(np.count_nonzero(members > smallest))
+    kept = weights > smallest
+    kept[np.flatnonzero(weights == smallest)[:equals]] = True
+    return np.flatnonzero(kept)
 
 
 def _largest(values: NDArray[np.float32], count: int) -> NDArray[np.int64]:

@@ -1,5 +1,7 @@
 """Sampling against transformers' processors and against exact distributions."""
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -118,3 +120,41 @@ def test_the_most_likely_token_always_stays_and_weights_are_finite(logits, heat,
     assert (np.diff(ids) > 0).all()
     assert array[ids].max() == array.max()
     assert Sampler(params, 0).draw(array) in ids
+
+
+def plain_nucleus(logits, top_p):
+    """By sorting everything: the fewest largest whose share reaches top_p, first of equals."""
+    weights = np.exp(logits - logits.max())
+    order = np.argsort(-weights, kind="stable")
+    sums = np.cumsum(weights[order], dtype=np.float64)
+    return np.sort(order[: int(np.searchsorted(sums, top_p * sums[-1])) + 1])
+
+
+@given(
+    st.lists(st.integers(-8, 8), min_size=1, max_size=400),
+    st.sampled_from([0.0, 1e-3, 0.25, 1.0, 8.0]),
+    st.floats(0.001, 0.999),
+)
+def test_the_nucleus_is_that_of_a_full_sort_for_flat_and_for_steep_logits(steps, scale, top_p):
+    logits = np.array(steps, np.float32) * np.float32(scale)
+    expected = plain_nucleus(logits, top_p)
+    ids, _ = kept(logits, SamplingParams(1.0, top_p=top_p))
+    # A share may be within rounding of top_p: one more or less then.
+    assert set(ids) == set(expected) or abs(len(ids) - len(expected)) == 1
+
+
+def test_a_flat_nucleus_over_a_large_vocabulary_costs_a_few_passes_over_it():
+    logits = np.random.default_rng(0).standard_normal(151_936).astype(np.float32) * 0.5
+    sampler = Sampler(SamplingParams(1.0, top_p=0.95), 0)
+    classes = np.arange(len(logits)) % 16_000
+    one_pass_s = _best_s(lambda: np.bincount(classes, logits))
+    assert _best_s(lambda: sampler.draw(logits)) < 10 * one_pass_s
+
+
+def _best_s(work):
+    seconds = []
+    for _ in range(7):
+        began = time.thread_time()
+        work()
+        seconds.append(time.thread_time() - began)
+    return min(seconds)
