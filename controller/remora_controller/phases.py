@@ -25,9 +25,10 @@ ORDER = (
     Phase.REVERTED,
     Phase.FAILED,
     Phase.REFUSED,
+    Phase.UNASSIGNED,
 )
 _RANK = {phase: rank for rank, phase in enumerate(ORDER)}
-UNSUCCESSFUL = FINAL - {Phase.COMMITTED}
+UNSUCCESSFUL = FINAL - {Phase.COMMITTED, Phase.UNASSIGNED}
 
 
 def furthest(known: Phase | None, reported: Phase) -> Phase:

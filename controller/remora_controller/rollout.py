@@ -29,11 +29,11 @@ class Attempt:
     generation: int
     assigned_at: float
     phase: Phase | None
-    is_nothing: bool = False  # assigned no release at all: there is nothing to wait for
+    is_nothing: bool = False  # assigned no release at all: the device drops what is unfinished
 
     @property
     def is_settled(self) -> bool:
-        return self.is_nothing or self.phase in FINAL
+        return self.phase in FINAL
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def _free_slots(view: RolloutView, now: float) -> int:
 
 def _is_changing(member: MemberView, spec: RolloutSpec, now: float) -> bool:
     attempt = member.back or member.forward
-    if attempt is None or attempt.is_settled or not member.is_eligible:
+    if attempt is None or attempt.is_settled or attempt.is_nothing or not member.is_eligible:
         return False
     if member.back is not None and member.is_gone and attempt.phase is None:
         return False  # sent back while away: it changes when it returns, nobody waits for it
@@ -225,7 +225,7 @@ def _back_summary(touched: Sequence[MemberView]) -> str:
     kept = sum(m.back is not None and m.back.is_nothing for m in touched)
     parts = [f"{restored} of {len(touched)} devices confirmed their last good release"]
     if kept:
-        parts.append(f"{kept} had none and keep what they run")
+        parts.append(f"{kept} had no earlier release to return to and keep what they run")
     if open_ := len(touched) - restored - kept:
         parts.append(f"{open_} have not confirmed it")
     return "; ".join(parts)

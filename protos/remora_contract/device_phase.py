@@ -25,8 +25,9 @@ class Phase(Enum):
     REVERTING = "REVERTING"
     REVERTED = "REVERTED"
     FAILED = "FAILED"
+    UNASSIGNED = "UNASSIGNED"  # nothing is assigned: the device keeps what it runs
 
 
 # A generation ends in one of these. One exception: a crash loop still takes a device from
 # COMMITTED to REVERTING.
-FINAL = frozenset({Phase.COMMITTED, Phase.REFUSED, Phase.REVERTED, Phase.FAILED})
+FINAL = frozenset({Phase.COMMITTED, Phase.REFUSED, Phase.REVERTED, Phase.FAILED, Phase.UNASSIGNED})

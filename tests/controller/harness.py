@@ -174,7 +174,7 @@ class SimulatedDevice:
         if response.WhichOneof("answer") == "desired":
             self.desired = response.desired
             self.generation = response.desired.generation
-            self.phase = "ASSIGNED"
+            self.phase = "ASSIGNED" if self.desired.release_id else "UNASSIGNED"
         return response
 
     def step(self) -> None:

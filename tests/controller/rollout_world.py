@@ -97,7 +97,9 @@ class World:
             device.back = attempt
         else:
             device.forward = attempt
-        if not nothing:
+        if nothing:
+            device.unreported = [(self.generation, Phase.UNASSIGNED)]
+        else:
             works = action.is_rollback or device.is_good
             script = GOOD if works else BAD
             device.unreported = [(self.generation, phase) for phase in script]

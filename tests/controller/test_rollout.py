@@ -97,7 +97,7 @@ def test_a_device_without_a_last_good_release_is_told_to_keep_what_it_runs():
     w.run()
     assert w.touched[-1] == Assign("d0", None, True)
     assert w.state is RolloutState.ROLLED_BACK
-    assert "1 had none and keep what they run" in w.reason
+    assert "1 had no earlier release to return to" in w.reason
 
 
 def test_offline_devices_do_not_block_a_wave_and_are_counted_apart():
@@ -245,5 +245,18 @@ def test_abort_is_always_possible_before_the_end(state):
     assert requested(state, Request.ABORT, "r-1") is RolloutState.ABORTING
 
 
-def test_an_attempt_without_a_release_needs_no_answer():
-    assert Attempt(1, 0.0, None, is_nothing=True).is_settled
+def test_an_attempt_without_a_release_is_over_when_the_device_has_dropped_the_old_one():
+    told = Attempt(1, 0.0, Phase.ASSIGNED, is_nothing=True)
+    assert not told.is_settled
+    assert replace(told, phase=Phase.UNASSIGNED).is_settled
+
+
+def test_an_abort_ends_when_a_device_without_a_way_back_has_confirmed_or_is_away():
+    w = world(1, has_old=False)
+    w.settle_decisions()
+    w.state = RolloutState.ABORTING
+    w.settle_decisions()
+    assert w.state is RolloutState.ABORTING, "the device may still be changing"
+    w.step_device("d0")
+    w.settle_decisions()
+    assert w.state is RolloutState.ABORTED

@@ -85,6 +85,35 @@ def test_a_bad_release_stops_by_itself_and_all_return_to_the_last_good_one(world
     assert by_id[order[0]].desired.is_rollback
 
 
+def test_a_bad_first_release_ends_with_words_where_there_is_no_way_back(world):
+    devices = online(world, 2)
+    bad = create_release(world, "bad")
+    rollout_id = start(world, bad)
+    order = [d.device_id for d in world.rollout(rollout_id).devices]
+    by_id = {d.device_id: d for d in devices}
+    by_id[order[1]].bad_releases = {bad}
+    done = world.drive(rollout_id, devices, "ROLLED_BACK", "COMPLETED")
+    assert done.state == "ROLLED_BACK"
+    assert "2 had no earlier release to return to" in done.reason
+    assert {(d.outcome, d.phase) for d in done.devices} == {("kept", "UNASSIGNED")}
+    assert {d.error for d in done.devices} == {
+        "no earlier release to return to: it keeps what it runs"
+    }
+    assert by_id[order[0]].running == bad, "it serves on"
+    assert devices_by_id(world)[order[0]].assigned_release_id == ""
+
+
+def test_the_release_it_kept_is_what_a_device_goes_back_to_next_time(world):
+    (device,) = online(world, 1)
+    first = create_release(world, "first")
+    rollout_id = start(world, first)
+    world.drive(rollout_id, [device], "COMPLETED")
+    second = start(world, create_release(world, "second", revision="2"))
+    world.operator.AbortRollout(op.AbortRolloutRequest(rollout_id=second))
+    world.drive(second, [device], "ABORTED")
+    assert device.running == first
+
+
 def test_only_devices_of_the_selector_are_touched(world):
     inside, outside = online(world, 2, site="berlin"), online(world, 2, site="paris")
     rollout_id = start(world, create_release(world), selector="site=berlin")

@@ -20,10 +20,12 @@ MAX_ABNORMAL_EXITS = 3
 
 @dataclass(frozen=True)
 class Desired:
-    """One assignment as the controller sent it; `release_json` is not yet trusted."""
+    """One assignment as the controller sent it; `release_json` is not yet trusted.
+
+    `release_id` None: nothing is assigned, the device keeps what it runs."""
 
     generation: int
-    release_id: str
+    release_id: str | None
     release_json: str
     rollout_id: str
     soak_s: float
@@ -100,16 +102,21 @@ _STEPS = {
 
 def assign(record: Record | None, desired: Desired, now_s: float) -> Record:
     """The record of a new assignment; what is committed stays committed. Raises Conflict while a
-    switch or revert is under way (assign again when it has ended), and for an old generation."""
+    switch or revert is under way (assign again when it has ended), and for an old generation.
+
+    An assignment of nothing drops what was unfinished. A release that soaks may end its soak first:
+    where nothing is assigned there is nothing to go back to either."""
+    phase = Phase.ASSIGNED if desired.release_id is not None else Phase.UNASSIGNED
     if record is None:
-        return Record(desired, Phase.ASSIGNED, now_s)
-    if record.phase in UNTOUCHABLE:
+        return Record(desired, phase, now_s)
+    soaks_on = phase is Phase.UNASSIGNED and record.phase is Phase.SOAKING
+    if record.phase in UNTOUCHABLE or soaks_on:
         raise Conflict(f"generation {record.desired.generation} is {record.phase.value} right now")
     if desired.generation <= record.desired.generation:
         raise Conflict(
             f"generation {desired.generation} is not newer than {record.desired.generation}"
         )
-    return Record(desired, Phase.ASSIGNED, now_s, record.committed, record.previous)
+    return Record(desired, phase, now_s, record.committed, record.previous)
 
 
 def advance(

@@ -26,15 +26,17 @@ def root_releases(record: Record, pinned: Iterable[str]) -> frozenset[str]:
 
 
 def collect(layout: StateLayout, record: Record, pinned: Iterable[str]) -> int:
-    """Removes unreachable artifacts, documents and, once committed, left-over chunks. Returns how
-    many entries went. Engines belong to their cache, which knows what a build key is."""
+    """Removes unreachable artifacts, documents and, once nothing is under way, left-over chunks.
+
+    Returns how many entries went. Engines belong to their cache, which knows what a build key is.
+    """
     roots = root_releases(record, pinned)
     kept = _kept_artifacts(layout, roots)
     if kept is None:
         return 0
     doomed = [p for p in layout.releases.glob("*.json") if p.stem not in roots]
     doomed += [p for p in layout.artifacts.iterdir() if _artifact_name(p) not in kept]
-    if record.phase is Phase.COMMITTED:
+    if record.phase in (Phase.COMMITTED, Phase.UNASSIGNED):
         doomed += layout.cas.iterdir()
     for path in doomed:
         _remove(path)

@@ -40,7 +40,7 @@ RESUMABLE = frozenset(
         P.WAIT_WINDOW,
     }
 )
-# A newer assignment waits until these end: what serves is changing right now.
+# Any newer assignment waits until these end: what serves is changing right now.
 UNTOUCHABLE = frozenset({P.SWITCHING, P.REVERTING})
 
 NEXT: dict[tuple[Phase, Event], Phase] = {

@@ -90,6 +90,7 @@ class Reconciler:
         self._restoring = _Restoring()
         self._started_s = now()
         self._forgiven = False
+        self._untidy = False
 
     def start(self, kernel_boot_id: str) -> None:
         """Meets what the last run left: resumes, or sets out to revert. Call once, before `run`."""
@@ -115,6 +116,8 @@ class Reconciler:
                 log.info("assignment.deferred", extra={"cause": str(e)})
                 return False
             self._save(record)
+            # Not here: the worker may still be writing what is dropped.
+            self._untidy = record.phase in FINAL
             self._interrupt.set("a newer assignment arrived")
         self._announce(record)
         self._wake.set()
@@ -156,7 +159,7 @@ class Reconciler:
                 self._interrupt.clear()
             action = decide(record, self._now(), self._unhealthy(record))
             if record is None or isinstance(action, Idle):
-                return self._idle()
+                return self._idle(record)
             if isinstance(action, Advance):
                 self._bookkeep(record, action.event)
                 return 0.0
@@ -236,7 +239,10 @@ class Reconciler:
             record.desired.release_id, host.serving(), host.healthy(), self._baseline, metrics
         )
 
-    def _idle(self) -> float:
+    def _idle(self, record: Record | None) -> float:
+        if record is not None and self._untidy:
+            self._tidy(record)
+            self._untidy = False
         serving = self._effects.host.serving() is not None
         if serving and not self._forgiven and self._now() - self._started_s >= _HEALTHY_RUN_S:
             self._state.forgive_exits()

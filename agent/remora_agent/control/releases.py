@@ -23,7 +23,7 @@ from remora_protos.control.v1 import control_pb2 as pb
 
 def parse_release(desired: Desired) -> Release:
     """Raises DocumentInvalid when the document is not what its id says."""
-    release = loads(Release, desired.release_json, f"release {desired.release_id[:140]}")
+    release = loads(Release, desired.release_json, f"release {str(desired.release_id)[:140]}")
     if release.release_id != desired.release_id:
         raise DocumentInvalid(
             f"release {desired.release_id} came with the document of {release.release_id}"

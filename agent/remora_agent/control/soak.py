@@ -24,7 +24,7 @@ DEFAULT_LIMITS = SoakLimits()
 
 
 def unhealthy_reason(
-    release_id: str,
+    release_id: str | None,
     serving: ServingState | None,
     healthy: bool,
     baseline: Mapping[str, float],

@@ -142,8 +142,7 @@ class SyncLoop:
         except DocumentInvalid as e:
             log.error("assignment.invalid", extra={"cause": str(e)})
             return
-        if desired is not None:
-            self._reconciler.assign(desired)
+        self._reconciler.assign(desired)
 
     def _wait_s(self, answer: pb.SyncResponse, more: bool) -> float:
         wait_s = next_sync_s(answer)

@@ -19,10 +19,10 @@ _SYNC_AFTER_S = (0.05, 3600.0)
 _MAX_MESSAGE = 2000
 
 
-def desired_from(message: pb.DesiredState) -> Desired | None:
-    """None when nothing is assigned. Raises DocumentInvalid for values no controller sends."""
-    if not message.release_id:
-        return None
+def desired_from(message: pb.DesiredState) -> Desired:
+    """Raises DocumentInvalid for values no controller sends."""
+    if message.generation < 1:
+        raise DocumentInvalid("an assignment has a generation of at least 1")
     if len(message.release_json) > MAX_RELEASE_BYTES:
         raise DocumentInvalid(f"release document of {len(message.release_json)} bytes is too large")
     if not 0 <= message.soak_s <= _MAX_SOAK_S:
@@ -33,7 +33,7 @@ def desired_from(message: pb.DesiredState) -> Desired | None:
         raise DocumentInvalid("the release document is not UTF-8") from e
     return Desired(
         generation=message.generation,
-        release_id=message.release_id,
+        release_id=message.release_id or None,
         release_json=text,
         rollout_id=message.rollout_id,
         soak_s=message.soak_s,
@@ -54,7 +54,7 @@ def reported(report: Report, serving: ServingState | None) -> pb.ReportedState:
     if record is not None:
         message.phase = record.phase.value
         message.generation = record.desired.generation
-        message.release_id = record.desired.release_id
+        message.release_id = record.desired.release_id or ""
         message.error_code = record.error_code
         message.error_message = record.error_message[:_MAX_MESSAGE]
     if serving is not None:

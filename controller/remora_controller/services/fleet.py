@@ -127,11 +127,7 @@ class FleetService(pb_grpc.FleetServicer):
         """Sooner while the device is changing; later the larger the fleet."""
         parts = self._parts
         at_least = parts.presence.count() / SYNCS_PER_S
-        is_busy = (
-            assignment is not None
-            and assignment.release_id is not None
-            and assignment.phase not in FINAL
-        )
+        is_busy = assignment is not None and assignment.phase not in FINAL
         wanted = min(parts.sync_interval_s, BUSY_SYNC_S) if is_busy else parts.sync_interval_s
         return max(wanted, at_least)
 

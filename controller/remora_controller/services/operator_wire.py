@@ -180,8 +180,14 @@ def _rollout_device(
         outcome=outcome,
         phase=phase.value if phase else "",
         progress=state.progress if outcome in ("updating", "soaking") else 0.0,
-        error=state.error if outcome in ("failed", "reverted") else "",
+        error=_error(outcome, state.error),
     )
+
+
+def _error(outcome: str, reported: str) -> str:
+    if outcome == "kept":
+        return "no earlier release to return to: it keeps what it runs"
+    return reported if outcome in ("failed", "reverted") else ""
 
 
 _OUTCOMES = {
@@ -196,7 +202,9 @@ _OUTCOMES = {
 def outcome_of(member: MemberView, spec: RolloutSpec, now: float) -> str:
     """One word for people; see RolloutDevice.outcome."""
     if member.back is not None:
-        if member.back.is_nothing or member.back.phase is Phase.COMMITTED:
+        if member.back.is_nothing:
+            return "kept"
+        if member.back.phase is Phase.COMMITTED:
             return "reverted"
         return "failed" if member.back.is_settled else "updating"
     if member.forward is not None and member.forward.phase is Phase.REVERTED:

@@ -39,6 +39,7 @@ SELECT m.*, d.hostname, d.device_labels, d.operator_labels, d.last_seen, d.progr
   b.created_at AS back_at, b.phase AS back_phase, b.release_id AS back_release,
   (SELECT g.release_id FROM assignments g
     WHERE g.device_id = m.device_id AND g.generation < m.generation AND g.phase = 'COMMITTED'
+      AND g.release_id IS NOT NULL
     ORDER BY g.generation DESC LIMIT 1) AS last_good
 FROM rollout_devices m
 JOIN devices d ON d.device_id = m.device_id

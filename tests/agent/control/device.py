@@ -71,6 +71,10 @@ class Device:
         )
         return self.reconciler.assign(desired)
 
+    def assign_nothing(self) -> bool:
+        self.generation += 1
+        return self.reconciler.assign(Desired(self.generation, None, "", "r1", 0.0, True))
+
     def settle(self, until: Phase | None = None) -> Record:
         """Steps until idle, or until the phase; time passes when the reconciler waits."""
         for _ in range(200):

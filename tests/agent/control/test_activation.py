@@ -140,6 +140,23 @@ def test_a_newer_assignment_replaces_unless_a_switch_is_under_way(phase):
         assert (fresh.phase, fresh.committed) == (Phase.ASSIGNED, "a-1")
 
 
+@pytest.mark.parametrize("phase", list(Phase))
+def test_assigning_nothing_drops_what_is_unfinished_and_keeps_what_is_committed(phase):
+    nothing = replace(desired(2), release_id=None)
+    if phase in UNTOUCHABLE | {Phase.SOAKING}:
+        with pytest.raises(Conflict, match=phase.value):
+            assign(record(phase), nothing, 1.0)
+    else:
+        dropped = assign(record(phase), nothing, 1.0)
+        assert (dropped.phase, dropped.committed) == (Phase.UNASSIGNED, "a-1")
+        assert decide(dropped, 2.0) == Idle()
+        assert after_start(dropped, MAX_ABNORMAL_EXITS) is None
+
+
+def test_a_device_that_lost_its_memory_can_be_assigned_nothing():
+    assert assign(None, replace(desired(9), release_id=None), 1.0).phase is Phase.UNASSIGNED
+
+
 def test_an_assignment_of_an_old_generation_is_not_taken():
     with pytest.raises(Conflict, match="not newer"):
         assign(record(Phase.COMMITTED), desired(1), 1.0)

@@ -196,6 +196,56 @@ def test_killed_after_the_intent_and_before_the_switch_resumes(device, first, se
     assert device.running == second.release_id
 
 
+@pytest.mark.parametrize("phase", BEFORE_SWITCH)
+def test_a_first_release_that_is_taken_back_is_dropped_and_leaves_nothing_on_disk(
+    device, first, phase
+):
+    device.assign(first)
+    device.settle(until=phase)
+    assert device.assign_nothing()
+    assert device.settle().phase is Phase.UNASSIGNED
+    assert device.running is None
+    assert "switch" not in [c[0] for c in device.host.calls]
+    left = [p for p in device.layout.root.rglob("*") if p.is_file() and "state.db" not in p.name]
+    assert left == []
+    device.crash()
+    device.boot()
+    assert device.settle().phase is Phase.UNASSIGNED
+    assert device.running is None
+
+
+def test_a_download_under_way_is_dropped_when_nothing_is_assigned_any_more(device, first, caplog):
+    def taken_back(chunk: str, offset: int) -> None:
+        if device.record.phase is Phase.STAGING:
+            device.assign_nothing()
+
+    device.source.before = taken_back
+    device.assign(first)
+    assert device.settle().phase is Phase.UNASSIGNED
+    assert "effect.crashed" not in caplog.messages
+    assert list(device.layout.artifacts.iterdir()) == []
+
+
+def test_a_bad_first_release_that_was_committed_serves_on_also_after_a_restart(device, first):
+    commit(device, first)
+    device.assign_nothing()
+    assert device.settle().phase is Phase.UNASSIGNED
+    assert device.running == first.release_id
+    device.crash()
+    device.boot()
+    assert device.running == first.release_id
+
+
+def test_a_first_release_that_soaks_ends_its_soak_before_it_is_taken_back(device, first):
+    device.assign(first, soak_s=60.0)
+    device.settle(until=Phase.SOAKING)
+    assert not device.assign_nothing(), "there is nothing else to serve: the soak decides"
+    assert device.settle().phase is Phase.COMMITTED
+    assert device.assign_nothing()
+    assert device.settle().phase is Phase.UNASSIGNED
+    assert device.running == first.release_id
+
+
 @pytest.mark.parametrize("phase", [Phase.SWITCHING, Phase.SOAKING])
 def test_killed_in_the_switch_or_while_soaking_reverts(device, first, second, phase):
     commit(device, first)

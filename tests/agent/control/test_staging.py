@@ -45,6 +45,7 @@ class Source:
         self.spoil = 0
         self.extra = b""
         self.manifest_errors = []
+        self.before = lambda chunk_digest, offset: None  # asked before each answer
 
     def manifest(self, digest: str) -> bytes:
         if self.manifest_errors:
@@ -56,6 +57,7 @@ class Source:
 
     def fetch(self, chunk_digest: str, offset: int, length: int) -> Iterator[bytes]:
         self.asked.append((chunk_digest, offset))
+        self.before(chunk_digest, offset)
         data = (self.root / chunk_key(chunk_digest)).read_bytes()[offset : offset + length]
         if self.spoil:
             self.spoil -= 1

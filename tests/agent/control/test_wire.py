@@ -21,8 +21,14 @@ from remora_contract.errors import DocumentInvalid
 from remora_protos.control.v1 import control_pb2 as pb
 
 
-def test_an_empty_assignment_is_none():
-    assert desired_from(pb.DesiredState(generation=3)) is None
+def test_an_empty_assignment_assigns_nothing_of_its_generation():
+    desired = desired_from(pb.DesiredState(generation=3))
+    assert (desired.generation, desired.release_id) == (3, None)
+
+
+def test_an_assignment_without_a_generation_is_refused():
+    with pytest.raises(DocumentInvalid, match="generation"):
+        desired_from(pb.DesiredState(release_id="a-1"))
 
 
 @pytest.mark.parametrize(
@@ -54,6 +60,12 @@ def test_a_report_carries_error_and_bounded_text():
     assert (message.phase, message.generation, message.error_code) == ("FAILED", 7, "EngineFault")
     assert len(message.error_message) == 2000
     assert message.running_release_id == ""
+
+
+def test_a_device_told_to_keep_what_it_runs_says_so_for_that_generation():
+    record = Record(Desired(8, None, "", "r", 0.0, True), Phase.UNASSIGNED, 0.0, "a-1")
+    message = reported(Report(record, 0.0), None)
+    assert (message.phase, message.generation, message.release_id) == ("UNASSIGNED", 8, "")
 
 
 def test_a_device_without_assignment_reports_no_phase():
