@@ -22,7 +22,15 @@ from remora_agent.runtime.api import (
 )
 from remora_agent.text.pipeline import TextPipeline
 from remora_agent.text.tokenizer import TextTokenizer
-from remora_contract.bundle import Bundle, DecoderSpec, GraphSpec, RopeSpec, SourceInfo
+from remora_contract.bundle import (
+    GRAPH_FILE,
+    Bundle,
+    BundleFile,
+    DecoderSpec,
+    GraphSpec,
+    RopeSpec,
+    SourceInfo,
+)
 from remora_contract.digests import digest_bytes
 from tests.support.adapters import random_tensors, write_sidecar
 
@@ -39,7 +47,7 @@ def make_bundle(context: int = 64, max_bank_rank: int = 16) -> Bundle:
         digest_bytes(b"base"),
         decoder,
         GraphSpec("native", "float32", context, max_bank_rank, 24),
-        (),
+        (BundleFile(GRAPH_FILE, 1, digest_bytes(b"g")),),
         (EOS,),
         None,
         None,

@@ -97,9 +97,13 @@ class Answer:
         return taken
 
     def finish(self, reason: FinishReason, now: float) -> None:
-        """The last event. Text held back for a stop string goes out first."""
+        """The last event. What was held back, for a stop string or the rest of a character, goes
+        out first, so that the text is the decoding of its tokens."""
         if not self._stop_match:
-            self._send(self._stops.flush(), complete=True)
+            rest = self._stops.push(self._detokenizer.flush())
+            self._send(rest.text + self._stops.flush(), complete=True)
+            if rest.match is not None:
+                self._stop_match, reason = rest.match, FinishReason.STOP
         usage = Usage(len(self.request.prompt), 0, len(self.tokens))
         timings = self._timings(now)
         self._emit(Finished(reason, usage, timings, self.provenance, self._stop_match))

@@ -22,8 +22,8 @@ Decode = Callable[[Sequence[int]], str]
 
 
 class Detokenizer:
-    """Of one answer. The texts of all `push`es joined are what follows the prompt, except for the
-    bytes of a character that never became complete."""
+    """Of one answer. The texts of all `push`es and of `flush` joined are what the ids add to the
+    prompt's decoding."""
 
     def __init__(self, decode: Decode, prompt: Sequence[int]) -> None:
         self._decode = decode
@@ -49,6 +49,14 @@ class Detokenizer:
             self._move_to(self._clean)
         elif len(self._ids) > MAX_WINDOW:
             self._move_to(len(self._ids) - CONTEXT_TOKENS)
+        return new
+
+    def flush(self) -> str:
+        """What is still held back, when no token follows: U+FFFD for bytes whose character never
+        became complete."""
+        new = self._decode(self._ids)[self._given :] if self._holds else ""
+        self._given += len(new)
+        self._holds = False
         return new
 
     def _move_to(self, start: int) -> None:

@@ -88,17 +88,28 @@ def test_endless_broken_bytes_neither_stop_the_text_nor_grow_the_window():
 
     detokenizer = Detokenizer(decode, ())
     got = "".join(detokenizer.push(stray) for _ in range(500))
-    assert 450 < len(got) <= 500 and set(got) == {REPLACEMENT}
+    assert 450 < len(got) < 500 and set(got) == {REPLACEMENT}
     assert longest <= MAX_WINDOW + 1
-    assert "".join(detokenizer.push(i) for i in BYTE.encode("fish").ids).endswith("fish")
+    got += "".join(detokenizer.push(i) for i in BYTE.encode("fish").ids)
+    assert got == REPLACEMENT * 500 + "fish"
+    assert detokenizer.flush() == ""
 
 
 @given(st.lists(st.integers(0, 255), max_size=200))
-def test_any_bytes_come_out_as_the_whole_decoding_up_to_what_is_held_back(ids):
-    whole = BYTE.decode(ids)
-    got = "".join(pieces(BYTE, ids))
+def test_any_bytes_come_out_as_the_whole_decoding_the_last_with_the_flush(ids):
+    detokenizer = Detokenizer(TextTokenizer(BYTE, 1 << 20).decode, ())
+    whole, got = BYTE.decode(ids), "".join(detokenizer.push(i) for i in ids)
     assert whole.startswith(got)
     assert whole[len(got) :].strip(REPLACEMENT) == ""
+    assert got + detokenizer.flush() == whole
+    assert detokenizer.flush() == ""
+
+
+def test_byte_fallback_flushes_what_is_held_back_at_the_end():
+    first = META.token_to_id("<0xE6>")
+    detokenizer = Detokenizer(TextTokenizer(META, 1 << 20).decode, ())
+    assert [detokenizer.push(i) for i in (META.token_to_id("!"), first, first)] == ["!", "", ""]
+    assert detokenizer.flush() == REPLACEMENT * 2
 
 
 def test_tokens_that_each_end_inside_a_character_still_flow():
