@@ -19,19 +19,24 @@ from examples.demo.processes import DemoFailed, Workshop
 from examples.demo.story import Story
 from remora_contract.errors import RemoraError
 
+_TRAIN = ("python", "-m", "examples.demo.train", "trained")
 _ROOT = Path(__file__).resolve().parents[2]
 
 
 def main() -> int:
     options = _parser().parse_args()
-    console = Console(width=WIDTH, highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     account = Account(console)
     try:
         with _folder(options.keep) as folder:
-            environment = {"COLUMNS": str(WIDTH - 4), "PYTHONPATH": str(_ROOT)}
+            environment = {
+                "COLUMNS": str(console.width - 2),
+                "PYTHONPATH": str(_ROOT),
+                "OMP_WAIT_POLICY": "PASSIVE",  # training beside other work: do not spin
+            }
             if console.is_terminal:
                 environment["FORCE_COLOR"] = "1"
-            with Workshop(folder, environment, account.command) as shop:
+            with Workshop(folder, environment, account.running) as shop:
                 tell(shop, account, options)
     except (DemoFailed, RemoraError) as e:
         account.failed(str(e))
@@ -58,7 +63,7 @@ def _trained(shop: Workshop, account: Account, trained: Path | None) -> Cast:
     if trained is not None:
         return world_cast(trained.absolute())
     with account.step("A tiny Qwen3 model and three LoRA adapters are trained, for real"):
-        account.quote(shop.run("python", "-m", "examples.demo.train", "trained").stdout)
+        account.quote(shop.run(*_TRAIN, timeout_s=900).stdout)
     return world_cast(shop.folder / "trained")
 
 

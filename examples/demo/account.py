@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from rich.console import Console
 from rich.padding import Padding
@@ -16,7 +16,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-WIDTH = 118
+WIDTH = 126  # where there is no terminal to ask
 
 
 class Account:
@@ -41,18 +41,22 @@ class Account:
         yield
         self._console.print(f"[green]✓[/] [dim]{time.monotonic() - started:.1f} s[/]")
 
-    def command(self, argv: Sequence[str]) -> None:
+    @contextmanager
+    def running(self, argv: Sequence[str]) -> Iterator[None]:
+        """The command as typed; on a terminal also a sign of life until it ends."""
         typed = " ".join(word if "=…" in word else shlex.quote(word) for word in argv)
         self._console.print(Text.assemble(("$ ", "dim"), (typed, "bold")), soft_wrap=True)
+        with self._console.status("") if self._console.is_terminal else nullcontext():
+            yield
 
     def say(self, text: str) -> None:
-        self._console.print(Padding(Text(text), (0, 0, 0, 2)))
+        self._console.print(Padding(Text(text), (0, 0, 0, 2), expand=False))
 
     def quote(self, output: str) -> None:
         """What a program printed, as it was."""
         text = Text.from_ansi(output.rstrip())
         text.stylize("dim")
-        self._console.print(Padding(text, (0, 0, 0, 2)), soft_wrap=True)
+        self._console.print(Padding(text, (0, 0, 0, 2), expand=False), soft_wrap=True)
 
     def table(self, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A heading that begins with ">" is aligned to the right."""
@@ -62,7 +66,7 @@ class Account:
             table.add_column(heading.lstrip(">"), justify="right" if right else "left")
         for row in rows:
             table.add_row(*(Text(cell) for cell in row))
-        self._console.print(Padding(table, (0, 0, 0, 2)))
+        self._console.print(Padding(table, (0, 0, 0, 2), expand=False))
 
     def summary(self, rows: Sequence[tuple[str, str]]) -> None:
         table = Table.grid(padding=(0, 2))

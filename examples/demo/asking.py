@@ -55,14 +55,17 @@ def survey(agent: Agent, cast: Cast, digests: Mapping[str, str], variants: Seque
     with agent.client() as client, _watch_rows(client) as busy, ThreadPoolExecutor(ROWS) as pool:
         answered = tuple(pool.map(lambda pair: ask(client, cast, *pair), asked))
     seconds = time.monotonic() - started
-    complaints, compared = [], 0
-    for each in answered:
-        check = cast.oracle.check(each.variant, each.question, each.result)
-        compared += check.tokens
-        complaints += [f"{agent.name}: {c}" for c in (check.complaint,) if c]
-        complaints += [f"{agent.name}: {c}" for c in provenance_complaints(each, digests)]
-    tokens = sum(len(a.result.token_ids) for a in answered)
-    return Survey(answered, tuple(complaints), compared, tokens, seconds, max(busy))
+    checks = [cast.oracle.check(a.variant, a.question, a.result) for a in answered]
+    wrong = [check.complaint for check in checks if check.complaint]
+    wrong += [c for a in answered for c in provenance_complaints(a, digests)]
+    return Survey(
+        answered=answered,
+        complaints=tuple(f"{agent.name}: {complaint}" for complaint in wrong),
+        compared_tokens=sum(check.tokens for check in checks),
+        tokens=sum(len(a.result.token_ids) for a in answered),
+        seconds=seconds,
+        rows_busy=max(busy),
+    )
 
 
 def ask(client: Client, cast: Cast, variant: str, question: str) -> Answered:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -75,7 +76,8 @@ class Workshop:
 
     folder: Path
     environment: dict[str, str] = field(default_factory=dict)
-    on_command: Callable[[Sequence[str]], None] = lambda argv: None
+    # Entered with each command that a spectator should see, for as long as it runs.
+    showing: Callable[[Sequence[str]], AbstractContextManager[None]] = lambda _: nullcontext()
     daemons: list[Daemon] = field(default_factory=list)
 
     def run(
@@ -88,14 +90,24 @@ class Workshop:
         """Runs `remora… arguments` to its end, `secret` in its environment.
 
         Raises DemoFailed with its words if it fails."""
-        if not quiet:
-            self.on_command([*(f"{name}=…" for name in secret or {}), *argv])
+        shown = [*(f"{name}=…" for name in secret or {}), *argv]
         started = time.monotonic()
+        with nullcontext() if quiet else self.showing(shown):
+            done = self._finish(argv, timeout_s, secret or {})
+        if done.returncode != 0:
+            words = (done.stderr or done.stdout).strip()[-_TAIL_BYTES:]
+            raise DemoFailed(f"`{' '.join(argv)}` ended with {done.returncode}:\n{words}")
+        return Finished(argv, done.stdout, done.stderr, time.monotonic() - started)
+
+    def _finish(
+        self, argv: Sequence[str], timeout_s: float, secret: Mapping[str, str]
+    ) -> subprocess.CompletedProcess[str]:
         try:
-            done = subprocess.run(
+            return subprocess.run(
                 _resolved(argv),
                 cwd=self.folder,
-                env={**self._environment(), **(secret or {})},
+                env={**self._environment(), **secret},
+                stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
                 timeout=timeout_s,
@@ -104,14 +116,13 @@ class Workshop:
             )
         except subprocess.TimeoutExpired as e:
             raise DemoFailed(f"`{' '.join(argv)}` did not end within {timeout_s:.0f} s") from e
-        if done.returncode != 0:
-            words = (done.stderr or done.stdout).strip()[-_TAIL_BYTES:]
-            raise DemoFailed(f"`{' '.join(argv)}` ended with {done.returncode}:\n{words}")
-        return Finished(argv, done.stdout, done.stderr, time.monotonic() - started)
 
     def start(self, name: str, *argv: str) -> Daemon:
         """Starts a program that stays; its output goes to logs/NAME.log."""
-        self.on_command(argv)
+        with self.showing(argv):
+            return self._start(name, argv)
+
+    def _start(self, name: str, argv: Sequence[str]) -> Daemon:
         log = self.folder / "logs" / f"{name}.log"
         log.parent.mkdir(exist_ok=True)
         with log.open("ab") as output:
@@ -140,7 +151,9 @@ class Workshop:
         return {**os.environ, **self.environment}
 
     def __enter__(self) -> Workshop:
-        self._before = {n: signal.signal(n, _interrupt) for n in (signal.SIGTERM, signal.SIGHUP)}
+        ends = (signal.SIGTERM, signal.SIGHUP)
+        wanted = [n for n in ends if signal.getsignal(n) is not signal.SIG_IGN]  # nohup ignores
+        self._before = {n: signal.signal(n, _interrupt) for n in wanted}
         return self
 
     def __exit__(

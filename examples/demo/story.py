@@ -77,9 +77,15 @@ class Story:
         )
         self._quote("remora", "plan", release, "--wave", "1")
         self._quote("remora", "rollout", "start", release, *_ROLLOUT)
+        self._say_builds()
         surveys = [self._survey(agent, (BASE,)) for agent in self._fleet.agents]
         self._say_answers(surveys)
         self._facts.append(("bundle shipped", f"{size(bundle.bytes)} to each of 3 devices"))
+
+    def _say_builds(self) -> None:
+        built = [a.events("engine.built")[-1]["seconds"] for a in self._fleet.agents]
+        text = ", ".join(f"{seconds:.1f} s" for seconds in built)
+        self._account.say(f"engines built on the devices in {text}")
 
     def _ship_adapters(self) -> None:
         cast, adapters = self._cast, self._built.adapters
@@ -175,9 +181,12 @@ class Story:
         compared = sum(s.compared_tokens for s in surveys)
         if compared * 2 < tokens:
             raise DemoFailed(f"only {compared} of {tokens} tokens could be compared")
+        if max(s.rows_busy for s in surveys) < 2:
+            raise DemoFailed("the agents answered one request at a time: no batch was mixed")
 
     def _show_answers(self, found: Survey, variants: Sequence[str]) -> None:
-        shown = self._cast.questions[:: max(1, len(self._cast.questions) // 3)][:3]
+        # Three that differ in country and in topic.
+        shown = self._cast.questions[:: len(self._cast.questions) // 3 + 1]
         rows = [(q, v, found.text(v, q)) for q in shown for v in variants]
         self._account.table(("QUESTION", "ANSWERED BY", "ANSWER"), rows)
 

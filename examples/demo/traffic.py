@@ -10,16 +10,18 @@ import itertools
 import statistics
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from examples.demo.asking import Answered, provenance_complaints
+from examples.demo.asking import Answered
 from examples.demo.cast import BASE, Cast
 from examples.demo.fleet import Agent
 from remora_agent.client import Client
 from remora_contract.errors import RemoraError
 
 STREAMS = 2  # clients at each agent
+FAILED, UNKNOWN = "(failed)", "(unknown)"
 
 
 @dataclass(frozen=True)
@@ -103,40 +105,56 @@ class Verdict:
 
 
 def judge(requests: Sequence[Request], cast: Cast, digests: Mapping[str, str]) -> Verdict:
-    """`digests[variant]` for both revisions of the adapter that changed."""
-    variants = {digest: variant for variant, digest in digests.items()}
-    complaints: list[str] = []
-    counts: dict[str, int] = {}
-    first_new: dict[str, float] = {}
-    tokens = 0
-    for request in sorted(requests, key=lambda r: r.ended_s):
-        if request.answered is None:
-            complaints.append(f"{request.agent}: {request.question!r} failed: {request.error}")
-            continue
-        result = request.answered.result
-        found = [a.digest for a in result.provenance.adapters]
-        variant = BASE if request.asked == BASE else variants.get("".join(found), request.asked)
-        counts[variant] = counts.get(variant, 0) + 1
-        tokens += len(result.token_ids)
-        complaints += _complaints(request, variant, cast, digests)
-        if variant == f"{cast.second}-2":
-            first_new.setdefault(request.agent, request.ended_s)
-        elif request.asked == cast.second and request.started_s > first_new.get(
-            request.agent, request.started_s
-        ):
-            complaints.append(f"{request.agent}: the old revision answered after the new one had")
-    spans = [r.ended_s - r.started_s for r in requests]
-    whole = max(r.ended_s for r in requests) - min(r.started_s for r in requests)
-    return Verdict(tuple(complaints), counts, tokens, whole, statistics.median(spans), max(spans))
+    """`digests[variant]`: which bytes stand behind it, for both revisions of what changed."""
+    ordered = sorted(requests, key=lambda r: r.ended_s)
+    named = [(r, _variant(r, digests)) for r in ordered]
+    complaints = [c for r, variant in named for c in _complaints(r, variant, cast, digests)]
+    spans = [r.ended_s - r.started_s for r in ordered]
+    return Verdict(
+        complaints=tuple(complaints + _stale(named, cast)),
+        answered_by=Counter(variant for _, variant in named),
+        tokens=sum(len(r.answered.result.token_ids) for r in ordered if r.answered),
+        seconds=ordered[-1].ended_s - min(r.started_s for r in ordered),
+        median_s=statistics.median(spans),
+        slowest_s=max(spans),
+    )
+
+
+def _variant(request: Request, digests: Mapping[str, str]) -> str:
+    """Whose bytes answered, by the digests in the final event; UNKNOWN unless exactly one did."""
+    if request.answered is None:
+        return FAILED
+    found = [a.digest for a in request.answered.result.provenance.adapters]
+    if request.asked == BASE and not found:
+        return BASE
+    return next((v for v, d in digests.items() if [d] == found and _is_of(v, request)), UNKNOWN)
+
+
+def _is_of(variant: str, request: Request) -> bool:
+    return variant.partition("-")[0] == request.asked
 
 
 def _complaints(
     request: Request, variant: str, cast: Cast, digests: Mapping[str, str]
 ) -> list[str]:
-    assert request.answered is not None
-    named = Answered(variant, request.question, request.answered.result)
-    if variant not in digests and variant != BASE:
-        return [f"{request.agent}: {request.question!r}: no known revision of {variant} answered"]
-    check = cast.oracle.check(variant, request.question, named.result)
-    found = [c for c in (check.complaint,) if c] + provenance_complaints(named, digests)
-    return [f"{request.agent}: {complaint}" for complaint in found]
+    where = f"{request.agent}: {request.question!r}"
+    if request.answered is None:
+        return [f"{where} failed: {request.error}"]
+    if variant == UNKNOWN:
+        found = request.answered.result.provenance.adapters
+        return [f"{where} to {request.asked} was answered by {found}"]
+    check = cast.oracle.check(variant, request.question, request.answered.result)
+    return [f"{request.agent}: {check.complaint}"] if check.complaint else []
+
+
+def _stale(named: Sequence[tuple[Request, str]], cast: Cast) -> list[str]:
+    """Old answers to requests that began after the same agent had given a new one."""
+    complaints, first_new = [], dict[str, float]()
+    for request, variant in named:
+        if variant == f"{cast.second}-2":
+            first_new.setdefault(request.agent, request.ended_s)
+        elif variant == f"{cast.second}-1" and request.started_s > first_new.get(
+            request.agent, request.started_s
+        ):
+            complaints.append(f"{request.agent}: the old revision answered after the new one had")
+    return complaints

@@ -72,7 +72,7 @@ def make_model(tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCausalLM:
     config = Qwen3Config(
         vocab_size=VOCAB,
         hidden_size=256,
-        intermediate_size=768,
+        intermediate_size=512,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
