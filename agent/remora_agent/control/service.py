@@ -40,25 +40,20 @@ def local_host(
 ) -> Iterator[ServingHost]:
     """The real thing: engines, models and the gRPC surface of this process."""
     from remora_agent.engine.opening import EngineOptions
-    from remora_agent.hosting.engines import CachedEngines, EngineSettings
-    from remora_agent.local_host import LocalHost
+    from remora_agent.hosting.engines import EngineSettings
     from remora_agent.serving.address import parse_address
-    from remora_agent.serving.router import Router
-    from remora_agent.serving.served_model import ServedModel
-    from remora_agent.serving.server import InferenceServer, ServerOptions
+    from remora_agent.serving.stack import ServingStack, StackOptions
 
     serving = config.serving
     options = EngineOptions(rows=serving.rows, context=serving.context, threads=serving.threads)
     settings = EngineSettings(cache_dir=layout.engines, options=options)
-    engines = CachedEngines(settings, cancelled)
-    router: Router[ServedModel] = Router()
-    server = InferenceServer(router, ServerOptions(parse_address(serving.listen), _tls(serving)))
-    address = server.start()
-    log.info("serving.listening", extra={"address": address.target()})
+    listen = parse_address(serving.listen)
+    stack = ServingStack(StackOptions(listen, _tls(serving), settings), cancelled)
+    stack.start()
     try:
-        yield LocalHost(engines, router)
+        yield stack.host
     finally:
-        server.stop()
+        stack.stop(drain_s=0.0)  # the agent has drained, with the time that was configured
 
 
 def run_agent(

@@ -92,7 +92,7 @@ class InferenceServer:
             await server.stop(None)
             self._bound.set_exception(e)
             return
-        log.info("server.listening", extra={"address": bound.target()})
+        log.info("serving.listening", extra={"address": bound.target()})
         self._stop = lambda: loop.call_soon_threadsafe(stop.set)
         self._bound.set_result(bound)
         watch = asyncio.ensure_future(self._report_health(healths))

@@ -17,7 +17,7 @@ from remora_agent.serving.served_model import ServedModel
 from remora_agent.serving.server import InferenceServer, ServerOptions
 from remora_agent.serving.tls import ServerTls
 from remora_agent.telemetry.prometheus import MetricsServer
-from remora_agent.telemetry.serving import serving_metrics
+from remora_agent.telemetry.serving import serving_readings
 from remora_agent.telemetry.source import Reading
 from remora_contract.errors import Refused
 
@@ -80,8 +80,7 @@ class ServingStack:
         return MetricsServer(listen.host, listen.port, self._readings)
 
     def _readings(self) -> list[Reading]:
-        metrics = serving_metrics(self.host.metrics())
-        return [Reading(name, value) for name, value in sorted(metrics.items())]
+        return serving_readings(self.host.metrics())
 
     def _end_metrics(self) -> None:
         if self._metrics is not None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from remora_agent.telemetry.energy import Energy, joules_per_token
-from remora_agent.telemetry.serving import TOKENS, serving_metrics
+from remora_agent.telemetry.serving import TOKENS, serving_readings
 from remora_agent.telemetry.source import Reading, Source
 from remora_contract.errors import Unavailable
 
@@ -53,9 +53,9 @@ class Sampler:
         """Called by one thread, every interval."""
         readings = [r for slot in self._slots for r in self._read(slot)]
         readings = list({r.wire_name: r for r in reversed(readings)}.values())[::-1]
-        serving = serving_metrics(self._host_metrics())
-        readings += [_serving_reading(n, v) for n, v in sorted(serving.items())]
-        readings += self._energy_readings(readings, serving.get(TOKENS, 0.0))
+        serving = serving_readings(self._host_metrics())
+        tokens = next((r.value for r in serving if r.name == TOKENS), 0.0)
+        readings += [*serving, *self._energy_readings(readings, tokens)]
         with self._lock:
             self._latest = tuple(readings)
         return self._latest
@@ -106,9 +106,3 @@ class Sampler:
         if per_token is not None:
             answer.append(Reading("joules_per_token", per_token))
         return answer
-
-
-def _serving_reading(name: str, value: float) -> Reading:
-    """`name` or `name.label`."""
-    kind, _, label = name.partition(".")
-    return Reading(kind, float(value), label)

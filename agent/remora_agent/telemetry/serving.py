@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from remora_agent.telemetry.source import Reading
+
 REQUESTS = "requests_total"
 REQUESTS_FAILED = "requests_failed_total"
 TOKENS = "completion_tokens_total"
@@ -21,5 +23,15 @@ COUNTERS = {
 }
 
 
+def serving_readings(metrics: Mapping[str, float]) -> list[Reading]:
+    """What a host counts and measures, by name; `name.label` tells several of one kind apart."""
+    return [_reading(n, v) for n, v in sorted(serving_metrics(metrics).items())]
+
+
 def serving_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
     return {COUNTERS.get(name, name): float(value) for name, value in metrics.items()}
+
+
+def _reading(name: str, value: float) -> Reading:
+    kind, _, label = name.partition(".")
+    return Reading(kind, value, label)

@@ -15,6 +15,7 @@ from remora_agent.telemetry.jetson import JetsonSource, board_readings
 from remora_agent.telemetry.nvidia import NvmlSource
 from remora_agent.telemetry.prometheus import MetricsServer
 from remora_agent.telemetry.sampler import Opener, Sampler
+from remora_agent.telemetry.serving import serving_readings
 from remora_agent.telemetry.source import Reading
 from remora_agent.telemetry.sources import device_openers
 from remora_agent.telemetry.spool import MetricSpool
@@ -231,6 +232,20 @@ def test_prometheus_reads_the_latest_sample():
         assert "remora_completion_tokens_total 7.0" in text
         readings[2] = Reading("completion_tokens_total", 8.0)
         assert "remora_completion_tokens_total 8.0" in scrape(server)
+
+
+def test_serve_and_run_show_the_same_serving_metrics_under_the_same_names():
+    """`serve` reads its host directly, `run` through its sampler: a dashboard must not care."""
+    counted = {"requests": 3.0, "engine_faults": 1.0, "ttft_s": 0.25, "step_s.decode": 0.01}
+    sampler = sampler_of(metrics=counted)
+    sampler.sample()
+    with (
+        MetricsServer("127.0.0.1", 0, lambda: serving_readings(counted)) as serve,
+        MetricsServer("127.0.0.1", 0, sampler.latest) as run,
+    ):
+        assert scrape(serve) == scrape(run)
+        assert 'remora_step_s{sensor="decode"} 0.01' in scrape(serve)
+        assert "remora_engine_faults_total 1.0" in scrape(serve)
 
 
 def test_a_taken_metrics_port_is_refused_by_name():
