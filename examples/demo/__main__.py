@@ -20,6 +20,7 @@ from examples.demo.story import Story
 from remora_contract.errors import RemoraError
 
 _TRAIN = ("python", "-m", "examples.demo.train", "trained")
+_REFERENCE = ("python", "-m", "examples.demo.reference")
 _ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -69,13 +70,11 @@ def _trained(shop: Workshop, account: Account, trained: Path | None) -> Cast:
 
 def _own(shop: Workshop, account: Account, checkpoint: Path) -> Cast:
     checkpoint = checkpoint.absolute()
+    if not (checkpoint / "config.json").is_file():
+        raise DemoFailed(f"{checkpoint} is no Hugging Face checkpoint: it has no config.json")
+    shop.patience_s = 1800.0  # it may be large
     with account.step("Random adapters for your checkpoint, and what transformers + peft answer"):
-        account.quote(
-            shop.run(
-                "python", "-m", "examples.demo.reference", str(checkpoint), "reference",
-                timeout_s=1800,
-            ).stdout
-        )  # fmt: skip
+        account.quote(shop.run(*_REFERENCE, str(checkpoint), "reference").stdout)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", checkpoint.name).strip(".-_")[:64] or "model"
     return reference_cast(checkpoint, shop.folder / "reference", name)
 

@@ -79,11 +79,12 @@ class Workshop:
     # Entered with each command that a spectator should see, for as long as it runs.
     showing: Callable[[Sequence[str]], AbstractContextManager[None]] = lambda _: nullcontext()
     daemons: list[Daemon] = field(default_factory=list)
+    patience_s: float = 300.0  # for one command
 
     def run(
         self,
         *argv: str,
-        timeout_s: float = 180.0,
+        timeout_s: float | None = None,
         quiet: bool = False,
         secret: Mapping[str, str] | None = None,
     ) -> Finished:
@@ -93,7 +94,7 @@ class Workshop:
         shown = [*(f"{name}=…" for name in secret or {}), *argv]
         started = time.monotonic()
         with nullcontext() if quiet else self.showing(shown):
-            done = self._finish(argv, timeout_s, secret or {})
+            done = self._finish(argv, timeout_s or self.patience_s, secret or {})
         if done.returncode != 0:
             words = (done.stderr or done.stdout).strip()[-_TAIL_BYTES:]
             raise DemoFailed(f"`{' '.join(argv)}` ended with {done.returncode}:\n{words}")

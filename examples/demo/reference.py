@@ -41,6 +41,7 @@ ADAPTERS = {
     "beta-1": LoraConfig(r=4, lora_alpha=8, use_rslora=True, target_modules=["q_proj", "v_proj"]),
     "beta-2": LoraConfig(r=4, lora_alpha=8, use_rslora=True, target_modules=["q_proj", "v_proj"]),
 }
+MIX = "alpha+beta-1"  # both at weight 1
 
 
 def add_random_adapters(model: Any) -> PeftModel:
@@ -88,9 +89,10 @@ def greedy(model: Any, prompt: list[int], stop: set[int]) -> dict[str, list[floa
 
 @contextmanager
 def variant_of(model: PeftModel, variant: str) -> Iterator[None]:
+    """`base`, an adapter's name, or several joined by "+": their sum."""
     with model.disable_adapter() if variant == "base" else nullcontext():
         if variant != "base":
-            model.set_adapter(variant)
+            model.base_model.set_adapter(variant.split("+"))
         yield
 
 
@@ -103,7 +105,7 @@ def record(checkpoint: Path, out: Path) -> None:
     prompts = [_ids(tokenizer, prompt, chat) for prompt in PROMPTS]
     stop = _stop_tokens(model, tokenizer)
     answers = {}
-    for variant in ("base", *ADAPTERS):
+    for variant in ("base", *ADAPTERS, MIX):
         with variant_of(adapted, variant):
             answers[variant] = [greedy(adapted, ids, stop) for ids in prompts]
     document = {"prompts": PROMPTS, "chat": chat, "max_tokens": MAX_TOKENS, "answers": answers}

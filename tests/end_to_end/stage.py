@@ -100,10 +100,11 @@ class Stage:
             self.fleet.await_listening(agent)
         return agents
 
-    def release(self, name: str, bundle: str, *variants: str) -> None:
+    def release(self, name: str, bundle: str, *variants: str, use_case: str = "") -> None:
         """Creates a release of a bundle reference and adapters by variant."""
         chosen = [self.artifacts.built.adapters[v] for v in variants]
         options = [part for a in chosen for part in ("--adapter", f"{a.name}={a.reference}")]
+        options += ["--use-case", use_case] if use_case else []
         self.shop.run("remora", "releases", "create", "--name", name, "--bundle", bundle, *options)
 
     def start(self, name: str, *options: str) -> str:

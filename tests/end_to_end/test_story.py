@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from examples.demo.reference import MIX
 from examples.demo.traffic import Traffic, judge
 
 pytestmark = pytest.mark.slow
@@ -20,6 +21,22 @@ def test_a_fleet_answers_token_for_token_like_transformers_and_peft(stage):
             for v in stage.artifacts.cast.variants(1)
         }
         assert texts["base"] != texts["alpha"] != texts["beta-1"] != texts["base"]
+
+
+def test_a_use_case_answers_like_both_adapters_added_up(stage):
+    (agent,) = stage.join("one")
+    bundle = stage.artifacts.bundle.reference
+    stage.release("all", bundle, "alpha", "beta-1", use_case="both=alpha:1,beta:1")
+    stage.roll_out("all")
+    cast, digests = stage.artifacts.cast, stage.artifacts.built.digests()
+    with agent.client() as client:
+        for question in cast.questions:
+            result = client.generate(
+                cast.prompt(question), use_case="both", max_tokens=cast.max_tokens, temperature=0.0
+            )
+            assert cast.oracle.check(MIX, question, result).complaint is None
+            found = {a.digest for a in result.provenance.adapters}
+            assert found == {digests["alpha"], digests["beta-1"]}
 
 
 def test_a_new_revision_arrives_under_load_without_one_failed_or_doubtful_answer(stage):
