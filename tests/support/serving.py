@@ -47,7 +47,8 @@ def write_bundle(directory: Path, name: str = "tiny", context: int = 256) -> Bun
         for p in sorted(tokenizer.iterdir())
     )
     plain = make_bundle(context, MAX_RANK)
-    bundle = replace(plain, files=files, source=SourceInfo(name, "llama", "float32"))
+    source = SourceInfo(name, "llama", "float32")
+    bundle = replace(plain, files=(*plain.files, *files), source=source)
     (directory / BUNDLE_JSON).write_bytes(canonical_json(bundle))
     return bundle
 

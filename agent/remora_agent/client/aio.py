@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import grpc
 
 from remora_agent.client import operations
-from remora_agent.client.connection import Retry, attempts, stubs, target
+from remora_agent.client.connection import Retry, attempts, raise_from, stubs, target
 from remora_agent.client.operations import Operation, UnloadMode
 from remora_agent.client.requests import Messages, Options, Prompt, generate_request, one_input
 from remora_agent.client.results import (
@@ -27,7 +27,6 @@ from remora_agent.runtime.api import Delta
 from remora_agent.serving.address import DEFAULT_LISTEN
 from remora_agent.serving.tls import ClientTls
 from remora_contract.errors import Cancelled, InternalFault
-from remora_contract.rpc import raise_from
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

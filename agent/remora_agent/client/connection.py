@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 
 from remora_agent.serving.address import Address, parse_address
 from remora_agent.serving.limits import MAX_MESSAGE_BYTES
 from remora_agent.serving.tls import ClientTls, channel_credentials
-from remora_contract.errors import Unsupported
+from remora_contract import rpc as rpc_errors
+from remora_contract.errors import DeadlineExceeded, Unsupported
 from remora_protos.inference.v1 import inference_pb2_grpc as rpc
 
 
@@ -56,6 +57,14 @@ def stubs(channel: Any) -> dict[str, Any]:
         "UseCases": rpc.UseCasesStub(channel),
         "EngineService": rpc.EngineServiceStub(channel),
     }
+
+
+def raise_from(error: grpc.RpcError) -> NoReturn:
+    """Raises the agent's error. A timeout that this side notices first is the same
+    DeadlineExceeded that the agent tells."""
+    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        raise DeadlineExceeded("the timeout passed before the answer was complete") from error
+    rpc_errors.raise_from(error)
 
 
 def unavailable(error: Exception) -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,7 +27,7 @@ from remora_agent.serving.router import Router
 from remora_agent.serving.served_model import ServedModel
 from remora_agent.serving.tls import ServerTls, server_credentials
 from remora_agent.serving.use_cases_service import UseCasesService
-from remora_contract.errors import Refused
+from remora_contract.errors import InternalFault, Refused, RemoraError
 from remora_protos.inference.v1 import inference_pb2 as pb
 from remora_protos.inference.v1 import inference_pb2_grpc as rpc
 
@@ -37,6 +38,7 @@ SERVICES = tuple(service.full_name for service in pb.DESCRIPTOR.services_by_name
 _TEXT_WORKERS = 2
 _OPERATION_WORKERS = 4
 _SOCKET_MODE = 0o660
+_MAX_PENDING_CALLS = 16_384
 _FAREWELL_S = 1.0  # for what is still being sent when the models are drained
 
 
@@ -60,16 +62,14 @@ class InferenceServer:
         self._operations = ThreadPoolExecutor(_OPERATION_WORKERS, "remora-operation")
         self._bound: Future[Address] = Future()
         self._stop: Callable[[], object] | None = None  # set while the thread listens
-        self._thread = threading.Thread(
-            target=lambda: asyncio.run(self._serve()), name="remora-grpc"
-        )
+        self._thread = threading.Thread(target=self._run, name="remora-grpc")
 
     def start(self) -> Address:
         """Listens; port 0 becomes the one that was free. Raises Refused when it is taken."""
         self._thread.start()
         try:
             return self._bound.result()
-        except Refused:
+        except RemoraError:
             self._thread.join()
             self._close_workers()
             raise
@@ -81,6 +81,16 @@ class InferenceServer:
             self._thread.join()
             self._stop = None
         self._close_workers()
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        finally:
+            # No except clause: the traceback of a bug goes to threading.excepthook as it is.
+            if not self._bound.done():
+                self._bound.set_exception(
+                    InternalFault("the gRPC server did not start; the log says why")
+                )
 
     async def _serve(self) -> None:
         server, loop, stop = self._make_server(), asyncio.get_running_loop(), asyncio.Event()
@@ -111,12 +121,19 @@ class InferenceServer:
                 ("grpc.so_reuseport", 0),  # a taken port is an error, not a shared one
                 ("grpc.keepalive_time_ms", keepalive_ms),
                 ("grpc.keepalive_timeout_ms", keepalive_ms // 3),
+                # Calls of a burst that Python has not picked up yet. Beyond, the core resets them
+                # without a word, which a caller takes for a cancellation.
+                ("grpc.server.max_pending_requests", _MAX_PENDING_CALLS),
+                ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_CALLS),
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ],
         )
 
     def _bind(self, server: Any) -> Address:
         address, target = self._options.address, self._options.address.target()
+        if isinstance(address, UnixAddress) and _answers(address):
+            # gRPC would take the path away from whoever listens there.
+            raise Refused(f"cannot listen on {target}: another process does")
         try:
             if self._credentials is None:
                 port = server.add_insecure_port(target)
@@ -160,3 +177,9 @@ class InferenceServer:
     def _close_workers(self) -> None:
         self._text.shutdown(wait=False)
         self._operations.shutdown(wait=False)
+
+
+def _answers(address: UnixAddress) -> bool:
+    """Whether a process listens there; the socket of one that was killed does not count."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(address.path) == 0

@@ -11,6 +11,7 @@ from remora_agent.client import AsyncClient, Client
 from remora_agent.runtime.api import FinishReason
 from remora_contract.errors import (
     Conflict,
+    DeadlineExceeded,
     InvalidInput,
     NotFound,
     PromptTooLong,
@@ -182,7 +183,7 @@ def test_a_connection_that_breaks_frees_its_row(served):
 
 def test_the_deadline_of_the_call_ends_the_request(served):
     paced(served)
-    with Client(served.address, timeout_s=0.3) as client, pytest.raises(RemoraError):
+    with Client(served.address, timeout_s=0.3) as client, pytest.raises(DeadlineExceeded):
         client.generate("hello", **LONG)
     wait_idle(served)
     assert served.client.status().tokens_generated < 240

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import stat
@@ -16,15 +17,18 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from remora_agent.client import Client, ClientTls, Retry
-from remora_agent.serving.address import TcpAddress
+from remora_agent.serving.address import TcpAddress, UnixAddress
+from remora_agent.serving.server import InferenceServer
 from remora_agent.serving.stack import ServingStack, StackOptions
 from remora_agent.serving.tls import ServerTls
-from remora_contract.errors import Refused, Unavailable
+from remora_contract.errors import InternalFault, Refused, Unavailable
 from remora_protos.inference.v1 import inference_pb2 as pb
+from remora_protos.inference.v1 import inference_pb2_grpc as rpc
 from tests.support.serving import running_stack
 from tests.support.tls import make_authority
 
 OPTIONS = {"max_tokens": 4, "ignore_eos": True, "temperature": 0.0}
+OWN_POOL = ("grpc.use_local_subchannel_pool", 1)
 LOOPBACK = TcpAddress("127.0.0.1", 0)
 
 
@@ -93,6 +97,50 @@ def test_a_taken_port_is_refused_by_name(engines):
         stack = ServingStack(options, engines=engines)
         with pytest.raises(Refused, match=str(port)):
             stack.start()
+
+
+def test_a_unix_socket_in_use_is_refused_and_stays_with_its_owner(tmp_path, engines, world):
+    path = tmp_path / "remora.sock"
+    with running_stack(tmp_path, engines, f"unix:{path}") as (stack, address):
+        stack.host.switch(world.assignment())
+        second = ServingStack(StackOptions(listen=UnixAddress(str(path))), engines=engines)
+        with pytest.raises(Refused, match="another process"):
+            second.start()
+        with Client(address) as client:
+            assert len(client.generate("x", **OPTIONS).token_ids) == 4
+
+
+def test_the_socket_of_a_killed_process_is_taken_over(tmp_path, engines, world):
+    path = tmp_path / "remora.sock"
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(path))
+    assert path.exists()
+    with running_stack(tmp_path, engines, f"unix:{path}") as (stack, address):
+        stack.host.switch(world.assignment())
+        with Client(address) as client:
+            assert client.status().state == "serving"
+
+
+def test_a_server_that_cannot_start_says_so_instead_of_waiting(engines, monkeypatch):
+    monkeypatch.setattr(threading, "excepthook", lambda arguments: None)
+    monkeypatch.setattr(InferenceServer, "_add_services", lambda self, server: 1 / 0)
+    with pytest.raises(InternalFault, match="did not start"):
+        ServingStack(StackOptions(listen=LOOPBACK), engines=engines).start()
+
+
+def test_a_burst_of_calls_is_answered_or_refused_but_never_reset(served):
+    """More at once than gRPC's own 1000 that may wait for a server to pick them up."""
+
+    async def main():
+        channels = [grpc.aio.insecure_channel(served.address, [OWN_POOL]) for _ in range(8)]
+        stubs = [rpc.EngineServiceStub(channel) for channel in channels]
+        calls = [stubs[i % 8].Status(pb.EngineStatusRequest()) for i in range(3000)]
+        codes = {await call.code() for call in calls}
+        for channel in channels:
+            await channel.close()
+        return codes
+
+    assert asyncio.run(main()) <= {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
 
 
 def test_plaintext_beyond_this_machine_is_refused_before_anything_listens(engines):
