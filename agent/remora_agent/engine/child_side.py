@@ -15,6 +15,8 @@ from remora_agent.host import Progress
 from remora_contract.errors import RemoraError
 
 _PR_SET_PDEATHSIG = 1
+# Building and proving happen beside an engine that serves: requests go first.
+_NICENESS = 10
 
 
 def child_main(descriptor: int, work: Callable[[Progress], dict[str, Any]]) -> int:
@@ -23,6 +25,7 @@ def child_main(descriptor: int, work: Callable[[Progress], dict[str, Any]]) -> i
     An unexpected exception is left to end the process: its traceback is in the log.
     """
     _die_with_parent()
+    os.nice(_NICENESS)
 
     def send(message: dict[str, Any]) -> None:
         os.write(descriptor, json.dumps(message).encode() + b"\n")

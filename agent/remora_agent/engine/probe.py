@@ -113,7 +113,8 @@ def _check(
         raise EngineFault(
             f"{where}: the engine answers token {best}, not {wanted}, by "
             f"{logits[best] - logits[wanted]:.4g}; {2 * allowed:.4g} is explained by its numeric "
-            "form. The engine computes something else than the bundle: remove it from the cache"
+            "form. Either the bundle's golden prompts are not its own (export it again) or this "
+            "engine computes something else (remove it from the cache)"
         )
     if abs(float(logits[wanted]) - recorded) > allowed:
         raise EngineFault(

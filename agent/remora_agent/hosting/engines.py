@@ -13,7 +13,7 @@ from typing import Protocol
 
 from remora_agent.engine.build import BuildResult, ignore, never
 from remora_agent.engine.cache import EngineCache
-from remora_agent.engine.memory import bank_bytes, fits, kv_bytes, row_slot_bytes
+from remora_agent.engine.memory import bank_bytes, engine_bytes, fits, kv_bytes, row_slot_bytes
 from remora_agent.engine.opening import EngineOptions, ensure_built, limits_of, load_engine
 from remora_agent.engine.probe import probe_in_child
 from remora_agent.engine.protocol import Engine
@@ -93,7 +93,7 @@ class CachedEngines:
         limits = limits_of(bundle, self._settings.options)
         rank = limits.max_bank_rank
         return fits(
-            engine_bytes=weight_bytes(bundle),
+            engine_bytes=engine_bytes(bundle.decoder, bundle.graph),
             kv_bytes=kv_bytes(bundle.decoder, limits.rows, limits.context),
             bank_bytes=bank_bytes(bundle.decoder, rank)
             + row_slot_bytes(bundle.decoder, limits.rows, rank),
@@ -109,11 +109,6 @@ class CachedEngines:
         key = result.entry.manifest.key.digest
         self._recent = (*(k for k in self._recent if k != key), key)[-_KEPT:]
         return result
-
-
-def weight_bytes(bundle: Bundle) -> int:
-    """Of the graph and its weights on disk; about what a session of it takes."""
-    return sum(f.size for f in bundle.files if f.path.startswith(GRAPH_FILE))
 
 
 def verify_small_files(bundle_dir: Path, bundle: Bundle) -> None:
