@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from remora_contract.bundle import BundleFile, read_document
+from remora_contract.bundle import MAX_LAYERS, BundleFile, check_listed, read_document
 from remora_contract.digests import check_digest, digest_document
 from remora_contract.errors import ArtifactInvalid
 from remora_contract.strict import loads
@@ -22,6 +22,7 @@ from remora_contract.targets import PROJECTIONS, AdapterTarget, Projection
 ADAPTER_JSON = "adapter.json"
 WEIGHTS_FILE = "adapter.safetensors"
 FORMAT_VERSION = 1
+MAX_RANK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class TargetRank:
     scaling: float  # what was folded into B
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or self.layer < 0:
-            raise ValueError("rank must be at least 1 and layer at least 0")
+        if not 1 <= self.rank <= MAX_RANK or not 0 <= self.layer < MAX_LAYERS:
+            raise ValueError(f"rank must be 1 to {MAX_RANK} and layer 0 to {MAX_LAYERS - 1}")
 
     @property
     def target(self) -> AdapterTarget:
@@ -58,6 +59,7 @@ class Adapter:
                 "convert the adapter again with this version of remora-build"
             )
         check_digest(self.base_digest, "base_digest")
+        check_listed(self.files, WEIGHTS_FILE)
         if not self.targets:
             raise ValueError("an adapter without targets changes nothing")
         if len({t.target for t in self.targets}) != len(self.targets):

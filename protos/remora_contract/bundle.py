@@ -30,6 +30,21 @@ GOLDEN_JSON = "golden.json"
 FORMAT_VERSION = 1
 _MAX_DOCUMENT_BYTES = 64 << 20
 
+MAX_LAYERS = 1024
+MAX_HEADS = 1024
+MAX_HEAD_DIM = 4096
+MAX_WIDTH = 1 << 20
+MAX_VOCAB = 1 << 22
+_LIMITS = {
+    "layers": MAX_LAYERS,
+    "hidden": MAX_WIDTH,
+    "heads": MAX_HEADS,
+    "kv_heads": MAX_HEADS,
+    "head_dim": MAX_HEAD_DIM,
+    "intermediate": MAX_WIDTH,
+    "vocab": MAX_VOCAB,
+}
+
 
 @dataclass(frozen=True)
 class RopeSpec:
@@ -63,6 +78,12 @@ class DecoderSpec:
     qk_norm: bool = False
     tied_embeddings: bool = False
     max_position: int = 0  # the checkpoint's own limit
+
+    def __post_init__(self) -> None:
+        """Bounds what a document from outside may make a reader compute or allocate."""
+        for name, most in _LIMITS.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise ValueError(f"{name} is {getattr(self, name)}, outside 1 to {most}")
 
     def in_features(self, projection: Projection) -> int:
         """k of the projection's weight [n, k]."""
@@ -100,8 +121,14 @@ class GraphSpec:
 @dataclass(frozen=True)
 class BundleFile:
     path: str  # relative, "/" between parts
-    size: int
+    size: int  # bytes
     digest: str
+
+    def __post_init__(self) -> None:
+        check_relative(self.path)
+        check_digest(self.digest, self.path)
+        if self.size < 0:
+            raise ValueError(f"{self.path}: a size of {self.size} bytes")
 
 
 @dataclass(frozen=True)
@@ -134,9 +161,7 @@ class Bundle:
                 "export the checkpoint again with this version of remora-build"
             )
         check_digest(self.base_digest, "base_digest")
-        for f in self.files:
-            check_relative(f.path)
-            check_digest(f.digest, f.path)
+        check_listed(self.files, GRAPH_FILE)
 
     @property
     def digest(self) -> str:
@@ -148,6 +173,15 @@ class Bundle:
 
     def file(self, path: str) -> BundleFile | None:
         return next((f for f in self.files if f.path == path), None)
+
+
+def check_listed(files: tuple[BundleFile, ...], needed: str) -> None:
+    """Raises ValueError when a path is listed twice or `needed` is not listed."""
+    paths = [f.path for f in files]
+    if len(set(paths)) != len(paths):
+        raise ValueError("a file is listed twice")
+    if needed not in paths:
+        raise ValueError(f"{needed} is not among its files")
 
 
 def check_relative(path: str) -> str:
@@ -167,6 +201,8 @@ def check_relative(path: str) -> str:
 def read_document(path: Path) -> bytes:
     """A document's bytes, bounded before they are read. Raises ArtifactInvalid."""
     try:
+        if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+            raise ArtifactInvalid(f"{path} is no file")
         if path.stat().st_size > _MAX_DOCUMENT_BYTES:
             raise ArtifactInvalid(f"{path}: larger than {_MAX_DOCUMENT_BYTES} bytes")
         return path.read_bytes()
@@ -186,14 +222,23 @@ def load_bundle(directory: Path) -> Bundle:
 
 def verify_files(directory: Path, files: tuple[BundleFile, ...]) -> None:
     """Sizes first, then digests. Raises ArtifactInvalid naming the file."""
-    for f in files:
-        path = directory / f.path
-        if not path.is_file():
-            raise ArtifactInvalid(f"{path} is missing")
-        if path.stat().st_size != f.size:
-            raise ArtifactInvalid(
-                f"{path} has {path.stat().st_size} bytes, not {f.size}: truncated?"
-            )
-    for f in files:
-        if digest_file(directory / f.path) != f.digest:
-            raise ArtifactInvalid(f"{directory / f.path} is damaged: its digest is not {f.digest}")
+    for check in (_check_size, _check_digest):
+        for f in files:
+            path = directory / f.path
+            try:
+                check(path, f)
+            except OSError as e:
+                raise ArtifactInvalid(f"{path} cannot be read: {e.strerror or e}") from e
+
+
+def _check_size(path: Path, file: BundleFile) -> None:
+    if not path.is_file():
+        raise ArtifactInvalid(f"{path} is missing")
+    size = path.stat().st_size
+    if size != file.size:
+        raise ArtifactInvalid(f"{path} has {size} bytes, not {file.size}: truncated?")
+
+
+def _check_digest(path: Path, file: BundleFile) -> None:
+    if digest_file(path) != file.digest:
+        raise ArtifactInvalid(f"{path} is damaged: its digest is not {file.digest}")

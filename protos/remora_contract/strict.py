@@ -1,11 +1,13 @@
 """Documents <-> frozen dataclasses, strictly: an unknown key, a missing key or a wrong type is an
-error that names the key and the file. Owns no document of its own.
+error that names the key and the file. So is what could not be written again in canonical form: a
+number that is not finite, text that is not Unicode, nesting without end. Owns no document.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from typing import Any, Literal, TypeVar, Union
@@ -14,6 +16,7 @@ from remora_contract.errors import DocumentInvalid
 
 T = TypeVar("T")
 _MAX_DEPTH = 64
+_NEEDED = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
 def parse(cls: type[T], data: object, where: str) -> T:
@@ -50,7 +53,7 @@ def _value(kind: Any, data: object, where: str, path: str, depth: int) -> object
         raise DocumentInvalid(f"{where}: {path}: nested too deeply")
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
-        return data
+        return _anything(data, where, path, depth)
     if origin in (Union, types.UnionType):
         return _optional(arguments, data, where, path, depth)
     if origin is Literal:
@@ -81,11 +84,22 @@ def _optional(
     return _value(kinds[0], data, where, path, depth)
 
 
+def _anything(data: object, where: str, path: str, depth: int) -> object:
+    """Data without a schema, kept as it is."""
+    if isinstance(data, dict):
+        return _mapping((str, Any), data, where, path, depth)
+    if isinstance(data, list):
+        return [_value(Any, v, where, f"{path}[{i}]", depth + 1) for i, v in enumerate(data)]
+    if isinstance(data, (str, float)):
+        return _scalar(type(data), data, where, path)
+    return data
+
+
 def _mapping(arguments: tuple[Any, ...], data: object, where: str, path: str, depth: int) -> object:
     if not isinstance(data, dict):
         raise _wrong(where, path, "a table", data)
     for key in data:
-        if not isinstance(key, str):
+        if not isinstance(key, str) or not _is_unicode(key):
             raise _wrong(where, path, "string keys", key)
     return {k: _value(arguments[1], v, where, f"{path}.{k}", depth + 1) for k, v in data.items()}
 
@@ -111,23 +125,36 @@ def _dataclass(kind: Any, data: object, where: str, path: str, depth: int) -> ob
             values[name] = None
     try:
         return kind(**values)
-    except ValueError as e:
+    except (ValueError, DocumentInvalid) as e:
         raise DocumentInvalid(f"{where}: {path or 'document'}: {e}") from e
 
 
 def _scalar(kind: Any, data: object, where: str, path: str) -> object:
-    if kind is float and isinstance(data, int) and not isinstance(data, bool):
-        return float(data)
-    if kind not in (str, int, float, bool):
+    if kind not in _NEEDED:
         raise TypeError(f"{path}: cannot parse into {kind!r}")
-    if not isinstance(data, kind) or (kind is int and isinstance(data, bool)):
-        raise _wrong(
-            where,
-            path,
-            {str: "text", int: "a whole number", float: "a number", bool: "true or false"}[kind],
-            data,
-        )
+    wanted = (int, float) if kind is float else kind
+    if not isinstance(data, wanted) or (kind is not bool and isinstance(data, bool)):
+        raise _wrong(where, path, _NEEDED[kind], data)
+    if kind is float:
+        return _finite(data, where, path)
+    if isinstance(data, str) and not _is_unicode(data):
+        raise _wrong(where, path, "Unicode text", data)
     return data
+
+
+def _finite(data: Any, where: str, path: str) -> float:
+    try:
+        number = float(data)
+    except OverflowError as e:
+        raise _wrong(where, path, "a finite number", data) from e
+    if not math.isfinite(number):
+        raise _wrong(where, path, "a finite number", data)
+    return number
+
+
+def _is_unicode(text: str) -> bool:
+    """False for half a surrogate pair, which JSON can spell and UTF-8 cannot."""
+    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def _join(path: str, name: str) -> str:

@@ -335,3 +335,34 @@ def test_a_failed_write_leaves_nothing_behind(
     with pytest.raises(Exhausted):
         convert()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "peft"]
+
+
+@pytest.mark.parametrize(
+    ("value", "word"),
+    [("1e999", "finite"), ('"\\ud800"', "Unicode"), ("[" * 700 + "]" * 700, "nested")],
+)
+def test_what_adapter_json_could_not_repeat_is_refused(
+    convert: Callable[..., Adapter], tmp_path: Path, value: str, word: str
+) -> None:
+    convert()
+    config = tmp_path / "peft" / "adapter_config.json"
+    config.write_text(json.dumps(plain_config())[:-1] + f', "auto_mapping": {value}}}')
+    with pytest.raises(DocumentInvalid, match=rf"auto_mapping.*{word}|{word}"):
+        convert_adapter(tmp_path / "peft", tmp_path / "two", base=tmp_path / "base")
+    assert not (tmp_path / "two").exists()
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: name.removeprefix("base_model.model."),
+        lambda name: name.replace(".weight", ".default.weight"),
+    ],
+    ids=["no-prefix", "adapter-name"],
+)
+def test_names_that_peft_itself_would_not_load_say_how_it_names_them(
+    convert: Callable[..., Adapter], rename: Callable[[str], str]
+) -> None:
+    tensors = {rename(name): value for name, value in peft_tensors(decoder_spec()).items()}
+    with pytest.raises(AdapterInvalid, match=r"base_model\.model\.<module>\.lora_A\.weight"):
+        convert(tensors=tensors)

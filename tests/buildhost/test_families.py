@@ -92,6 +92,7 @@ INVALID = {
     ),
     "no model type": ({"model_type": "absent"}, "model_type"),
     "not finite": ({"rope_theta": float("inf")}, "rope_theta"),
+    "past any float": ({"rms_norm_eps": 10**400}, "rms_norm_eps"),
 }
 
 

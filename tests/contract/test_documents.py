@@ -1,5 +1,6 @@
 """Bundles, adapters, manifests and releases: identities, safe paths, refusals."""
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -16,6 +17,7 @@ from remora_contract.bundle import (
     RopeSpec,
     SourceInfo,
     check_relative,
+    read_document,
     verify_files,
 )
 from remora_contract.compat import adapter_refusals
@@ -51,7 +53,7 @@ def an_adapter(**changes):
         BASE,
         "float16",
         (TargetRank(0, "q", 8, 2.0), TargetRank(1, "v", 4, 2.0)),
-        (),
+        (BundleFile("adapter.safetensors", 3, digest_bytes(b"abc")),),
         {},
         "remora test",
     )
@@ -180,3 +182,54 @@ def test_a_join_token_round_trips_and_is_never_echoed():
     with pytest.raises(DocumentInvalid) as caught:
         JoinToken.decode("remora-join-1.secretsecretsecretsecret.zz")
     assert "secretsecret" not in str(caught.value)
+
+
+HOSTILE = ("../up", "/etc/passwd", "a/../b", "", "a\\b")
+
+
+@pytest.mark.parametrize("path", HOSTILE)
+def test_an_adapters_files_never_lie_outside_it(path):
+    listed = [{"path": "adapter.safetensors", "size": 0, "digest": BASE}]
+    listed.append({"path": path, "size": 0, "digest": BASE})
+    document = plain(an_adapter()) | {"files": listed}
+    with pytest.raises(DocumentInvalid, match=r"adapter\.json: files\[1\]"):
+        parse(Adapter, document, "adapter.json")
+
+
+@pytest.mark.parametrize("make", [a_bundle, an_adapter])
+def test_a_file_is_listed_once_and_the_main_one_is_listed(make):
+    files = make().files
+    with pytest.raises(ValueError, match="twice"):
+        make(files=files * 2)
+    with pytest.raises(ValueError, match="not among its files"):
+        make(files=())
+
+
+@pytest.mark.parametrize(
+    "change", [{"layers": 10**9}, {"layers": 0}, {"hidden": -1}, {"heads": 0}, {"vocab": 1 << 40}]
+)
+def test_a_decoders_numbers_are_bounded_before_anybody_computes_with_them(change):
+    document = plain(a_bundle())
+    document["decoder"] |= change
+    with pytest.raises(DocumentInvalid, match=next(iter(change))):
+        parse(Bundle, document, "bundle.json")
+
+
+@pytest.mark.parametrize("change", [{"rank": 1 << 40}, {"rank": 0}, {"layer": 10**9}])
+def test_an_adapters_numbers_are_bounded(change):
+    document = plain(an_adapter())
+    document["targets"][0] |= change
+    with pytest.raises(DocumentInvalid, match=r"targets\[0\]"):
+        parse(Adapter, document, "adapter.json")
+
+
+def test_a_file_that_cannot_be_looked_at_is_an_artifact_error(tmp_path):
+    listed = (BundleFile("x" * 300, 3, BASE),)  # longer than any file system's names
+    with pytest.raises(ArtifactInvalid, match="cannot be read"):
+        verify_files(tmp_path, listed)
+
+
+def test_a_pipe_is_no_document(tmp_path):
+    os.mkfifo(tmp_path / "bundle.json")
+    with pytest.raises(ArtifactInvalid, match="no file"):
+        read_document(tmp_path / "bundle.json")

@@ -1,7 +1,7 @@
 """Documents are honoured or refused, key by key."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
@@ -80,3 +80,55 @@ def test_any_json_is_parsed_or_refused_and_nothing_else(data):
     except DocumentInvalid:
         return
     assert parse(Outer, plain(document), "t") == document
+
+
+@dataclass(frozen=True)
+class Loose:
+    notes: dict[str, Any]
+    name: str = ""
+    ratio: float = 0.0
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999", "1" + "0" * 400])
+def test_a_number_that_is_not_finite_is_refused_where_it_stands(number):
+    with pytest.raises(DocumentInvalid, match=r"f\.json: ratio"):
+        loads(Loose, f'{{"notes": {{}}, "ratio": {number}}}', "f.json")
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_data_without_a_schema_is_finite_too(number):
+    with pytest.raises(DocumentInvalid, match=r"notes\.a\[1\]"):
+        loads(Loose, f'{{"notes": {{"a": [1, {number}]}}}}', "f.json")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"notes": {}, "name": "\\ud800"}',
+        '{"notes": {"a": "x\\udfff"}}',
+        '{"notes": {"\\ud800": 1}}',
+    ],
+)
+def test_text_that_utf8_cannot_hold_is_refused(text):
+    with pytest.raises(DocumentInvalid, match=r"f\.json: n"):
+        loads(Loose, text, "f.json")
+
+
+def test_data_without_a_schema_does_not_nest_without_end():
+    with pytest.raises(DocumentInvalid, match="nested too deeply"):
+        loads(Loose, '{"notes": {"a": ' + "[" * 600 + "]" * 600 + "}}", "f.json")
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(codec="utf-8")),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(codec="utf-8")), inner),
+)
+
+
+@given(st.dictionaries(st.text(st.characters(codec="utf-8")), json_values))
+def test_data_without_a_schema_is_kept_as_it_is(notes):
+    assert parse(Loose, {"notes": notes}, "t").notes == notes

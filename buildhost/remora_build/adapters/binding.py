@@ -79,7 +79,8 @@ def _unbound(name: str) -> AdapterInvalid | Unsupported:
             return Unsupported(f"tensor {name} is {what}")
     return AdapterInvalid(
         f"tensor {name[:200]} belongs to no projection of this decoder and cannot be bound; "
-        "known modules are model.layers.<n>.self_attn.{q,k,v,o}_proj and .mlp.{gate,up,down}_proj"
+        "PEFT names them base_model.model.<module>.lora_A.weight (and lora_B), the modules being "
+        "model.layers.<n>.self_attn.{q,k,v,o}_proj and .mlp.{gate,up,down}_proj"
     )
 
 

@@ -11,21 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from remora_build.adapters.settings import ALL_LINEAR, LoraSettings
+from remora_build.families.decoder import MODULE_OF
 from remora_contract.bundle import DecoderSpec
 from remora_contract.errors import AdapterInvalid, Unsupported
-from remora_contract.targets import PROJECTIONS, AdapterTarget, Projection
+from remora_contract.targets import PROJECTIONS, AdapterTarget
 
 V = TypeVar("V")
 
-MODULE_OF: dict[Projection, str] = {
-    "q": "self_attn.q_proj",
-    "k": "self_attn.k_proj",
-    "v": "self_attn.v_proj",
-    "o": "self_attn.o_proj",
-    "gate": "mlp.gate_proj",
-    "up": "mlp.up_proj",
-    "down": "mlp.down_proj",
-}
 OTHER_WEIGHTS = ("model.embed_tokens", "lm_head")  # adaptable by PEFT, not carried
 _PROJECTION_OF = {module: projection for projection, module in MODULE_OF.items()}
 _MODULE = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,5})\.([a-z_]+\.[a-z_]+)")

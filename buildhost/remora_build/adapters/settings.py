@@ -5,7 +5,6 @@ Owns the document's schema; which modules it selects is `matching`.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,8 +12,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from remora_build.adapters.fields import check_fields
+from remora_contract.adapter import MAX_RANK
 from remora_contract.bundle import read_document
-from remora_contract.errors import AdapterInvalid, DocumentInvalid
+from remora_contract.errors import AdapterInvalid
+from remora_contract.strict import loads
 
 ALL_LINEAR = "all-linear"
 _MAX_PATTERN_CHARS = 4096
@@ -44,13 +45,7 @@ class LoraSettings:
 
 def read_config(path: Path) -> dict[str, Any]:
     """The JSON object as it stands. Raises ArtifactInvalid, DocumentInvalid."""
-    try:
-        config = json.loads(read_document(path), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as e:
-        raise DocumentInvalid(f"{path}: not valid JSON: {e}") from e
-    if not isinstance(config, dict):
-        raise DocumentInvalid(f"{path}: must be a JSON object, not a {type(config).__name__}")
-    return config
+    return loads(dict[str, Any], read_document(path), str(path))
 
 
 def parse_settings(config: Mapping[str, Any], where: str) -> LoraSettings:
@@ -101,8 +96,8 @@ class _Fields:
         raise AdapterInvalid(f"{self.where}: {name} must be {need}, not {str(have)[:80]!r}")
 
     def rank(self, name: str, value: object) -> int:
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 20:
-            self._wrong(name, "a whole number of at least 1", value)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= MAX_RANK:
+            self._wrong(name, f"a whole number from 1 to {MAX_RANK}", value)
         return value
 
     def number(self, name: str, value: object) -> float:
@@ -153,7 +148,3 @@ class _Fields:
         if not isinstance(value, str) or not value or len(value) > _MAX_PATTERN_CHARS:
             self._wrong(name, f"text of 1 to {_MAX_PATTERN_CHARS} characters", value)
         return value
-
-
-def _refuse_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no JSON number")

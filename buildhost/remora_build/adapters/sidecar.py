@@ -45,7 +45,6 @@ def write_adapter(
     base_digest: str,
     dtype: Dtype,
     source_config: Mapping[str, Any],
-    notes: Mapping[str, Any] | None = None,
     replace: bool = False,
 ) -> Adapter:
     """Writes OUT whole or not at all and returns its document.
@@ -68,7 +67,6 @@ def write_adapter(
             files=(BundleFile(WEIGHTS_FILE, weights.stat().st_size, digest_file(weights)),),
             source_config=dict(source_config),
             exporter=exporter_name(),
-            notes=dict(notes or {}),
         )
         (staging / ADAPTER_JSON).write_bytes(canonical_json(document))
     return document

@@ -11,18 +11,23 @@ from typing import Literal
 
 from remora_build.families.fields import ConfigFields
 from remora_build.families.rope import read_rope
-from remora_contract.bundle import DecoderSpec
+from remora_contract.bundle import (
+    MAX_HEAD_DIM,
+    MAX_HEADS,
+    MAX_LAYERS,
+    MAX_VOCAB,
+    MAX_WIDTH,
+    DecoderSpec,
+)
 from remora_contract.targets import PROJECTIONS, Projection
 
-MAX_LAYERS = 1024
-MAX_WIDTH = 1 << 20
-MAX_VOCAB = 1 << 22
 MAX_POSITION = 1 << 24
 
 EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm.weight"
 HEAD = "lm_head.weight"
-_MODULE: dict[Projection, str] = {
+# Of a projection, inside its decoder layer.
+MODULE_OF: dict[Projection, str] = {
     p: f"{'mlp' if p in ('gate', 'up', 'down') else 'self_attn'}.{p}_proj" for p in PROJECTIONS
 }
 
@@ -43,7 +48,7 @@ def read_decoder(
     computation and is not carried.
     """
     hidden = fields.whole("hidden_size", MAX_WIDTH)
-    heads = fields.whole("num_attention_heads", 1024)
+    heads = fields.whole("num_attention_heads", MAX_HEADS)
     kv_heads = fields.whole("num_key_value_heads", heads, default=heads)
     if heads % kv_heads:
         raise fields.invalid("num_key_value_heads", f"a divisor of {heads}", kv_heads)
@@ -71,7 +76,7 @@ def read_decoder(
 
 
 def _head_dim(fields: ConfigFields, hidden: int, heads: int) -> int:
-    head_dim = fields.whole("head_dim", 4096, default=hidden // heads)
+    head_dim = fields.whole("head_dim", MAX_HEAD_DIM, default=hidden // heads)
     if head_dim % 2:
         raise fields.invalid("head_dim", "even, as rotary embedding needs", head_dim)
     return head_dim
@@ -86,20 +91,20 @@ def _refuse_variants(fields: ConfigFields) -> None:
         )
     fields.only("hidden_act", "silu", "swish", why="only silu is carried")
     fields.only("use_sliding_window", False, why="sliding window attention is not carried")
-    window = fields.take("sliding_window")
+    fields.take("sliding_window")  # read only beside what is refused above and below
     layer_types = fields.take("layer_types", [])
     if not isinstance(layer_types, list) or set(map(str, layer_types)) - {"full_attention"}:
-        raise fields.unsupported("layer_types", layer_types, f"only full attention ({window=})")
+        raise fields.unsupported("layer_types", layer_types, "only full attention is carried")
 
 
 def weight_name(layer: int, projection: Projection) -> str:
     """Weight [n, k] in the checkpoint."""
-    return f"model.layers.{layer}.{_MODULE[projection]}.weight"
+    return f"model.layers.{layer}.{MODULE_OF[projection]}.weight"
 
 
 def bias_name(layer: int, projection: Projection) -> str:
     """Bias [n] in the checkpoint."""
-    return f"model.layers.{layer}.{_MODULE[projection]}.bias"
+    return f"model.layers.{layer}.{MODULE_OF[projection]}.bias"
 
 
 Norm = Literal["norm_attention", "norm_mlp", "q_norm", "k_norm"]

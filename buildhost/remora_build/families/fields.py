@@ -4,6 +4,7 @@ its name. Owns the rules; knows no family.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from remora_build.families.irrelevant import IRRELEVANT
@@ -31,18 +32,19 @@ class ConfigFields:
             raise self.invalid(key, f"a whole number from 1 to {most}", value)
         return value
 
-    def positive(self, key: str, default: float | None = None) -> float:
+    def positive(self, key: str) -> float:
         """A finite number above zero."""
-        return self.check_positive(key, self.take(key, default))
+        return self.check_positive(key, self.take(key))
 
     def check_positive(self, key: str, value: Any) -> float:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not 0 < value < float("inf"):
+        if not number or not 0 < value <= sys.float_info.max:
             raise self.invalid(key, "a number above zero", value)
         return float(value)
 
-    def flag(self, key: str, default: bool = False) -> bool:
-        value = self.take(key, default)
+    def flag(self, key: str) -> bool:
+        """An absent one is false."""
+        value = self.take(key, False)
         if not isinstance(value, bool):
             raise self.invalid(key, "true or false", value)
         return value
