@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 from importlib import import_module
-from importlib.util import find_spec
+from types import FrameType
+from typing import NoReturn
 
 import typer
 
@@ -28,8 +30,7 @@ def build_app() -> typer.Typer:
     )
     app.callback()(_root)
     for name in COMMAND_MODULES:
-        if _installed(name):
-            import_module(name).register(app)
+        import_module(name).register(app)
     return app
 
 
@@ -37,9 +38,11 @@ def _root() -> None:
     """Turns checkpoints and adapters into artifacts for a fleet."""
 
 
-def _installed(module: str) -> bool:
-    return find_spec(module.rpartition(".")[0]) is not None and find_spec(module) is not None
+def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+    """SIGTERM unwinds as Ctrl-C does, so that what is half written is removed."""
+    raise SystemExit(128 + number)
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, _terminated)
     run(build_app())
