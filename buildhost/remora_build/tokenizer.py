@@ -79,6 +79,8 @@ def load_tokenizer(checkpoint: Path, spec: DecoderSpec) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as e:
         raise CheckpointInvalid(f"{path} is no tokenizer: {e}") from e
+    tokenizer.no_padding()  # some files carry the settings of their training
+    tokenizer.no_truncation()
     highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
     if highest >= spec.vocab:
         raise CheckpointInvalid(f"{path} has token {highest}; the model has {spec.vocab}")

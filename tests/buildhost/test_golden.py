@@ -6,6 +6,8 @@ import json
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer, models
 
 from remora_build.export.exporter import export_checkpoint
 from remora_build.export.options import ExportOptions
@@ -121,3 +123,34 @@ def test_activations_beyond_float16_are_found_while_recording(tmp_path):
     with pytest.raises(CheckpointInvalid, match=r"layers\.0\.output.*--dtype float32"):
         export_checkpoint(checkpoint, tmp_path / "bundle", ExportOptions())
     assert not (tmp_path / "bundle").exists()
+
+
+def test_prompts_ignore_the_padding_and_truncation_of_training(tmp_path):
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", "qwen2")
+    export_checkpoint(checkpoint, tmp_path / "plain", ExportOptions())
+    tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=12)
+    tokenizer.save(str(checkpoint / "tokenizer.json"))
+    export_checkpoint(checkpoint, tmp_path / "bundle", ExportOptions())
+    assert read_golden(tmp_path / "bundle") == read_golden(tmp_path / "plain")
+
+
+def test_a_tokenizer_that_makes_no_tokens_is_not_passed_over(tmp_path):
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", "qwen2")
+    Tokenizer(models.BPE()).save(str(checkpoint / "tokenizer.json"))
+    with pytest.raises(RequestInvalid, match="--golden"):
+        export_checkpoint(checkpoint, tmp_path / "bundle", ExportOptions())
+
+
+@pytest.mark.parametrize(
+    ("tensor", "where"), [("model.norm.weight", "norm"), ("lm_head.weight", "logits")]
+)
+def test_answers_that_leave_float16_after_the_last_layer_are_refused(tmp_path, tensor, where):
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", "llama")
+    path = checkpoint / "model.safetensors"
+    tensors = load_file(path)
+    tensors[tensor] = np.where(np.arange(64) % 2, 60000, -60000) * np.ones_like(tensors[tensor])
+    save_file({k: np.float32(v) for k, v in tensors.items()}, path, metadata={"format": "pt"})
+    with pytest.raises(CheckpointInvalid, match=f"{where} is not finite.*--dtype float32"):
+        export_checkpoint(checkpoint, tmp_path / "bundle", ExportOptions())

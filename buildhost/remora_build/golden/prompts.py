@@ -41,9 +41,18 @@ class _Line:
 
 
 def builtin_prompts(tokenizer: Tokenizer, context: int) -> tuple[Prompt, ...]:
-    """Sentences through the bundle's own tokenizer, cut short; a cut one carries no text."""
-    prompts = (_encoded(tokenizer, text, min(context, BUILTIN_TOKENS)) for text in SENTENCES)
-    return tuple(p for p in prompts if p.tokens)
+    """Sentences through the bundle's own tokenizer, cut short; a cut one carries no text.
+
+    Raises RequestInvalid when the tokenizer makes nothing of any of them.
+    """
+    prompts = [_encoded(tokenizer, text, min(context, BUILTIN_TOKENS)) for text in SENTENCES]
+    told = tuple(p for p in prompts if p.tokens)
+    if not told:
+        raise RequestInvalid(
+            "the tokenizer makes no tokens of the built-in prompts; "
+            "give prompts of your own with --golden FILE"
+        )
+    return told
 
 
 def _encoded(tokenizer: Tokenizer, text: str, most: int) -> Prompt:

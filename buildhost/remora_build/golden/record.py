@@ -63,7 +63,10 @@ def record(
     checked = _checked_positions(prompts)
     chosen = np.concatenate([hidden[i, at] for i, at in enumerate(checked)])
     normed = _run(cutter.cut("norm", [stream]), bundle, stream, chosen[:, None])
+    _check_finite(normed, "norm")
     found = winners(normed.astype(np.float32), bundle / DATA_FILE, slots, spec, graph)
+    with np.errstate(over="ignore"):
+        _check_finite(found.logit.astype(graph.dtype), "logits")
     return Golden(FORMAT_VERSION, _assembled(prompts, checked, found))
 
 
