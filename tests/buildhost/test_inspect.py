@@ -14,10 +14,11 @@ from typer.testing import CliRunner
 
 from remora_build.cli import build_app
 from remora_build.inspect.render import ranges, size_text
+from remora_build.inspect.repository import describe_repository
 from remora_contract.artifact import chunk_key
 from remora_contract.bundle import QuantSpec
 from remora_contract.digests import short
-from remora_contract.errors import ArtifactInvalid, Conflict
+from remora_contract.errors import ArtifactInvalid, Conflict, DocumentInvalid
 from tests.buildhost.documents import (
     BASE_DIGEST,
     decoder_spec,
@@ -214,3 +215,19 @@ def test_ranges_name_exactly_the_numbers(numbers: set[int]) -> None:
 )
 def test_sizes_stay_exact(count: int, text: str) -> None:
     assert size_text(count) == text
+
+
+def test_text_from_outside_cannot_steer_the_terminal(tmp_path: Path) -> None:
+    config = {"peft_type": "LORA", "base_model_name_or_path": "\x1b[2J\x1b]0;owned\x07 \u202e"}
+    tensors = random_tensors(decoder_spec(), seed=0)
+    write_sidecar(tmp_path / "a", BASE_DIGEST, tensors, source_config=config)
+    text = text_of("inspect", tmp_path / "a")
+    assert r"\x1b[2J\x1b]0;owned\x07 \u202e" in text
+    assert not set("\x1b\x07\u202e") & set(text)
+
+
+def test_a_stray_file_among_the_names_is_named(tmp_path: Path) -> None:
+    (tmp_path / "names" / "bundle" / "not a name").mkdir(parents=True)
+    (tmp_path / "names" / "bundle" / "not a name" / "v.json").write_text("{}")
+    with pytest.raises(DocumentInvalid, match=r"not a name/v\.json"):
+        describe_repository(tmp_path)

@@ -13,6 +13,8 @@ from rich.filesize import decimal
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from remora_contract.command_line import printable
+
 
 @dataclass(frozen=True)
 class Table:
@@ -37,12 +39,12 @@ def show(report: Report, *, as_json: bool) -> None:
         typer.echo(json.dumps(report.data, indent=2, sort_keys=True))
         return
     console = Console(highlight=False, markup=False)  # names from outside are not markup
-    console.print(Text(report.title, style="bold"))
+    console.print(Text(printable(report.title), style="bold"))
     grid = RichTable.grid(padding=(0, 2))
     grid.add_column(style="dim")
     grid.add_column(overflow="fold")
     for label, text in report.facts:
-        grid.add_row(label, text)
+        grid.add_row(label, printable(text))
     console.print(grid)
     for table in report.tables:
         console.print(_rich(table))
@@ -69,5 +71,5 @@ def _rich(table: Table) -> RichTable:
     for column in table.columns:
         drawn.add_column(column, overflow="fold")
     for row in table.rows:
-        drawn.add_row(*row)
+        drawn.add_row(*map(printable, row))
     return drawn

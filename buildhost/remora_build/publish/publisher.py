@@ -60,7 +60,9 @@ def publish(
     DocumentInvalid (an unusable name), Exhausted (full disk), Refused (no repository).
     """
     source = open_source(directory)
-    name = check_name(directory.resolve().name if name is None else name, "name")
+    if name is None:
+        name = check_name(directory.resolve().name, "the directory is no name, give a --name:")
+    check_name(name, "name")
     revision = check_name(short(source.digest) if revision is None else revision, "revision")
     verify_files(directory, source.files)
     with store.writing():

@@ -8,7 +8,7 @@ from typing import get_args
 
 from remora_build.publish.store import LocalStore
 from remora_contract.artifact import Kind, Manifest, NameRecord, chunk_key, manifest_key, name_key
-from remora_contract.errors import ArtifactInvalid
+from remora_contract.errors import ArtifactInvalid, DocumentInvalid
 from remora_contract.strict import loads
 
 
@@ -50,6 +50,10 @@ def all_names(store: LocalStore) -> Iterator[Named]:
         root = store.root / "names" / kind
         for path in sorted(root.glob("*/*.json")):
             name, revision = path.parent.name, path.name.removesuffix(".json")
+            try:
+                name_key(kind, name, revision)
+            except DocumentInvalid as e:
+                raise DocumentInvalid(f"{path} is no record of a name: {e}") from e
             digest = read_name(store, kind, name, revision)
             if digest is not None:
                 yield Named(kind, name, revision, digest)
