@@ -235,3 +235,14 @@ def test_a_stream_reads_every_row_once_and_hashes_the_bytes(tmp_path, chunk_byte
     assert (np.concatenate([rows for _, rows in parts]) == values).all()
     assert [first for first, _ in parts] == list(range(0, 7, len(parts[0][1])))
     assert stream.digests["w"] == digest_bytes(values.tobytes())
+
+
+def test_tensors_under_another_prefix_are_recognised(checkpoint):
+    def without_prefix(tensors):
+        for name in list(tensors):
+            tensors[name.removeprefix("model.")] = tensors.pop(name)
+
+    change_tensors(checkpoint, without_prefix)
+    refused(
+        checkpoint, CheckpointInvalid, "model.embed_tokens.weight", "it has embed_tokens.weight"
+    )

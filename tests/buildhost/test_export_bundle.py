@@ -245,3 +245,55 @@ def test_a_refusal_is_one_line_on_stderr_and_exit_one(checkpoint, tmp_path):
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: ")
     assert "config.json" in done.stderr
+
+
+def test_a_checkpoint_in_a_hugging_face_cache_is_called_by_its_repository(checkpoint, tmp_path):
+    """Its files are links into a store of blobs; the bundle holds the files themselves."""
+    cache = tmp_path / "hub" / "models--Some-Org--Tiny-1B"
+    snapshot = cache / "snapshots" / "0123abcd"
+    (cache / "blobs").mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for path in checkpoint.iterdir():
+        path.rename(cache / "blobs" / f"sha-{path.name}")
+        (snapshot / path.name).symlink_to(Path("..", "..", "blobs", f"sha-{path.name}"))
+    bundle = export_checkpoint(snapshot, tmp_path / "bundle", ExportOptions())
+    assert bundle.source.name == "Some-Org/Tiny-1B"
+    assert not any(p.is_symlink() for p in (tmp_path / "bundle").rglob("*"))
+
+
+def test_a_name_that_no_document_can_hold_is_refused(checkpoint, tmp_path):
+    with pytest.raises(RequestInvalid, match="--name"):
+        export_checkpoint(checkpoint, tmp_path / "bundle", ExportOptions(), name="x\udcff")
+
+
+def test_nothing_is_reported_to_the_makers_of_the_runtime(checkpoint, tmp_path):
+    """ONNX Runtime leaves its identifier in ~/.cache when it may report."""
+    silencing = ("CI", "TF_BUILD", "GITHUB_ACTIONS", "ORT_DISABLE_TELEMETRY")
+    environment = {k: v for k, v in os.environ.items() if k not in silencing}
+    environment |= {"HOME": str(tmp_path / "home"), "XDG_CACHE_HOME": str(tmp_path / "home/.cache")}
+    (tmp_path / "home").mkdir()
+    arguments = [REMORA_BUILD, "export", str(checkpoint), str(tmp_path / "bundle"), "--json"]
+    subprocess.run(arguments, env=environment, check=True, capture_output=True)
+    assert not list((tmp_path / "home").rglob("*onnxruntime*"))
+
+
+TERMINATED = """
+import os, signal, sys
+from remora_build import cli
+from remora_build.export import exporter
+
+def copy_tokenizer(*arguments):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+exporter.copy_tokenizer = copy_tokenizer
+sys.argv = ["remora-build", "export", *sys.argv[1:]]
+cli.main()
+"""
+
+
+def test_a_terminated_export_leaves_nothing_behind(checkpoint, tmp_path):
+    command = [sys.executable, "-c", TERMINATED, str(checkpoint), str(tmp_path / "bundle")]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert ended.returncode == 128 + signal.SIGTERM
+    assert "Traceback" not in ended.stderr
+    assert {p.name for p in tmp_path.iterdir()} == {"checkpoint"}

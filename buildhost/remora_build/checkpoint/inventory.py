@@ -29,7 +29,9 @@ def take_inventory(spec: DecoderSpec, entries: Mapping[str, TensorEntry]) -> Inv
     expected = expected_tensors(spec)
     for name, shape in expected.items():
         if name not in entries:
-            raise CheckpointInvalid(f"the checkpoint lacks {name} {list(shape)}")
+            raise CheckpointInvalid(
+                f"the checkpoint lacks {name} {list(shape)}{_misnamed(name, entries)}"
+            )
         _check_shape(entries[name], shape)
     tied_copy = entries.get(HEAD) if spec.tied_embeddings else None
     if tied_copy is not None:
@@ -41,6 +43,17 @@ def take_inventory(spec: DecoderSpec, entries: Mapping[str, TensorEntry]) -> Inv
                 "of this config.json does not have: it would be dropped silently"
             )
     return Inventory({name: entries[name] for name in expected}, tied_copy)
+
+
+def _misnamed(name: str, entries: Mapping[str, TensorEntry]) -> str:
+    """What it may have instead: other classes of transformers save under other prefixes."""
+    stem = name.removeprefix("model.")
+    found = next((e for e in entries if e == stem or e.endswith(f".{stem}")), None)
+    return (
+        f"; it has {found[:120]}: load it as AutoModelForCausalLM and save_pretrained it"
+        if found
+        else ""
+    )
 
 
 def _check_shape(entry: TensorEntry, shape: tuple[int, ...]) -> None:

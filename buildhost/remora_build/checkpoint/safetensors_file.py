@@ -7,7 +7,7 @@ before a tensor's byte is read. Owns the format; knows no model.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -59,7 +59,7 @@ def read_entries(path: Path) -> dict[str, TensorEntry]:
     return {e.name: e for e in entries}
 
 
-def _read_header(path: Path, size: int, length: bytes, read: Any) -> bytes:
+def _read_header(path: Path, size: int, length: bytes, read: Callable[[int], bytes]) -> bytes:
     if len(length) < _LENGTH_BYTES:
         raise CheckpointInvalid(f"{path} is truncated: {size} bytes hold no safetensors header")
     n = int.from_bytes(length, "little")
@@ -71,8 +71,7 @@ def _read_header(path: Path, size: int, length: bytes, read: Any) -> bytes:
         raise CheckpointInvalid(
             f"{path} is truncated: its header alone needs {_LENGTH_BYTES + n} bytes, it has {size}"
         )
-    header: bytes = read(n)
-    return header
+    return read(n)
 
 
 def _decode(path: Path, header: bytes) -> list[tuple[str, Any]]:

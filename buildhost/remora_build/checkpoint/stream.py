@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from io import FileIO
 from types import TracebackType
 
 import ml_dtypes
@@ -59,7 +60,7 @@ class TensorStream:
                 for first in range(0, row_count, step):
                     _finish(hashing)
                     count = min(step, row_count - first)
-                    block = _read_exactly(f.readinto, count * row_bytes, entry)
+                    block = _read_exactly(f, count * row_bytes, entry)
                     hashing = self._worker.submit(hasher.update, block.data)
                     yield first, block.view(NUMPY[entry.dtype]).reshape(count, *row_shape)
         except OSError as e:
@@ -87,11 +88,11 @@ def _finish(hashing: Future[None] | None) -> None:
         hashing.result()
 
 
-def _read_exactly(readinto: object, size: int, entry: TensorEntry) -> NDArray[np.uint8]:
+def _read_exactly(file: FileIO, size: int, entry: TensorEntry) -> NDArray[np.uint8]:
     block = np.empty(size, np.uint8)
     view, done = block.data, 0
     while done < size:
-        n = readinto(view[done:])  # type: ignore[operator]
+        n = file.readinto(view[done:])
         if not n:
             raise CheckpointInvalid(f"{entry.path} ended while {entry.name} was read")
         done += n

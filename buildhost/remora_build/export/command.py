@@ -93,7 +93,10 @@ def export(
     ] = Dialect.native,
     name: Annotated[
         str | None,
-        typer.Option(help="What people call the model.", show_default="the directory's name"),
+        typer.Option(
+            help="What people call the model.",
+            show_default="the directory's, or the repository's in a Hugging Face cache",
+        ),
     ] = None,
     golden: GoldenOption = None,
     no_golden: Annotated[

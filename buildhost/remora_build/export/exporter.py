@@ -49,7 +49,7 @@ from remora_contract.bundle import (
     SourceInfo,
 )
 from remora_contract.digests import canonical_json, digest_file
-from remora_contract.errors import InternalFault
+from remora_contract.errors import InternalFault, RequestInvalid
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def export_checkpoint(
     when `out` exists and `replace` is not given, Exhausted on a full disk. On any error, and when
     killed, `out` is as it was before.
     """
-    plan = _plan(checkpoint, name or checkpoint.resolve().name, options)
+    plan = _plan(checkpoint, _checked_name(name or default_name(checkpoint.resolve())), options)
     shown = progress or SilentProgress()
     with staged_directory(out, marker=BUNDLE_JSON, replace=replace) as staging:
         _write_graph(plan, staging)
@@ -102,6 +102,22 @@ def export_checkpoint(
         (staging / BUNDLE_JSON).write_bytes(canonical_json(bundle))
     log.info("bundle.exported", extra={"digest": bundle.digest, "bytes": bundle.bytes})
     return bundle
+
+
+def default_name(checkpoint: Path) -> str:
+    """The directory's name; in a Hugging Face cache, whose directories are named after revisions
+    (`models--ORG--NAME/snapshots/REVISION`), `ORG/NAME`."""
+    repository = checkpoint.parent.parent.name
+    if checkpoint.parent.name == "snapshots" and repository.startswith("models--"):
+        return repository.removeprefix("models--").replace("--", "/")
+    return checkpoint.name
+
+
+def _checked_name(name: str) -> str:
+    """Raises RequestInvalid when no document can hold it."""
+    if any("\ud800" <= c <= "\udfff" for c in name):
+        raise RequestInvalid(f"the name {name!r} is not UTF-8; give another with --name")
+    return name
 
 
 def _plan(checkpoint: Path, name: str, options: ExportOptions) -> _Plan:

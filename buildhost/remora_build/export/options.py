@@ -12,7 +12,6 @@ from remora_contract.errors import RequestInvalid, Unsupported
 from remora_contract.targets import PROJECTIONS
 
 DEFAULT_CONTEXT = 4096
-DEFAULT_BANK_RANK = 64
 INT4_BLOCKS = (32, 128)
 
 
@@ -21,7 +20,7 @@ class ExportOptions:
     dtype: Literal["float16", "float32"] = "float16"
     int4_block: int | None = None  # None: weights stay in dtype
     max_context: int | None = None  # None: the checkpoint's limit, at most DEFAULT_CONTEXT
-    max_bank_rank: int = DEFAULT_BANK_RANK
+    max_bank_rank: int = 64
     dialect: Literal["native", "legacy"] = "native"
     golden: bool = True
     golden_file: Path | None = None  # None: built-in sentences
