@@ -59,7 +59,9 @@ def generate(
     from remora_agent.engine.opening import EngineOptions
 
     document = read_document(_read(input_file), str(input_file))
-    rows = rows or min(document.settings.batch_size, _MAX_ROWS)
+    report.check_writable(output_file)  # now, not when all the answers are there
+    if rows is None:
+        rows = min(document.settings.batch_size, _MAX_ROWS)
     options = EngineOptions(rows=rows, context=context, threads=threads)
     outcomes = _answer(bundle, document, options, cache_dir, seed)
     report.write_atomically(output_file, report.report(str(input_file), document, outcomes))

@@ -59,14 +59,19 @@ def finish_reason(finished: Finished | None) -> str:
     return "max-length" if finished.reason is FinishReason.LENGTH else "cancelled"
 
 
+def check_writable(path: Path) -> None:
+    """Raises Refused when `write_atomically` would."""
+    if path.is_dir():
+        raise Refused(f"{path} is a directory; name a file in it")
+    descriptor, temporary = _temporary(path)
+    os.close(descriptor)
+    temporary.unlink()
+
+
 def write_atomically(path: Path, document: dict[str, Any]) -> None:
     """The whole file or none. Raises Refused (no such folder, no permission), Exhausted (disk)."""
     data = json.dumps(document, indent=4, ensure_ascii=False).encode() + b"\n"
-    try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as e:
-        raise Refused(f"{path} cannot be written: {e.strerror or e}") from e
-    temporary = Path(name)
+    descriptor, temporary = _temporary(path)
     try:
         with os.fdopen(descriptor, "wb") as f:
             f.write(data)
@@ -79,3 +84,12 @@ def write_atomically(path: Path, document: dict[str, Any]) -> None:
         raise cls(f"{path} cannot be written: {e.strerror or e}") from e
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> tuple[int, Path]:
+    """An open, empty file beside `path`. Raises Refused."""
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as e:
+        raise Refused(f"{path} cannot be written: {e.strerror or e}") from e
+    return descriptor, Path(name)

@@ -50,8 +50,9 @@ class _Runner:
         self._document = document
         self._seed = seed
         self._on_done = on_done
-        # More than rows, so that one is ready when a row becomes free; never more than asked for.
-        ready = 2 * model.runtime.status().rows
+        # More than rows, so that one is ready when a row becomes free; never more than asked for,
+        # nor than may wait before the first has a row.
+        ready = min(2 * model.runtime.status().rows, model.runtime.options.max_waiting)
         self._places_total = min(document.settings.batch_size, ready)
         self._places = threading.Semaphore(self._places_total)
         self._lock = threading.Lock()

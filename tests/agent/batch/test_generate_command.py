@@ -10,7 +10,13 @@ from typer.testing import CliRunner
 from remora_agent.cli import build_app
 from remora_contract.adapter import load_adapter
 from remora_contract.bundle import load_bundle
-from remora_contract.errors import AdapterInvalid, DocumentInvalid, RemoraError
+from remora_contract.errors import (
+    AdapterInvalid,
+    DocumentInvalid,
+    Refused,
+    RemoraError,
+    RequestInvalid,
+)
 
 HELLO = [{"role": "user", "content": "hello"}]
 GREEDY = {"temperature": 0.0, "max_generate_length": 8}
@@ -97,3 +103,17 @@ def test_a_missing_input_file_is_named(generate, tmp_path):
     )
     assert isinstance(result.exception, DocumentInvalid)
     assert "absent.json" in str(result.exception)
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(tmp_path):
+    (tmp_path / "in.json").write_text(json.dumps({"requests": [{"messages": HELLO}]}))
+    arguments = ["generate", "--bundle", "absent", "--input", str(tmp_path / "in.json"), "--output"]
+    for output, why in ((tmp_path / "no" / "o.json", "No such file"), (tmp_path, "directory")):
+        result = CliRunner().invoke(build_app(), [*arguments, str(output)])
+        assert isinstance(result.exception, Refused)
+        assert why in str(result.exception)
+    assert [p.name for p in tmp_path.iterdir()] == ["in.json"]
+
+
+def test_no_rows_at_all_are_refused(generate):
+    generate({**GREEDY, "requests": [{"messages": HELLO}]}, "--rows", "0", raises=RequestInvalid)
