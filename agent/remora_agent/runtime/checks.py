@@ -6,12 +6,13 @@ import math
 
 from remora_agent.engine.protocol import EngineLimits
 from remora_agent.runtime.api import AdapterRef, GenerationRequest, SamplingParams, StoppingParams
-from remora_agent.runtime.options import RuntimeOptions
+from remora_agent.runtime.options import (
+    MAX_ID_CHARS,
+    MAX_STOP_TOKENS,
+    MAX_WEIGHT,
+    RuntimeOptions,
+)
 from remora_contract.errors import DeadlineExceeded, PromptTooLong, RequestInvalid
-
-MAX_ID_CHARS = 128
-MAX_STOP_TOKENS = 256
-MAX_WEIGHT = 1000.0
 
 
 def check_request(

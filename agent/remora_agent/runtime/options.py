@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# Of one request, on every surface.
+MAX_ID_CHARS = 128
+MAX_STOP_TOKENS = 256
+MAX_WEIGHT = 100.0  # of an adapter, either sign
+
 
 @dataclass(frozen=True)
 class RuntimeOptions:

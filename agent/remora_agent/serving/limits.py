@@ -5,6 +5,12 @@ from __future__ import annotations
 import math
 
 from remora_agent.runtime.api import AdapterRef
+from remora_agent.runtime.options import (
+    MAX_ID_CHARS,
+    MAX_STOP_TOKENS,
+    MAX_WEIGHT,
+    RuntimeOptions,
+)
 from remora_agent.serving.call import (
     ROLES,
     AdapterSelection,
@@ -20,14 +26,9 @@ from remora_contract.artifact import check_name
 from remora_contract.errors import RequestInvalid
 
 MAX_MESSAGE_BYTES = 4 << 20  # of one gRPC message, in either direction
-MAX_REQUEST_ID = 128
 MAX_MESSAGES = 1024
-MAX_MIX = 16
-MAX_STOP_STRINGS = 16
-MAX_STOP_CHARS = 256
-MAX_STOP_TOKENS = 256
-MAX_WEIGHT = 100.0
 MAX_TEMPERATURE = 100.0
+_RUNTIME = RuntimeOptions()
 
 
 def check_call(call: GenerateCall) -> GenerateCall:
@@ -42,10 +43,9 @@ def check_call(call: GenerateCall) -> GenerateCall:
 
 
 def check_request_id(request_id: str) -> str:
-    if not 0 < len(request_id) <= MAX_REQUEST_ID or not request_id.isprintable():
+    if not 0 < len(request_id) <= MAX_ID_CHARS or not request_id.isprintable():
         raise RequestInvalid(
-            f"request_id must be 1 to {MAX_REQUEST_ID} printable characters, "
-            f"not {request_id[:40]!r}"
+            f"request_id must be 1 to {MAX_ID_CHARS} printable characters, not {request_id[:40]!r}"
         )
     return request_id
 
@@ -77,8 +77,10 @@ def check_selection(selection: AdapterSelection) -> AdapterSelection:
     if isinstance(selection, UseCaseRef):
         check_name(selection.name, "use_case")
         return selection
-    if len(selection) > MAX_MIX:
-        raise RequestInvalid(f"adapters: at most {MAX_MIX} in one mix, not {len(selection)}")
+    if len(selection) > _RUNTIME.max_mix:
+        raise RequestInvalid(
+            f"adapters: at most {_RUNTIME.max_mix} in one mix, not {len(selection)}"
+        )
     for ref in selection:
         check_adapter(ref)
     names = [(ref.name, ref.revision) for ref in selection]
@@ -119,14 +121,15 @@ def check_sampling(sampling: SamplingOverrides) -> SamplingOverrides:
 def check_stopping(stopping: StoppingOverrides) -> StoppingOverrides:
     if stopping.max_tokens is not None and stopping.max_tokens < 1:
         raise RequestInvalid(f"stopping.max_tokens must be at least 1, not {stopping.max_tokens}")
-    if len(stopping.stop) > MAX_STOP_STRINGS:
+    if len(stopping.stop) > _RUNTIME.max_stop_strings:
         raise RequestInvalid(
-            f"stopping.stop: at most {MAX_STOP_STRINGS} strings, not {len(stopping.stop)}"
+            f"stopping.stop: at most {_RUNTIME.max_stop_strings} strings, not {len(stopping.stop)}"
         )
     for i, text in enumerate(stopping.stop):
-        if not 0 < len(text) <= MAX_STOP_CHARS:
+        if not 0 < len(text) <= _RUNTIME.max_stop_chars:
             raise RequestInvalid(
-                f"stopping.stop[{i}] must have 1 to {MAX_STOP_CHARS} characters, not {len(text)}"
+                f"stopping.stop[{i}] must have 1 to {_RUNTIME.max_stop_chars} characters, "
+                f"not {len(text)}"
             )
     if len(stopping.stop_token_ids) > MAX_STOP_TOKENS:
         raise RequestInvalid(
