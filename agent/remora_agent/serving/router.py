@@ -60,7 +60,8 @@ class Router(Generic[M]):
         try:
             model = await asyncio.wrap_future(ticket)
         except asyncio.CancelledError:
-            if not ticket.cancel():  # it was let in at the same instant
+            # It may have been let in, or refused, at the same instant.
+            if not ticket.cancel() and ticket.exception() is None:
                 self._leave(ticket.result())
             raise
         try:

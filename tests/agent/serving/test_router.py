@@ -126,6 +126,23 @@ def test_a_caller_cancelled_while_being_let_in_leaves_no_trace():
     assert router.hold() is not None  # would wait for ever if the call still counted
 
 
+def test_a_caller_cancelled_while_being_refused_is_cancelled():
+    router: Router[Model] = Router()
+    router.replace(Model("old"))
+    router.hold()
+
+    async def main() -> None:
+        call = asyncio.ensure_future(name_of_entered(router))
+        while router.waiting < 1:
+            await asyncio.sleep(0)
+        router.clear("gone")
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+        assert call.cancelled()
+
+    asyncio.run(main())
+
+
 def test_no_call_meets_a_closed_model_under_switches_from_another_thread():
     router: Router[Model] = Router()
     router.replace(Model("0"))
