@@ -35,6 +35,8 @@ MAX_HEADS = 1024
 MAX_HEAD_DIM = 4096
 MAX_WIDTH = 1 << 20
 MAX_VOCAB = 1 << 22
+MAX_POSITION = 1 << 24
+MAX_BANK_RANK = 4096
 _LIMITS = {
     "layers": MAX_LAYERS,
     "hidden": MAX_WIDTH,
@@ -107,6 +109,12 @@ class QuantSpec:
     kind: Literal["none", "int4"] = "none"
     block: int | None = None
 
+    def __post_init__(self) -> None:
+        if (self.kind == "int4") != (self.block is not None):
+            raise ValueError(f"kind {self.kind} with a block of {self.block}")
+        if self.block is not None and not 1 <= self.block <= MAX_WIDTH:
+            raise ValueError(f"block is {self.block}, outside 1 to {MAX_WIDTH}")
+
 
 @dataclass(frozen=True)
 class GraphSpec:
@@ -116,6 +124,12 @@ class GraphSpec:
     max_bank_rank: int  # sum of ranks of all resident adapters; 0: no bank
     opset: int
     quant: QuantSpec = field(default_factory=QuantSpec)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.context <= MAX_POSITION:
+            raise ValueError(f"context is {self.context}, outside 1 to {MAX_POSITION}")
+        if not 0 <= self.max_bank_rank <= MAX_BANK_RANK:
+            raise ValueError(f"max_bank_rank is {self.max_bank_rank}, outside 0 to {MAX_BANK_RANK}")
 
 
 @dataclass(frozen=True)

@@ -215,6 +215,24 @@ def test_a_decoders_numbers_are_bounded_before_anybody_computes_with_them(change
         parse(Bundle, document, "bundle.json")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"context": 0},
+        {"context": 1 << 40},
+        {"max_bank_rank": -5},
+        {"quant": {"kind": "int4"}},
+        {"quant": {"kind": "none", "block": 32}},
+        {"quant": {"kind": "int4", "block": 0}},
+    ],
+)
+def test_a_graphs_numbers_are_bounded_and_agree(change):
+    document = plain(a_bundle())
+    document["graph"] |= change
+    with pytest.raises(DocumentInvalid, match=r"bundle\.json: graph"):
+        parse(Bundle, document, "bundle.json")
+
+
 @pytest.mark.parametrize("change", [{"rank": 1 << 40}, {"rank": 0}, {"layer": 10**9}])
 def test_an_adapters_numbers_are_bounded(change):
     document = plain(an_adapter())

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from remora_contract.bundle import MAX_BANK_RANK
+
 if TYPE_CHECKING:
     from remora_contract.bundle import Bundle
 
@@ -63,7 +65,7 @@ RankOption = Annotated[
     typer.Option(
         "--max-bank-rank",
         min=0,
-        max=4096,
+        max=MAX_BANK_RANK,
         help="Sum of the ranks of all adapters resident at once; 0 leaves adapters out.",
     ),
 ]

@@ -15,13 +15,12 @@ from remora_contract.bundle import (
     MAX_HEAD_DIM,
     MAX_HEADS,
     MAX_LAYERS,
+    MAX_POSITION,
     MAX_VOCAB,
     MAX_WIDTH,
     DecoderSpec,
 )
 from remora_contract.targets import PROJECTIONS, Projection
-
-MAX_POSITION = 1 << 24
 
 EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm.weight"
