@@ -13,8 +13,9 @@ from remora_build.export.exporter import export_checkpoint
 from remora_build.export.options import ExportOptions
 from remora_build.golden.prompts import BUILTIN_TOKENS, SENTENCES
 from remora_build.golden.record import CHECKS
+from remora_build.golden.runtime import require_runtime
 from remora_contract.bundle import GOLDEN_JSON
-from remora_contract.errors import CheckpointInvalid, DocumentInvalid, RequestInvalid
+from remora_contract.errors import CheckpointInvalid, DocumentInvalid, RequestInvalid, Unsupported
 from remora_contract.golden import Golden
 from remora_contract.strict import loads
 from tests.support.checkpoints import make_checkpoint
@@ -154,3 +155,14 @@ def test_answers_that_leave_float16_after_the_last_layer_are_refused(tmp_path, t
     save_file({k: np.float32(v) for k, v in tensors.items()}, path, metadata={"format": "pt"})
     with pytest.raises(CheckpointInvalid, match=f"{where} is not finite.*--dtype float32"):
         export_checkpoint(checkpoint, tmp_path / "bundle", ExportOptions())
+
+
+@pytest.mark.parametrize("version", ["1.23.2", "1.24.4", "0.9", "1.24.4+cpu"])
+def test_a_runtime_that_cannot_run_the_graph_is_refused_with_the_way_out(version):
+    with pytest.raises(Unsupported, match="--no-golden"):
+        require_runtime(version)
+
+
+@pytest.mark.parametrize("version", ["1.25.0", "1.32.0", "2.0"])
+def test_a_runtime_that_can_is_not(version):
+    require_runtime(version)

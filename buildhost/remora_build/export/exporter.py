@@ -14,6 +14,7 @@ from typing import Any
 
 import onnx
 import onnx_ir as ir
+import onnxruntime
 
 from remora_build.checkpoint.directory import CONFIG, find_tensors, read_json
 from remora_build.checkpoint.inventory import Inventory, base_digest, check_tied, take_inventory
@@ -24,6 +25,7 @@ from remora_build.families import read_config
 from remora_build.families.decoder import EMBEDDING
 from remora_build.golden.prompts import Prompt, builtin_prompts, read_prompts
 from remora_build.golden.record import record
+from remora_build.golden.runtime import require_runtime
 from remora_build.graph.data_file import DataFile
 from remora_build.graph.decoder import DATA_FILE, build_graph
 from remora_build.graph.layout import Slot, lay_out
@@ -144,6 +146,7 @@ def _prompts(
     tokenizer = load_tokenizer(checkpoint, spec)
     if not options.golden:
         return ()
+    require_runtime(onnxruntime.__version__)
     if options.golden_file is None:
         return builtin_prompts(tokenizer, graph.context)
     return read_prompts(options.golden_file, tokenizer, graph.context, spec.vocab)
