@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from remora_agent.engine.disk import disk_errors, lock_file, sync_tree, try_lock
+from remora_agent.engine.disk import disk_error, disk_errors, lock_file, sync_tree, try_lock
 from remora_agent.engine.recipe import BuildKey
 from remora_contract.bundle import BundleFile, verify_files
 from remora_contract.digests import (
@@ -33,7 +33,7 @@ from remora_contract.digests import (
     hex_of,
     short,
 )
-from remora_contract.errors import ArtifactInvalid, DocumentInvalid
+from remora_contract.errors import ArtifactInvalid, DocumentInvalid, Exhausted, Refused, RemoraError
 from remora_contract.strict import loads
 
 log = logging.getLogger(__name__)
@@ -101,13 +101,18 @@ class EngineCache:
     def __init__(
         self, root: Path, max_bytes: int, clock_ns: Callable[[], int] = time.time_ns
     ) -> None:
-        """Makes the folders and removes what interrupted builds left. Raises Exhausted."""
+        """Makes the folders and removes what interrupted builds left. Raises Refused (not a place
+        to write to), Exhausted."""
         self.root = root
         self.max_bytes = max_bytes
         self._clock_ns = clock_ns
-        with disk_errors(root):
+        try:
             for folder in (root, self._tmp, self._locks):
                 folder.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=folder):
+                    pass  # it can be written to
+        except OSError as e:
+            raise _unusable(root, e) from e
         self._remove_leftovers()
 
     def find(self, key: str) -> CacheEntry | None:
@@ -248,3 +253,12 @@ class EngineCache:
     @property
     def _locks(self) -> Path:
         return self.root / "locks"
+
+
+def _unusable(root: Path, error: OSError) -> RemoraError:
+    known = disk_error(root, error)
+    if isinstance(known, Exhausted):
+        return known
+    return Refused(
+        f"engines cannot be kept in {root}: {error.strerror or error}; choose another directory"
+    )

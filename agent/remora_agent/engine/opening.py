@@ -17,6 +17,8 @@ from remora_agent.host import Progress
 from remora_contract.bundle import Bundle, load_bundle
 from remora_contract.errors import RequestInvalid
 
+MAX_THREADS = 1024
+
 
 @dataclass(frozen=True)
 class EngineOptions:
@@ -31,6 +33,8 @@ class EngineOptions:
     def __post_init__(self) -> None:
         if not 1 <= self.rows <= 256:
             raise RequestInvalid(f"rows must be 1..256, not {self.rows}")
+        if self.threads is not None and not 1 <= self.threads <= MAX_THREADS:
+            raise RequestInvalid(f"threads must be 1..{MAX_THREADS}, not {self.threads}")
         if self.accuracy_level not in (0, 1, 4):
             raise RequestInvalid(f"accuracy_level must be 0, 1 or 4, not {self.accuracy_level}")
 

@@ -70,7 +70,7 @@ def serve(
         typer.Option(metavar="HOST:PORT", help="Serve Prometheus /metrics here (loopback only)."),
     ] = None,
     drain_s: Annotated[
-        float, typer.Option(help="Seconds that running requests get to end at shutdown.")
+        float, typer.Option(min=0.0, help="Seconds that running requests get to end at shutdown.")
     ] = 20.0,
     log_level: Annotated[
         str, typer.Option(help="Of the JSON logs on stderr: debug, info, warning or error.")

@@ -138,6 +138,8 @@ def parse_use_case(text: str) -> ReleaseUseCase:
 
 def _weighted(part: str, text: str) -> WeightedName:
     name, separator, weight = part.partition(":")
+    if not name:
+        raise RequestInvalid(f"--use-case {text[:80]!r}: give NAME=ADAPTER:WEIGHT[,…]")
     try:
         return WeightedName(name, float(weight) if separator else 1.0)
     except ValueError as e:

@@ -18,7 +18,7 @@ from remora_agent.engine.cache import CacheEntry, EngineCache, Stored, read_entr
 from remora_agent.engine.recipe import BuildKey, Machine, Recipe, cpu_features
 from remora_contract.bundle import BundleFile
 from remora_contract.digests import digest_bytes
-from remora_contract.errors import Cancelled, Exhausted, InternalFault
+from remora_contract.errors import Cancelled, Exhausted, InternalFault, Refused
 
 
 def key(name: str, version: str = "1") -> BuildKey:
@@ -229,6 +229,25 @@ def test_a_full_disk_is_named_and_leaves_the_cache_usable(
             put(cache, key("a"))
     assert cache.find(key("a").digest) is None
     put(cache, key("a"))
+
+
+@pytest.mark.parametrize("place", ["/proc/engines", "{tmp}/file", "{tmp}/file/engines"])
+def test_a_place_that_cannot_hold_engines_is_refused_with_what_to_do(tmp_path: Path, place: str):
+    (tmp_path / "file").touch()
+    root = Path(place.format(tmp=tmp_path))
+    with pytest.raises(Refused, match=f"{root}: .*choose another directory"):
+        EngineCache(root, 1 << 20)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_a_build(tmp_path: Path, monkeypatch):
+    EngineCache(tmp_path, 1 << 20)
+
+    def read_only(*_: object, **__: object):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(cache_module.tempfile, "TemporaryFile", read_only)
+    with pytest.raises(Refused, match="Read-only"):
+        EngineCache(tmp_path, 1 << 20)
 
 
 def test_other_disk_errors_name_the_path():

@@ -104,6 +104,8 @@ def test_it_serves_adapters_and_use_cases_and_ends_cleanly_on_sigterm(real_bundl
         (["--listen", "0.0.0.0:0"], 1, "--tls-cert"),
         (["--context", "100000"], 1, "context"),
         (["--rows", "many"], 2, "rows"),
+        (["--threads", "0"], 1, "threads must be 1"),
+        (["--drain-s", "-1"], 2, "drain-s"),
     ],
 )
 def test_what_cannot_work_ends_with_one_line_and_a_status(real_bundles, arguments, code, told):
@@ -152,6 +154,8 @@ def test_adapters_and_use_cases_are_read_from_their_options():
             parse_adapters([text])
         with pytest.raises(RequestInvalid):
             parse_use_case(text)
+    with pytest.raises(RequestInvalid, match="ADAPTER:WEIGHT"):
+        parse_use_case("u=a,:0.5")
     with pytest.raises(RequestInvalid, match="twice"):
         parse_adapters(["a=x", "a=y"])
     with pytest.raises(RequestInvalid, match="no weight"):
