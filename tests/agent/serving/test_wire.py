@@ -33,6 +33,10 @@ def mix(**fields: object) -> pb.AdapterMix:
     return pb.AdapterMix(adapters=[pb.WeightedAdapter(**fields)])
 
 
+def weighted(name: str) -> pb.WeightedAdapter:
+    return pb.WeightedAdapter(name=name)
+
+
 def test_a_bare_text_request_leaves_every_choice_to_the_agent():
     assert wire.generate_call(request()) == GenerateCall(TextPrompt("hi"))
 
@@ -84,6 +88,8 @@ def test_zero_is_a_choice_and_not_an_absence():
         ({"token_ids": pb.TokenIds()}, "token_ids"),
         ({"chat": pb.Chat()}, "chat.messages"),
         ({"chat": pb.Chat(messages=[pb.ChatMessage(role="robot")])}, "role"),
+        ({"chat": pb.Chat(messages=[pb.ChatMessage(role="user")] * 1025)}, "1 to 1024 messages"),
+        ({"adapters": pb.AdapterMix(adapters=[*map(weighted, "abcdefghi")])}, "at most 8"),
         ({"request_id": "x" * 129}, "request_id"),
         ({"request_id": "a\nb"}, "request_id"),
         ({"adapters": pb.AdapterMix()}, "adapters"),
