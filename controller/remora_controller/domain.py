@@ -96,6 +96,7 @@ class Assignment:
     is_rollback: bool
     created_at: float
     phase: Phase | None = None  # the furthest the device reported for this generation
+    error: str = ""  # what it reported with that phase
 
 
 @dataclass(frozen=True)

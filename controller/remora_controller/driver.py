@@ -135,6 +135,7 @@ def load_view(store: Store, presence: Presence, rollout: RolloutRecord, now: flo
         rollout_id=rollout.rollout_id,
         release_id=rollout.release_id,
         state=rollout.state,
+        reason=rollout.reason,
         keep=rollout.keep,
         wave=rollout.wave,
         waves=rollout.waves,

@@ -25,6 +25,7 @@ from remora_controller.domain import (
     ReleaseRecord,
     RolloutRecord,
     RolloutSpec,
+    RolloutState,
     StoredEvent,
 )
 from remora_controller.driver import load_view
@@ -217,6 +218,8 @@ class Operations:
             record = self._record(rollout_id)
             state = requested(record.state, request, rollout_id)
             reason = f"{request.value} by {by}"
+            if record.state is RolloutState.ROLLING_BACK:
+                reason = f"{record.reason}; {reason}"
             if self._store.set_state(record, state, reason, keep, self._clock()):
                 self._tell(record, request.value, by, {"keep": keep})
                 return

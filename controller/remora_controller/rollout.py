@@ -20,6 +20,14 @@ from remora_controller.domain import RolloutSpec, RolloutState
 from remora_controller.phases import UNSUCCESSFUL
 
 _ROUNDING = 1e-9
+# A rollout that paused itself never goes on without evidence.
+_NOBODY_CAME = (
+    "inconclusive: no device of waves 1 to {} came in time; resume waits for them once more"
+)
+_NOBODY_LEFT = (
+    "inconclusive: every device of waves 1 to {} was removed, quarantined or relabelled; abort, "
+    "and start again with those that are left"
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,7 @@ class RolloutView:
     rollout_id: str
     release_id: str
     state: RolloutState
+    reason: str  # why it is in that state
     keep: bool
     wave: int
     waves: int
@@ -136,7 +145,7 @@ def _forward(view: RolloutView, now: float) -> list[Action]:
         ]
     if Standing.CHANGING in standings:
         return []
-    return _wave_done(view, standings, now)
+    return _wave_done(view, begun, now)
 
 
 def _stop_reason(standings: Sequence[Standing], view: RolloutView, wave: int) -> str | None:
@@ -150,18 +159,25 @@ def _stop_reason(standings: Sequence[Standing], view: RolloutView, wave: int) ->
     )
 
 
-def _wave_done(view: RolloutView, standings: Sequence[Standing], now: float) -> list[Action]:
-    succeeded = sum(s is Standing.SUCCEEDED for s in standings)
+def _wave_done(
+    view: RolloutView, begun: Sequence[tuple[MemberView, Standing]], now: float
+) -> list[Action]:
+    succeeded = sum(s is Standing.SUCCEEDED for _, s in begun)
     if not succeeded:
+        if not any(m.is_eligible for m, _ in begun):
+            return [SetState(RolloutState.PAUSED, _NOBODY_LEFT.format(view.wave))]
         if now < view.clock_at + view.spec.wave_timeout_s:
             return []
-        reason = f"inconclusive: no device of waves 1 to {view.wave} is online; resume to go on"
-        return [SetState(RolloutState.PAUSED, reason)]
+        return [SetState(RolloutState.PAUSED, _NOBODY_CAME.format(view.wave))]
     if view.wave < view.waves:
         return [AdvanceWave(view.wave + 1)]
-    apart = sum(s is Standing.APART for s in standings)
-    later = f"; {apart} offline get it when they return" if apart else ""
-    return [SetState(RolloutState.COMPLETED, f"{succeeded} succeeded{later}")]
+    apart = [m for m, s in begun if s is Standing.APART]
+    parts = [f"{succeeded} succeeded"]
+    if away := sum(m.is_eligible for m in apart):
+        parts.append(f"{away} offline get it when they return")
+    if gone := len(apart) - away:
+        parts.append(f"{gone} removed, quarantined or relabelled")
+    return [SetState(RolloutState.COMPLETED, "; ".join(parts))]
 
 
 def _free_slots(view: RolloutView, now: float) -> int:
@@ -207,7 +223,8 @@ def _back(view: RolloutView, now: float) -> list[Action]:
     final = (
         RolloutState.ABORTED if view.state is RolloutState.ABORTING else RolloutState.ROLLED_BACK
     )
-    return [SetState(final, _back_summary(touched))]
+    cause = f"{view.reason}; " if view.reason else ""
+    return [SetState(final, cause + _back_summary(touched))]
 
 
 def _serves_well(member: MemberView) -> bool:

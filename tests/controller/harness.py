@@ -127,6 +127,7 @@ def join_with(
 
 
 HAPPY = ("ADMITTED", "STAGING", "BUILDING", "PROVING", "SWITCHING", "SOAKING", "COMMITTED")
+UNWELL = ("REVERTING", "REVERTED")
 FAILING = ("ADMITTED", "STAGING", "SWITCHING", "SOAKING", "REVERTING", "REVERTED")
 
 
@@ -162,6 +163,8 @@ class SimulatedDevice:
                 release_id=self.desired.release_id,
                 running_release_id=self.running,
                 bundle_digest=self.bundle_digest,
+                error_code="Unhealthy" if self.phase in UNWELL else "",
+                error_message="the engine failed 3 times" if self.phase in UNWELL else "",
             ),
             seq=self.seq,
             boot_id=self.boot_id,

@@ -67,6 +67,7 @@ class World:
             "r-1",
             NEW,
             self.state,
+            self.reason,
             self.keep,
             self.wave,
             self.waves,

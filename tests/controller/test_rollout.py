@@ -89,7 +89,10 @@ def test_every_touched_device_goes_back_and_no_other():
     assert w.state is RolloutState.ROLLED_BACK
     back = {a.device_id: a.release_id for a in w.touched if a.is_rollback}
     assert back == {"d0": OLD, "d1": OLD, "d2": OLD}
-    assert w.reason == "3 of 3 devices confirmed their last good release"
+    assert w.reason == (
+        "1 of 2 devices of wave 2 failed; 100% had to succeed; "
+        "3 of 3 devices confirmed their last good release"
+    )
 
 
 def test_a_device_without_a_last_good_release_is_told_to_keep_what_it_runs():
@@ -107,6 +110,23 @@ def test_offline_devices_do_not_block_a_wave_and_are_counted_apart():
     assert w.state is RolloutState.COMPLETED
     assert w.reason == "2 succeeded; 1 offline get it when they return"
     assert w.devices["d2"].forward is None
+
+
+def test_devices_that_were_removed_are_not_promised_the_release():
+    w = world(1, 2, 2)
+    w.devices["d2"].is_eligible = False
+    w.run()
+    assert w.reason == "2 succeeded; 1 removed, quarantined or relabelled"
+
+
+def test_a_first_wave_that_was_removed_pauses_at_once_and_proves_nothing():
+    w = world(1, 2)
+    w.settle_decisions()
+    w.devices["d0"].is_eligible = False
+    (pause,) = w.decide()
+    assert isinstance(pause, SetState)
+    assert pause.state is RolloutState.PAUSED
+    assert "abort, and start again" in pause.reason
 
 
 def test_a_first_wave_that_nobody_answers_is_inconclusive_not_passed():

@@ -82,6 +82,10 @@ def test_a_bad_release_stops_by_itself_and_all_return_to_the_last_good_one(world
     assert done.state == "ROLLED_BACK"
     assert all(d.running == good for d in devices)
     assert {d.outcome for d in done.devices} <= {"reverted", "waiting"}
+    assert "failed; 100% had to succeed; " in done.reason
+    errors_ = {d.device_id: d.error for d in done.devices}
+    assert errors_[order[1]] == "Unhealthy: the engine failed 3 times", "also after the way back"
+    assert errors_[order[0]] == ""
     assert by_id[order[0]].desired.is_rollback
 
 
@@ -96,9 +100,7 @@ def test_a_bad_first_release_ends_with_words_where_there_is_no_way_back(world):
     assert done.state == "ROLLED_BACK"
     assert "2 had no earlier release to return to" in done.reason
     assert {(d.outcome, d.phase) for d in done.devices} == {("kept", "UNASSIGNED")}
-    assert {d.error for d in done.devices} == {
-        "no earlier release to return to: it keeps what it runs"
-    }
+    assert all("no earlier release to return to" in d.error for d in done.devices)
     assert by_id[order[0]].running == bad, "it serves on"
     assert devices_by_id(world)[order[0]].assigned_release_id == ""
 

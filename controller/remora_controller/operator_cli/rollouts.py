@@ -323,7 +323,17 @@ def _styled_counts(counts: dict[str, int]) -> list[tuple[str, int]]:
 
 
 def _attention(outcome: str) -> int:
-    order = ("failed", "kept", "reverted", "updating", "soaking", "waiting", "offline", "succeeded")
+    order = (
+        "failed",
+        "kept",
+        "reverted",
+        "updating",
+        "soaking",
+        "waiting",
+        "offline",
+        "apart",
+        "succeeded",
+    )
     return order.index(outcome) if outcome in order else len(order)
 
 

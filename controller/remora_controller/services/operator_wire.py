@@ -19,7 +19,7 @@ from remora_controller.domain import (
 from remora_controller.operations import RolloutDetail
 from remora_controller.planner import DevicePlan, Plan
 from remora_controller.repository import Published
-from remora_controller.rollout import MemberView, Standing, standing
+from remora_controller.rollout import Attempt, MemberView, Standing, standing
 from remora_controller.store.protocol import MemberState
 from remora_protos.operator.v1 import operator_pb2 as pb
 
@@ -180,13 +180,18 @@ def _rollout_device(
         outcome=outcome,
         phase=phase.value if phase else "",
         progress=state.progress if outcome in ("updating", "soaking") else 0.0,
-        error=_error(outcome, state.error),
+        error=_error(outcome, attempt, state.error, spec),
     )
 
 
-def _error(outcome: str, reported: str) -> str:
+def _error(outcome: str, attempt: Attempt | None, reported: str, spec: RolloutSpec) -> str:
     if outcome == "kept":
-        return "no earlier release to return to: it keeps what it runs"
+        kept = "no earlier release to return to: it keeps what it runs"
+        return f"{reported}; {kept}" if reported else kept
+    if outcome == "apart":
+        return "removed, quarantined or relabelled"
+    if outcome == "failed" and attempt is not None and not attempt.is_settled:
+        return f"did not end within {spec.wave_timeout_s:.0f} s"
     return reported if outcome in ("failed", "reverted") else ""
 
 
@@ -211,7 +216,8 @@ def outcome_of(member: MemberView, spec: RolloutSpec, now: float) -> str:
         return "reverted"
     if member.forward is not None and member.forward.phase is Phase.SOAKING:
         return "soaking"
-    return _OUTCOMES[standing(member, spec, now)]
+    found = standing(member, spec, now)
+    return "apart" if found is Standing.APART and not member.is_eligible else _OUTCOMES[found]
 
 
 def top_row(device: pb.Device, metrics: Mapping[str, MetricPoint]) -> pb.TopRow:

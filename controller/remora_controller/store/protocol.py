@@ -38,7 +38,8 @@ class JoinTokenRecord:
 
 @dataclass(frozen=True)
 class MemberState:
-    """A rollout's member with what its decision needs; `last_good` precedes the rollout."""
+    """A rollout's member with what its decision needs; `last_good` precedes the rollout. `error` is
+    of its last attempt that had one: it outlives the way back."""
 
     member: Member
     hostname: str

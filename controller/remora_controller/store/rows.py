@@ -39,7 +39,6 @@ def device_row(device: Device) -> Row:
         "operator_labels": dumps(device.operator_labels),
         "report": dumps(device.report),
         "progress": device.report.progress,
-        "error": error_text(device.report),
         "trail": dumps(device.trail),
         "last_seen": device.last_seen,
         "events_up_to": device.events_up_to,
@@ -88,6 +87,7 @@ def assignment_row(assignment: Assignment) -> Row:
         "is_rollback": int(assignment.is_rollback),
         "created_at": assignment.created_at,
         "phase": assignment.phase.value if assignment.phase else None,
+        "error": assignment.error,
     }
 
 
@@ -101,6 +101,7 @@ def assignment_of(row: Row) -> Assignment:
         is_rollback=bool(row["is_rollback"]),
         created_at=row["created_at"],
         phase=Phase(row["phase"]) if row["phase"] else None,
+        error=row["error"],
     )
 
 

@@ -23,7 +23,6 @@ CREATE TABLE devices (
   operator_labels TEXT NOT NULL,
   report TEXT NOT NULL,
   progress REAL NOT NULL,
-  error TEXT NOT NULL,
   trail TEXT NOT NULL,
   last_seen REAL,
   events_up_to INTEGER NOT NULL,
@@ -81,6 +80,7 @@ CREATE TABLE assignments (
   is_rollback INTEGER NOT NULL,
   created_at REAL NOT NULL,
   phase TEXT,
+  error TEXT NOT NULL,
   PRIMARY KEY (device_id, generation)
 ) WITHOUT ROWID;
 CREATE TABLE events (

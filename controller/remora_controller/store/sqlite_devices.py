@@ -84,14 +84,13 @@ class SqliteDevices(SqliteBase):
         self._record_phase(record)
         self._write(
             "UPDATE devices SET hostname = ?, facts = ?, device_labels = ?, report = ?,"
-            " progress = ?, error = ?, trail = ?, last_seen = ?, events_up_to = ?"
+            " progress = ?, trail = ?, last_seen = ?, events_up_to = ?"
             " WHERE device_id = ?",
             record.facts.hostname,
             dumps(record.facts),
             dumps(dict(record.device_labels)),
             dumps(record.report),
             record.report.progress,
-            error_text(record.report),
             dumps(record.trail),
             record.seen_at,
             up_to,
@@ -108,7 +107,8 @@ class SqliteDevices(SqliteBase):
         known = Phase(row["phase"]) if row["phase"] else None
         phase = furthest(known, reported)
         if phase is not known:
-            self._write(f"UPDATE assignments SET phase = ? {where}", phase.value, *key)
+            sql = f"UPDATE assignments SET phase = ?, error = ? {where}"
+            self._write(sql, phase.value, error_text(record.report), *key)
 
     def record_sightings(self, sightings: Sequence[Sighting]) -> None:
         rows = [(s.seen_at, dumps(s.trail), s.device_id) for s in sightings]

@@ -33,10 +33,11 @@ _FINAL = ", ".join(f"'{s.value}'" for s in sorted(FINAL_STATES, key=lambda s: s.
 _SHOWN_CONFLICTS = 5
 
 _MEMBER_STATES = """
-SELECT m.*, d.hostname, d.device_labels, d.operator_labels, d.last_seen, d.progress, d.error,
+SELECT m.*, d.hostname, d.device_labels, d.operator_labels, d.last_seen, d.progress,
   d.quarantine IS NOT NULL OR d.removed_at IS NOT NULL AS is_barred,
   f.created_at AS forward_at, f.phase AS forward_phase, f.release_id AS forward_release,
   b.created_at AS back_at, b.phase AS back_phase, b.release_id AS back_release,
+  COALESCE(NULLIF(b.error, ''), f.error, '') AS error,
   (SELECT g.release_id FROM assignments g
     WHERE g.device_id = m.device_id AND g.generation < m.generation AND g.phase = 'COMMITTED'
       AND g.release_id IS NOT NULL
