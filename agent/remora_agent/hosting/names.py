@@ -10,8 +10,20 @@ import logging
 
 from remora_agent.host import AssignedAdapter, Assignment
 from remora_agent.runtime.adapters import Adapters, UnloadMode
+from remora_agent.runtime.api import AdapterRef
+from remora_agent.runtime.checks import check_adapters, check_sampling
+from remora_agent.runtime.defaults import sampling_params
+from remora_agent.runtime.options import RuntimeOptions
 from remora_agent.serving.served_model import ServedModel
-from remora_contract.errors import Conflict, Exhausted, NotFound, Refused, RemoraError, Unavailable
+from remora_contract.errors import (
+    Conflict,
+    Exhausted,
+    NotFound,
+    Refused,
+    RemoraError,
+    RequestInvalid,
+    Unavailable,
+)
 
 log = logging.getLogger(__name__)
 
@@ -20,8 +32,10 @@ def adopt(model: ServedModel, old: Assignment | None, new: Assignment) -> None:
     """Makes `new` what the model's names mean; `old` is what they meant.
 
     On an error names mean what they meant before. Raises ArtifactInvalid, AdapterInvalid,
-    Incompatible, Conflict (a revision registered with other bytes), NotFound.
+    Incompatible, Conflict (a revision registered with other bytes), NotFound, RequestInvalid (use
+    cases or sampling defaults that no request could be answered with).
     """
+    check_answerable(new, model.runtime.options)
     adapters = model.runtime.adapters
     added = _register(adapters, new)
     try:
@@ -34,6 +48,24 @@ def adopt(model: ServedModel, old: Assignment | None, new: Assignment) -> None:
         raise
     for adapter in stale(old, new):
         _forget(adapters, adapter)
+
+
+def check_answerable(new: Assignment, options: RuntimeOptions) -> None:
+    """Raises RequestInvalid where every request that relies on the release would be refused."""
+    for use_case in new.use_cases:
+        mix = tuple(AdapterRef(a.name, None, a.weight) for a in use_case.adapters)
+        try:
+            check_adapters(mix, options)
+        except RequestInvalid as e:
+            raise RequestInvalid(f"use case {use_case.name} of {new.release_id}: {e}") from e
+    try:
+        check_sampling(sampling_params(new.sampling, None))
+    except RequestInvalid as e:
+        raise RequestInvalid(f"sampling defaults of {new.release_id}: {e}") from e
+    if new.sampling.max_tokens is not None and new.sampling.max_tokens < 1:
+        raise RequestInvalid(
+            f"sampling defaults of {new.release_id}: max_tokens must be at least 1"
+        )
 
 
 def stale(old: Assignment | None, new: Assignment) -> list[AssignedAdapter]:

@@ -24,9 +24,9 @@ def check_request(
     if request.deadline_s is not None and now >= request.deadline_s:
         raise DeadlineExceeded("the deadline had passed when the request arrived")
     _check_prompt(request.prompt, limits)
-    _check_sampling(request.sampling)
+    check_sampling(request.sampling)
     _check_stopping(request.stopping, options)
-    _check_adapters(request.adapters, options)
+    check_adapters(request.adapters, options)
 
 
 def _check_prompt(prompt: tuple[int, ...], limits: EngineLimits) -> None:
@@ -42,7 +42,8 @@ def _check_prompt(prompt: tuple[int, ...], limits: EngineLimits) -> None:
         raise RequestInvalid(f"token {wrong} is outside the vocabulary 0..{limits.vocab - 1}")
 
 
-def _check_sampling(sampling: SamplingParams) -> None:
+def check_sampling(sampling: SamplingParams) -> None:
+    """Raises RequestInvalid."""
     if not (math.isfinite(sampling.temperature) and sampling.temperature >= 0):
         raise RequestInvalid(f"temperature must be 0 or more, not {sampling.temperature}")
     if sampling.top_k < 0:
@@ -66,7 +67,8 @@ def _check_stopping(stopping: StoppingParams, options: RuntimeOptions) -> None:
         raise RequestInvalid(f"at most {MAX_STOP_TOKENS} stop_token_ids are allowed")
 
 
-def _check_adapters(adapters: tuple[AdapterRef, ...], options: RuntimeOptions) -> None:
+def check_adapters(adapters: tuple[AdapterRef, ...], options: RuntimeOptions) -> None:
+    """Raises RequestInvalid for a mix no request may have."""
     if len(adapters) > options.max_mix:
         raise RequestInvalid(
             f"{len(adapters)} adapters in one request; at most {options.max_mix} are allowed"

@@ -6,7 +6,7 @@ from remora_agent.bank.directory import Alias, UseCase
 from remora_agent.bank.policy import BankCapacity
 from remora_agent.runtime.adapters import AdapterInfo, Tier, UnloadMode
 from remora_agent.runtime.status import RuntimeStatus
-from remora_agent.serving.limits import check_adapter
+from remora_agent.serving.limits import check_selection
 from remora_agent.serving.wire import adapter_ref
 from remora_contract.errors import RequestInvalid
 from remora_contract.release import WeightedName
@@ -70,7 +70,8 @@ def weighted_names(use_case: pb.UseCase) -> tuple[WeightedName, ...]:
     """Raises RequestInvalid: a use case follows aliases and cannot fix a revision."""
     if not use_case.adapters:
         raise RequestInvalid(f"use case {use_case.name}: name at least one adapter")
-    refs = [check_adapter(adapter_ref(a)) for a in use_case.adapters]
+    refs = tuple(adapter_ref(a) for a in use_case.adapters)
+    check_selection(refs)
     for ref in refs:
         if ref.revision is not None:
             raise RequestInvalid(

@@ -9,8 +9,14 @@ import pytest
 
 from remora_agent.runtime.adapters import Adapters
 from remora_contract.digests import digest_bytes
-from remora_contract.errors import ArtifactInvalid, Incompatible, NotFound, RemoraError
-from remora_contract.release import SamplingDefaults
+from remora_contract.errors import (
+    ArtifactInvalid,
+    Incompatible,
+    NotFound,
+    RemoraError,
+    RequestInvalid,
+)
+from remora_contract.release import ReleaseUseCase, SamplingDefaults, WeightedName
 from tests.agent.host.load import OPTIONS
 from tests.support.adapters import random_tensors, write_sidecar
 
@@ -170,3 +176,25 @@ def test_a_request_that_comes_between_two_swapped_names_waits_for_both(hosted, m
     asker.join()
     digests = {a.digest for a in answers[0].provenance.adapters}
     assert digests == {world.adapter(n, "r2").digest for n in "ab"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"use_cases": (ReleaseUseCase("both", (WeightedName("a"), WeightedName("a"))),)}, "twice"),
+        ({"use_cases": (ReleaseUseCase("both", (WeightedName("a", 1e4),)),)}, "weight"),
+        ({"use_cases": (ReleaseUseCase("u", tuple(map(WeightedName, "abcdefghi"))),)}, "at most 8"),
+        ({"sampling": SamplingDefaults(top_p=5.0)}, "top_p"),
+        ({"sampling": SamplingDefaults(temperature=-1.0)}, "temperature"),
+        ({"sampling": SamplingDefaults(max_tokens=0)}, "max_tokens"),
+    ],
+)
+def test_a_release_nobody_could_ask_is_refused_and_no_name_has_moved(hosted, changes, why):
+    hosted.host.switch(release(hosted.world, "r0"))
+    with pytest.raises(RequestInvalid, match=why):
+        hosted.host.switch(replace(release(hosted.world, "r1"), **changes))
+    assert {a.revision for a in hosted.client.adapters().aliases} == {"r0"}
+    assert {a.revision for a in hosted.client.adapters().adapters} == {"r0"}
+    result = hosted.client.generate("x", use_case="both", **OPTIONS)
+    assert {a.revision for a in result.provenance.adapters} == {"r0"}
+    assert hosted.host.serving().release_id == "release-r0"
