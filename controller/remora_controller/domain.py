@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-from remora_contract.device_phase import Phase
+from remora_contract.device_phase import MAX_SOAK_S, Phase
+
+MAX_WAVE_TIMEOUT_S = 30 * 86_400.0
 
 
 @dataclass(frozen=True)
@@ -135,8 +137,13 @@ class RolloutSpec:
     def __post_init__(self) -> None:
         if not 0 < self.success_threshold <= 1:
             raise ValueError("the success threshold is above 0 and at most 1")
-        if not 0 <= self.soak_s < self.wave_timeout_s:
-            raise ValueError("the wave timeout must be longer than the soak time")
+        if not 0 <= self.soak_s <= MAX_SOAK_S:
+            raise ValueError(f"a soak takes 0 to {MAX_SOAK_S:.0f} seconds, not {self.soak_s}")
+        if not self.soak_s < self.wave_timeout_s <= MAX_WAVE_TIMEOUT_S:
+            raise ValueError(
+                f"a wave timeout is longer than the soak of {self.soak_s:.0f} s and at most "
+                f"{MAX_WAVE_TIMEOUT_S:.0f} s, not {self.wave_timeout_s}"
+            )
         if self.max_unavailable is not None and self.max_unavailable < 1:
             raise ValueError("at least one device must be allowed to change at a time")
 

@@ -61,6 +61,7 @@ class MetricsServer:
         self._registry = CollectorRegistry()
         self._registry.register(ControllerCollector(counters))
         self._server: asyncio.Server | None = None
+        self._open: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
     async def start(self, host: str, port: int) -> int:
         """The port it got. Raises Refused when the address cannot be had."""
@@ -76,9 +77,15 @@ class MetricsServer:
     async def close(self) -> None:
         if self._server is not None:
             self._server.close()
+            for writer in self._open.values():
+                writer.transport.abort()
+            await asyncio.gather(*self._open)
             await self._server.wait_closed()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # start_server makes one for each connection
+        self._open[task] = writer
         try:
             head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), READ_TIMEOUT_S)
             writer.write(self._response(head))
@@ -88,6 +95,7 @@ class MetricsServer:
         except ConnectionError:
             log.debug("metrics.hung_up")
         finally:
+            del self._open[task]
             writer.close()
 
     def _response(self, head: bytes) -> bytes:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from enum import Enum
 
+# The longest SOAKING that an assignment may ask for, seconds.
+MAX_SOAK_S = 7 * 86_400.0
+
 
 class Phase(Enum):
     ASSIGNED = "ASSIGNED"

@@ -8,14 +8,16 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import grpc
 import pytest
 
 from remora_controller.home import Home
 from remora_controller.server import Ports
+from remora_protos.control.v1 import control_pb2 as cp
 from remora_protos.operator.v1 import operator_pb2 as op
 from tests.controller.harness import (
     WAIT_S,
@@ -162,6 +164,26 @@ def test_metrics_are_plain_prometheus_text(home):
         with pytest.raises(urllib.error.HTTPError, match="404"):
             urllib.request.urlopen(url.replace("metrics", ""), timeout=WAIT_S)
         world.close()
+
+
+def test_connections_that_say_nothing_do_not_hold_up_the_end(home):
+    """Half a TLS hello, half a request: on every port, more than a few."""
+    with process(home) as running:
+        ports = vars(running.ports).values()
+        with ExitStack() as stack:
+            for port in [p for p in ports for _ in range(20)]:
+                slow = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+                slow.sendall(b"GE")
+            world = Fleet(running)
+            (device,) = online(world, 1)
+            watch = device.fleet.Watch(cp.WatchRequest())
+            began = time.monotonic()
+            said = running.end()
+            assert time.monotonic() - began < 10
+            assert watch.code() is not None
+            world.close()
+    assert running.process.returncode == 0
+    assert "Traceback" not in said
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:

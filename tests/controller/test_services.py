@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import grpc
 import pytest
 
@@ -180,6 +182,25 @@ def test_abort_returns_devices_or_keeps_them(world, keep):
     world.drive(rollout_id, devices, "ABORTED")
     assert first.running == (new if keep else good)
     assert second.generation == 1
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        op.RolloutSpec(wave_timeout_s=math.inf),
+        op.RolloutSpec(soak_s=math.nan),
+        op.RolloutSpec(soak_s=1e9),
+        op.RolloutSpec(success_threshold=math.nan),
+        op.RolloutSpec(waves=[op.Wave(percent=math.nan)]),
+    ],
+)
+def test_a_rollout_of_absurd_numbers_is_refused_before_it_is_stored(world, spec):
+    """A stored one could never be read again: the controller would not even start."""
+    online(world, 1)
+    release = create_release(world)
+    request = op.StartRolloutRequest(release=release, spec=spec)
+    assert isinstance(refused(world.operator.StartRollout, request), errors.RequestInvalid)
+    assert not world.operator.ListRollouts(op.ListRolloutsRequest()).rollouts
 
 
 def test_overlapping_rollouts_are_refused_or_superseded(world):

@@ -1,9 +1,12 @@
 """Waves: order and sizes."""
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from remora_contract.device_phase import MAX_SOAK_S
 from remora_controller.domain import RolloutSpec, Wave
 from remora_controller.waves import assign_waves, wave_order, wave_sizes
 
@@ -67,6 +70,9 @@ def test_devices_that_can_answer_come_first(ids, data):
         lambda: RolloutSpec(success_threshold=0.0),
         lambda: RolloutSpec(soak_s=100.0, wave_timeout_s=100.0),
         lambda: RolloutSpec(max_unavailable=0),
+        lambda: RolloutSpec(wave_timeout_s=math.inf),
+        lambda: RolloutSpec(soak_s=math.nan),
+        lambda: RolloutSpec(soak_s=MAX_SOAK_S + 1, wave_timeout_s=MAX_SOAK_S + 2),
     ],
 )
 def test_a_rollout_that_makes_no_sense_cannot_be_written_down(bad):

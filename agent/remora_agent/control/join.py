@@ -30,7 +30,7 @@ from remora_agent.control.facts import machine_facts
 from remora_agent.control.identity import Identity, store_identity
 from remora_contract.errors import Conflict, InvalidInput, Unauthenticated, Unavailable
 from remora_contract.join_token import JoinToken
-from remora_contract.rpc import raise_from
+from remora_contract.rpc import from_rpc_error
 from remora_protos.control.v1 import control_pb2 as pb
 from remora_protos.control.v1 import control_pb2_grpc as pb_grpc
 
@@ -124,4 +124,10 @@ def _ask(plan: JoinPlan, ca_pem: bytes, csr_pem: bytes) -> pb.JoinResponse:
             answer: pb.JoinResponse = stub.Join(request, timeout=plan.timeout_s)
             return answer
         except grpc.RpcError as e:
-            raise_from(e)
+            error = from_rpc_error(e)
+            if isinstance(error, Unavailable):
+                raise Unavailable(
+                    f"{plan.address} speaks TLS and does not answer a join ({error}); is it the "
+                    "enrolment port (7441 by default), not the fleet port?"
+                ) from e
+            raise error from e

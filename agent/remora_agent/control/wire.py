@@ -10,11 +10,11 @@ from remora_agent.control.reconcile import Report
 from remora_agent.control.spool import SpooledEvent
 from remora_agent.host import ServingState
 from remora_agent.telemetry.spool import Sample
+from remora_contract.device_phase import MAX_SOAK_S
 from remora_contract.errors import DocumentInvalid
 from remora_protos.control.v1 import control_pb2 as pb
 
 MAX_RELEASE_BYTES = 4 << 20
-_MAX_SOAK_S = 7 * 86_400.0
 _SYNC_AFTER_S = (0.05, 3600.0)
 _MAX_MESSAGE = 2000
 
@@ -25,8 +25,8 @@ def desired_from(message: pb.DesiredState) -> Desired:
         raise DocumentInvalid("an assignment has a generation of at least 1")
     if len(message.release_json) > MAX_RELEASE_BYTES:
         raise DocumentInvalid(f"release document of {len(message.release_json)} bytes is too large")
-    if not 0 <= message.soak_s <= _MAX_SOAK_S:
-        raise DocumentInvalid(f"soak_s {message.soak_s} is outside 0..{_MAX_SOAK_S:.0f}")
+    if not 0 <= message.soak_s <= MAX_SOAK_S:
+        raise DocumentInvalid(f"soak_s {message.soak_s} is outside 0..{MAX_SOAK_S:.0f}")
     try:
         text = message.release_json.decode()
     except UnicodeDecodeError as e:

@@ -29,6 +29,8 @@ _STYLES = {
     "succeeded": "green",
     "failed": "red",
     "reverted": "red",
+    "kept": "red",
+    "apart": "yellow",
     "updating": "cyan",
     "soaking": "cyan",
 }

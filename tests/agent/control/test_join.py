@@ -112,6 +112,11 @@ def test_nobody_there_is_unavailable(controller, identity_dir):
         join(plan(controller, identity_dir, address=f"127.0.0.1:{port}"))
 
 
+def test_the_fleet_port_is_told_from_the_enrolment_port(controller, identity_dir):
+    with pytest.raises(Unavailable, match="not the fleet port"):
+        join(plan(controller, identity_dir, address=controller.fleet_address))
+
+
 def test_a_server_that_never_speaks_times_out(controller, identity_dir):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
