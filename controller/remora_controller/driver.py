@@ -74,17 +74,17 @@ class RolloutDriver:
     def _assign_late(self, now: float) -> list[Assignment]:
         if not self._late:
             return []
-        candidates, self._late = self._late, set()
         completed = self._completed()
         busy = self._in_open_rollouts()
         made = []
-        for device_id in sorted(candidates - busy) if completed else []:
+        for device_id in sorted(self._late - busy) if completed else []:
             device = self._store.device(device_id)
             if device is None or device.removed_at is not None or device.quarantine is not None:
                 continue
             assignment = self._assign_one(device, completed, now)
             if assignment is not None:
                 made.append(assignment)
+        self._late.clear()  # only now: whoever a full disk kept waiting is looked at again
         return made
 
     def _completed(self) -> list[Completed]:

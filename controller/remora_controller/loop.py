@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
+from remora_contract.errors import Exhausted
 from remora_controller.counters import Counters
 from remora_controller.domain import Assignment, MetricPoint, Sighting
 from remora_controller.driver import RolloutDriver
@@ -47,6 +48,7 @@ class DecisionLoop:
         self._news = asyncio.Event()
         self._late: set[str] = set()
         self._is_stopping = False
+        self._is_full = False
 
     def wake(self, late_device: str | None = None) -> None:
         """Something changed; `late_device` may have missed a rollout."""
@@ -64,11 +66,27 @@ class DecisionLoop:
         beat, next_beat_at = 0, loop.time() + TICK_S
         while not self._is_stopping:
             await self._wait(next_beat_at - loop.time())
-            await self._decide()
-            if loop.time() >= next_beat_at:
+            is_due = loop.time() >= next_beat_at
+            if is_due:
                 beat, next_beat_at = beat + 1, loop.time() + TICK_S
-                await self._housekeep(beat)
-        await self.flush()
+            await self._guarded(self._turn(beat if is_due else None))
+        await self._guarded(self.flush())
+
+    async def _guarded(self, work: Awaitable[None]) -> None:
+        """A full disk ends nothing: what was decided is decided again when there is room."""
+        try:
+            await work
+        except Exhausted as e:
+            if not self._is_full:
+                log.error("store.full", extra={"cause": str(e)})
+            self._is_full = True
+        else:
+            self._is_full = False
+
+    async def _turn(self, beat: int | None) -> None:
+        await self._decide()
+        if beat is not None:
+            await self._housekeep(beat)
 
     async def _wait(self, limit_s: float) -> None:
         """For news, or the next beat. News that comes in a burst is decided about once."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
+from remora_contract.errors import Exhausted
 from remora_controller import loop as loops
 from remora_controller.counters import Counters
 from remora_controller.domain import BootTrail
@@ -40,5 +42,35 @@ def test_heartbeats_are_flushed_while_news_never_stops(tmp_path, monkeypatch):
     asyncio.run(flood_until(decisions, lambda: counters.devices_by_status))
     assert counters.devices_by_status == {"online": 1}
     assert store.device("d1").trail == BootTrail("b", 4)
+    thread.close()
+    store.close()
+
+
+def test_a_full_disk_stops_no_decision_loop(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(loops, "TICK_S", 0.02)
+    monkeypatch.setattr(loops, "FLUSH_EVERY", 1)
+    store, thread, counters = SqliteStore(tmp_path / "c.db"), StoreThread(), Counters()
+    enrol(store, "d1")
+    presence, room = Presence(0.0, 30.0), threading.Event()
+    real = store.record_sightings
+
+    def record(sightings):
+        if not room.is_set():
+            raise Exhausted("the controller's disk is full")
+        real(sightings)
+
+    monkeypatch.setattr(store, "record_sightings", record)
+
+    def done() -> bool:
+        presence.seen("d1", BootTrail("b", 5), 51.0, is_stored=False)
+        if "store.full" in caplog.messages:
+            room.set()
+        return store.device("d1").trail == BootTrail("b", 5)
+
+    driver = RolloutDriver(store, presence, lambda _: None)
+    decisions = DecisionLoop(store, thread, driver, presence, Watchers(), counters, lambda: 60.0)
+    asyncio.run(flood_until(decisions, done))
+    assert store.device("d1").trail == BootTrail("b", 5)
+    assert caplog.messages.count("store.full") == 1
     thread.close()
     store.close()

@@ -421,3 +421,25 @@ def test_only_published_bytes_can_be_asked_for(world, published, request_, error
     with pytest.raises(grpc.RpcError) as e:
         list(stub.Fetch(request_, timeout=WAIT_S))
     assert isinstance(from_rpc_error(e.value), error)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "is_news"),
+    [
+        (100 << 30, (100 << 30) - (1 << 20), False),
+        (100 << 30, 99 << 30, True),
+        (1, 60 << 20, True),
+        (8 << 20, 5 << 20, True),
+        (8 << 20, 7 << 20, False),
+        (0, 1, True),
+        (0, 0, False),
+    ],
+)
+def test_free_disk_space_is_stored_when_a_plan_could_notice(world, before, after, is_news):
+    (device,) = online(world, 1)
+    device.facts.disk_free_bytes = before
+    device.sync()
+    device.facts.disk_free_bytes = after
+    device.sync()
+    stored = world.controller.controller._store.device(device.device_id)
+    assert stored.facts.disk_free_bytes == (after if is_news else before)

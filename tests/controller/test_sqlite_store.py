@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from remora_contract.errors import Refused
+from remora_contract.errors import Exhausted, Refused
 from remora_controller.domain import MetricPoint, StoredEvent
 from remora_controller.store import sqlite
 from remora_controller.store.schema import MIGRATION_NAMES, migrations
@@ -52,6 +52,22 @@ def test_what_returned_survives_a_kill(tmp_path):
     store = SqliteStore(path)
     assert store.device("d1") is not None
     store.close()
+
+
+def without_room(store: SqliteStore) -> None:
+    """What a full disk looks like to SQLite."""
+    (row,) = store._db.query("PRAGMA page_count")
+    store._db.execute(f"PRAGMA max_page_count = {row['page_count']}")
+
+
+def test_a_full_disk_is_named_and_leaves_nothing_half_done(store):
+    enrol(store, "d1")
+    without_room(store)
+    many = [StoredEvent(1.0, "d1", "e", "x" * 1000) for _ in range(2000)]
+    with pytest.raises(Exhausted, match=r"controller\.db cannot grow; free space"):
+        store.add_events(many)
+    assert store.events(None, 10) == []
+    assert store.device("d1") is not None
 
 
 def test_a_database_of_a_newer_controller_is_refused(tmp_path, store):

@@ -178,9 +178,13 @@ def _has_news(device: Device, record: SyncRecord) -> bool:
     facts = replace(record.facts, disk_free_bytes=known)
     return (
         facts != device.facts
-        or abs(now - known) > DISK_NEWS_BYTES
-        or (now == 0) != (known == 0)
+        or _disk_is_news(known, now)
         or device.report != record.report
         or device.device_labels != dict(record.device_labels)
         or any(e.seq > device.events_up_to for e in record.events)
     )
+
+
+def _disk_is_news(known: int, now: int) -> bool:
+    """Where little is free, little matters."""
+    return abs(now - known) > min(DISK_NEWS_BYTES, max(known, now) // 4)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from sqlite_utils import Database
 
-from remora_contract.errors import Refused
+from remora_contract.errors import Exhausted, Refused
 from remora_controller.store.rows import Row
 from remora_controller.store.schema import migrate
+
+_RETRY_AFTER_S = 30.0
 
 
 class SqliteBase:
@@ -28,9 +31,26 @@ class SqliteBase:
             migrate(self._db, str(path))
         except sqlite3.DatabaseError as e:
             raise Refused(f"{path} cannot be opened as the controller's database: {e}") from e
+        self._path = path
 
     def close(self) -> None:
         self._db.close()
+
+    @contextmanager
+    def _atomic(self) -> Iterator[None]:
+        """One transaction; all writes are in one. Raises Exhausted when the disk is full: then
+        nothing of it happened."""
+        try:
+            with self._db.atomic():
+                yield
+        except sqlite3.OperationalError as e:
+            if "full" not in str(e):
+                raise
+            raise Exhausted(
+                f"the controller's disk is full: {self._path} cannot grow; free space there: "
+                "devices serve on and report again",
+                _RETRY_AFTER_S,
+            ) from e
 
     def _rows(self, sql: str, *arguments: Any) -> list[Row]:
         return list(self._db.query(sql, arguments))
@@ -43,7 +63,7 @@ class SqliteBase:
         return int(self._db.execute(sql, arguments).rowcount)
 
     def _write_many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
-        """Inside `self._db.atomic()`: one statement, many rows."""
+        """Inside `self._atomic()`: one statement, many rows."""
         self._db.conn.executemany(sql, rows)
 
     def _insert(self, table: str, row: Row) -> None:

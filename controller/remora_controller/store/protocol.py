@@ -1,6 +1,7 @@
 """The interface every store has; tests/controller/store_contract.py is its meaning.
 
-Every method is one transaction: it happened wholly or not at all. Methods block and are called by
+Every method is one transaction: it happened wholly or not at all. Those that write raise Exhausted
+when there is no room. Methods block and are called by
 one thread at a time. Knows nothing of SQL, of gRPC, or of why something is written.
 """
 

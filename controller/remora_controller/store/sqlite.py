@@ -32,7 +32,7 @@ class SqliteStore(SqliteDevices, SqliteRollouts):
     """Implements `store.protocol.Store`."""
 
     def add_events(self, events: Sequence[StoredEvent]) -> None:
-        with self._db.atomic():
+        with self._atomic():
             self._write_many(
                 "INSERT INTO events (at, device_id, name, detail_json) VALUES (?, ?, ?, ?)",
                 [(e.at, e.device_id, e.name, e.detail_json) for e in events],
@@ -51,7 +51,7 @@ class SqliteStore(SqliteDevices, SqliteRollouts):
 
     def add_metrics(self, points: Sequence[MetricPoint]) -> None:
         rows = [(p.device_id, p.name, p.value, p.at) for p in points]
-        with self._db.atomic():
+        with self._atomic():
             self._write_many(
                 "INSERT INTO metrics_history (device_id, name, value, at) VALUES (?, ?, ?, ?)", rows
             )
@@ -77,7 +77,7 @@ class SqliteStore(SqliteDevices, SqliteRollouts):
         return [MetricPoint(**row) for row in rows]
 
     def prune(self, now: float) -> None:
-        with self._db.atomic():
+        with self._atomic():
             self._write("DELETE FROM metrics_history WHERE at < ?", now - METRIC_HISTORY_S)
             self._keep_newest("metrics_history", MAX_METRIC_POINTS)
             self._keep_newest("events", MAX_EVENTS)

@@ -18,10 +18,11 @@ _MAKE_ANOTHER = "make a new one with `remora devices token`"
 class SqliteDevices(SqliteBase):
     def add_join_token(self, token: JoinTokenRecord) -> None:
         row = {**vars(token), "labels": dumps(token.labels), "used_by": None}
-        self._insert("join_tokens", row)
+        with self._atomic():
+            self._insert("join_tokens", row)
 
     def enrol(self, secret_sha256: str, device: Device, now: float) -> Device:
-        with self._db.atomic():
+        with self._atomic():
             token = self._row("SELECT * FROM join_tokens WHERE secret_sha256 = ?", secret_sha256)
             if token is None:
                 raise Unauthenticated(f"this controller knows no such join token; {_MAKE_ANOTHER}")
@@ -52,23 +53,24 @@ class SqliteDevices(SqliteBase):
 
     def set_operator_labels(self, device_id: str, labels: dict[str, str]) -> None:
         sql = "UPDATE devices SET operator_labels = ? WHERE device_id = ?"
-        self._write(sql, dumps(labels), device_id)
+        with self._atomic():
+            self._write(sql, dumps(labels), device_id)
 
     def quarantine(self, device_id: str, reason: str, at: float) -> None:
-        with self._db.atomic():
+        with self._atomic():
             sql = "UPDATE devices SET quarantine = ? WHERE device_id = ? AND quarantine IS NULL"
             if self._write(sql, reason, device_id):
                 detail = {"reason": reason}
                 self._insert("events", _event(at, device_id, "device.quarantined", dumps(detail)))
 
     def remove_device(self, device_id: str, at: float) -> None:
-        with self._db.atomic():
+        with self._atomic():
             self._write("UPDATE devices SET removed_at = ? WHERE device_id = ?", at, device_id)
             self._write("DELETE FROM metrics_latest WHERE device_id = ?", device_id)
             self._insert("events", _event(at, device_id, "device.removed", "{}"))
 
     def record_syncs(self, records: Sequence[SyncRecord]) -> None:
-        with self._db.atomic():
+        with self._atomic():
             for record in records:
                 self._record_sync(record)
 
@@ -112,7 +114,7 @@ class SqliteDevices(SqliteBase):
 
     def record_sightings(self, sightings: Sequence[Sighting]) -> None:
         rows = [(s.seen_at, dumps(s.trail), s.device_id) for s in sightings]
-        with self._db.atomic():
+        with self._atomic():
             sql = "UPDATE devices SET last_seen = ?, trail = ? WHERE device_id = ?"
             self._write_many(sql, rows)
 

@@ -66,7 +66,7 @@ class SqliteRollouts(SqliteBase):
         return {row["device_id"]: assignment_of(row) for row in rows}
 
     def assign_late(self, device_id: str, rollout: RolloutRecord, now: float) -> Assignment:
-        with self._db.atomic():
+        with self._atomic():
             made = self._assign(Assign(device_id, rollout.release_id, False), rollout, now)
             self._write(
                 "INSERT INTO rollout_devices (rollout_id, device_id, wave, position, generation)"
@@ -77,7 +77,7 @@ class SqliteRollouts(SqliteBase):
             return made
 
     def add_release(self, release: ReleaseRecord) -> ReleaseRecord:
-        with self._db.atomic():
+        with self._atomic():
             sql = "SELECT * FROM releases WHERE release_id = ?"
             if row := self._row(sql, release.release_id):
                 return release_of(row)
@@ -98,7 +98,7 @@ class SqliteRollouts(SqliteBase):
     def add_rollout(
         self, rollout: RolloutRecord, members: Sequence[Member], *, supersede: bool
     ) -> list[str]:
-        with self._db.atomic():
+        with self._atomic():
             overlapping = self._overlapping({m.device_id for m in members})
             if overlapping and not supersede:
                 raise Conflict(_overlap_message(overlapping))
@@ -150,7 +150,7 @@ class SqliteRollouts(SqliteBase):
     def apply(
         self, rollout: RolloutRecord, actions: Sequence[Action], now: float
     ) -> list[Assignment] | None:
-        with self._db.atomic():
+        with self._atomic():
             if not self._claim(rollout):
                 return None
             made = []
@@ -167,7 +167,7 @@ class SqliteRollouts(SqliteBase):
     def set_state(
         self, rollout: RolloutRecord, state: RolloutState, reason: str, keep: bool, now: float
     ) -> bool:
-        with self._db.atomic():
+        with self._atomic():
             if not self._claim(rollout):
                 return False
             self._set_state(rollout.rollout_id, state, reason, now)
