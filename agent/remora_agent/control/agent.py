@@ -25,7 +25,7 @@ from remora_agent.host import ServingHost
 from remora_agent.telemetry.sampler import Sampler
 from remora_agent.telemetry.source import Reading
 from remora_agent.telemetry.spool import MetricSpool
-from remora_contract.errors import InternalFault
+from remora_contract.errors import Exhausted, InternalFault
 
 log = logging.getLogger(__name__)
 _JOIN_S = 10.0
@@ -94,7 +94,10 @@ class Agent:
         self._shut_down(threads)
         if dead is not None:
             raise InternalFault(f"the agent's {dead} thread ended; the log above says why")
-        parts.state.end_run()
+        try:
+            parts.state.end_run()
+        except Exhausted as e:  # the next start counts this end as an abnormal one
+            log.error("state_dir.full", extra={"cause": str(e)})
         parts.database.close()
         log.info("agent.stopped")
 

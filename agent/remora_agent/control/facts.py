@@ -35,7 +35,7 @@ def machine_facts(disk: Path) -> pb.DeviceFacts:
         architecture=platform.machine(),
         device_model=device_model(),
         memory_bytes=psutil.virtual_memory().total,
-        disk_free_bytes=disk_free(disk),
+        disk_free_bytes=max(1, disk_free(disk)),  # 0 would mean that it is not known
         backends=installed_backends(),
         cores=os.cpu_count() or 1,
     )

@@ -93,18 +93,33 @@ class Reconciler:
         self._untidy = False
 
     def start(self, kernel_boot_id: str) -> None:
-        """Meets what the last run left: resumes, or sets out to revert. Call once, before `run`."""
-        exits = self._state.begin_run(kernel_boot_id)
+        """Meets what the last run left: resumes, or sets out to revert. Call once, before `run`.
+
+        A full disk keeps nothing from serving: what cannot be written down is only remembered, and
+        a restart would conclude the same from what is on disk."""
+        exits = self._begin_run(kernel_boot_id)
         event = after_start(self._record, exits)
         if self._record is not None and event is not None:
-            code, message = _start_error(self._record, event, exits)
-            self._move(self._record, event, code, message)
+            self._meet(self._record, event, exits)
+        self._tidy(self._record)
+
+    def _begin_run(self, kernel_boot_id: str) -> int:
+        """How many runs in a row ended abnormally."""
+        try:
+            return self._state.begin_run(kernel_boot_id)
+        except Exhausted as e:
+            log.error("state_dir.full", extra={"cause": str(e)})
+            return 0
+
+    def _meet(self, record: Record, event: Event, exits: int) -> None:
+        code, message = _start_error(record, event, exits)
+        try:
+            self._move(record, event, code, message)
             if event is Event.CRASH_LOOP:
                 self._state.forgive_exits()
-        if self._record is not None and self._record.phase in FINAL:
-            self._tidy(self._record)
-        else:
-            link_current(self._effects.layout, self._record)
+        except Exhausted as e:
+            log.error("record.not_saved", extra={"cause": str(e)})
+            self._record = advance(record, event, self._now(), code, message)
 
     def assign(self, desired: Desired) -> bool:
         """Takes a newer assignment at once, or answers False when it must wait for a switch or
@@ -206,11 +221,12 @@ class Reconciler:
             self._tidy(moved)
         self._announce(moved)
 
-    def _tidy(self, record: Record) -> None:
+    def _tidy(self, record: Record | None) -> None:
         """Views and left-overs of the record: the next start or final phase repairs them."""
         try:
             link_current(self._effects.layout, record)
-            collect(self._effects.layout, record, self._pinned)
+            if record is not None and record.phase in FINAL:
+                collect(self._effects.layout, record, self._pinned)
         except OSError as e:
             log.error("state_dir.untidy", extra={"cause": str(e)})
 
@@ -240,7 +256,7 @@ class Reconciler:
         )
 
     def _idle(self, record: Record | None) -> float:
-        if record is not None and self._untidy:
+        if self._untidy:
             self._tidy(record)
             self._untidy = False
         serving = self._effects.host.serving() is not None

@@ -27,7 +27,7 @@ from remora_agent.control.wire import (
 from remora_agent.host import ServingHost
 from remora_agent.telemetry.spool import MetricSpool
 from remora_contract.device_phase import Phase
-from remora_contract.errors import DocumentInvalid, Refused, RemoraError, Unavailable
+from remora_contract.errors import DocumentInvalid, Exhausted, Refused, RemoraError, Unavailable
 from remora_protos.control.v1 import control_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -37,6 +37,7 @@ _METRICS_PER_SYNC = 1000
 _PROGRESS_SYNC_S = 2.0
 _MOVING = frozenset({Phase.STAGING, Phase.BUILDING, Phase.PROVING})
 _QUARANTINE_SYNC_S = 60.0
+_FULL_DISK_SYNC_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -129,9 +130,14 @@ class SyncLoop:
                 known_generation=0 if record is None else record.desired.generation,
             )
         )
-        self._spools.events.stored_up_to(answer.events_stored_up_to)
-        self._spools.metrics.sent(mark)
-        self._take(answer)
+        try:
+            self._spools.events.stored_up_to(answer.events_stored_up_to)
+            self._spools.metrics.sent(mark)
+            self._take(answer)
+        except Exhausted as e:
+            # Nothing is lost: the controller is told the same again and answers the same again.
+            log.error("state_dir.full", extra={"cause": str(e)})
+            return _FULL_DISK_SYNC_S
         return self._wait_s(answer, more=mark >= _METRICS_PER_SYNC)
 
     def _take(self, answer: pb.SyncResponse) -> None:

@@ -18,6 +18,7 @@ from remora_agent.control.staging import Stager
 from remora_agent.control.state import Database, DeviceState
 from remora_contract.device_phase import Phase
 from remora_contract.digests import canonical_json
+from remora_contract.errors import Exhausted
 from remora_contract.release import Release
 from tests.agent.control.test_staging import Source
 from tests.support.scripted_host import ScriptedHost
@@ -25,6 +26,10 @@ from tests.support.scripted_host import ScriptedHost
 
 class Crash(BaseException):
     """SIGKILL, as far as the code under test can tell: nothing catches it."""
+
+
+def no_room():
+    raise Exhausted("state.db cannot grow: the disk is full; free space")
 
 
 class Device:
@@ -39,9 +44,12 @@ class Device:
         self.generation = 0
         self.boot()
 
-    def boot(self, kernel_boot_id: str = "k1") -> Device:
+    def boot(self, kernel_boot_id: str = "k1", is_full: bool = False) -> Device:
+        """`is_full`: state.db cannot grow, as on a full disk."""
         self.host = ScriptedHost()
         self.database = Database(self.layout.database)
+        if is_full:
+            self.fill()
         self.state = DeviceState(self.database)
         interrupt = Interrupt()
         pace = Pace(interrupt, time.monotonic, random.Random(1).random)
@@ -54,6 +62,9 @@ class Device:
         self.reconciler.start(kernel_boot_id)
         self.reconciler._ensure_serving()
         return self
+
+    def fill(self) -> None:
+        self.database.transaction = no_room
 
     def crash(self) -> None:
         """The process is gone; SQLite keeps what was committed."""

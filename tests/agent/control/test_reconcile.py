@@ -258,6 +258,24 @@ def test_killed_in_the_switch_or_while_soaking_reverts(device, first, second, ph
     assert device.running == first.release_id
 
 
+@pytest.mark.parametrize(
+    "phase", [Phase.STAGING, Phase.PROVING, Phase.SWITCHING, Phase.SOAKING, Phase.COMMITTED]
+)
+def test_a_full_disk_keeps_no_restarted_device_from_serving(device, first, second, phase):
+    commit(device, first)
+    device.assign(second, soak_s=60.0)
+    device.settle(until=phase)
+    device.crash()
+    device.boot(is_full=True)
+    served = second if phase is Phase.COMMITTED else first
+    assert device.running == served.release_id
+    device.crash()
+    device.boot()
+    device.settle()
+    ended = first if phase in (Phase.SWITCHING, Phase.SOAKING) else second
+    assert device.running == ended.release_id
+
+
 @pytest.mark.parametrize("step", ["build", "prove", "switch"])
 def test_killed_inside_an_effect(device, first, second, step):
     commit(device, first)
