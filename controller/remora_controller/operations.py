@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from remora_contract.digests import canonical_json
@@ -99,6 +99,13 @@ class Operations:
         """Raises RequestInvalid for a selector that cannot be read."""
         wanted = parse_selector(selector)
         return [d for d in self._store.devices() if wanted.matches(d.device_id, d.labels)]
+
+    def removed(self, selector: str, device_ids: Iterable[str]) -> list[Device]:
+        """Those of the removed devices that match."""
+        wanted = parse_selector(selector)
+        found = [self._store.device(d) for d in sorted(device_ids)]
+        removed = [d for d in found if d is not None and d.removed_at is not None]
+        return [d for d in removed if wanted.matches(d.device_id, d.labels)]
 
     def device(self, device_id: str) -> Device:
         """Raises NotFound."""

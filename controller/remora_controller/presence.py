@@ -1,16 +1,19 @@
 """Who is there, in memory: last sightings and newest metrics, flushed to the store in batches.
 
-A heartbeat without news never becomes a row of its own. Time comes in; knows no store.
+A heartbeat without news never becomes a row of its own. Time comes in; knows no store. Thread-safe.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Mapping
 
 from remora_controller.domain import BootTrail, Device, MetricPoint, Sighting
 
 MAX_PENDING_POINTS = 50_000
 MAX_METRICS_PER_DEVICE = 256
+MAX_TURNED_AWAY = 1000
+TURNED_AWAY_S = 300.0
 
 
 class Presence:
@@ -22,6 +25,9 @@ class Presence:
         self._dirty: set[str] = set()
         self._metrics: dict[str, dict[str, MetricPoint]] = {}
         self._pending: list[MetricPoint] = []
+        self._turned_away: dict[str, float] = {}
+        # The event loop writes while decisions, on the store's thread, read.
+        self._lock = threading.Lock()
 
     def load(
         self, devices: Iterable[Device], metrics: Mapping[str, dict[str, MetricPoint]]
@@ -38,15 +44,21 @@ class Presence:
 
     def seen(self, device_id: str, trail: BootTrail, now: float, *, is_stored: bool) -> None:
         """`is_stored`: the store hears of it by other means, no flush is needed."""
-        self._seen[device_id] = now
-        self._trails[device_id] = trail
-        if is_stored:
-            self._dirty.discard(device_id)
-        else:
-            self._dirty.add(device_id)
+        with self._lock:
+            self._seen[device_id] = now
+            self._trails[device_id] = trail
+            if is_stored:
+                self._dirty.discard(device_id)
+            else:
+                self._dirty.add(device_id)
 
     def last_seen(self, device_id: str) -> float | None:
         return self._seen.get(device_id)
+
+    def sightings(self) -> dict[str, float]:
+        """Of every device that was seen, when it was last."""
+        with self._lock:
+            return dict(self._seen)
 
     def is_online(self, device_id: str, now: float) -> bool:
         seen = self._seen.get(device_id)
@@ -59,37 +71,54 @@ class Presence:
         return not self.is_online(device_id, now)
 
     def online(self, now: float) -> frozenset[str]:
-        return frozenset(d for d in self._seen if self.is_online(d, now))
+        return frozenset(d for d, at in self.sightings().items() if now - at < self.offline_after_s)
 
     def count(self) -> int:
         """Devices seen at any time: what the Sync interval is spread over."""
         return len(self._seen)
 
     def forget(self, device_id: str) -> None:
-        self._seen.pop(device_id, None)
-        self._trails.pop(device_id, None)
-        self._metrics.pop(device_id, None)
-        self._dirty.discard(device_id)
+        with self._lock:
+            self._seen.pop(device_id, None)
+            self._trails.pop(device_id, None)
+            self._metrics.pop(device_id, None)
+            self._dirty.discard(device_id)
+
+    def turn_away(self, device_id: str, now: float) -> None:
+        """A removed device called. The longest ago are forgotten when there are many."""
+        with self._lock:
+            self._turned_away.pop(device_id, None)
+            self._turned_away[device_id] = now
+            if len(self._turned_away) > MAX_TURNED_AWAY:
+                del self._turned_away[next(iter(self._turned_away))]
+
+    def turned_away(self, now: float) -> dict[str, float]:
+        """Who was lately, and when last."""
+        with self._lock:
+            return {d: at for d, at in self._turned_away.items() if now - at < TURNED_AWAY_S}
 
     def add_metrics(self, device_id: str, points: Iterable[MetricPoint]) -> None:
         """Newest value of each name; names beyond the bound are dropped, so is history that the
         store cannot keep up with (oldest first)."""
-        latest = self._metrics.setdefault(device_id, {})
-        for point in points:
-            known = latest.get(point.name)
-            if known is None and len(latest) >= MAX_METRICS_PER_DEVICE:
-                continue
-            if known is None or point.at >= known.at:
-                latest[point.name] = point
-            self._pending.append(point)
-        del self._pending[: max(0, len(self._pending) - MAX_PENDING_POINTS)]
+        with self._lock:
+            latest = self._metrics.setdefault(device_id, {})
+            for point in points:
+                known = latest.get(point.name)
+                if known is None and len(latest) >= MAX_METRICS_PER_DEVICE:
+                    continue
+                if known is None or point.at >= known.at:
+                    latest[point.name] = point
+                self._pending.append(point)
+            del self._pending[: max(0, len(self._pending) - MAX_PENDING_POINTS)]
 
     def metrics(self, device_id: str) -> Mapping[str, MetricPoint]:
-        return self._metrics.get(device_id, {})
+        with self._lock:
+            return dict(self._metrics.get(device_id, {}))
 
     def take_unsaved(self) -> tuple[list[Sighting], list[MetricPoint]]:
         """What the store has not heard; the caller stores it."""
-        sightings = [Sighting(d, self._trails[d], self._seen[d]) for d in self._dirty]
-        points, self._pending = self._pending, []
-        self._dirty.clear()
-        return sightings, points
+        with self._lock:
+            sightings = [Sighting(d, self._trails[d], self._seen[d]) for d in self._dirty]
+            points, self._pending = self._pending, []
+            self._dirty.clear()
+            return sightings, points

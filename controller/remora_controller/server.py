@@ -139,7 +139,7 @@ class Controller:
 
     def _fleet_server(self) -> grpc.aio.Server:
         server = grpc.aio.server(options=_FLEET_OPTIONS)
-        admission = Admission(self._store, self._thread)
+        admission = Admission(self._store, self._thread, self._presence, time.time)
         fleet = FleetService(self._fleet_parts(admission))
         control_pb2_grpc.add_FleetServicer_to_server(fleet, server)
         artifacts = ArtifactsService(self._repository, admission, self._count_fetched)

@@ -252,6 +252,18 @@ def test_a_device_without_telemetry_shows_dashes_not_zeros():
     assert [column.read({}) for column in top.COLUMNS] == [None] * len(top.COLUMNS)
 
 
+def test_what_devices_say_is_text_and_neither_markup_nor_control(world, remora):
+    (device,) = online(world, 1)
+    device.facts.device_model = "[/red] \x1b]0;owned\x07"
+    detail = json.dumps({"error": "see [/tmp/x] \x1b[2J"})
+    device.sync(events=[cp.DeviceEvent(seq=1, name="engine.failed", detail_json=detail)])
+    shown = remora("events") + remora("devices") + remora("devices", "show", device.device_id)
+    assert "error=see [/tmp/x] \\x1b[2J" in shown
+    assert shown.count("[/red] \\x1b]0;owned\\x07") == 2
+    assert "\x1b" not in shown
+    assert remora.json("events")[0]["detail"] == {"error": "see [/tmp/x] \x1b[2J"}
+
+
 def test_events_tell_what_happened(world, remora):
     (device,) = online(world, 1)
     detail = '{"seconds": 3, "engine": "abc"}'

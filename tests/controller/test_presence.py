@@ -1,5 +1,7 @@
 """Who is there."""
 
+import threading
+
 from remora_controller import presence as presences
 from remora_controller.domain import BootTrail, Device, MetricPoint, Sighting
 from remora_controller.presence import Presence
@@ -30,6 +32,32 @@ def test_heartbeats_are_handed_over_once_and_not_when_stored_otherwise():
     presence.seen("news", TRAIL, 2.0, is_stored=True)
     assert presence.take_unsaved() == ([Sighting("quiet", TRAIL, 2.0)], [])
     assert presence.take_unsaved() == ([], [])
+
+
+def test_decisions_may_read_while_syncs_write():
+    """Two threads: the event loop hears devices while the store's thread asks who is there."""
+    presence, done = Presence(0.0, 30.0), threading.Event()
+
+    def hear() -> None:
+        for i in range(30_000):
+            presence.seen(f"d{i}", BootTrail(), 1.0, is_stored=False)
+        done.set()
+
+    writer = threading.Thread(target=hear)
+    writer.start()
+    while not done.is_set():
+        presence.online(2.0)
+        presence.take_unsaved()
+    writer.join()
+    assert len(presence.online(2.0)) == 30_000
+
+
+def test_callers_that_were_turned_away_are_bounded(monkeypatch):
+    monkeypatch.setattr("remora_controller.presence.MAX_TURNED_AWAY", 2)
+    presence = Presence(0.0, 30.0)
+    for at, device in enumerate(["a", "b", "a", "c"]):
+        presence.turn_away(device, float(at))
+    assert presence.turned_away(4.0) == {"a": 2.0, "c": 3.0}
 
 
 def test_metrics_keep_the_newest_value_and_are_bounded(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import datetime, timezone
 
 import grpc
@@ -199,6 +200,27 @@ def test_a_removed_device_is_denied_everywhere_and_its_stream_ends(world):
     ):
         assert isinstance(refused(call, message), errors.Forbidden)
     assert isinstance(refused(world.operator.RemoveDevice, request), errors.NotFound)
+
+
+def test_a_removed_device_that_still_calls_is_shown_until_it_is_quiet(world):
+    device, other = world.device(site="berlin"), world.device(site="paris")
+    for d in (device, other):
+        d.sync()
+    world.operator.RemoveDevice(op.RemoveDeviceRequest(device_id=device.device_id))
+
+    def listed(selector: str = "") -> dict[str, tuple[str, str]]:
+        request = op.ListDevicesRequest(selector=selector)
+        found = world.operator.ListDevices(request, timeout=WAIT_S).devices
+        return {d.device_id: (d.status, d.note) for d in found}
+
+    assert set(listed()) == {other.device_id}
+    refused(device.fleet.Sync, device.request())
+    status, note = listed("site=berlin")[device.device_id]
+    assert status == "removed"
+    assert "still calls" in note
+    assert set(listed("site=paris")) == {other.device_id}
+    presence = world.controller.controller._presence
+    assert presence.turned_away(time.time() + 3600) == {}
 
 
 def test_a_certificate_is_renewed_for_its_own_key_only(world):

@@ -6,7 +6,9 @@ import time
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
+from remora_contract.command_line import printable
 from remora_contract.errors import NotFound, RequestInvalid
 from remora_controller.operator_cli import render
 from remora_controller.operator_cli.release_document import pairs
@@ -39,14 +41,14 @@ def devices(context: typer.Context) -> None:
 
 @app.command("list")
 def list_(context: typer.Context, selector: Selector = "", as_json: render.Json = False) -> None:
-    """List devices with what they run."""
+    """List devices with what they run, and what an operator should see to."""
     session = connect(context)
     found = session.call(session.stub.ListDevices, pb.ListDevicesRequest(selector=selector)).devices
     if as_json:
         render.print_json(render.plain(found))
         return
     now = time.time()
-    columns = ("DEVICE", "STATUS", "RUNNING", "PHASE", "LABELS", "MODEL", "SEEN")
+    columns = ("DEVICE", "STATUS", "RUNNING", "PHASE", "LABELS", "MODEL", "SEEN", "NOTE")
     rows = [
         (
             d.device_id,
@@ -56,6 +58,7 @@ def list_(context: typer.Context, selector: Selector = "", as_json: render.Json 
             render.labels_text(d.labels),
             d.device_model,
             render.ago(d.last_seen_unix_s, now),
+            d.note,
         )
         for d in found
     ]
@@ -75,7 +78,7 @@ def show(context: typer.Context, device: DeviceId, as_json: render.Json = False)
         return
     console = render.console()
     for name, value in render.plain(found[0]).items():
-        console.print(f"[bold]{name:>20}[/]  {_value(name, value)}")
+        console.print(Text.assemble((f"{name:>20}", "bold"), "  ", printable(_value(name, value))))
 
 
 def _value(name: str, value: object) -> str:

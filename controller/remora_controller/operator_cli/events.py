@@ -43,11 +43,6 @@ def events(
     render.console().print(render.table(("AT", "WHERE", "EVENT", "DETAIL"), rows))
 
 
-def _row(event: pb.Event) -> tuple[str, ...]:
-    at, where = render.clock_time(event.at_unix_s), event.device_id or "controller"
-    return at, where, event.name, _detail(event.detail_json)
-
-
 def _detail(text: str) -> str:
     data = json.loads(text) if text else {}
     if not isinstance(data, dict):

@@ -12,6 +12,9 @@ import typer
 from google.protobuf.message import Message
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from remora_contract.command_line import printable
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 _PIPE_WIDTH = 240
@@ -19,6 +22,7 @@ _STYLES = {
     "online": "green",
     "offline": "yellow",
     "quarantined": "red",
+    "removed": "red",
     "COMPLETED": "green",
     "RUNNING": "cyan",
     "PAUSED": "yellow",
@@ -39,7 +43,9 @@ _STYLES = {
 def console() -> Console:
     """Full width into a pipe: a cut-off id is worse than a long line."""
     is_terminal = sys.stdout.isatty()
-    return Console(highlight=False, width=None if is_terminal else _PIPE_WIDTH)
+    width = None if is_terminal else _PIPE_WIDTH
+    # What is printed comes from devices: it is text, never markup.
+    return Console(highlight=False, markup=False, width=width)
 
 
 def print_json(data: object) -> None:
@@ -64,19 +70,18 @@ def _field(name: str, value: Any) -> tuple[str, Any]:
     return name, plain(value)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> Table:
-    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+def table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> Table:
+    made = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         name = column.removeprefix(">")
         made.add_column(name, justify="right" if column.startswith(">") else "left")
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*(c if isinstance(c, Text) else Text(printable(c)) for c in row))
     return made
 
 
-def styled(word: str) -> str:
-    style = _STYLES.get(word)
-    return f"[{style}]{word}[/]" if style else word
+def styled(word: str) -> Text:
+    return Text(printable(word), style=_STYLES.get(word, ""))
 
 
 def size(count: float) -> str:

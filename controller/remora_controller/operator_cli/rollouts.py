@@ -9,7 +9,9 @@ from typing import Annotated
 import typer
 from rich.console import Group, RenderableType
 from rich.live import Live
+from rich.text import Text
 
+from remora_contract.command_line import printable
 from remora_contract.errors import NotFound, Refused, RequestInvalid, Unavailable
 from remora_controller.domain import FINAL_STATES
 from remora_controller.operator_cli import render
@@ -22,6 +24,8 @@ from remora_protos.operator.v1 import operator_pb2 as pb
 
 FINAL = frozenset(state.value for state in FINAL_STATES)
 WATCH_S = 0.5
+# What an operator looks at first.
+_URGENT = ("failed", "kept", "reverted", "updating", "soaking", "waiting", "offline", "apart")
 _MAX_ROWS = 40
 app = typer.Typer(help="Start, watch, pause, abort rollouts.", no_args_is_help=True)
 RolloutId = Annotated[
@@ -188,7 +192,7 @@ def wait(
     rollout_id = get_rollout(session, rollout).rollout_id
     found = await_final(session, rollout_id, timeout, lambda _: None)
     check_completed(found)
-    render.console().print(f"{rollout_id} is {found.state}: {found.reason}")
+    render.console().print(f"{rollout_id} is {found.state}: {printable(found.reason)}")
 
 
 def await_final(
@@ -276,7 +280,9 @@ def abort(
 
 
 def _say(found: pb.Rollout) -> None:
-    render.console().print(f"rollout {found.rollout_id} is {render.styled(found.state)}")
+    render.console().print(
+        Text.assemble(f"rollout {found.rollout_id} is ", render.styled(found.state))
+    )
 
 
 def get_rollout(session: Session, rollout_id: str | None) -> pb.Rollout:
@@ -298,10 +304,15 @@ def rollout_view(found: pb.Rollout) -> Group:
     counts: dict[str, int] = {}
     for device in found.devices:
         counts[device.outcome] = counts.get(device.outcome, 0) + 1
-    summary = "  ".join(f"{styled} {n}" for styled, n in _styled_counts(counts))
-    head = (
-        f"[bold]{found.rollout_id}[/] {render.styled(found.state)}  {found.release_id}  "
-        f"wave {found.wave}/{found.waves}" + (f"  ({found.reason})" if found.reason else "")
+    summary = Text("  ").join(
+        Text.assemble(render.styled(word), f" {n}") for word, n in sorted(counts.items())
+    )
+    head = Text.assemble(
+        (found.rollout_id, "bold"),
+        " ",
+        render.styled(found.state),
+        f"  {found.release_id}  wave {found.wave}/{found.waves}",
+        f"  ({printable(found.reason)})" if found.reason else "",
     )
     ordered = sorted(found.devices, key=lambda d: (_attention(d.outcome), d.wave, d.device_id))
     rows = [
@@ -318,23 +329,8 @@ def rollout_view(found: pb.Rollout) -> Group:
     return Group(*parts)
 
 
-def _styled_counts(counts: dict[str, int]) -> list[tuple[str, int]]:
-    return [(render.styled(word), n) for word, n in sorted(counts.items())]
-
-
 def _attention(outcome: str) -> int:
-    order = (
-        "failed",
-        "kept",
-        "reverted",
-        "updating",
-        "soaking",
-        "waiting",
-        "offline",
-        "apart",
-        "succeeded",
-    )
-    return order.index(outcome) if outcome in order else len(order)
+    return _URGENT.index(outcome) if outcome in _URGENT else len(_URGENT)
 
 
 def _phase(device: pb.RolloutDevice) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from remora_controller.operator_cli import render
 from remora_controller.operator_cli.devices import Selector
@@ -91,7 +92,7 @@ def _rows(session: Session, selector: str) -> list[pb.TopRow]:
 
 def fleet_table(rows: list[pb.TopRow], now: float) -> Table:
     headings = ("DEVICE", "STATUS", "RUNNING", "PHASE", *(c.heading for c in COLUMNS), "AS OF")
-    lines = [
+    lines: list[Sequence[str | Text]] = [
         (
             row.device.device_id,
             render.styled(row.device.status),

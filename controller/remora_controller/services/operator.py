@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from remora_contract.errors import RequestInvalid
 from remora_controller import pki
 from remora_controller.domain import Assignment, Device
+from remora_controller.notes import device_note, replacements
 from remora_controller.operations import Operations, StartRequest
 from remora_controller.presence import Presence
 from remora_controller.repository import Repository
@@ -64,19 +65,33 @@ class OperatorService(pb_grpc.OperatorServicer):
         self, request: pb.ListDevicesRequest, context: Context
     ) -> pb.ListDevicesResponse:
         caller(context, pki.Role.OPERATOR)
-        devices = await self._parts.thread.call(self._devices, request.selector)
+        devices = await self._parts.thread.call(self._all_devices, request.selector)
         return pb.ListDevicesResponse(devices=devices)
+
+    def _all_devices(self, selector: str) -> list[pb.Device]:
+        """Also the removed ones that still call: somebody has to see to them."""
+        away = self._parts.presence.turned_away(self._parts.clock())
+        removed = self._parts.operations.removed(selector, away)
+        messages = [
+            wire.device_message(d, None, away[d.device_id], False, device_note(d, {}))
+            for d in removed
+        ]
+        return [*self._devices(selector), *messages]
 
     def _devices(self, selector: str) -> list[pb.Device]:
         found = self._parts.operations.devices(selector)
         assignments = self._parts.store.assignments()
-        return [self._device(d, assignments.get(d.device_id)) for d in found]
+        replaced = replacements(self._parts.store.devices(), self._parts.presence.sightings())
+        return [self._device(d, assignments.get(d.device_id), replaced) for d in found]
 
-    def _device(self, device: Device, assignment: Assignment | None) -> pb.Device:
+    def _device(
+        self, device: Device, assignment: Assignment | None, replaced: Mapping[str, str]
+    ) -> pb.Device:
         presence = self._parts.presence
         seen = presence.last_seen(device.device_id)
         is_online = presence.is_online(device.device_id, self._parts.clock())
-        return wire.device_message(device, assignment, seen, is_online)
+        note = device_note(device, replaced)
+        return wire.device_message(device, assignment, seen, is_online, note)
 
     @unary
     async def LabelDevice(self, request: pb.LabelDeviceRequest, context: Context) -> pb.Device:
@@ -89,7 +104,7 @@ class OperatorService(pb_grpc.OperatorServicer):
         )
         self._parts.on_news()
         assignment = await self._parts.thread.call(self._parts.store.assignment, device.device_id)
-        return self._device(device, assignment)
+        return self._device(device, assignment, {})
 
     @unary
     async def RemoveDevice(

@@ -58,13 +58,19 @@ def spec_message(spec: RolloutSpec) -> pb.RolloutSpec:
 
 
 def status_of(device: Device, is_online: bool) -> str:
+    if device.removed_at is not None:
+        return "removed"
     if device.quarantine is not None:
         return "quarantined"
     return "online" if is_online else "offline"
 
 
 def device_message(
-    device: Device, assignment: Assignment | None, last_seen: float | None, is_online: bool
+    device: Device,
+    assignment: Assignment | None,
+    last_seen: float | None,
+    is_online: bool,
+    note: str,
 ) -> pb.Device:
     report, facts = device.report, device.facts
     return pb.Device(
@@ -84,6 +90,7 @@ def device_message(
         error_code=report.error_code,
         error_message=device.quarantine or report.error_message,
         progress=report.progress,
+        note=note,
         bundle_digest=report.bundle_digest,
         adapters=[
             pb.DeviceAdapter(name=a.name, revision=a.revision, digest=a.digest)

@@ -29,7 +29,7 @@ class CreateJoinTokenResponse(_message.Message):
     def __init__(self, token: _Optional[str] = ..., expires_at_unix_s: _Optional[float] = ...) -> None: ...
 
 class Device(_message.Message):
-    __slots__ = ("device_id", "hostname", "labels", "status", "phase", "assigned_release_id", "running_release_id", "generation", "last_seen_unix_s", "device_model", "agent_version", "architecture", "memory_bytes", "error_code", "error_message", "progress", "bundle_digest", "adapters")
+    __slots__ = ("device_id", "hostname", "labels", "status", "phase", "assigned_release_id", "running_release_id", "generation", "last_seen_unix_s", "device_model", "agent_version", "architecture", "memory_bytes", "error_code", "error_message", "progress", "bundle_digest", "adapters", "note")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -55,6 +55,7 @@ class Device(_message.Message):
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    NOTE_FIELD_NUMBER: _ClassVar[int]
     device_id: str
     hostname: str
     labels: _containers.ScalarMap[str, str]
@@ -73,7 +74,8 @@ class Device(_message.Message):
     progress: float
     bundle_digest: str
     adapters: _containers.RepeatedCompositeFieldContainer[DeviceAdapter]
-    def __init__(self, device_id: _Optional[str] = ..., hostname: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., status: _Optional[str] = ..., phase: _Optional[str] = ..., assigned_release_id: _Optional[str] = ..., running_release_id: _Optional[str] = ..., generation: _Optional[int] = ..., last_seen_unix_s: _Optional[float] = ..., device_model: _Optional[str] = ..., agent_version: _Optional[str] = ..., architecture: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., error_code: _Optional[str] = ..., error_message: _Optional[str] = ..., progress: _Optional[float] = ..., bundle_digest: _Optional[str] = ..., adapters: _Optional[_Iterable[_Union[DeviceAdapter, _Mapping]]] = ...) -> None: ...
+    note: str
+    def __init__(self, device_id: _Optional[str] = ..., hostname: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., status: _Optional[str] = ..., phase: _Optional[str] = ..., assigned_release_id: _Optional[str] = ..., running_release_id: _Optional[str] = ..., generation: _Optional[int] = ..., last_seen_unix_s: _Optional[float] = ..., device_model: _Optional[str] = ..., agent_version: _Optional[str] = ..., architecture: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., error_code: _Optional[str] = ..., error_message: _Optional[str] = ..., progress: _Optional[float] = ..., bundle_digest: _Optional[str] = ..., adapters: _Optional[_Iterable[_Union[DeviceAdapter, _Mapping]]] = ..., note: _Optional[str] = ...) -> None: ...
 
 class DeviceAdapter(_message.Message):
     __slots__ = ("name", "revision", "digest")

@@ -1,0 +1,46 @@
+"""What an operator should know about a device beside its status: clones, replacements, callers that
+were turned away. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from remora_controller.domain import Device
+
+
+def device_note(device: Device, replaced: Mapping[str, str]) -> str:
+    """One line with the next step; empty when all is well. `replaced` as `replacements` says."""
+    if device.removed_at is not None:
+        return "was removed and still calls: join it again with --force, or switch it off"
+    if device.quarantine is not None:
+        return f"one identity on two machines ({device.quarantine}): remove it, join each again"
+    if device.device_id in replaced:
+        return f"joined again as {replaced[device.device_id]}: remove this one"
+    return ""
+
+
+def replacements(devices: Iterable[Device], last_seen: Mapping[str, float]) -> dict[str, str]:
+    """Devices whose machine joined again, with the id it has now.
+
+    A machine id alone says little: images are cloned with it, containers share it. So the host name
+    must be the same too, and the older identity silent since before the newer one came."""
+    machines: dict[tuple[str, str], list[Device]] = {}
+    for device in devices:
+        if device.facts.machine_id:
+            machine = (device.facts.machine_id, device.facts.hostname)
+            machines.setdefault(machine, []).append(device)
+    found = {}
+    for same in machines.values():
+        found.update(_replaced(sorted(same, key=lambda d: d.enrolled_at), last_seen))
+    return found
+
+
+def _replaced(same: Sequence[Device], last_seen: Mapping[str, float]) -> dict[str, str]:
+    """Of the identities of one machine, oldest first."""
+    newest = same[-1]
+    return {
+        d.device_id: newest.device_id
+        for d in same[:-1]
+        if last_seen.get(d.device_id, d.enrolled_at) < newest.enrolled_at
+    }
