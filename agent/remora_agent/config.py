@@ -37,9 +37,17 @@ class ControllerConfig:
         None, "HOST:PORT of the controller's fleet port; when absent, the one stored by `join`."
     )
 
+    enrolment_address: str | None = _setting(
+        None,
+        "HOST:PORT of its enrolment port, for the renewal of an expired certificate; when absent, "
+        "the one that `join` used.",
+    )
+
     def __post_init__(self) -> None:
         if self.address is not None:
             check_address(self.address, "controller.address")
+        if self.enrolment_address is not None:
+            check_address(self.enrolment_address, "controller.enrolment_address")
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,12 @@ CA_LIFE = timedelta(days=3650)
 SERVER_LIFE = timedelta(days=3650)
 OPERATOR_LIFE = timedelta(days=365)
 DEVICE_LIFE = timedelta(days=30)
+# How long after its end a device's certificate still proves who it was.
+RENEWABLE_FOR = timedelta(days=180)
 # Boards without a clock battery wake up in the past.
 BACKDATE = timedelta(hours=24)
 MAX_CSR_BYTES = 16 << 10
+MAX_CERTIFICATE_BYTES = 16 << 10
 
 
 class Role(Enum):
@@ -84,6 +87,26 @@ class Authority:
             x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False
         )
         return self._sign(builder)
+
+    def expired_device(self, certificate_pem: bytes, now: datetime) -> Identity:
+        """Whom a device certificate of this CA named, though it may have expired. Raises
+        Unauthenticated, RequestInvalid."""
+        if len(certificate_pem) > MAX_CERTIFICATE_BYTES:
+            raise RequestInvalid(f"a certificate has at most {MAX_CERTIFICATE_BYTES} bytes")
+        try:
+            certificate = x509.load_pem_x509_certificate(certificate_pem)
+            certificate.verify_directly_issued_by(self._certificate)
+        except (ValueError, TypeError, InvalidSignature) as e:
+            raise Unauthenticated("not a certificate of this fleet; join again") from e
+        identity = identity_of(certificate_pem)
+        if identity.role is not Role.DEVICE:
+            raise Unauthenticated(f"only devices renew what has expired, not {identity.role.value}")
+        if now > certificate.not_valid_after_utc + RENEWABLE_FOR:
+            raise Unauthenticated(
+                f"the certificate of {identity.name} expired more than {RENEWABLE_FOR.days} days "
+                "ago; join again with a new token"
+            )
+        return identity
 
     def issue_operator(self, name: str, now: datetime) -> KeyPair:
         """Key and certificate for a person or a script."""

@@ -82,6 +82,7 @@ class Controller:
         self._repository = Repository(repository, time.monotonic)
         self._presence = Presence(time.time(), config.offline_after_s)
         self._presence.load(self._store.devices(), self._store.latest_metrics())
+        self._admission = Admission(self._store, self._thread, self._presence, time.time)
         self._operations = Operations(
             self._store, self._repository, self._presence, time.time, secrets.token_bytes
         )
@@ -139,10 +140,9 @@ class Controller:
 
     def _fleet_server(self) -> grpc.aio.Server:
         server = grpc.aio.server(options=_FLEET_OPTIONS)
-        admission = Admission(self._store, self._thread, self._presence, time.time)
-        fleet = FleetService(self._fleet_parts(admission))
+        fleet = FleetService(self._fleet_parts())
         control_pb2_grpc.add_FleetServicer_to_server(fleet, server)
-        artifacts = ArtifactsService(self._repository, admission, self._count_fetched)
+        artifacts = ArtifactsService(self._repository, self._admission, self._count_fetched)
         control_pb2_grpc.add_ArtifactsServicer_to_server(artifacts, server)
         operator = OperatorService(self._operator_parts())
         operator_pb2_grpc.add_OperatorServicer_to_server(operator, server)
@@ -157,14 +157,14 @@ class Controller:
         reflection.enable_server_reflection(names, server)
         return server
 
-    def _fleet_parts(self, admission: Admission) -> FleetParts:
+    def _fleet_parts(self) -> FleetParts:
         return FleetParts(
             store=self._store,
             thread=self._thread,
             writer=SyncWriter(self._store, self._thread),
             presence=self._presence,
             watchers=self._watchers,
-            admission=admission,
+            admission=self._admission,
             authority=self._authority,
             counters=self._counters,
             clock=time.time,
@@ -195,6 +195,7 @@ class Controller:
             time.time,
             secrets.token_bytes,
             fleet_port,
+            self._admission,
         )
         control_pb2_grpc.add_EnrolmentServicer_to_server(service, server)
         return server

@@ -236,6 +236,74 @@ def test_a_certificate_is_renewed_for_its_own_key_only(world):
     assert isinstance(refused(device.fleet.Renew, foreign), errors.InvalidInput)
 
 
+def expired_since(world, csr: bytes, device_id: str, days: float) -> bytes:
+    """A device certificate that ended so long ago."""
+    issued = time.time() - days * 86_400 - pki.DEVICE_LIFE.total_seconds()
+    return world.home.authority().issue(csr, pki.Role.DEVICE, device_id, pki.utc(issued))
+
+
+def renew_expired(world, certificate: bytes, csr: bytes) -> cp.RenewResponse:
+    credentials = grpc.ssl_channel_credentials(world.home.ca.read_bytes())
+    address = f"127.0.0.1:{world.ports.enrolment}"
+    with grpc.secure_channel(address, credentials, OPTIONS) as channel:
+        request = cp.RenewExpiredRequest(certificate_pem=certificate, csr_pem=csr)
+        return cp_grpc.EnrolmentStub(channel).RenewExpired(request, timeout=WAIT_S)
+
+
+def test_an_expired_certificate_opens_nothing_but_its_own_renewal(world):
+    key, csr = new_key()
+    answer = join_with(world.home, world.ports, world.token(), csr)
+    expired = expired_since(world, csr, answer.device_id, days=10)
+    late = SimulatedDevice(answer.device_id, world.channel(expired, key))
+    assert isinstance(refused(late.fleet.Sync, late.request()), errors.Unavailable)
+    renewed = renew_expired(world, expired, csr)
+    again = SimulatedDevice(answer.device_id, world.channel(renewed.certificate_pem, key))
+    again.sync()
+
+
+def test_a_removed_device_does_not_come_back_through_an_expired_certificate(world):
+    csr = new_key()[1]
+    answer = join_with(world.home, world.ports, world.token(), csr)
+    expired = expired_since(world, csr, answer.device_id, days=10)
+    world.operator.RemoveDevice(op.RemoveDeviceRequest(device_id=answer.device_id))
+    with pytest.raises(grpc.RpcError) as e:
+        renew_expired(world, expired, csr)
+    assert isinstance(from_rpc_error(e.value), errors.Forbidden)
+
+
+@pytest.mark.parametrize(
+    ("attack", "error"),
+    [
+        ("another key", errors.RequestInvalid),
+        ("too long ago", errors.Unauthenticated),
+        ("another fleet", errors.Unauthenticated),
+        ("an operator", errors.Unauthenticated),
+        ("an unknown device", errors.Forbidden),
+        ("noise", errors.Unauthenticated),
+        ("too large", errors.RequestInvalid),
+    ],
+)
+def test_what_is_no_expired_certificate_of_a_device_renews_nothing(world, tmp_path, attack, error):
+    csr = new_key()[1]
+    device_id = join_with(world.home, world.ports, world.token(), csr).device_id
+    stranger = make_home(tmp_path / "other").authority()
+    long_ago = pki.utc(time.time() - 40 * 86_400)
+    certificate = {
+        "another key": lambda: expired_since(world, new_key()[1], device_id, 10),
+        "too long ago": lambda: expired_since(world, csr, device_id, 181),
+        "another fleet": lambda: stranger.issue(csr, pki.Role.DEVICE, device_id, long_ago),
+        "an operator": lambda: world.home.authority().issue(
+            csr, pki.Role.OPERATOR, device_id, long_ago
+        ),
+        "an unknown device": lambda: expired_since(world, csr, "nobody", 10),
+        "noise": lambda: b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+        "too large": lambda: b"x" * (pki.MAX_CERTIFICATE_BYTES + 1),
+    }[attack]()
+    with pytest.raises(grpc.RpcError) as e:
+        renew_expired(world, certificate, csr)
+    assert type(from_rpc_error(e.value)) is error
+
+
 def test_one_identity_on_two_machines_is_quarantined_and_named(world):
     device = world.device()
     twin = SimulatedDevice(device.device_id, device.channel, boot_id="boot-of-the-twin")

@@ -116,6 +116,7 @@ class FakeController:
         self.syncs: list[pb.SyncRequest] = []
         self.joins: list[pb.JoinRequest] = []
         self.renewals: list[pb.RenewRequest] = []
+        self.expired_renewals: list[pb.RenewExpiredRequest] = []
         self.fetches: list[pb.FetchRequest] = []
         self.sent_bytes = 0
         self.events: dict[int, pb.DeviceEvent] = {}
@@ -257,6 +258,15 @@ class _Enrolment(pb_grpc.EnrolmentServicer):
             certificate_pem=certificate,
             ca_pem=c.ca.pem,
             fleet_port=c._ports[0],
+        )
+
+    def RenewExpired(
+        self, request: pb.RenewExpiredRequest, context: grpc.ServicerContext
+    ) -> pb.RenewResponse:
+        c = self._c
+        c.expired_renewals.append(request)
+        return pb.RenewResponse(
+            certificate_pem=c.ca.device("dev-1", request.csr_pem, c.life), ca_pem=c.ca.pem
         )
 
 

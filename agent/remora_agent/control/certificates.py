@@ -95,6 +95,10 @@ def renew_at(certificate_pem: bytes) -> datetime:
     return certificate.not_valid_before_utc + lifetime(certificate) * 2 / 3
 
 
+def expires_at(certificate_pem: bytes) -> datetime:
+    return load_certificate(certificate_pem).not_valid_after_utc
+
+
 def lifetime(certificate: x509.Certificate) -> timedelta:
     return certificate.not_valid_after_utc - certificate.not_valid_before_utc
 

@@ -31,6 +31,17 @@ _OPTIONS = (
 )
 
 
+@contextmanager
+def enrolment(address: str, ca_pem: bytes) -> Iterator[pb_grpc.EnrolmentStub]:
+    """The port that needs no client certificate. Its server is verified; calls raise RemoraErrors.
+
+    `address` is HOST:PORT."""
+    credentials = grpc.ssl_channel_credentials(root_certificates=ca_pem)
+    options = [("grpc.ssl_target_name_override", CONTROLLER_NAME)]
+    with _remora_errors(), grpc.secure_channel(address, credentials, options) as channel:
+        yield pb_grpc.EnrolmentStub(channel)
+
+
 class ControllerClient:
     """Every call raises a RemoraError; Unavailable when the controller cannot be reached."""
 

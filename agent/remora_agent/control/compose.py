@@ -6,7 +6,7 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -21,7 +21,7 @@ from remora_agent.control.interrupt import Interrupt
 from remora_agent.control.layout import StateLayout
 from remora_agent.control.pacing import Backoff, RateLimit
 from remora_agent.control.reconcile import Reconciler
-from remora_agent.control.renewal import RETRY_S, Renewal
+from remora_agent.control.renewal import Keeper, Renewal
 from remora_agent.control.spool import EventSpool
 from remora_agent.control.staging import Stager
 from remora_agent.control.state import Database, DeviceState
@@ -111,7 +111,8 @@ def compose(
         drain_s=config.serving.drain_s,
         kernel_boot_id=_KERNEL_BOOT_ID.read_text().strip(),
     )
-    sync.after_sync = _renewer(config, identity, layout, parts, source)
+    keeper = _keeper(config, identity, layout, parts, source)
+    sync.after_sync, sync.after_failure = keeper.after_sync, keeper.after_failure
     return parts
 
 
@@ -133,16 +134,13 @@ def _emitter(events: EventSpool) -> Emit:
     return emit
 
 
-def _renewer(
+def _keeper(
     config: AgentConfig,
     identity: Identity,
     layout: StateLayout,
     parts: Parts,
     source: SwappableSource,
-) -> Callable[[], None]:
-    """What runs after each Sync: renews when due, at most once an hour."""
-    in_use, not_before_s = identity, 0.0
-
+) -> Keeper:
     def adopt(client: ControllerClient) -> None:
         old, parts.client, source.client = parts.client, client, client
         parts.sync.use(client)
@@ -155,13 +153,12 @@ def _renewer(
         prove=parts.sync.exchange_with,
         adopt=adopt,
     )
-
-    def after_sync() -> None:
-        nonlocal in_use, not_before_s
-        now = datetime.now(timezone.utc)
-        if time.monotonic() < not_before_s or not renewal.due(in_use, now):
-            return
-        not_before_s = time.monotonic() + RETRY_S
-        in_use = renewal.renew(in_use, parts.client, now) or in_use
-
-    return after_sync
+    address = config.controller.enrolment_address or identity.enrolment
+    return Keeper(
+        identity,
+        renewal,
+        lambda: parts.client,
+        address,
+        lambda: datetime.now(timezone.utc),
+        time.monotonic,
+    )

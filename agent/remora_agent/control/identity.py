@@ -24,15 +24,18 @@ _FILES = ("key.pem", "cert.pem", "ca.pem", "device.json")
 class DeviceDocument:
     device_id: str
     controller: str
+    enrolment: str
 
     def __post_init__(self) -> None:
         check_address(self.controller, "controller")
+        check_address(self.enrolment, "enrolment")
 
 
 @dataclass(frozen=True)
 class Identity:
     device_id: str
     controller: str  # HOST:PORT of the fleet port
+    enrolment: str  # HOST:PORT of the enrolment port: the way back after an expiry
     key_pem: bytes
     certificate_pem: bytes
     ca_pem: bytes
@@ -55,7 +58,7 @@ def load_identity(directory: Path) -> Identity:
             f"identity is incomplete: {e.filename}: {e.strerror}; join again with --force"
         ) from e
     device = loads(DeviceDocument, document, str(directory / "device.json"))
-    return Identity(device.device_id, device.controller, key, certificate, ca)
+    return Identity(device.device_id, device.controller, device.enrolment, key, certificate, ca)
 
 
 def store_identity(directory: Path, identity: Identity) -> None:
@@ -63,7 +66,7 @@ def store_identity(directory: Path, identity: Identity) -> None:
     fresh, stale = _fresh(directory), _stale(directory)
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(mode=0o700, parents=True)
-    document = DeviceDocument(identity.device_id, identity.controller)
+    document = DeviceDocument(identity.device_id, identity.controller, identity.enrolment)
     contents = (
         identity.key_pem,
         identity.certificate_pem,

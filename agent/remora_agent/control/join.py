@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-import grpc
 from cryptography import x509
 
 from remora_agent.config import check_address
@@ -26,13 +25,12 @@ from remora_agent.control.certificates import (
     make_request,
     trusted_ca,
 )
+from remora_agent.control.client import enrolment
 from remora_agent.control.facts import machine_facts
 from remora_agent.control.identity import Identity, store_identity
 from remora_contract.errors import Conflict, InvalidInput, Unauthenticated, Unavailable
 from remora_contract.join_token import JoinToken
-from remora_contract.rpc import from_rpc_error
 from remora_protos.control.v1 import control_pb2 as pb
-from remora_protos.control.v1 import control_pb2_grpc as pb_grpc
 
 log = logging.getLogger(__name__)
 _MAX_CHAIN = 8
@@ -68,7 +66,9 @@ def join(plan: JoinPlan) -> Identity:
         raise Unauthenticated("the controller answered with another CA than it presented")
     check_own(answer.certificate_pem, key_pem, ca_pem, datetime.now(timezone.utc))
     address = f"[{host}]:{answer.fleet_port}" if ":" in host else f"{host}:{answer.fleet_port}"
-    identity = Identity(answer.device_id, address, key_pem, answer.certificate_pem, ca_pem)
+    identity = Identity(
+        answer.device_id, address, plan.address, key_pem, answer.certificate_pem, ca_pem
+    )
     store_identity(plan.identity_dir, identity)
     log.info("device.joined", extra={"device_id": identity.device_id, "controller": address})
     return identity
@@ -110,24 +110,18 @@ def _blocking_with_limit(raw: socket.socket, timeout_s: float) -> None:
 
 
 def _ask(plan: JoinPlan, ca_pem: bytes, csr_pem: bytes) -> pb.JoinResponse:
-    credentials = grpc.ssl_channel_credentials(root_certificates=ca_pem)
-    options = [("grpc.ssl_target_name_override", CONTROLLER_NAME)]
     request = pb.JoinRequest(
         token=plan.token.encode(),
         csr_pem=csr_pem,
         facts=machine_facts(plan.identity_dir.parent),
         labels=dict(plan.labels),
     )
-    with grpc.secure_channel(plan.address, credentials, options) as channel:
-        try:
-            stub = pb_grpc.EnrolmentStub(channel)
+    try:
+        with enrolment(plan.address, ca_pem) as stub:
             answer: pb.JoinResponse = stub.Join(request, timeout=plan.timeout_s)
             return answer
-        except grpc.RpcError as e:
-            error = from_rpc_error(e)
-            if isinstance(error, Unavailable):
-                raise Unavailable(
-                    f"{plan.address} speaks TLS and does not answer a join ({error}); is it the "
-                    "enrolment port (7441 by default), not the fleet port?"
-                ) from e
-            raise error from e
+    except Unavailable as e:
+        raise Unavailable(
+            f"{plan.address} speaks TLS and does not answer a join ({e}); is it the enrolment port "
+            "(7441 by default), not the fleet port?"
+        ) from e

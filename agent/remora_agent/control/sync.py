@@ -59,12 +59,13 @@ class SyncLoop:
         random_unit: Callable[[], float],
         backoff: Backoff,
         after_sync: Callable[[], None] = lambda: None,
+        after_failure: Callable[[], None] = lambda: None,
     ) -> None:
-        """`after_sync` runs on the loop's thread after each successful exchange."""
+        """`after_sync` and `after_failure` run on the loop's thread after each exchange."""
         self._client, self._reconciler, self._host = client, reconciler, host
         self._spools, self._layout, self._labels = spools, layout, labels
         self._boot_id, self._random_unit, self._backoff = boot_id, random_unit, backoff
-        self.after_sync = after_sync
+        self.after_sync, self.after_failure = after_sync, after_failure
         self._seq = 0
         self._failures = 0
         self._quarantined = False
@@ -100,6 +101,7 @@ class SyncLoop:
             delay_s = self._backoff.delay_s(self._failures, self._random_unit())
             self._log_failure(e, delay_s)
             self._failures += 1
+            self.after_failure()
             return delay_s
         if self._failures or self._quarantined:
             log.info("controller.reached", extra={"failures": self._failures})

@@ -43,7 +43,9 @@ def device_checks(config: AgentConfig) -> Iterator[Check]:
     except (NotFound, Refused, InvalidInput) as e:
         yield fail("identity", "none", str(e))
     else:
-        yield check_certificate(identity, now)
+        yield check_certificate(
+            identity, config.controller.enrolment_address or identity.enrolment, now
+        )
         yield check_controller(identity, config.controller.address or identity.controller, now)
     yield check_unit()
 
@@ -101,13 +103,14 @@ def check_port(name: str, listen: str, running: bool) -> Check:
         return fail(name, f"{listen}: {e.strerror}", f"set {name} to another port or address")
 
 
-def check_certificate(identity: Identity, now: datetime) -> Check:
+def check_certificate(identity: Identity, enrolment: str, now: datetime) -> Check:
     certificate = load_certificate(identity.certificate_pem)
     until = certificate.not_valid_after_utc
     found = f"{identity.device_id}, certificate until {until:%Y-%m-%d %H:%M} UTC"
-    again = "remora-agent join HOST:7441 --token TOKEN --force"
+    again = f"remora-agent join {enrolment} --token TOKEN --force"
     if now > until:
-        return fail("identity", found + ": expired", again)
+        renews = f"start the agent: it renews over {enrolment}. If the controller refuses: {again}"
+        return fail("identity", found + ": expired", renews)
     if now < certificate.not_valid_before_utc:
         return fail(
             "identity", found + ": not valid yet", "set the clock: timedatectl set-ntp true"

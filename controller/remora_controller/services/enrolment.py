@@ -1,4 +1,4 @@
-"""Enrolment: a one-time token and a certificate request for a client certificate."""
+"""Enrolment: a one-time token, or an expired certificate, for a client certificate."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import logging
 import re
 from collections.abc import Callable
 
-from remora_contract.errors import Unauthenticated
+from remora_contract.errors import RequestInvalid, Unauthenticated
 from remora_contract.join_token import JoinToken
 from remora_controller import pki
 from remora_controller.counters import Counters
 from remora_controller.domain import Device
 from remora_controller.operations import secret_hash
+from remora_controller.services.admission import Admission
 from remora_controller.services.calls import Context, unary
 from remora_controller.services.wire import facts_of, labels_of
 from remora_controller.store.protocol import Store
@@ -33,6 +34,7 @@ class EnrolmentService(pb_grpc.EnrolmentServicer):
         clock: Callable[[], float],
         random_bytes: Callable[[int], bytes],
         fleet_port: int,
+        admission: Admission,
     ) -> None:
         self._store = store
         self._thread = thread
@@ -41,6 +43,7 @@ class EnrolmentService(pb_grpc.EnrolmentServicer):
         self._clock = clock
         self._random_bytes = random_bytes
         self._fleet_port = fleet_port
+        self._admission = admission
 
     @unary
     async def Join(self, request: pb.JoinRequest, context: Context) -> pb.JoinResponse:
@@ -68,6 +71,22 @@ class EnrolmentService(pb_grpc.EnrolmentServicer):
             ca_pem=self._authority.pem,
             fleet_port=self._fleet_port,
         )
+
+    @unary
+    async def RenewExpired(
+        self, request: pb.RenewExpiredRequest, context: Context
+    ) -> pb.RenewResponse:
+        """The request is signed by the key that the expired certificate names: whoever replays one
+        gets a certificate for a key that he does not have."""
+        now = pki.utc(self._clock())
+        identity = self._authority.expired_device(request.certificate_pem, now)
+        device = await self._admission.known_device(identity)
+        asked = pki.load_request(request.csr_pem).key_fingerprint
+        if not asked == identity.key_fingerprint == device.key_fingerprint:
+            raise RequestInvalid("renewal is for the key that the device joined with; join again")
+        certificate = self._authority.issue(request.csr_pem, pki.Role.DEVICE, device.device_id, now)
+        log.info("device.renewed_expired", extra={"device": device.device_id})
+        return pb.RenewResponse(certificate_pem=certificate, ca_pem=self._authority.pem)
 
 
 def device_id_for(hostname: str, random: bytes) -> str:

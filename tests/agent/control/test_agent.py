@@ -14,8 +14,9 @@ import pytest
 
 from remora_agent.config import AgentConfig, LimitsConfig, TelemetryConfig
 from remora_agent.control.agent import Agent, Supervisor
+from remora_agent.control.certificates import make_request
 from remora_agent.control.compose import Timing, compose
-from remora_agent.control.identity import load_identity
+from remora_agent.control.identity import load_identity, replace_certificate
 from remora_agent.control.join import JoinPlan, join
 from remora_agent.control.layout import StateLayout, exclusive
 from remora_agent.control.pacing import Backoff
@@ -227,6 +228,25 @@ def test_a_certificate_is_renewed_in_use_and_stored(controller, config, reposito
     assert renewed.certificate_pem != identity.certificate_pem
     assert renewed.key_pem == identity.key_pem
     assert len(controller.renewals) == 1
+
+
+def test_a_device_that_comes_back_after_its_certificate_expired_renews_it(
+    controller, config, repository
+):
+    identity = joined(controller, config)
+    request = make_request(identity.key_pem, identity.device_id)
+    expired = controller.ca.device(
+        identity.device_id, request, timedelta(days=30), age=timedelta(days=90)
+    )
+    directory = StateLayout(config_path(config)).identity
+    replace_certificate(directory, expired, identity.ca_pem)
+    with running(controller, config):
+        controller.assign(make_release("first", repository.bundle()))
+        controller.wait_phase("COMMITTED")
+    assert [r.certificate_pem for r in controller.expired_renewals] == [expired]
+    renewed = load_identity(directory)
+    assert renewed.certificate_pem not in (expired, identity.certificate_pem)
+    assert renewed.key_pem == identity.key_pem
 
 
 def test_a_certificate_that_cannot_be_proven_is_not_stored(controller, config, monkeypatch):

@@ -133,7 +133,7 @@ def test_an_address_without_a_port_is_named(controller, identity_dir, address):
 
 
 def identity(name: str = "dev-1") -> Identity:
-    return Identity(name, "h:1", b"key", b"certificate", b"ca")
+    return Identity(name, "h:1", "h:2", b"key", b"certificate", b"ca")
 
 
 def test_without_an_identity_the_error_says_how_to_join(identity_dir):

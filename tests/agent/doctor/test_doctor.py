@@ -117,13 +117,14 @@ def test_somebody_elses_controller_fails(identity, tmp_path):
         (0, Verdict.OK, "certificate until"),
         (21, Verdict.OK, "renewal is due"),
         (28, Verdict.WARN, "join"),
-        (31, Verdict.FAIL, "expired"),
+        (31, Verdict.FAIL, "it renews over fleet.example:7441"),
+        (31, Verdict.FAIL, "join fleet.example:7441 --token TOKEN --force"),
         (-1, Verdict.FAIL, "not valid yet"),
     ],
 )
 def test_a_certificates_age_is_judged(identity, days, verdict, text):
     now = datetime.now(timezone.utc) + timedelta(days=days)
-    check = device.check_certificate(identity, now)
+    check = device.check_certificate(identity, "fleet.example:7441", now)
     assert check.verdict is verdict
     assert text in check.found + check.next_step
 

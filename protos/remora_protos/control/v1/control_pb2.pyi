@@ -42,6 +42,14 @@ class RenewRequest(_message.Message):
     csr_pem: bytes
     def __init__(self, csr_pem: _Optional[bytes] = ...) -> None: ...
 
+class RenewExpiredRequest(_message.Message):
+    __slots__ = ("certificate_pem", "csr_pem")
+    CERTIFICATE_PEM_FIELD_NUMBER: _ClassVar[int]
+    CSR_PEM_FIELD_NUMBER: _ClassVar[int]
+    certificate_pem: bytes
+    csr_pem: bytes
+    def __init__(self, certificate_pem: _Optional[bytes] = ..., csr_pem: _Optional[bytes] = ...) -> None: ...
+
 class RenewResponse(_message.Message):
     __slots__ = ("certificate_pem", "ca_pem")
     CERTIFICATE_PEM_FIELD_NUMBER: _ClassVar[int]

@@ -20,6 +20,11 @@ class EnrolmentStub(object):
                 request_serializer=remora__protos_dot_control_dot_v1_dot_control__pb2.JoinRequest.SerializeToString,
                 response_deserializer=remora__protos_dot_control_dot_v1_dot_control__pb2.JoinResponse.FromString,
                 )
+        self.RenewExpired = channel.unary_unary(
+                '/remora.control.v1.Enrolment/RenewExpired',
+                request_serializer=remora__protos_dot_control_dot_v1_dot_control__pb2.RenewExpiredRequest.SerializeToString,
+                response_deserializer=remora__protos_dot_control_dot_v1_dot_control__pb2.RenewResponse.FromString,
+                )
 
 
 class EnrolmentServicer(object):
@@ -33,6 +38,13 @@ class EnrolmentServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RenewExpired(self, request, context):
+        """A fresh certificate for a device whose old one has expired: it cannot open mutual TLS any more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EnrolmentServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -40,6 +52,11 @@ def add_EnrolmentServicer_to_server(servicer, server):
                     servicer.Join,
                     request_deserializer=remora__protos_dot_control_dot_v1_dot_control__pb2.JoinRequest.FromString,
                     response_serializer=remora__protos_dot_control_dot_v1_dot_control__pb2.JoinResponse.SerializeToString,
+            ),
+            'RenewExpired': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenewExpired,
+                    request_deserializer=remora__protos_dot_control_dot_v1_dot_control__pb2.RenewExpiredRequest.FromString,
+                    response_serializer=remora__protos_dot_control_dot_v1_dot_control__pb2.RenewResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -66,6 +83,23 @@ class Enrolment(object):
         return grpc.experimental.unary_unary(request, target, '/remora.control.v1.Enrolment/Join',
             remora__protos_dot_control_dot_v1_dot_control__pb2.JoinRequest.SerializeToString,
             remora__protos_dot_control_dot_v1_dot_control__pb2.JoinResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def RenewExpired(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/remora.control.v1.Enrolment/RenewExpired',
+            remora__protos_dot_control_dot_v1_dot_control__pb2.RenewExpiredRequest.SerializeToString,
+            remora__protos_dot_control_dot_v1_dot_control__pb2.RenewResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 
