@@ -6,18 +6,16 @@ bundle and the adapters it reports, so a new adapter ships as its own few chunks
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from remora_contract.artifact import Manifest
+from remora_contract.compat import constraint_refusals
 from remora_contract.digests import short
 from remora_contract.errors import Refusal
 from remora_contract.release import Release
 from remora_controller.domain import Device, Wave
 from remora_controller.waves import assign_waves, wave_order, wave_sizes
-
-_NUMBER = re.compile(r"\d+")
 
 
 @dataclass(frozen=True)
@@ -100,18 +98,15 @@ def builds_engine(device: Device, contents: Contents) -> bool:
 def device_refusals(device: Device, contents: Contents) -> list[Refusal]:
     """All reasons at once; empty when the device can take the release."""
     found = []
-    facts, limits = device.facts, contents.release.constraints
+    facts = device.facts
     if device.quarantine is not None:
         found.append(Refusal("quarantined", "one machine per identity", device.quarantine))
-    needed = limits.min_memory_bytes
-    if needed is not None and facts.memory_bytes < needed:
-        found.append(Refusal("memory", _mib(needed), _mib(facts.memory_bytes)))
-    version = limits.min_agent_version
-    if version is not None and _version(facts.agent_version) < _version(version):
-        found.append(Refusal("agent_version", version, facts.agent_version or "unknown"))
-    if limits.backends and not set(limits.backends) & set(facts.backends):
-        have = ", ".join(sorted(facts.backends)) or "none"
-        found.append(Refusal("backend", " or ".join(limits.backends), have))
+    found += constraint_refusals(
+        contents.release.constraints,
+        memory_bytes=facts.memory_bytes,
+        agent_version=facts.agent_version,
+        backends=facts.backends,
+    )
     peak = peak_disk_bytes(device, contents)
     if facts.disk_free_bytes and facts.disk_free_bytes < peak:
         found.append(Refusal("disk", f"{_mib(peak)} free", _mib(facts.disk_free_bytes)))
@@ -167,11 +162,6 @@ def _chunks(contents: Contents, digests: Sequence[str]) -> dict[str, int]:
     """Of those artifacts that are (still) published."""
     known = (contents.manifests[d] for d in digests if d in contents.manifests)
     return {digest: size for m in known for digest, size in m.chunks().items()}
-
-
-def _version(text: str) -> tuple[int, ...]:
-    """`0.12.1rc1` -> (0, 12, 1, 1): enough to order released versions."""
-    return tuple(int(n) for n in _NUMBER.findall(text))
 
 
 def _mib(count: int) -> str:

@@ -1,11 +1,14 @@
-"""May this adapter go on that bundle? Pure checks that answer with all refusals at once."""
+"""May this adapter go on that bundle, that release on this device? Pure; all refusals at once."""
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 from remora_contract.adapter import Adapter
 from remora_contract.bundle import Bundle
 from remora_contract.digests import short
 from remora_contract.errors import Refusal
+from remora_contract.release import Constraints
 
 
 def adapter_refusals(bundle: Bundle, adapter: Adapter) -> list[Refusal]:
@@ -29,3 +32,37 @@ def adapter_refusals(bundle: Bundle, adapter: Adapter) -> list[Refusal]:
             Refusal("adapter_layer", f"layer < {bundle.decoder.layers}", f"layer {deepest}")
         )
     return refusals
+
+
+def constraint_refusals(
+    wants: Constraints, *, memory_bytes: int, agent_version: str, backends: Collection[str]
+) -> list[Refusal]:
+    """What of a release's constraints a device does not meet. The controller asks before it ships,
+    the device before it fetches."""
+    refusals = []
+    if wants.min_memory_bytes is not None and memory_bytes < wants.min_memory_bytes:
+        refusals.append(Refusal("memory", _mib(wants.min_memory_bytes), _mib(memory_bytes)))
+    need = wants.min_agent_version
+    if need is not None and _numbers(agent_version) < _numbers(need):
+        refusals.append(Refusal("agent_version", f">= {need}", agent_version or "unknown"))
+    if wants.backends and not set(wants.backends) & set(backends):
+        have = ", ".join(sorted(backends)) or "none"
+        refusals.append(Refusal("backend", " or ".join(wants.backends), have))
+    return refusals
+
+
+def _mib(count: int) -> str:
+    return f"{count / (1 << 20):.0f} MiB"
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Leading numbers of a version: "1.10.0rc1" -> (1, 10, 0)."""
+    numbers = []
+    for part in version.split("."):
+        digits = part[: len(part) - len(part.lstrip("0123456789"))]
+        if not digits:
+            break
+        numbers.append(int(digits))
+        if digits != part:
+            break
+    return tuple(numbers)

@@ -18,12 +18,12 @@ from remora_agent.control.releases import (
     make_assignment,
     parse_release,
     read_release,
-    release_refusals,
     store_release,
     wanted_artifacts,
 )
 from remora_agent.control.staging import Stager
 from remora_agent.host import Assignment, Progress, ServingHost
+from remora_contract.compat import constraint_refusals
 from remora_contract.errors import Incompatible, NotFound
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,13 @@ class Effects:
 
     def _admit(self, record: Record, progress: Progress) -> Event:
         release = parse_release(record.desired)
-        refusals = release_refusals(release, machine_facts(self.layout.root))
+        facts = machine_facts(self.layout.root)
+        refusals = constraint_refusals(
+            release.constraints,
+            memory_bytes=facts.memory_bytes,
+            agent_version=facts.agent_version,
+            backends=facts.backends,
+        )
         if refusals:
             raise Incompatible(refusals)
         store_release(self.layout, release)

@@ -18,7 +18,6 @@ from remora_contract.digests import canonical_json
 from remora_contract.errors import DocumentInvalid, Incompatible, Refusal
 from remora_contract.release import Release
 from remora_contract.strict import loads
-from remora_protos.control.v1 import control_pb2 as pb
 
 
 def parse_release(desired: Desired) -> Release:
@@ -75,23 +74,6 @@ def check_fits_together(layout: StateLayout, release: Release) -> None:
         raise Incompatible(refusals)
 
 
-def release_refusals(release: Release, facts: pb.DeviceFacts) -> list[Refusal]:
-    """Why this device may not run the release; empty when it may. Pure."""
-    wants, refusals = release.constraints, []
-    if wants.min_memory_bytes is not None and facts.memory_bytes < wants.min_memory_bytes:
-        refusals.append(
-            Refusal("memory_bytes", f">= {wants.min_memory_bytes}", str(facts.memory_bytes))
-        )
-    if wants.min_agent_version is not None and _older(facts.agent_version, wants.min_agent_version):
-        refusals.append(
-            Refusal("agent_version", f">= {wants.min_agent_version}", facts.agent_version)
-        )
-    if wants.backends and not set(wants.backends) & set(facts.backends):
-        have = ", ".join(sorted(facts.backends)) or "none"
-        refusals.append(Refusal("backend", " or ".join(wants.backends), have))
-    return refusals
-
-
 def link_current(layout: StateLayout, record: Record | None) -> None:
     """`current` shows what the record says is committed; repaired at every start."""
     if record is None or record.committed is None:
@@ -99,20 +81,3 @@ def link_current(layout: StateLayout, record: Record | None) -> None:
         return
     target = Path("releases") / layout.release(record.committed).name
     point_link(layout.current, str(target))
-
-
-def _older(have: str, need: str) -> bool:
-    return _numbers(have) < _numbers(need)
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """Leading numbers of a version: "1.10.0rc1" -> (1, 10, 0)."""
-    numbers = []
-    for part in version.split("."):
-        digits = part[: len(part) - len(part.lstrip("0123456789"))]
-        if not digits:
-            break
-        numbers.append(int(digits))
-        if digits != part:
-            break
-    return tuple(numbers)

@@ -142,7 +142,7 @@ def test_a_first_release_that_is_unwell_fails_because_there_is_no_way_back(devic
 @pytest.mark.parametrize(
     ("constraints", "code"),
     [
-        (Constraints(min_memory_bytes=1 << 60), "memory_bytes"),
+        (Constraints(min_memory_bytes=1 << 60), "memory"),
         (Constraints(min_agent_version="99.0"), "agent_version"),
         (Constraints(backends=("abacus",)), "backend"),
     ],
