@@ -27,7 +27,14 @@ from remora_agent.control.wire import (
 from remora_agent.host import ServingHost
 from remora_agent.telemetry.spool import MetricSpool
 from remora_contract.device_phase import Phase
-from remora_contract.errors import DocumentInvalid, Exhausted, Refused, RemoraError, Unavailable
+from remora_contract.errors import (
+    DocumentInvalid,
+    Exhausted,
+    Forbidden,
+    Refused,
+    RemoraError,
+    Unavailable,
+)
 from remora_protos.control.v1 import control_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -95,7 +102,7 @@ class SyncLoop:
         """One exchange. Returns seconds until the next."""
         try:
             wait_s = self._exchange(self._client)
-        except Refused as e:
+        except (Refused, Forbidden) as e:
             return self._set_aside(e)
         except RemoraError as e:
             delay_s = self._backoff.delay_s(self._failures, self._random_unit())
@@ -161,7 +168,7 @@ class SyncLoop:
             return min(wait_s, _PROGRESS_SYNC_S)
         return wait_s
 
-    def _set_aside(self, error: Refused) -> float:
+    def _set_aside(self, error: RemoraError) -> float:
         """Quarantined or removed: serve on, ask rarely, say it once."""
         if not self._quarantined:
             log.error("controller.refused", extra={"cause": str(error)})

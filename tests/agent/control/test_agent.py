@@ -22,7 +22,7 @@ from remora_agent.control.layout import StateLayout, exclusive
 from remora_agent.control.pacing import Backoff
 from remora_agent.control.service import run_agent
 from remora_agent.control.sync import SyncLoop
-from remora_contract.errors import Cancelled, InternalFault, Refused, Unavailable
+from remora_contract.errors import Cancelled, Forbidden, InternalFault, Refused, Unavailable
 from tests.support.fake_controller import FakeController
 from tests.support.repository import Repository, make_release
 from tests.support.scripted_host import ScriptedHost
@@ -211,6 +211,20 @@ def test_two_agents_with_one_identity_are_quarantined_and_serve_on(
             controller.assign(make_release("second", repository.bundle(2)))
         assert first.host.serving().release_id == release.release_id
         assert not first.errors
+
+
+@pytest.mark.parametrize("error", [Refused("quarantined"), Forbidden("dev-1 was removed")])
+def test_a_device_that_is_set_aside_says_it_once_and_asks_rarely(controller, config, caplog, error):
+    host = ScriptedHost()
+    parts = compose(config, joined(controller, config), host, FAST, openers=[])
+    controller.faults.sync_error = error
+    assert parts.sync.once() >= 30.0
+    assert parts.sync.once() >= 30.0
+    assert caplog.messages.count("controller.refused") == 1
+    controller.faults.sync_error = None
+    assert parts.sync.once() < 30.0
+    parts.client.close()
+    parts.database.close()
 
 
 def test_a_certificate_is_renewed_in_use_and_stored(controller, config, repository):
