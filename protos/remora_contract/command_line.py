@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from remora_contract.errors import RemoraError
+from remora_contract.errors import RemoraError, UsageWrong
 
 
 def run(app: typer.Typer) -> None:
@@ -20,7 +20,7 @@ def run(app: typer.Typer) -> None:
         app()
     except RemoraError as e:
         sys.stderr.write(f"error: {printable(str(e))}\n")
-        sys.exit(1)
+        sys.exit(2 if isinstance(e, UsageWrong) else 1)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(130)

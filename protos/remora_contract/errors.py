@@ -8,6 +8,7 @@ RemoraError
 │   ├── ArtifactInvalid     a bundle or published artifact is damaged
 │   ├── PromptTooLong       more tokens than the context holds
 │   └── RequestInvalid      a request's field is out of range
+│       └── UsageWrong      a command was typed wrongly: it ends with status 2
 ├── Unsupported             known and not implemented; named, never ignored
 ├── NotFound                the named thing does not exist
 ├── Conflict                it exists already, or moved on (lost compare-and-swap)
@@ -75,6 +76,10 @@ class PromptTooLong(InvalidInput):
 
 
 class RequestInvalid(InvalidInput):
+    pass
+
+
+class UsageWrong(RequestInvalid):
     pass
 
 

@@ -315,6 +315,22 @@ def test_wrong_usage_is_exit_code_2():
     assert run("no-such-command").returncode == 2
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("rollout", "start"), "name a RELEASE"),
+        (("rollout", "start", "r", "--wave", "0"), "--wave '0'"),
+        (("rollout", "start", "r", "--wave", "101%"), "--wave '101%'"),
+        (("rollout", "start", "--adapter", "a=a", "--wave", "0"), "--wave '0'"),
+        (("adapters", "ship", "a=a", "--wave", "0"), "--wave '0'"),
+    ],
+)
+def test_words_that_cannot_be_meant_are_wrong_usage(world, words, said):
+    ended = run(*words, REMORA_CREDENTIALS=str(world.home.operator))
+    assert ended.returncode == 2
+    assert said in ended.stderr
+
+
 def test_an_unreachable_controller_is_named(world):
     ended = run(
         "devices",

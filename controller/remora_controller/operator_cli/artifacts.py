@@ -116,12 +116,13 @@ def ship(
     as_json: render.Json = False,
 ) -> None:
     """Ship adapters: roll out what devices run, with these adapters changed."""
-    session = connect(context)
+    wanted = spec.spec_message(wave, soak, threshold, wave_timeout, max_unavailable)
     changed = pairs(adapter, "adapter", "NAME=REF")
+    session = connect(context)
     request = pb.StartRolloutRequest(
         release=ship_release(session, changed, selector, base),
         selector=selector,
-        spec=spec.spec_message(wave, soak, threshold, wave_timeout, max_unavailable),
+        spec=wanted,
         supersede=supersede,
     )
     launch(session, request, watch, as_json)

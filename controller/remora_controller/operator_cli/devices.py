@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 from remora_contract.command_line import printable
-from remora_contract.errors import NotFound, RequestInvalid
+from remora_contract.errors import NotFound, UsageWrong
 from remora_controller.operator_cli import render
 from remora_controller.operator_cli.release_document import pairs
 from remora_controller.operator_cli.session import connect
@@ -126,7 +126,7 @@ def label(
     removed = [c[:-1] for c in changes if "=" not in c and c.endswith("-")]
     set_ = [c for c in changes if "=" in c]
     if len(removed) + len(set_) != len(changes):
-        raise RequestInvalid("write KEY=VALUE to set a label and KEY- to remove it")
+        raise UsageWrong("write KEY=VALUE to set a label and KEY- to remove it")
     session = connect(context)
     request = pb.LabelDeviceRequest(
         device_id=device, set=pairs(set_, "label", "KEY=VALUE"), remove=removed

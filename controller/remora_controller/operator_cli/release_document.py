@@ -12,7 +12,7 @@ from typing import Protocol
 
 import yaml
 
-from remora_contract.errors import DocumentInvalid, NotFound, RequestInvalid
+from remora_contract.errors import DocumentInvalid, NotFound, UsageWrong
 from remora_contract.release import (
     FORMAT_VERSION,
     Constraints,
@@ -64,7 +64,7 @@ def read_release_file(text: str, where: str) -> ReleaseFile:
 def from_flags(
     name: str, bundle: str, adapters: Sequence[str], use_cases: Sequence[str]
 ) -> ReleaseFile:
-    """`--adapter NAME=REF`, `--use-case NAME=A:0.7,B:0.3`. Raises RequestInvalid."""
+    """`--adapter NAME=REF`, `--use-case NAME=A:0.7,B:0.3`. Raises UsageWrong."""
     return ReleaseFile(
         name=name,
         bundle=bundle,
@@ -77,14 +77,14 @@ def from_flags(
 
 
 def pairs(texts: Sequence[str], flag: str, form: str) -> dict[str, str]:
-    """`A=B` options as a dict. Raises RequestInvalid."""
+    """`A=B` options as a dict. Raises UsageWrong."""
     found: dict[str, str] = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not key or not equals or not value:
-            raise RequestInvalid(f"{flag} {text!r}: write {form}")
+            raise UsageWrong(f"{flag} {text!r}: write {form}")
         if key in found:
-            raise RequestInvalid(f"{flag} names {key} twice")
+            raise UsageWrong(f"{flag} names {key} twice")
         found[key] = value
     return found
 
@@ -96,7 +96,7 @@ def _weights(text: str) -> dict[str, float]:
         try:
             weights[name] = float(weight or "1")
         except ValueError as e:
-            raise RequestInvalid(f"weight {weight!r} of adapter {name} is no number") from e
+            raise UsageWrong(f"weight {weight!r} of adapter {name} is no number") from e
     return weights
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from remora_contract.digests import canonical_json, short
-from remora_contract.errors import NotFound, RequestInvalid
+from remora_contract.errors import NotFound, UsageWrong
 from remora_contract.release import Release
 from remora_contract.strict import loads
 from remora_controller.operator_cli import render
@@ -83,10 +83,10 @@ def _wanted(
 ) -> ReleaseFile:
     if file is None:
         if name is None or bundle is None:
-            raise RequestInvalid("give --name and --bundle, or --file release.yaml")
+            raise UsageWrong("give --name and --bundle, or --file release.yaml")
         return from_flags(name, bundle, adapters, use_cases)
     if name or bundle or adapters or use_cases:
-        raise RequestInvalid("--file says everything: leave the other options out")
+        raise UsageWrong("--file says everything: leave the other options out")
     try:
         return read_release_file(file.read_text(), str(file))
     except OSError as e:

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 from remora_contract.command_line import printable
-from remora_contract.errors import NotFound, Refused, RequestInvalid, Unavailable
+from remora_contract.errors import NotFound, Refused, Unavailable, UsageWrong
 from remora_controller.domain import FINAL_STATES
 from remora_controller.operator_cli import render
 from remora_controller.operator_cli import spec_options as spec
@@ -113,11 +113,12 @@ def start(
     as_json: render.Json = False,
 ) -> None:
     """Start a rollout: wave by wave, stopping and going back by itself when too many fail."""
+    wanted = spec.spec_message(wave, soak, threshold, wave_timeout, max_unavailable)
     session = connect(context)
     request = pb.StartRolloutRequest(
         release=_chosen_release(session, release, adapter or [], selector),
         selector=selector,
-        spec=spec.spec_message(wave, soak, threshold, wave_timeout, max_unavailable),
+        spec=wanted,
         skip_refused=skip_refused,
         supersede=supersede,
     )
@@ -145,7 +146,7 @@ def _chosen_release(
         changed = pairs(adapters, "--adapter", "NAME=REF")
         return ship_release(session, changed, selector, base=release)
     if release is None:
-        raise RequestInvalid("name a RELEASE, or an adapter to change with --adapter NAME=REF")
+        raise UsageWrong("name a RELEASE, or an adapter to change with --adapter NAME=REF")
     return release
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from remora_contract.errors import RequestInvalid
+from remora_contract.errors import UsageWrong
 from remora_protos.operator.v1 import operator_pb2 as pb
 
 Wave = Annotated[
@@ -46,7 +46,7 @@ def spec_message(
     wave_timeout: float | None,
     max_unavailable: int,
 ) -> pb.RolloutSpec:
-    """Raises RequestInvalid for a wave that cannot be read."""
+    """Raises UsageWrong for a wave that cannot be read."""
     return pb.RolloutSpec(
         waves=[_wave(text) for text in waves or []],
         soak_s=soak,
@@ -65,4 +65,4 @@ def _wave(text: str) -> pb.Wave:
             return pb.Wave(count=int(number))
     except ValueError:
         pass  # told below, together with numbers out of range
-    raise RequestInvalid(f"--wave {text!r}: write a number of devices (5) or a share (25%)")
+    raise UsageWrong(f"--wave {text!r}: write a number of devices (5) or a share (25%)")
