@@ -39,7 +39,7 @@ class Biases:
 
 
 def read_decoder(
-    fields: ConfigFields, family: str, *, biases: Biases, qk_norm: bool
+    fields: ConfigFields, family: str, *, biases: Biases, qk_norm: Literal["none", "head"]
 ) -> DecoderSpec:
     """Takes every field the shape depends on and refuses the rest.
 
@@ -128,7 +128,7 @@ def has_bias(spec: DecoderSpec, projection: Projection) -> bool:
 def layer_norms(spec: DecoderSpec) -> dict[Norm, int]:
     """The norms of a layer and their widths."""
     norms: dict[Norm, int] = {"norm_attention": spec.hidden, "norm_mlp": spec.hidden}
-    if spec.qk_norm:
+    if spec.qk_norm != "none":
         norms |= {"q_norm": spec.head_dim, "k_norm": spec.head_dim}
     return norms
 

@@ -12,4 +12,4 @@ MODEL_TYPE = "llama"
 def read(fields: ConfigFields) -> DecoderSpec:
     attention = fields.flag("attention_bias")
     biases = Biases(qkv=attention, o=attention, mlp=fields.flag("mlp_bias"))
-    return read_decoder(fields, MODEL_TYPE, biases=biases, qk_norm=False)
+    return read_decoder(fields, MODEL_TYPE, biases=biases, qk_norm="none")

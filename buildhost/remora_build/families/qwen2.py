@@ -10,4 +10,4 @@ MODEL_TYPE = "qwen2"
 
 
 def read(fields: ConfigFields) -> DecoderSpec:
-    return read_decoder(fields, MODEL_TYPE, biases=Biases(qkv=True), qk_norm=False)
+    return read_decoder(fields, MODEL_TYPE, biases=Biases(qkv=True), qk_norm="none")

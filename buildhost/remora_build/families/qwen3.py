@@ -13,4 +13,4 @@ DEFAULT_HEAD_DIM = 128  # transformers' own, whatever hidden_size / heads is
 def read(fields: ConfigFields) -> DecoderSpec:
     attention = fields.flag("attention_bias")
     fields.default("head_dim", DEFAULT_HEAD_DIM)
-    return read_decoder(fields, MODEL_TYPE, biases=Biases(attention, attention), qk_norm=True)
+    return read_decoder(fields, MODEL_TYPE, biases=Biases(attention, attention), qk_norm="head")

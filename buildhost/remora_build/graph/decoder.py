@@ -210,7 +210,7 @@ class _Layers:
 
     def _rotated(self, layer: int, part: Projection, x: ir.Value) -> ir.Value:
         nodes, at = self._nodes, f"layers.{layer}.{part}"
-        if self._spec.qk_norm:
+        if self._spec.qk_norm != "none":
             x = _norm(nodes, self._spec, f"{at}_norm", x)
         tables = [nodes.weight(layout.ROPE_COS), nodes.weight(layout.ROPE_SIN)]
         swapped = self._swapped(layer, part, x)

@@ -48,7 +48,7 @@ QWEN2 = DecoderSpec(
     qkv_bias=True,
     tied_embeddings=True,
 )
-QWEN3 = replace(QWEN2, family="qwen3", qkv_bias=False, qk_norm=True, head_dim=32)
+QWEN3 = replace(QWEN2, family="qwen3", qkv_bias=False, qk_norm="head", head_dim=32)
 LLAMA = replace(QWEN2, family="llama", qkv_bias=False, tied_embeddings=False)
 
 FLOAT32 = GraphSpec("native", "float32", context=48, max_bank_rank=256, opset=24)

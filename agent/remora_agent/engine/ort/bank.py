@@ -102,7 +102,7 @@ def pack(decoder: DecoderSpec, entries: tuple[tuple[AdapterWeights, float], ...]
     """One mix as bound arrays. Without entries it adds zeros."""
     packed: dict[str, Buffer] = {}
     for layer in range(decoder.layers):
-        for group in PARTS:
+        for group in decoder.groups(layer):
             arrays = _pack_group(decoder, layer, group, entries)
             packed |= {name: Buffer(array) for name, array in arrays.items()}
     return packed
