@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from remora_build.graph.nodes import OPSET
+from remora_build.graph.ops.native import OPSET
 from remora_contract.bundle import DecoderSpec, GraphSpec, QuantSpec
 from remora_contract.errors import RequestInvalid, Unsupported
 from remora_contract.targets import PROJECTIONS

@@ -1,4 +1,4 @@
-"""The decoder as nodes: exactly docs/graph.md, native dialect.
+"""The decoder as nodes: exactly docs/graph.md, in the words of the graph's dialect.
 
 Reads no weights: initializers are references into the data file that `layout` laid out. Nodes are
 named after what they compute, and a node's value has its node's name unless the contract names it.
@@ -14,6 +14,7 @@ from remora_build.graph import layout
 from remora_build.graph.layout import Slot
 from remora_build.graph.linear import GateInputs, Linear, MatrixWeights
 from remora_build.graph.nodes import Dims, Nodes
+from remora_build.graph.ops import Dialect, Rotation, dialect_of
 from remora_contract import targets
 from remora_contract.bundle import DecoderSpec, GraphSpec
 from remora_contract.targets import PARTS, Projection
@@ -23,8 +24,9 @@ DATA_FILE = "model.onnx.data"
 
 def build_graph(spec: DecoderSpec, graph: GraphSpec, slots: dict[str, Slot]) -> ir.Model:
     """The model, its weights still to be written to DATA_FILE at the slots' offsets."""
-    nodes = Nodes(slots, DATA_FILE)
-    steps = _inputs(nodes, spec, graph)
+    nodes = Nodes(slots, DATA_FILE, graph.opset)
+    ops = dialect_of(nodes, spec, graph)
+    steps = _inputs(nodes, ops, spec, graph)
     weights = MatrixWeights(nodes, graph)
     linear = Linear(nodes, spec, graph, weights, steps.gates)
     hidden = nodes.add(
@@ -35,12 +37,12 @@ def build_graph(spec: DecoderSpec, graph: GraphSpec, slots: dict[str, Slot]) -> 
         output="embed.output",
     )
     _annotate_stream(nodes, spec, graph, hidden)
-    decoder = _Layers(nodes, spec, graph, linear, steps)
+    decoder = _Layers(nodes, ops, spec, graph, linear, steps)
     presents: list[ir.Value] = []
     for layer in range(spec.layers):
         hidden, present = decoder.layer(layer, hidden)
         presents += present
-    logits = _head(nodes, spec, graph, weights, hidden, steps.last_index)
+    logits = _head(nodes, ops, spec, graph, weights, hidden, steps.last_index)
     nodes.output(logits, "float32", ["b", spec.vocab])
     for value in presents:
         nodes.output(value, graph.dtype, decoder.cache_shape)
@@ -57,10 +59,10 @@ class _Steps:
     pasts: list[tuple[ir.Value, ir.Value]]
     gates: GateInputs
     mask: ir.Value
-    write_index: ir.Value
+    cache_index: ir.Value
 
 
-def _inputs(nodes: Nodes, spec: DecoderSpec, graph: GraphSpec) -> _Steps:
+def _inputs(nodes: Nodes, ops: Dialect, spec: DecoderSpec, graph: GraphSpec) -> _Steps:
     input_ids = nodes.input(targets.INPUT_IDS, "int64", ["b", "s"])
     position_ids = nodes.input(targets.POSITION_IDS, "int64", ["b", "s"])
     last_index = nodes.input(targets.LAST_INDEX, "int64", ["b", 1])
@@ -78,26 +80,9 @@ def _inputs(nodes: Nodes, spec: DecoderSpec, graph: GraphSpec) -> _Steps:
         last_index,
         pasts,
         GateInputs(nodes, graph),
-        _mask(nodes, graph, position_ids),
-        _write_index(nodes, position_ids),
+        ops.mask(position_ids),
+        ops.cache_index(position_ids),
     )
-
-
-def _mask(nodes: Nodes, graph: GraphSpec, position_ids: ir.Value) -> ir.Value:
-    """[b, 1, s, C]: 0 where the cache position is not after the query's, else -inf."""
-    query = nodes.add("Unsqueeze", "mask.query_positions", [position_ids, nodes.integers(1, 3)])
-    visible = nodes.add(
-        "LessOrEqual", "mask.visible", [nodes.weight(layout.CACHE_POSITIONS), query]
-    )
-    zero, hidden = (nodes.number(x, graph.dtype) for x in (0.0, float("-inf")))
-    return nodes.add("Where", "mask", [visible, zero, hidden])
-
-
-def _write_index(nodes: Nodes, position_ids: ir.Value) -> ir.Value:
-    """[b]: where this step's keys and values go."""
-    zero, one = nodes.integers(0), nodes.integers(1)
-    first = nodes.add("Slice", "cache.first_position", [position_ids, zero, one, one])
-    return nodes.add("Squeeze", "cache.write_index", [first, one])
 
 
 def _annotate_stream(
@@ -108,6 +93,7 @@ def _annotate_stream(
 
 def _head(
     nodes: Nodes,
+    ops: Dialect,
     spec: DecoderSpec,
     graph: GraphSpec,
     weights: MatrixWeights,
@@ -116,7 +102,7 @@ def _head(
 ) -> ir.Value:
     """logits [b, vocab] float32 of the one selected position a row."""
     chosen = nodes.add("GatherND", "head.select", [hidden, last_index], {"batch_dims": 1})
-    normed = _norm(nodes, spec, "norm", chosen)
+    normed = _norm(nodes, ops, spec, "norm", chosen)
     if layout.has_head(spec, graph):
         weight = weights.value(layout.HEAD, "head.dequantize")
     else:
@@ -126,18 +112,24 @@ def _head(
     return nodes.add("Cast", "head.cast", [raw], {"to": ir.DataType.FLOAT}, output=targets.LOGITS)
 
 
-def _norm(nodes: Nodes, spec: DecoderSpec, name: str, x: ir.Value) -> ir.Value:
-    weight = nodes.weight(f"{name}.weight")
-    return nodes.add("RMSNormalization", name, [x, weight], {"axis": -1, "epsilon": spec.norm_eps})
+def _norm(nodes: Nodes, ops: Dialect, spec: DecoderSpec, name: str, x: ir.Value) -> ir.Value:
+    return ops.rms_norm(name, x, nodes.weight(f"{name}.weight"), spec.norm_eps)
 
 
 class _Layers:
     """One decoder layer after the other on the residual stream [b, s, hidden]."""
 
     def __init__(
-        self, nodes: Nodes, spec: DecoderSpec, graph: GraphSpec, linear: Linear, steps: _Steps
+        self,
+        nodes: Nodes,
+        ops: Dialect,
+        spec: DecoderSpec,
+        graph: GraphSpec,
+        linear: Linear,
+        steps: _Steps,
     ) -> None:
         self._nodes = nodes
+        self._ops = ops
         self._spec = spec
         self._graph = graph
         self._linear = linear
@@ -150,10 +142,10 @@ class _Layers:
     def layer(self, layer: int, hidden: ir.Value) -> tuple[ir.Value, list[ir.Value]]:
         """The stream after the layer, and its present key and value."""
         nodes, at = self._nodes, f"layers.{layer}"
-        normed = _norm(nodes, self._spec, f"{at}.norm_attention", hidden)
+        normed = _norm(nodes, self._ops, self._spec, f"{at}.norm_attention", hidden)
         attended, present = self._attention(layer, normed)
         hidden = nodes.add("Add", f"{at}.attention_residual", [hidden, attended])
-        normed = _norm(nodes, self._spec, f"{at}.norm_mlp", hidden)
+        normed = _norm(nodes, self._ops, self._spec, f"{at}.norm_mlp", hidden)
         hidden = nodes.add(
             "Add", f"{at}.mlp_residual", [hidden, self._mlp(layer, normed)], output=f"{at}.output"
         )
@@ -166,14 +158,10 @@ class _Layers:
         k = self._rotated(layer, "k", self._heads(layer, "k", k, spec.kv_heads))
         v = self._swapped(layer, "v", self._heads(layer, "v", v, spec.kv_heads))
         past_key, past_value = self._steps.pasts[layer]
-        key = self._scattered(f"{at}.k", past_key, k, targets.present_key(layer))
-        value = self._scattered(f"{at}.v", past_value, v, targets.present_value(layer))
-        mixed = nodes.add(
-            "Attention",
-            f"{at}.attention",
-            [q, key, value, self._steps.mask],
-            {"scale": float(spec.head_dim) ** -0.5},
-        )
+        key = self._written(f"{at}.k", past_key, k, targets.present_key(layer))
+        value = self._written(f"{at}.v", past_value, v, targets.present_value(layer))
+        scale = float(spec.head_dim) ** -0.5
+        mixed = self._ops.attend(f"{at}.attention", q, key, value, self._steps.mask, scale=scale)
         swapped = nodes.add(
             "Transpose", f"{at}.attention.transpose", [mixed], {"perm": [0, 2, 1, 3]}
         )
@@ -211,14 +199,11 @@ class _Layers:
     def _rotated(self, layer: int, part: Projection, x: ir.Value) -> ir.Value:
         nodes, at = self._nodes, f"layers.{layer}.{part}"
         if self._spec.qk_norm != "none":
-            x = _norm(nodes, self._spec, f"{at}_norm", x)
-        tables = [nodes.weight(layout.ROPE_COS), nodes.weight(layout.ROPE_SIN)]
-        swapped = self._swapped(layer, part, x)
-        return nodes.add(
-            "RotaryEmbedding", f"{at}.rope", [swapped, *tables, self._steps.position_ids]
-        )
+            x = _norm(nodes, self._ops, self._spec, f"{at}_norm", x)
+        cos, sin = nodes.weight(layout.ROPE_COS), nodes.weight(layout.ROPE_SIN)
+        rotation = Rotation(cos, sin, self._steps.position_ids)
+        return self._ops.rotate(f"{at}.rope", self._swapped(layer, part, x), rotation)
 
-    def _scattered(self, at: str, past: ir.Value, new: ir.Value, present: str) -> ir.Value:
-        inputs = [past, new, self._steps.write_index]
-        attributes = {"axis": -2, "mode": "linear"}
-        return self._nodes.add("TensorScatter", f"{at}.scatter", inputs, attributes, output=present)
+    def _written(self, at: str, past: ir.Value, new: ir.Value, present: str) -> ir.Value:
+        index = self._steps.cache_index
+        return self._ops.write_cache(f"{at}.scatter", past, new, index, output=present)
