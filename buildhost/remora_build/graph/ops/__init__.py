@@ -15,4 +15,4 @@ __all__ = ["Dialect", "Rotation", "dialect_of"]
 
 def dialect_of(nodes: Nodes, spec: DecoderSpec, graph: GraphSpec) -> Dialect:
     """The operations of the graph's dialect, adding to `nodes`."""
-    return NativeDialect(nodes, graph)
+    return NativeDialect(nodes, spec, graph)

@@ -1,5 +1,5 @@
 """The native dialect: opset 24, one fused operator for each operation, as TensorRT >= 10.15 and
-ONNX Runtime >= 1.23 have them.
+ONNX Runtime have them.
 """
 
 from __future__ import annotations
@@ -8,34 +8,14 @@ from typing import Any
 
 import onnx_ir as ir
 
-from remora_build.graph import layout
-from remora_build.graph.nodes import Nodes
+from remora_build.graph.ops.common import CommonOps
 from remora_build.graph.ops.dialect import Rotation
-from remora_contract.bundle import GraphSpec
 
 OPSET = 24
 
 
-class NativeDialect:
+class NativeDialect(CommonOps):
     """A `Dialect`."""
-
-    def __init__(self, nodes: Nodes, graph: GraphSpec) -> None:
-        self._nodes = nodes
-        self._graph = graph
-
-    def mask(self, position_ids: ir.Value, window: int | None = None) -> ir.Value:
-        nodes, name = self._nodes, "mask" if window is None else f"mask.window_{window}"
-        query = nodes.add(
-            "Unsqueeze", f"{name}.query_positions", [position_ids, nodes.integers(1, 3)]
-        )
-        cached = nodes.weight(layout.CACHE_POSITIONS)
-        visible = nodes.add("LessOrEqual", f"{name}.visible", [cached, query])
-        if window is not None:
-            edge = nodes.add("Sub", f"{name}.edge", [query, nodes.integers(window)])
-            inside = nodes.add("Greater", f"{name}.inside", [cached, edge])
-            visible = nodes.add("And", f"{name}.visible_inside", [visible, inside])
-        zero, hidden = (nodes.number(x, self._graph.dtype) for x in (0.0, float("-inf")))
-        return nodes.add("Where", name, [visible, zero, hidden])
 
     def cache_index(self, position_ids: ir.Value) -> ir.Value:
         """[b]: where this step's keys and values go."""
@@ -51,31 +31,7 @@ class NativeDialect:
         return self._nodes.add("TensorScatter", name, [past, new, index], attributes, output=output)
 
     def rms_norm(self, name: str, x: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:
-        return self._norm("RMSNormalization", name, x, weight, None, epsilon)
-
-    def layer_norm(
-        self, name: str, x: ir.Value, weight: ir.Value, bias: ir.Value | None, epsilon: float
-    ) -> ir.Value:
-        return self._norm("LayerNormalization", name, x, weight, bias, epsilon)
-
-    def _norm(
-        self,
-        op: str,
-        name: str,
-        x: ir.Value,
-        weight: ir.Value,
-        bias: ir.Value | None,
-        epsilon: float,
-    ) -> ir.Value:
-        """The operators take a weight of the normalised axis only; one a head is multiplied."""
-        nodes, attributes = self._nodes, {"axis": -1, "epsilon": epsilon}
-        biases = [] if bias is None else [bias]
-        if weight.shape is None or len(weight.shape) == 1:
-            return nodes.add(op, name, [x, weight, *biases], attributes)
-        ones = nodes.ones(weight.shape.numpy()[-1], self._graph.dtype)
-        plain = nodes.add(op, f"{name}.plain", [x, ones], attributes)
-        scaled = nodes.add("Mul", name, [plain, weight])
-        return nodes.add("Add", f"{name}.bias", [scaled, *biases]) if biases else scaled
+        return self._fused_norm("RMSNormalization", name, x, weight, None, epsilon)
 
     def rotate(self, name: str, x: ir.Value, rotation: Rotation) -> ir.Value:
         attributes: dict[str, Any] = {}
@@ -97,8 +53,6 @@ class NativeDialect:
         scale: float,
         softcap: float | None = None,
     ) -> ir.Value:
-        attributes = {"scale": scale} if softcap is None else {"scale": scale, "softcap": softcap}
-        return self._nodes.add("Attention", name, [q, k, v, mask], attributes)
-
-    def gelu(self, name: str, x: ir.Value, *, tanh: bool) -> ir.Value:
-        return self._nodes.add("Gelu", name, [x], {"approximate": "tanh" if tanh else "none"})
+        if softcap is not None:  # TensorRT's parser refuses the attribute
+            return self._attend_in_parts(name, q, k, v, mask, scale, softcap)
+        return self._nodes.add("Attention", name, [q, k, v, mask], {"scale": scale})
