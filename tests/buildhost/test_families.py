@@ -42,8 +42,8 @@ def test_absent_fields_mean_what_they_mean_in_the_family(tmp_path):
 
 
 UNSUPPORTED = {
-    "yarn": ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
-    "linear, old word": ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "linear"),
+    "an unknown rope": ({"rope_scaling": {"type": "spiral", "factor": 4.0}}, "spiral"),
+    "dynamic, old word": ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic"),
     "dynamic, new word": ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "dynamic"),
     "rope option": (
         {"rope_scaling": LLAMA3_SCALING | {"attention_factor": 1.5}},
@@ -59,7 +59,7 @@ UNSUPPORTED = {
         {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
         "full_attention",
     ),
-    "activation": ({"hidden_act": "gelu"}, "hidden_act"),
+    "activation": ({"hidden_act": "relu2"}, "hidden_act"),
     "sliding window": ({"use_sliding_window": True, "sliding_window": 128}, "use_sliding_window"),
     "layer types": ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
     "quantized": ({"quantization_config": {"quant_method": "awq"}}, "awq"),

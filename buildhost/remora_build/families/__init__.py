@@ -9,7 +9,24 @@ from collections.abc import Collection
 from pathlib import Path
 
 from remora_build.checkpoint.directory import CONFIG, check_directory, read_json
-from remora_build.families import llama, qwen2, qwen3
+from remora_build.families import (
+    gemma,
+    gemma2,
+    gemma3,
+    glm,
+    glm4,
+    granite,
+    llama,
+    ministral,
+    ministral3,
+    mistral,
+    olmo2,
+    phi3,
+    qwen2,
+    qwen3,
+    smollm3,
+    stablelm,
+)
 from remora_build.families.family import Family
 from remora_build.families.fields import ConfigFields
 from remora_build.families.naming import PLACES, Naming
@@ -17,7 +34,25 @@ from remora_contract.bundle import DecoderSpec
 from remora_contract.errors import CheckpointInvalid, Unsupported
 
 FAMILIES: dict[str, Family] = {
-    module.FAMILY.model_type: module.FAMILY for module in (llama, qwen2, qwen3)
+    family.model_type: family
+    for family in (
+        llama.FAMILY,
+        mistral.FAMILY,
+        ministral.FAMILY,
+        ministral3.FAMILY,
+        qwen2.FAMILY,
+        qwen3.FAMILY,
+        gemma.FAMILY,
+        gemma2.FAMILY,
+        gemma3.FAMILY,
+        phi3.FAMILY,
+        smollm3.FAMILY,
+        granite.FAMILY,
+        olmo2.FAMILY,
+        stablelm.FAMILY,
+        glm.FAMILY,
+        glm4.FAMILY,
+    )
 }
 
 
@@ -31,7 +66,10 @@ def read_config(directory: Path) -> DecoderSpec:
         raise CheckpointInvalid(f"{path}: has no model_type")
     if model_type not in FAMILIES:
         raise Unsupported(_unknown(path, model_type))
-    return FAMILIES[model_type].read(ConfigFields(data, str(path)))
+    fields = ConfigFields(data, str(path))
+    spec = FAMILIES[model_type].read(fields)
+    fields.finish()
+    return spec
 
 
 def namings(spec: DecoderSpec) -> tuple[Naming, ...]:

@@ -1,17 +1,15 @@
 """What the supported families share: one decoder shape, read from the fields of one config.json.
 Pure.
 
-A family's file says only what is its own: which projections have biases, whether queries and keys
-are normalised.
+A family's file reads the plain decoder here and replaces what is its own.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from remora_build.families.fields import ConfigFields
-from remora_build.families.rope import read_rope
+from remora_build.families.rope import RopeDefaults, read_rope
 from remora_contract.bundle import (
     MAX_HEAD_DIM,
     MAX_HEADS,
@@ -22,18 +20,26 @@ from remora_contract.bundle import (
     DecoderSpec,
 )
 
+Activation = Literal["silu", "gelu", "gelu_tanh"]
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+}
 
-@dataclass(frozen=True)
-class Biases:
-    qkv: bool = False
-    o: bool = False
-    mlp: bool = False
 
-
-def read_decoder(
-    fields: ConfigFields, family: str, *, biases: Biases, qk_norm: Literal["none", "head"]
+def read_plain(
+    fields: ConfigFields,
+    family: str,
+    *,
+    norm_eps: str = "rms_norm_eps",
+    activation: str = "hidden_act",
+    rope: RopeDefaults = RopeDefaults(),
 ) -> DecoderSpec:
-    """Takes every field the shape depends on and refuses the rest.
+    """A decoder without any variant, from the fields that every family has; `norm_eps` and
+    `activation` are the fields' names.
 
     Raises CheckpointInvalid for a missing or impossible number, Unsupported for what changes the
     computation and is not carried.
@@ -43,27 +49,24 @@ def read_decoder(
     kv_heads = fields.whole("num_key_value_heads", heads, default=heads)
     if heads % kv_heads:
         raise fields.invalid("num_key_value_heads", f"a divisor of {heads}", kv_heads)
-    _refuse_variants(fields)
-    spec = DecoderSpec(
+    _refuse_quantized(fields)
+    head_dim = _head_dim(fields, hidden, heads)
+    max_position = fields.whole("max_position_embeddings", MAX_POSITION)
+    return DecoderSpec(
         family=family,
         layers=fields.whole("num_hidden_layers", MAX_LAYERS),
         hidden=hidden,
         heads=heads,
         kv_heads=kv_heads,
-        head_dim=_head_dim(fields, hidden, heads),
+        head_dim=head_dim,
         intermediate=fields.whole("intermediate_size", MAX_WIDTH),
         vocab=fields.whole("vocab_size", MAX_VOCAB),
-        norm_eps=fields.positive("rms_norm_eps"),
-        rope=read_rope(fields),
-        qkv_bias=biases.qkv,
-        o_bias=biases.o,
-        mlp_bias=biases.mlp,
-        qk_norm=qk_norm,
+        norm_eps=fields.positive(norm_eps),
+        rope=read_rope(fields, head_dim, max_position, rope),
+        activation=_activation(fields, activation),
         tied_embeddings=fields.flag("tie_word_embeddings"),
-        max_position=fields.whole("max_position_embeddings", MAX_POSITION),
+        max_position=max_position,
     )
-    fields.finish()
-    return spec
 
 
 def _head_dim(fields: ConfigFields, hidden: int, heads: int) -> int:
@@ -73,16 +76,17 @@ def _head_dim(fields: ConfigFields, hidden: int, heads: int) -> int:
     return head_dim
 
 
-def _refuse_variants(fields: ConfigFields) -> None:
+def _activation(fields: ConfigFields, key: str) -> Activation:
+    name = fields.take(key, "silu")
+    if not isinstance(name, str) or name not in ACTIVATIONS:
+        raise fields.unsupported(key, name, f"carried are {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+def _refuse_quantized(fields: ConfigFields) -> None:
     quantized = fields.take("quantization_config")
     if quantized:
         method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
         raise fields.unsupported(
             "quantization_config", method, "export the original checkpoint; remora quantizes itself"
         )
-    fields.only("hidden_act", "silu", "swish", why="only silu is carried")
-    fields.only("use_sliding_window", False, why="sliding window attention is not carried")
-    fields.take("sliding_window")  # read only beside what is refused above and below
-    layer_types = fields.take("layer_types", [])
-    if not isinstance(layer_types, list) or set(map(str, layer_types)) - {"full_attention"}:
-        raise fields.unsupported("layer_types", layer_types, "only full attention is carried")

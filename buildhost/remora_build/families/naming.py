@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from remora_build.families.shape import Norm, has_bias, layer_norms
+from remora_build.families.shape import Norm, has_bias, has_norm_bias, layer_norms
 from remora_contract.bundle import DecoderSpec
 from remora_contract.targets import (
     PARTS,
@@ -226,7 +226,7 @@ class Naming:
         for norm, shape in layer_norms(spec).items():
             names = self.norm(layer, norm)
             shapes |= dict.fromkeys(names, shape[-1:])
-            if spec.norm_bias and norm not in ("q_norm", "k_norm"):
+            if has_norm_bias(spec, norm):
                 shapes[self.norm_bias(layer, norm)] = shape
         for projection in spec.projections(layer):
             shapes |= self._projection_tensors(layer, projection)

@@ -29,6 +29,10 @@ def has_bias(spec: DecoderSpec, projection: Projection) -> bool:
     return spec.mlp_bias and projection in ("gate", "up", "down")
 
 
+def has_norm_bias(spec: DecoderSpec, norm: Norm) -> bool:
+    return spec.norm_bias and norm not in ("q_norm", "k_norm")
+
+
 def layer_norms(spec: DecoderSpec) -> dict[Norm, tuple[int, ...]]:
     """The norms of a layer and their weights' shapes."""
     norms: dict[Norm, tuple[int, ...]] = dict.fromkeys(_PLACED[spec.block], (spec.hidden,))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from remora_build.checkpoint.safetensors_file import TensorEntry
 from remora_build.checkpoint.stream import TensorStream
 from remora_build.families.naming import Naming, Source
-from remora_build.families.shape import has_bias, layer_norms
+from remora_build.families.shape import has_bias, has_norm_bias, layer_norms
 from remora_build.graph import layout, rope
 from remora_build.graph.data_file import DataFile
 from remora_build.graph.layout import Slot
@@ -60,22 +60,38 @@ class WeightWriter:
         self._tables()
         self._embedding()
         for layer in range(self._spec.layers):
-            for norm in layer_norms(self._spec):
-                self._vector(f"layers.{layer}.{norm}.weight", self._naming.norm(layer, norm))
+            self._norms(layer)
             for group in GROUPS:
                 self._group(layer, group)
-        self._vector(layout.FINAL_NORM, [self._naming.final_norm])
+        self._norm(layout.FINAL_NORM, [self._naming.final_norm])
+        if self._spec.norm_bias:
+            self._vector(f"{layout.FINAL_NORM}.bias", [self._naming.final_norm_bias])
         if layout.has_head(self._spec, self._graph):
             naming = self._naming
             name = naming.embedding if self._spec.tied_embeddings else naming.head
             self._matrix(layout.HEAD, [Source(name, 0, self._spec.vocab)])
 
     def _tables(self) -> None:
-        context = self._graph.context
-        cos, sin = rope.tables(self._spec.rope, self._spec.head_dim, context)
-        self._out.put(self._slots[layout.ROPE_COS], cos.astype(self._dtype))
-        self._out.put(self._slots[layout.ROPE_SIN], sin.astype(self._dtype))
+        spec, context = self._spec, self._graph.context
+        for name, found in layout.ropes(spec).items():
+            tables = rope.tables(found, spec.head_dim, context)
+            for slot, table in zip(layout.rope_tables(name), tables, strict=True):
+                self._out.put(self._slots[slot], table.astype(self._dtype))
+        if spec.query_scale is not None:
+            scales = rope.query_scales(spec.query_scale, context)
+            self._out.put(self._slots[layout.QUERY_SCALE], scales.astype(self._dtype))
         self._out.put(self._slots[layout.CACHE_POSITIONS], np.arange(context, dtype=np.int64))
+
+    def _norms(self, layer: int) -> None:
+        for norm in layer_norms(self._spec):
+            self._norm(f"layers.{layer}.{norm}", self._naming.norm(layer, norm))
+            if has_norm_bias(self._spec, norm):
+                bias = self._naming.norm_bias(layer, norm)
+                self._vector(f"layers.{layer}.{norm}.bias", [bias])
+
+    def _norm(self, name: str, sources: Sequence[str]) -> None:
+        """A norm's weight; what the checkpoint stores as w - 1 becomes w."""
+        self._vector(f"{name}.weight", sources, plus=1 if self._spec.norm_plus_one else 0)
 
     def _embedding(self) -> None:
         self._out.begin(self._slots[layout.EMBED])
@@ -88,12 +104,12 @@ class WeightWriter:
             self._vector(layout.group_bias(layer, group), [b.tensor for b in biases])
         self._matrix(layout.group_weight(layer, group), self._naming.weights(layer, group))
 
-    def _vector(self, name: str, sources: Sequence[str]) -> None:
+    def _vector(self, name: str, sources: Sequence[str], plus: int = 0) -> None:
         """Vectors [n] one after the other."""
         slot = self._slots[name]
         parts = [self._checked(s, self._stream.whole(self._entries[s])) for s in sources]
-        whole = np.concatenate([p.astype(self._dtype) for p in parts])
-        self._out.put(slot, whole.reshape(slot.shape))
+        whole = np.concatenate([p.astype(np.float32) for p in parts]) + np.float32(plus)
+        self._out.put(slot, whole.astype(self._dtype).reshape(slot.shape))
 
     def _matrix(self, name: str, sources: Sequence[Source]) -> None:
         """Matrices [n, k] transposed and side by side: [k, sum n], quantized when the graph is."""
