@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from remora_build.families import FAMILIES, read_config
-from remora_build.families.decoder import expected_tensors
+from remora_build.families import FAMILIES, naming, read_config
 from remora_build.graph.rope import inverse_frequencies, tables
 from remora_contract.bundle import RopeSpec
 from remora_contract.errors import CheckpointInvalid, Unsupported
@@ -127,7 +126,7 @@ def test_fields_that_change_nothing_are_accepted(tmp_path):
 
 def test_biases_and_norms_appear_in_the_expected_tensors(tmp_path):
     spec = read(tmp_path, model_type="qwen3", attention_bias=True, head_dim=32)
-    shapes = expected_tensors(spec)
+    shapes = naming(spec).tensors()
     assert shapes["model.layers.1.self_attn.o_proj.bias"] == (64,)
     assert shapes["model.layers.0.self_attn.q_norm.weight"] == (32,)
     assert "model.layers.0.mlp.up_proj.bias" not in shapes

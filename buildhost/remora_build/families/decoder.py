@@ -1,4 +1,5 @@
-"""What the supported families share: one decoder shape and one naming of tensors. Pure.
+"""What the supported families share: one decoder shape, read from the fields of one config.json.
+Pure.
 
 A family's file says only what is its own: which projections have biases, whether queries and keys
 are normalised.
@@ -20,15 +21,6 @@ from remora_contract.bundle import (
     MAX_WIDTH,
     DecoderSpec,
 )
-from remora_contract.targets import PROJECTIONS, Projection
-
-EMBEDDING = "model.embed_tokens.weight"
-FINAL_NORM = "model.norm.weight"
-HEAD = "lm_head.weight"
-# Of a projection, inside its decoder layer.
-MODULE_OF: dict[Projection, str] = {
-    p: f"{'mlp' if p in ('gate', 'up', 'down') else 'self_attn'}.{p}_proj" for p in PROJECTIONS
-}
 
 
 @dataclass(frozen=True)
@@ -94,56 +86,3 @@ def _refuse_variants(fields: ConfigFields) -> None:
     layer_types = fields.take("layer_types", [])
     if not isinstance(layer_types, list) or set(map(str, layer_types)) - {"full_attention"}:
         raise fields.unsupported("layer_types", layer_types, "only full attention is carried")
-
-
-def weight_name(layer: int, projection: Projection) -> str:
-    """Weight [n, k] in the checkpoint."""
-    return f"model.layers.{layer}.{MODULE_OF[projection]}.weight"
-
-
-def bias_name(layer: int, projection: Projection) -> str:
-    """Bias [n] in the checkpoint."""
-    return f"model.layers.{layer}.{MODULE_OF[projection]}.bias"
-
-
-Norm = Literal["norm_attention", "norm_mlp", "q_norm", "k_norm"]
-_NORM: dict[Norm, str] = {
-    "norm_attention": "input_layernorm",
-    "norm_mlp": "post_attention_layernorm",
-    "q_norm": "self_attn.q_norm",
-    "k_norm": "self_attn.k_norm",
-}
-
-
-def norm_name(layer: int, norm: Norm) -> str:
-    return f"model.layers.{layer}.{_NORM[norm]}.weight"
-
-
-def has_bias(spec: DecoderSpec, projection: Projection) -> bool:
-    if projection in ("q", "k", "v"):
-        return spec.qkv_bias
-    return spec.o_bias if projection == "o" else spec.mlp_bias
-
-
-def layer_norms(spec: DecoderSpec) -> dict[Norm, int]:
-    """The norms of a layer and their widths."""
-    norms: dict[Norm, int] = {"norm_attention": spec.hidden, "norm_mlp": spec.hidden}
-    if spec.qk_norm != "none":
-        norms |= {"q_norm": spec.head_dim, "k_norm": spec.head_dim}
-    return norms
-
-
-def expected_tensors(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor a checkpoint of this shape holds."""
-    shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (spec.vocab, spec.hidden)}
-    for layer in range(spec.layers):
-        shapes |= {norm_name(layer, norm): (n,) for norm, n in layer_norms(spec).items()}
-        for p in PROJECTIONS:
-            n, k = spec.out_features(p), spec.in_features(p)
-            shapes[weight_name(layer, p)] = (n, k)
-            if has_bias(spec, p):
-                shapes[bias_name(layer, p)] = (n,)
-    shapes[FINAL_NORM] = (spec.hidden,)
-    if not spec.tied_embeddings:
-        shapes[HEAD] = (spec.vocab, spec.hidden)
-    return shapes

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from remora_build.families.decoder import Biases, read_decoder
+from remora_build.families.family import Family
 from remora_build.families.fields import ConfigFields
 from remora_contract.bundle import DecoderSpec
 
-MODEL_TYPE = "qwen2"
-
 
 def read(fields: ConfigFields) -> DecoderSpec:
-    return read_decoder(fields, MODEL_TYPE, biases=Biases(qkv=True), qk_norm="none")
+    return read_decoder(fields, FAMILY.model_type, biases=Biases(qkv=True), qk_norm="none")
+
+
+FAMILY = Family("qwen2", "Qwen2, Qwen2.5; DeepSeek-R1 distills", "q, k, v biases", read)

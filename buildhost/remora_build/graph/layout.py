@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
-from remora_build.families.decoder import has_bias, layer_norms
+from remora_build.families.shape import has_bias, layer_norms
 from remora_contract.bundle import DecoderSpec, GraphSpec
 from remora_contract.targets import GROUPS, PARTS, Group
 
@@ -93,8 +93,8 @@ def _initializers(spec: DecoderSpec, graph: GraphSpec) -> Iterator[_Initializer]
     yield CACHE_POSITIONS, "int64", (1, 1, 1, graph.context)
     yield EMBED, dtype, (spec.vocab, spec.hidden)
     for layer in range(spec.layers):
-        for norm, width in layer_norms(spec).items():
-            yield f"layers.{layer}.{norm}.weight", dtype, (width,)
+        for norm, shape in layer_norms(spec).items():
+            yield f"layers.{layer}.{norm}.weight", dtype, shape
         for group in GROUPS:
             n = group_out(spec, group)
             if has_bias(spec, PARTS[group][0]):

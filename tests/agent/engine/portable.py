@@ -21,6 +21,7 @@ from remora_build.quantize import pack_nibbles
 from remora_contract import targets
 from remora_contract.bundle import (
     BUNDLE_JSON,
+    FORMAT_VERSION,
     GRAPH_FILE,
     Bundle,
     BundleFile,
@@ -80,7 +81,7 @@ def write_bundle_json(directory: Path, spec: DecoderSpec, graph: GraphSpec) -> N
         for n in (GRAPH_FILE, DATA_FILE)
     )
     bundle = Bundle(
-        1,
+        FORMAT_VERSION,
         digest_bytes(b"base"),
         spec,
         graph,
