@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from remora_contract.artifact import Manifest
 from remora_contract.compat import constraint_refusals
+from remora_contract.dialects import dialect_refusals
 from remora_contract.digests import short
 from remora_contract.errors import Refusal
 from remora_contract.release import Release
@@ -107,6 +108,9 @@ def device_refusals(device: Device, contents: Contents) -> list[Refusal]:
         agent_version=facts.agent_version,
         backends=facts.backends,
     )
+    dialect = contents.manifests[contents.release.bundle].facts.get("dialect")
+    if dialect == "native" or dialect == "legacy":
+        found += dialect_refusals(dialect, facts.backends)
     peak = peak_disk_bytes(device, contents)
     if facts.disk_free_bytes and facts.disk_free_bytes < peak:
         found.append(Refusal("disk", f"{_mib(peak)} free", _mib(facts.disk_free_bytes)))

@@ -37,6 +37,8 @@ TOKENIZER_DIR = "tokenizer"
 GENERATION_CONFIG = "generation_config.json"
 GOLDEN_JSON = "golden.json"
 FORMAT_VERSION = 2
+# Which operators the graph is made of; docs/dialects.md says who takes which.
+GraphDialect = Literal["native", "legacy"]
 _MAX_DOCUMENT_BYTES = 64 << 20
 
 MAX_LAYERS = 1024
@@ -260,7 +262,7 @@ class QuantSpec:
 
 @dataclass(frozen=True)
 class GraphSpec:
-    dialect: Literal["native", "legacy"]
+    dialect: GraphDialect
     dtype: Literal["float16", "float32"]  # of activations, cache, adapter inputs and scales
     context: int  # static capacity of the cache, tokens
     max_bank_rank: int  # sum of ranks of all resident adapters; 0: no bank

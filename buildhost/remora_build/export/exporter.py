@@ -146,7 +146,7 @@ def _prompts(
     tokenizer = load_tokenizer(checkpoint, spec)
     if not options.golden:
         return ()
-    require_runtime(onnxruntime.__version__)
+    require_runtime(onnxruntime.__version__, graph.dialect)
     if options.golden_file is None:
         return builtin_prompts(tokenizer, graph.context)
     return read_prompts(options.golden_file, tokenizer, graph.context, spec.vocab)
@@ -154,7 +154,7 @@ def _prompts(
 
 def _write_graph(plan: _Plan, staging: Path) -> None:
     model = build_graph(plan.spec, plan.graph, plan.slots)
-    check_graph(model)
+    check_graph(model, plan.graph.dialect)
     ir.save(model, staging / GRAPH_FILE)
 
 
@@ -214,6 +214,6 @@ def _notes(plan: _Plan) -> dict[str, Any]:
     notes: dict[str, Any] = {}
     if not plan.prompts:
         notes["golden"] = "not recorded (--no-golden): engines are not proven before they serve"
-    if plan.graph.dtype == "float32":
+    if plan.graph.dtype == "float32" and plan.graph.dialect == "native":
         notes["engines"] = "ONNX Runtime only: TensorRT has no float32 Attention kernel"
     return notes

@@ -16,7 +16,7 @@ from remora_build.graph.layout import Slot, StoredDtype
 from remora_build.version import exporter_name
 
 Dims = Sequence[int | str]  # a text is a symbolic dimension
-_IR_VERSION = {24: 11}  # the file format an operator set came with
+_IR_VERSION = {20: 9, 21: 10, 24: 11}  # the file format that an operator set came with
 IR_DTYPE: dict[StoredDtype, ir.DataType] = {
     "float16": ir.DataType.FLOAT16,
     "float32": ir.DataType.FLOAT,

@@ -75,21 +75,22 @@ class CommonOps:
         """`Dialect.attend` of plain operators. The queries of a key/value head are further rows of
         it, so keys and values are never repeated; they are scaled first, so that scores keep clear
         of float16's end."""
-        nodes, dtype, capacity = self._nodes, self._graph.dtype, self._graph.context
-        scaled = nodes.add("Mul", f"{name}.scaled", [q, nodes.number(scale, dtype)])
+        nodes, spec = self._nodes, self._spec
+        factor = nodes.number(scale, self._graph.dtype)
+        scaled = nodes.add("Mul", f"{name}.scaled", [q, factor])
         keys = nodes.add("Transpose", f"{name}.keys", [k], {"perm": [0, 1, 3, 2]})
-        grouped = self._grouped(f"{name}.grouped", scaled, self._spec.head_dim)
+        grouped = self._with_heads(f"{name}.grouped", scaled, spec.kv_heads)
         scores = nodes.add("MatMul", f"{name}.scores", [grouped, keys])
-        scores = self._ungrouped(f"{name}.by_head", scores, capacity)
+        scores = self._with_heads(f"{name}.by_head", scores, spec.heads)
         scores = self._to_float(f"{name}.float", scores)
         if softcap is not None:
             scores = self._capped(name, scores, softcap)
         masked = nodes.add("Add", f"{name}.masked", [scores, self._float_mask(mask)])
         weights = nodes.add("Softmax", f"{name}.softmax", [masked], {"axis": -1})
         weights = self._from_float(f"{name}.weights", weights)
-        weights = self._grouped(f"{name}.weights_grouped", weights, capacity)
+        weights = self._with_heads(f"{name}.weights_grouped", weights, spec.kv_heads)
         mixed = nodes.add("MatMul", f"{name}.mixed", [weights, v])
-        return self._ungrouped(f"{name}.heads", mixed, self._spec.head_dim)
+        return self._with_heads(name, mixed, spec.heads)
 
     def _capped(self, name: str, scores: ir.Value, softcap: float) -> ir.Value:
         nodes, cap = self._nodes, self._nodes.number(softcap, "float32")
@@ -97,19 +98,11 @@ class CommonOps:
         bounded = nodes.add("Tanh", f"{name}.cap_tanh", [ratio])
         return nodes.add("Mul", f"{name}.capped", [bounded, cap])
 
-    def _grouped(self, name: str, x: ir.Value, width: int) -> ir.Value:
-        """[b, heads, s, width] as [b, kv_heads, heads / kv_heads * s, width]"""
-        return self._with_heads(name, x, self._spec.kv_heads, width)
-
-    def _ungrouped(self, name: str, x: ir.Value, width: int) -> ir.Value:
-        """The inverse of `_grouped`."""
-        return self._with_heads(name, x, self._spec.heads, width)
-
-    def _with_heads(self, name: str, x: ir.Value, heads: int, width: int) -> ir.Value:
+    def _with_heads(self, name: str, x: ir.Value, heads: int) -> ir.Value:
+        """[b, heads, s, width] as [b, kv_heads, heads / kv_heads * s, width], or the other way."""
         if self._spec.heads == self._spec.kv_heads:
             return x
-        shape = self._nodes.integers(0, heads, -1, width)
-        return self._nodes.add("Reshape", name, [x, shape])
+        return self._nodes.add("Reshape", name, [x, self._nodes.integers(0, heads, -1, 0)])
 
     def _float_mask(self, mask: ir.Value) -> ir.Value:
         """The mask in float32, made once for all layers."""
