@@ -21,7 +21,7 @@ from remora_contract.bundle import DecoderSpec
 from remora_contract.errors import EngineFault
 
 # Part of the build key: raise it whenever the rewritten bytes change.
-REWRITE_VERSION = 1
+REWRITE_VERSION = 2
 _OPSET = 21
 _IR_VERSION = 10
 
@@ -43,7 +43,7 @@ _KNOWN = {
     (MICROSOFT, "SkipSimplifiedLayerNormalization"),
 }
 _INPUTS = re.compile(
-    rf"{targets.INPUT_IDS}|{targets.LAST_INDEX}|{names.BATCH_SHAPE}|{names.GROUP_SHAPE}"
+    rf"{targets.INPUT_IDS}|{targets.POSITION_IDS}|{targets.LAST_INDEX}|{names.BATCH_SHAPE}|{names.GROUP_SHAPE}"
     rf"|{names.LAST_POSITION}|{names.TOTAL_LENGTH}|past_(key|value)\.\d+|slot_(a|b)\.\d+\.\w+"
 )
 
@@ -56,11 +56,16 @@ class Rewritten:
     adapter_branches: int
 
 
-def rewrite(model: ir.Model, decoder: DecoderSpec, accuracy_level: int) -> Rewritten:
-    """Changes the model in place. Raises EngineFault naming the node it does not understand."""
+def rewrite(
+    model: ir.Model, decoder: DecoderSpec, accuracy_level: int, window_excess: int = 0
+) -> Rewritten:
+    """Changes the model in place; `window_excess` as `attention.fuse_attention` says.
+
+    Raises EngineFault naming the node it does not understand.
+    """
     LiftConstantsToInitializersPass(lift_all_constants=True)(model)
     editor = Editor(model.graph)
-    attention.fuse_attention(editor, decoder)
+    attention.fuse_attention(editor, decoder, window_excess)
     _drop_dead(model)
     slices.merge_slices(editor)
     branches = adapters.group_adapters(editor, decoder)
