@@ -14,7 +14,16 @@ import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedNodesPass
 
 from remora_agent.engine.ort import names
-from remora_agent.engine.ort.rewrite import adapters, attention, ends, matmul, mlp, norms, slices
+from remora_agent.engine.ort.rewrite import (
+    adapters,
+    attention,
+    canonical,
+    ends,
+    matmul,
+    mlp,
+    norms,
+    slices,
+)
 from remora_agent.engine.ort.rewrite.edit import MICROSOFT, Editor, refuse
 from remora_contract import targets
 from remora_contract.bundle import DecoderSpec
@@ -32,6 +41,7 @@ _KNOWN = {
     ("", "Div"),
     ("", "Gather"),
     ("", "GatherND"),
+    ("", "GreaterOrEqual"),
     ("", "Gelu"),
     ("", "Gemm"),
     ("", "LayerNormalization"),
@@ -42,6 +52,7 @@ _KNOWN = {
     ("", "Split"),
     ("", "Tanh"),
     ("", "Unsqueeze"),
+    ("", "Where"),
     (MICROSOFT, "GroupQueryAttention"),
     (MICROSOFT, "MatMulNBits"),
     (MICROSOFT, "QuickGelu"),
@@ -71,6 +82,7 @@ def rewrite(
     """
     LiftConstantsToInitializersPass(lift_all_constants=True)(model)
     editor = Editor(model.graph)
+    canonical.join_attention(editor)
     attention.fuse_attention(editor, decoder, window_excess)
     _drop_dead(model)
     slices.merge_slices(editor)
