@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import onnx
 import onnx_ir as ir
+from onnx_ir.traversal import RecursiveGraphIterator
 
 from remora_build.graph import trt103
 from remora_contract.bundle import GraphDialect
@@ -34,7 +35,7 @@ def lint(model: ir.Model) -> Iterator[str]:
         if domain != "":
             yield f"operator set {domain!r} beside the default one"
     names: set[str] = set()
-    for node in graph:
+    for node in RecursiveGraphIterator(graph):
         yield from _lint_node(node)
         if not node.name or node.name in names:
             yield f"node name {node.name!r} is missing or used twice"
@@ -91,8 +92,7 @@ def _lint_values(graph: ir.Graph) -> Iterator[str]:
             yield f"initializer {value.name} is unused"
         if value.dtype == ir.DataType.UINT4:
             yield f"initializer {value.name} is UINT4"
-    outputs = set(graph.outputs)
-    for node in graph:
+    for node in RecursiveGraphIterator(graph):
         for value in node.outputs:
-            if not value.uses() and value not in outputs:
+            if not value.uses() and not value.is_graph_output():
                 yield f"{node.name}: nobody reads {value.name}"
