@@ -33,7 +33,7 @@ class Experts:
         self._mlp = mlp
         self._tiling = Tiling(kit.nodes, experts, position_ids)
         self._weights = ExpertWeights(kit)
-        self._branch = _AdapterBranch(kit, gates, self._tiling.shape)
+        self._branch = _AdapterBranch(kit, gates, self._tiling.length)
 
     def __call__(self, layer: int, x: ir.Value) -> ir.Value:
         kit, nodes, at = self._kit, self._kit.nodes, f"layers.{layer}.experts"
@@ -42,7 +42,7 @@ class Experts:
         tiles = self._tiling(layer, chosen)
         body = self._body(layer, flat, tiles)
         made = nodes.add(
-            "Loop", f"{at}.loop", [self._tiling.count, None], {"body": body}
+            "Loop", f"{at}.loop", [self._tiling.count, nodes.true()], {"body": body}
         )  # [tiles, T, hidden]
         slots = nodes.add("Reshape", f"{at}.made", [made, nodes.integers(-1, kit.spec.hidden)])
         found = nodes.add("Gather", f"{at}.found", [slots, tiles.slot], {"axis": 0})
@@ -74,6 +74,7 @@ class Experts:
         kit, at = self._kit, f"layers.{layer}"
         nodes = kit.nodes.body()
         number = nodes.input(f"{at}.experts.tile", "int64", [])
+        # Only the number of tiles ends the loop, but TensorRT's parser dies of one without this.
         more = nodes.input(f"{at}.experts.more", "bool", [])
         goes_on = nodes.add("Identity", f"{at}.experts.goes_on", [more])
         expert = nodes.add("Gather", f"{at}.expert", [tiles.expert, number], {"axis": 0})
@@ -127,16 +128,15 @@ class Experts:
 class _AdapterBranch:
     """y + ((x A_e) * gate) B_e for the rows of a tile; A [E, k, t], B [E, t, n], gate [b, 1, t]."""
 
-    def __init__(self, kit: Kit, gates: GateInputs, shape: ir.Value) -> None:
+    def __init__(self, kit: Kit, gates: GateInputs, length: ir.Value) -> None:
         self._kit = kit
+        self._length = length  # of a row: tokens are numbered row by row
         self._gates = {g: gate for g in targets.EXPERT_GROUPS if (gate := gates.get(g)) is not None}
         nodes = kit.nodes
         self._rows = {
             group: nodes.add("Squeeze", f"lora_gate.{group}.rows", [gate, nodes.integers(1)])
             for group, gate in self._gates.items()
         }  # [b, t]
-        if self._gates:  # tokens are numbered row by row
-            self._length = nodes.add("Gather", "experts.length", [shape, nodes.number(1, "int64")])
 
     def added(
         self,

@@ -46,11 +46,18 @@ def lint(model: ir.Model) -> Iterator[str]:
 def element_types(model: ir.Model) -> dict[str, str]:
     """The element type of every value that ONNX can derive, by its name: `FLOAT16`."""
     proto = onnx.shape_inference.infer_shapes(ir.to_proto(model))
-    graph = proto.graph
+    typed = _element_types(proto.graph)
+    return {name: onnx.TensorProto.DataType.Name(kind) for name, kind in typed.items()}
+
+
+def _element_types(graph: onnx.GraphProto) -> dict[str, int]:
     typed = {i.name: i.data_type for i in graph.initializer}
     for value in (*graph.input, *graph.output, *graph.value_info):
         typed[value.name] = value.type.tensor_type.elem_type
-    return {name: onnx.TensorProto.DataType.Name(kind) for name, kind in typed.items()}
+    bodies = [a.g for node in graph.node for a in node.attribute if a.HasField("g")]
+    for body in bodies:
+        typed |= _element_types(body)
+    return typed
 
 
 def _lint_node(node: ir.Node) -> Iterator[str]:

@@ -120,6 +120,10 @@ class Nodes:
         name = f"const.{dtype}." + re.sub("[^0-9a-z.]", "minus_", str(value))
         return self._constant(name, np.array(value, dtype))
 
+    def true(self) -> ir.Value:
+        """A shared scalar of truth inside the model file."""
+        return self._constant("const.true", np.array(True))
+
     def ones(self, count: int, dtype: StoredDtype) -> ir.Value:
         """A shared vector of ones inside the model file."""
         return self._constant(f"const.{dtype}.ones_{count}", np.ones(count, dtype))

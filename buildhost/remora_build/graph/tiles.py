@@ -5,7 +5,8 @@ expert into tiles of T = ceil(A / E) slots; a tile holds tokens of one expert on
 most min(A, E + A / T) tiles, at most 2 E in a prefill and k for one token. Slots that stay empty
 hold token 0, whose result there nobody reads.
 
-All of it is int64 arithmetic on [A, E] at most; knows no weights.
+All of it is whole numbers, [A, E] of them at most, in int64 and, where sums run (TensorRT 10.3 has
+them for floats only), in float32, which holds them exactly. Knows no weights.
 """
 
 from __future__ import annotations
@@ -34,7 +35,12 @@ class Tiling:
         self._nodes = nodes
         self._experts = experts
         self.shape = nodes.add("Shape", "experts.shape", [position_ids])  # [b, s]
-        tokens = nodes.add("ReduceProd", "experts.tokens", [self.shape], {"keepdims": 1})
+        rows, length = (
+            nodes.add("Gather", f"experts.{name}", [self.shape, nodes.integers(axis)])
+            for axis, name in enumerate(("rows", "length"))
+        )
+        self.length = length  # [1], of a row
+        tokens = nodes.add("Mul", "experts.tokens", [rows, length])
         self._pairs = self._int("Mul", "experts.pairs", tokens, experts.active)
         rounded = self._int("Add", "experts.pairs_rounded", self._pairs, experts.count - 1)
         self._size = self._int("Div", "experts.tile_size", rounded, experts.count)
@@ -60,7 +66,7 @@ class Tiling:
         pairs = nodes.add("Reshape", f"{at}.chosen", [chosen, nodes.integers(-1)])
         column = nodes.add("Unsqueeze", f"{at}.chosen_column", [pairs, nodes.integers(1)])
         same = nodes.add("Equal", f"{at}.is_chosen", [column, self._numbers])
-        hits = nodes.add("Cast", f"{at}.hits", [same], {"to": ir.DataType.INT64})  # [A, E]
+        hits = nodes.add("Cast", f"{at}.hits", [same], {"to": ir.DataType.FLOAT})  # [A, E]
         ends, first = self._bounds(at, hits)
         start = nodes.add("Gather", f"{at}.start", [first, pairs], {"axis": 0})
         begin = nodes.add("Mul", f"{at}.begin", [start, self._size])
@@ -77,16 +83,20 @@ class Tiling:
         running = nodes.add("CumSum", f"{at}.running", [hits, nodes.number(0, "int64")])
         own = nodes.add("Mul", f"{at}.own", [hits, running])
         upto = nodes.add("ReduceSum", f"{at}.upto", [own, nodes.integers(1)], {"keepdims": 0})
-        return self._int("Sub", f"{at}.place", upto, 1)
+        counted = nodes.add("Cast", f"{at}.upto_whole", [upto], {"to": ir.DataType.INT64})
+        return self._int("Sub", f"{at}.place", counted, 1)
 
     def _bounds(self, at: str, hits: ir.Value) -> tuple[ir.Value, ir.Value]:
         """The tile behind each expert's last one, and its first, both [E]."""
         nodes = self._nodes
         loads = nodes.add("ReduceSum", f"{at}.loads", [hits, nodes.integers(0)], {"keepdims": 0})
-        padded = nodes.add("Add", f"{at}.loads_padded", [loads, self._size])
+        whole = nodes.add("Cast", f"{at}.loads_whole", [loads], {"to": ir.DataType.INT64})
+        padded = nodes.add("Add", f"{at}.loads_padded", [whole, self._size])
         rounded = self._int("Sub", f"{at}.loads_rounded", padded, 1)
         counts = nodes.add("Div", f"{at}.tile_counts", [rounded, self._size])
-        ends = nodes.add("CumSum", f"{at}.ends", [counts, nodes.number(0, "int64")])
+        summands = nodes.add("Cast", f"{at}.tile_counts_float", [counts], {"to": ir.DataType.FLOAT})
+        sums = nodes.add("CumSum", f"{at}.ends_float", [summands, nodes.number(0, "int64")])
+        ends = nodes.add("Cast", f"{at}.ends", [sums], {"to": ir.DataType.INT64})
         return ends, nodes.add("Sub", f"{at}.starts", [ends, counts])
 
     def _owner(self, at: str, ends: ir.Value) -> ir.Value:

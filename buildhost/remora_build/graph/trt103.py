@@ -57,6 +57,7 @@ OPERATORS: dict[str, Rule] = {
     # Symmetric only; the parser looks at the scales and wants them positive.
     "DequantizeLinear": Rule(_QUANTIZED, constant=(1,), inputs=2),
     "If": Rule(_BOOL),  # both branches: outputs of one rank, values of different names
+    "Loop": Rule(_NUMBER),  # with a condition: the parser reads it even where nothing depends on it
     "LayerNormalization": Rule(_FLOAT, outputs=1),
     "MatMul": Rule(_FLOAT, data=(0, 1)),
     "OneHot": Rule(_NUMBER, constant=(1,)),
