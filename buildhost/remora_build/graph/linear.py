@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from remora_build.families.shape import has_bias
+from remora_build.families.shape import has_bias, used_groups
 from remora_build.graph import layout
 from remora_build.graph.nodes import Dims, Nodes
 from remora_contract import targets
@@ -21,7 +21,7 @@ class GateInputs:
     """The gate of each group, shared by all layers; none in a graph without a bank."""
 
     def __init__(self, nodes: Nodes, spec: DecoderSpec, graph: GraphSpec) -> None:
-        used = {group for layer in range(spec.layers) for group in spec.groups(layer)}
+        used = set(used_groups(spec))
         if "experts" not in graph.adapt:
             used -= set(EXPERT_GROUPS)
         self._gates: dict[Group, ir.Value] = {}
