@@ -47,14 +47,23 @@ def test_a_request_may_weigh_a_use_cases_adapters_anew(served, weights, wanted):
     assert served.client.use_cases() == (UseCase("both", {"a": 0.5, "b": 0.25}),)
 
 
+def arrived(status) -> int:
+    return status.rows_busy + status.queued
+
+
 def test_rows_of_one_batch_have_each_their_own_weights(served):
-    """Four at a time, as many as the engine has rows."""
+    """Four at a time, as many as the engine has rows: no step begins before all have arrived."""
+    served.engines.gate.clear()
     given = [{"a": 0.1 * i, "b": 1.0 - 0.2 * i} for i in range(12)]
 
     async def all_of_them() -> list:
         async with AsyncClient(served.address, timeout_s=60) as client:
             calls = [client.generate("hello", use_case="both", weights=w, **OPTIONS) for w in given]
-            return await asyncio.gather(*calls)
+            tasks = [asyncio.ensure_future(call) for call in calls]
+            while arrived(await client.status()) < len(tasks):
+                await asyncio.sleep(0.01)
+            served.engines.gate.set()
+            return await asyncio.gather(*tasks)
 
     results = asyncio.run(all_of_them())
     assert max(len(rows) for rows in served.engine.calls.decodes) == 4
