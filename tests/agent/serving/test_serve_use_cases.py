@@ -87,7 +87,7 @@ def test_options_and_document_stand_side_by_side_and_never_hide_each_other(real_
 def test_a_document_that_is_not_what_was_converted_is_refused(real_bundles, converted, tmp_path):
     with pytest.raises(ArtifactInvalid, match="does not exist"):
         assignment(real_bundles, tmp_path)
-    with pytest.raises(DocumentInvalid, match="not valid JSON"):
+    with pytest.raises(DocumentInvalid, match="remora-build use-cases convert"):
         assignment(real_bundles, tmp_path / "lora_config.yaml")
     file = converted / "use_cases.json"
     document = json.loads(file.read_text())
