@@ -10,6 +10,7 @@ from remora_build.inspect.render import Report, show
 from remora_contract.adapter import ADAPTER_JSON
 from remora_contract.bundle import BUNDLE_JSON
 from remora_contract.errors import ArtifactInvalid
+from remora_contract.use_cases import USE_CASES_JSON
 
 HELP = """Explain a bundle, an adapter or a repository: what it is, shapes, quantization, context,
 adapter bank, targets, sizes and digests.
@@ -47,6 +48,8 @@ def describe(path: Path, *, verify: bool) -> Report:
 
 
 def _hint(path: Path) -> str:
+    if (path / USE_CASES_JSON).exists():
+        return ": it holds use cases; see remora-build use-cases show"
     if (path / "adapter_config.json").exists():
         return ": it is a PEFT adapter; convert it with remora-build adapter"
     if (path / "config.json").exists():
