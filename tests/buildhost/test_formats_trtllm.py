@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from remora_build.adapters.formats.carried import Carried
-from remora_build.adapters.formats.cast import StoredDtype
+from remora_build.adapters.formats.registry import StoredDtype
 from remora_build.adapters.formats.trtllm import write_config, write_trtllm, write_weights
 from remora_build.adapters.formats.trtllm_modules import BY_ID
 from remora_build.adapters.formats.trtllm_read import read_trtllm

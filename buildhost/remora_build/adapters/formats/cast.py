@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from remora_build.adapters.finite import all_finite
+from remora_build.adapters.formats.registry import StoredDtype
 from remora_contract.errors import AdapterInvalid
-
-StoredDtype = Literal["float16", "bfloat16", "float32"]
-STORED_DTYPES: tuple[StoredDtype, ...] = get_args(StoredDtype)
 
 
 def numpy_dtype(dtype: StoredDtype) -> np.dtype[Any]:
@@ -29,7 +28,7 @@ def cast(
     values are too large for `dtype`, the `remedy`."""
     with np.errstate(over="ignore"):
         stored = np.ascontiguousarray(values, dtype=numpy_dtype(dtype))
-    if np.isfinite(stored).all():
+    if all_finite(stored):
         return stored
     largest = float(np.abs(values).max())
     if not np.isfinite(largest):

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save
 
 from remora_build.adapters.formats.carried import Carried, check_finite
 from remora_build.adapters.formats.cast import cast
@@ -27,6 +26,7 @@ from remora_build.adapters.formats.manifest import manifest_for, restore
 from remora_build.adapters.matching import module_path, target_of
 from remora_build.adapters.settings import read_config
 from remora_build.adapters.sidecar import Factor
+from remora_build.adapters.tensor_file import write_tensors
 from remora_build.adapters.weights import PeftWeights
 from remora_contract.adapter import MAX_RANK
 from remora_contract.bundle import Bundle, DecoderSpec
@@ -109,7 +109,7 @@ def config_of(carried: Carried) -> dict[str, Any]:
 
 def write_edgellm(directory: Path, carried: Carried) -> None:
     """Writes both files into `directory`. Raises AdapterInvalid, OSError."""
-    (directory / WEIGHTS).write_bytes(save(tensors_of(carried.factors)))
+    write_tensors(directory / WEIGHTS, tensors_of(carried.factors))
     config = json.dumps(config_of(carried), indent=2, sort_keys=True, allow_nan=False)
     (directory / CONFIG).write_text(config + "\n", encoding="utf-8")
 

@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from remora_build.adapters.formats.carried import Carried
-from remora_build.adapters.formats.cast import StoredDtype
+from remora_build.adapters.formats.registry import ForeignFormat, StoredDtype
 from remora_build.adapters.sidecar import Factor
 from remora_build.version import exporter_name
 from remora_contract.adapter import TargetRank
@@ -28,7 +28,6 @@ from remora_contract.targets import AdapterTarget
 
 MANIFEST = "remora.json"
 FORMAT_VERSION = 1
-ForeignFormat = Literal["edgellm", "trtllm"]
 
 
 @dataclass(frozen=True)

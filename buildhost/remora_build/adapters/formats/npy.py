@@ -19,7 +19,8 @@ import numpy as np
 from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
-from remora_build.adapters.formats.cast import StoredDtype, numpy_dtype
+from remora_build.adapters.formats.cast import numpy_dtype
+from remora_build.adapters.formats.registry import StoredDtype
 from remora_contract.errors import AdapterInvalid
 
 NpyDtype = Literal["float16", "bfloat16", "float32", "int32"]

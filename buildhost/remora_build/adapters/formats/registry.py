@@ -1,4 +1,6 @@
-"""The formats an adapter comes in, and how a directory shows which one it is. Knows no contents."""
+"""The formats an adapter comes in, the words of their options, and how a directory shows which one it
+is. Knows no contents.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,13 @@ from remora_contract.errors import AdapterInvalid, UsageWrong
 
 SourceFormat = Literal["peft", "remora", "edgellm", "trtllm"]
 TargetFormat = Literal["remora", "edgellm", "trtllm"]
+ForeignFormat = Literal["edgellm", "trtllm"]
+StoredDtype = Literal["float16", "bfloat16", "float32"]
+GateUpOrder = Literal["up-gate", "gate-up"]  # of the halves of a fused mlp_gate_up
+
 SOURCE_FORMATS: tuple[SourceFormat, ...] = get_args(SourceFormat)
 TARGET_FORMATS: tuple[TargetFormat, ...] = get_args(TargetFormat)
+STORED_DTYPES: tuple[StoredDtype, ...] = get_args(StoredDtype)
 
 # A directory is of the format one of whose files it holds.
 SIGNS: dict[SourceFormat, tuple[str, ...]] = {

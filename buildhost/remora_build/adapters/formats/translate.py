@@ -1,5 +1,5 @@
 """One adapter directory of any format + one bundle -> one of another format. Ties readers and
-writers together; decides only which options a format takes.
+writers together, each imported where it is used; decides only which options a format takes.
 """
 
 from __future__ import annotations
@@ -10,10 +10,15 @@ from pathlib import Path
 
 from remora_build.adapters.convert import check_bank, convert_adapter, read_peft
 from remora_build.adapters.formats.carried import Carried
-from remora_build.adapters.formats.cast import STORED_DTYPES, StoredDtype
-from remora_build.adapters.formats.manifest import MANIFEST, ForeignFormat, write_manifest
-from remora_build.adapters.formats.registry import SourceFormat, TargetFormat, detect
-from remora_build.adapters.formats.trtllm_modules import GateUpOrder
+from remora_build.adapters.formats.registry import (
+    STORED_DTYPES,
+    ForeignFormat,
+    GateUpOrder,
+    SourceFormat,
+    StoredDtype,
+    TargetFormat,
+    detect,
+)
 from remora_build.adapters.sidecar import Dtype, write_adapter
 from remora_build.staging import staged_directory
 from remora_contract.bundle import Bundle, load_bundle
@@ -112,6 +117,8 @@ def write_foreign(
     out: Path, target: ForeignFormat, carried: Carried, bundle: Bundle, options: Options
 ) -> None:
     """Writes the format's files and remora.json. Raises AdapterInvalid, Conflict, Exhausted."""
+    from remora_build.adapters.formats.manifest import MANIFEST, write_manifest
+
     dtype = options.dtype or ("float16" if target == "edgellm" else bundle.graph.dtype)
     with staged_directory(out, marker=MANIFEST, replace=options.replace) as staging:
         if target == "edgellm":

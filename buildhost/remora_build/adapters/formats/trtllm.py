@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from remora_build.adapters.formats.carried import Carried
-from remora_build.adapters.formats.cast import StoredDtype, cast, numpy_dtype
+from remora_build.adapters.formats.cast import cast, numpy_dtype
 from remora_build.adapters.formats.npy import write_npy
+from remora_build.adapters.formats.registry import StoredDtype
 from remora_build.adapters.formats.trtllm_modules import shape_of
 from remora_build.adapters.formats.trtllm_rows import Row, rows_of, split
 from remora_contract.bundle import DecoderSpec

@@ -16,12 +16,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from remora_build.adapters.formats.registry import GateUpOrder
 from remora_contract.bundle import DecoderSpec
 from remora_contract.errors import AdapterInvalid
 from remora_contract.targets import Projection
 
 Cut = Literal["column", "row", "none"]
-GateUpOrder = Literal["up-gate", "gate-up"]
 
 
 @dataclass(frozen=True)

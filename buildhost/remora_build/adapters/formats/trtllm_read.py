@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from remora_build.adapters.formats.carried import Carried, check_finite
 from remora_build.adapters.formats.manifest import manifest_for, restore
 from remora_build.adapters.formats.npy import NpyFile, open_npy, stored_dtype
+from remora_build.adapters.formats.registry import GateUpOrder
 from remora_build.adapters.formats.trtllm import CONFIG, WEIGHTS, rank_file
 from remora_build.adapters.formats.trtllm_modules import (
     BY_ID,
     GATE_UP,
     MODULES,
-    GateUpOrder,
     Module,
     Shape,
     local_shape,

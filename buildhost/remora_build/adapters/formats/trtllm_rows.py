@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from remora_build.adapters.formats.registry import GateUpOrder
 from remora_build.adapters.formats.trtllm_modules import (
     MODULE_OF,
-    GateUpOrder,
     Module,
     Shape,
     check_cut,
