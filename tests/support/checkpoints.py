@@ -176,8 +176,8 @@ def make_checkpoint(
         "pad_token_id": pad,
         "dtype": DTYPES[dtype],
     }
-    settings |= PRESETS.get(family, {})
-    settings = {key: value for key, value in settings.items() if value is not None}
+    preset = PRESETS.get(family, {})
+    settings = {k: v for k, v in (settings | preset).items() if k not in preset or v is not None}
     if rope_scaling is not None:
         settings["rope_parameters"] = rope
     if head_dim is not None:
