@@ -102,7 +102,7 @@ def test_a_share_of_positions_may_fall_out_where_experts_are_chosen(
     if proven:
         assert prove(engine, golden, routed) == 6
     else:
-        with pytest.raises(EngineFault, match="position 4.*answers token"):
+        with pytest.raises(EngineFault, match=r"position 4.*answers token"):
             prove(engine, golden, routed)
 
 
