@@ -5,17 +5,20 @@ together; decides nothing itself but the bank's limit.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from remora_build.adapters.binding import Binding, bind
+from remora_build.adapters.binding import bind
 from remora_build.adapters.fold import fold
 from remora_build.adapters.settings import parse_settings, read_config
-from remora_build.adapters.sidecar import Dtype, write_adapter
+from remora_build.adapters.sidecar import Dtype, Factor, write_adapter
 from remora_build.adapters.weights import PeftWeights
 from remora_contract.adapter import Adapter
 from remora_contract.bundle import Bundle, load_bundle
 from remora_contract.digests import short
 from remora_contract.errors import AdapterInvalid, Refused, Unsupported
+from remora_contract.targets import AdapterTarget
 
 CONFIG_FILE = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model.safetensors"
@@ -39,16 +42,8 @@ def convert_adapter(
     (damaged input), Conflict (OUT exists), Exhausted (full disk).
     """
     bundle = load_bundle(base)
-    config_path = peft_dir / CONFIG_FILE
-    config = read_config(config_path)
-    settings = parse_settings(config, str(config_path))
-    with PeftWeights(_weights_path(peft_dir)) as weights:
-        bindings = bind(settings, weights.shapes(), bundle.decoder)
-        check_bank(bindings, bundle)
-        factors = {
-            b.target: fold(b, weights.float32(b.tensor_a), weights.float32(b.tensor_b))
-            for b in bindings
-        }
+    factors, config = read_peft(peft_dir, bundle)
+    check_bank({target: factor.rank for target, factor in factors.items()}, bundle)
     adapter = write_adapter(
         out,
         factors,
@@ -59,22 +54,36 @@ def convert_adapter(
     )
     log.info(
         "adapter.converted",
-        extra={"digest": short(adapter.digest), "targets": len(bindings), "rank": adapter.rank},
+        extra={"digest": short(adapter.digest), "targets": len(factors), "rank": adapter.rank},
     )
     return adapter
 
 
-def check_bank(bindings: tuple[Binding, ...], bundle: Bundle) -> None:
+def read_peft(peft_dir: Path, bundle: Bundle) -> tuple[dict[AdapterTarget, Factor], dict[str, Any]]:
+    """(factors with the scaling in b, the config as it stands). Raises as `convert_adapter`."""
+    config_path = peft_dir / CONFIG_FILE
+    config = read_config(config_path)
+    settings = parse_settings(config, str(config_path))
+    with PeftWeights(_weights_path(peft_dir)) as weights:
+        bindings = bind(settings, weights.shapes(), bundle.decoder)
+        factors = {
+            b.target: fold(b, weights.float32(b.tensor_a), weights.float32(b.tensor_b))
+            for b in bindings
+        }
+    return factors, config
+
+
+def check_bank(ranks: Mapping[AdapterTarget, int], bundle: Bundle) -> None:
     """Raises Refused when the adapter alone is wider than the bundle's bank."""
-    widest = max(bindings, key=lambda b: b.rank)
+    widest = max(ranks, key=lambda target: ranks[target])
     limit = bundle.graph.max_bank_rank
     if limit == 0:
         raise Refused(
             "the bundle was exported without a bank (--max-bank-rank 0): it takes no adapters"
         )
-    if widest.rank > limit:
+    if ranks[widest] > limit:
         raise Refused(
-            f"{widest.target.name()} has rank {widest.rank}, the bundle's bank holds {limit}: "
+            f"{widest.name()} has rank {ranks[widest]}, the bundle's bank holds {limit}: "
             "export the base again with a larger --max-bank-rank"
         )
 

@@ -18,14 +18,17 @@ from remora_contract.errors import AdapterInvalid
 
 
 def fold(binding: Binding, lora_a: NDArray[np.float32], lora_b: NDArray[np.float32]) -> Factor:
-    """`lora_a` [r, k], `lora_b` [n, r]. Raises AdapterInvalid naming a tensor not finite."""
+    """`lora_a` [r, k], `lora_b` [n, r]; a of the factor is a view of it.
+
+    Raises AdapterInvalid naming a tensor that is not finite.
+    """
     _check_finite(lora_a, binding.tensor_a)
     _check_finite(lora_b, binding.tensor_b)
     with np.errstate(over="ignore"):
         b = lora_b.T * np.float32(binding.scaling)
     if not np.isfinite(b).all():
         raise AdapterInvalid(f"{binding.tensor_b}: times {binding.scaling} it leaves float32")
-    return Factor(np.ascontiguousarray(lora_a.T), np.ascontiguousarray(b), binding.scaling)
+    return Factor(lora_a.T, b, binding.scaling)
 
 
 def _check_finite(values: NDArray[np.float32], name: str) -> None:

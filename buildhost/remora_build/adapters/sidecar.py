@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save
 
+from remora_build.adapters.finite import all_finite
+from remora_build.adapters.tensor_file import write_tensors
 from remora_build.staging import staged_directory
 from remora_build.version import exporter_name
 from remora_contract.adapter import ADAPTER_JSON, FORMAT_VERSION, WEIGHTS_FILE, Adapter, TargetRank
@@ -55,7 +56,7 @@ def write_adapter(
     tensors = cast_factors(factors, dtype)
     with staged_directory(out, marker=ADAPTER_JSON, replace=replace) as staging:
         weights = staging / WEIGHTS_FILE
-        weights.write_bytes(save(tensors))  # not save_file: a full disk must be an OSError
+        write_tensors(weights, tensors)
         document = Adapter(
             format_version=FORMAT_VERSION,
             base_digest=base_digest,
@@ -85,8 +86,8 @@ def cast_factors(
 
 def _cast(values: NDArray[np.float32], dtype: Dtype, name: str) -> NDArray[np.floating]:
     with np.errstate(over="ignore"):
-        cast = np.ascontiguousarray(values.astype(dtype))
-    if np.isfinite(cast).all():
+        cast = np.ascontiguousarray(values, dtype)
+    if all_finite(cast):
         return cast
     largest = float(np.abs(values).max())
     if not np.isfinite(largest):

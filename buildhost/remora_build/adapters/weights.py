@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from remora_build.checkpoint.safetensors_file import read_entries
-from remora_build.checkpoint.stream import TensorStream
+from remora_build.checkpoint.stream import read_tensor
 from remora_contract.errors import AdapterInvalid, CheckpointInvalid
 
 
@@ -25,9 +25,11 @@ class PeftWeights:
     def __init__(self, path: Path) -> None:
         try:
             self._entries = read_entries(path)
+            self._file = path.open("rb", buffering=0)
         except CheckpointInvalid as e:
             raise AdapterInvalid(str(e)) from e
-        self._stream = TensorStream()
+        except OSError as e:
+            raise AdapterInvalid(f"{path} cannot be read: {e.strerror or e}") from e
 
     def __enter__(self) -> PeftWeights:
         return self
@@ -38,13 +40,14 @@ class PeftWeights:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stream.__exit__(kind, error, trace)
+        self._file.close()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: entry.shape for name, entry in self._entries.items()}
 
     def float32(self, name: str) -> NDArray[np.float32]:
         try:
-            return self._stream.whole(self._entries[name]).astype(np.float32)
+            tensor = read_tensor(self._file, self._entries[name])
         except CheckpointInvalid as e:
             raise AdapterInvalid(str(e)) from e
+        return tensor.astype(np.float32, copy=False)
