@@ -76,8 +76,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "phi3": {
         "original_max_position_embeddings": 64,
-        "rope_parameters": LONGROPE_SCALING
-        | {"rope_theta": 1e4, "partial_rotary_factor": 0.75},
+        "rope_parameters": LONGROPE_SCALING | {"rope_theta": 1e4, "partial_rotary_factor": 0.75},
         "sliding_window": 100,
     },
     "smollm3": {"no_rope_layer_interval": 2},
@@ -91,7 +90,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "rms_norm_eps": None,  # not a field of it
         "layer_norm_eps": 1e-5,
         "use_qkv_bias": True,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25},
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e4,
+            "partial_rotary_factor": 0.25,
+        },
     },
     "glm": {"head_dim": 16},
     "glm4": {"head_dim": 16},
@@ -173,8 +176,8 @@ def make_checkpoint(
         "pad_token_id": pad,
         "dtype": DTYPES[dtype],
     }
-    settings |= PRESETS.get(family, {})
-    settings = {key: value for key, value in settings.items() if value is not None}
+    preset = PRESETS.get(family, {})
+    settings = {k: v for k, v in (settings | preset).items() if k not in preset or v is not None}
     if rope_scaling is not None:
         settings["rope_parameters"] = rope
     if head_dim is not None:
@@ -227,9 +230,7 @@ def _shard_bytes(model: torch.nn.Module, shards: int) -> int:
     return total * 2 if shards == 1 else -(-total // shards)
 
 
-def _make_tokenizer(
-    directory: Path, family: str, vocab: int
-) -> tuple[list[int], int | None, int]:
+def _make_tokenizer(directory: Path, family: str, vocab: int) -> tuple[list[int], int | None, int]:
     """Byte-level BPE with the family's special tokens; ids of eos, bos and pad."""
     from transformers import PreTrainedTokenizerFast
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from remora_build.adapters.bound import NormPlace
 from remora_build.adapters.modules import Parts
+from remora_contract.errors import Unsupported
 
 Array = NDArray[np.float32]
 Blocks = Iterator[tuple[int, int, Array]]  # (first row, first column, [rows, columns])
@@ -67,6 +68,43 @@ class BaseWeights(Protocol):
     def confirm(self) -> None:
         """Proves that it is the base of the bundle. Raises Refused."""
         ...
+
+
+class NoBase:
+    """For readers of plain LoRA: whatever needs the base is refused."""
+
+    def __enter__(self) -> NoBase:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        pass
+
+    def weight(self, parts: Parts) -> Blocks:
+        raise _only_plain("DoRA")
+
+    def bias(self, parts: Parts) -> Array:
+        raise _only_plain("a trained bias")
+
+    def norm_bias(self, place: NormPlace) -> Array:
+        raise _only_plain("a trained bias")
+
+    def rows(self, table: Table, tokens: tuple[int, ...]) -> Array:
+        raise _only_plain("trained tokens")
+
+    def is_copy(self, table: Table, copy: Rows) -> bool:
+        raise _only_plain("an adapter on the embedding or the head")
+
+    def confirm(self) -> None:
+        pass
+
+
+def _only_plain(what: str) -> Unsupported:
+    return Unsupported(f"{what} cannot be carried to another format, only plain LoRA factors can")
 
 
 def same_rows(own: Rows, copy: Rows) -> bool:

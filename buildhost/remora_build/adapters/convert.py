@@ -9,22 +9,24 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from remora_build.adapters.assemble import Assembly, Branches, folded_tensors
-from remora_build.adapters.base import BaseWeights
+from remora_build.adapters.base import BaseWeights, NoBase
 from remora_build.adapters.base_bundle import BundleBase
 from remora_build.adapters.binding import bind
 from remora_build.adapters.initial import check_initial, minus_initial
-from remora_build.adapters.peft_directory import Weights, open_weights, read_settings
+from remora_build.adapters.peft_directory import open_weights, read_settings
 from remora_build.adapters.sidecar import Dtype, Factor, target_ranks, write_adapter
-from remora_build.export.progress import Progress, SilentProgress
 from remora_contract.adapter import Adapter
 from remora_contract.bundle import Bundle, load_bundle
 from remora_contract.compat import target_refusals
 from remora_contract.digests import short
-from remora_contract.errors import Incompatible, Refused
+from remora_contract.errors import Incompatible, Refused, Unsupported
 from remora_contract.targets import AdapterTarget
+
+if TYPE_CHECKING:
+    from remora_build.export.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +66,9 @@ def convert_adapter(
     input), Conflict (OUT exists), Exhausted (full disk).
     """
     bundle = load_bundle(base)
-    read = read_peft(peft_dir, bundle, base=base, help=help, progress=progress)
+    help = help or Help()
+    own = base_weights(base, bundle, help.checkpoint, progress)
+    read = read_adapter(peft_dir, bundle, own, help.initial)
     check_bank({target: factor.rank for target, factor in read.factors.items()}, bundle)
     if refusals := target_refusals(bundle, target_ranks(read.factors)):
         raise Incompatible(refusals)
@@ -84,28 +88,31 @@ def convert_adapter(
     return adapter
 
 
-def read_peft(
-    peft_dir: Path,
-    bundle: Bundle,
-    *,
-    base: Path,
-    help: Help | None = None,
-    progress: Progress | None = None,
+def read_peft(peft_dir: Path, bundle: Bundle) -> tuple[dict[AdapterTarget, Factor], dict[str, Any]]:
+    """(factors with the scaling in b, the config as it stands) of plain LoRA, which needs nothing
+    of the base. Raises as `convert_adapter`; Unsupported for anything else."""
+    read = read_adapter(peft_dir, bundle, NoBase(), None)
+    if read.invocation_tokens:
+        raise Unsupported("alora_invocation_tokens cannot be carried to another format")
+    return read.factors, read.config
+
+
+def read_adapter(
+    peft_dir: Path, bundle: Bundle, base: BaseWeights, initial_dir: Path | None
 ) -> PeftAdapter:
-    """`base` is the directory of `bundle`. Raises as `convert_adapter`."""
-    help = help or Help()
+    """`initial_dir` holds the adapter before its training. Raises as `convert_adapter`."""
     settings, config = read_settings(peft_dir)
-    initial = None if help.initial is None else read_settings(help.initial)[0]
-    check_initial(settings, initial, str(peft_dir), str(help.initial))
+    initial = None if initial_dir is None else read_settings(initial_dir)[0]
+    check_initial(settings, initial, str(peft_dir), str(initial_dir))
     with ExitStack() as stack:
-        weights: Weights = stack.enter_context(open_weights(peft_dir))
+        weights = stack.enter_context(open_weights(peft_dir))
         bound = bind(settings, weights.shapes(), bundle.decoder)
         branches: Branches = folded_tensors(weights)
-        if help.initial is not None and initial is not None:
-            first: Weights = stack.enter_context(open_weights(help.initial))
+        if initial_dir is not None and initial is not None:
+            first = stack.enter_context(open_weights(initial_dir))
             first_bound = bind(initial, first.shapes(), bundle.decoder)
             branches = minus_initial(bound, weights, first_bound, first)
-        own = stack.enter_context(_base(base, bundle, help.checkpoint, progress))
+        own = stack.enter_context(base)
         factors = Assembly(bound, bundle.decoder, weights, branches, own).factors()
         own.confirm()
     return PeftAdapter(factors, config, settings.invocation_tokens)
@@ -126,14 +133,15 @@ def check_bank(ranks: Mapping[AdapterTarget, int], bundle: Bundle) -> None:
         )
 
 
-def _base(
+def base_weights(
     bundle_dir: Path, bundle: Bundle, checkpoint: Path | None, progress: Progress | None
 ) -> BaseWeights:
     """The checkpoint where one is given, else what the bundle has of it."""
     if checkpoint is None:
         return BundleBase(bundle_dir, bundle)
-    from remora_build.adapters.base_checkpoint import CheckpointBase
+    from remora_build.adapters.base_checkpoint import CheckpointBase  # as heavy as an export
 
     base = CheckpointBase(checkpoint, bundle)
-    base.advance = (progress or SilentProgress()).stage("base weights", base.bytes)
+    if progress is not None:
+        base.advance = progress.stage("base weights", base.bytes)
     return base

@@ -95,7 +95,7 @@ FIELDS: Mapping[str, Rule] = {
         "at all without one."
     ),
     "init_lora_weights": _honoured(
-        "pissa, olora, corda and lora_ga change the base: saved with "
+        "Of pissa, olora, corda and lora_ga, which change the base: saved with "
         "path_initial_model_for_weight_conversion the adapter is plain LoRA, else its initial "
         "state is given with --initial; loftq is refused."
     ),

@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from remora_build.adapters.pickled import PickledWeights
 from remora_build.adapters.settings import LoraSettings, parse_settings, read_config
 from remora_build.adapters.weights import PeftWeights
 from remora_contract.errors import AdapterInvalid
@@ -26,16 +25,9 @@ def read_settings(peft_dir: Path) -> tuple[LoraSettings, dict[str, Any]]:
     return parse_settings(config, str(path)), config
 
 
-Weights = PeftWeights | PickledWeights
-
-
-def open_weights(peft_dir: Path) -> Weights:
+def open_weights(peft_dir: Path) -> PeftWeights:
     """As PEFT does: safetensors where there are both. Raises AdapterInvalid, Unsupported."""
-    if (peft_dir / PEFT_WEIGHTS).exists():
-        return PeftWeights(peft_dir / PEFT_WEIGHTS)
-    if (peft_dir / PICKLED_WEIGHTS).exists():
-        return PickledWeights(peft_dir / PICKLED_WEIGHTS)
-    raise AdapterInvalid(
-        f"{peft_dir} has neither {PEFT_WEIGHTS} nor {PICKLED_WEIGHTS}: "
-        "is it a PEFT adapter directory?"
-    )
+    for name in (PEFT_WEIGHTS, PICKLED_WEIGHTS):
+        if (peft_dir / name).exists():
+            return PeftWeights(peft_dir / name)
+    raise AdapterInvalid(f"{peft_dir} has no {PEFT_WEIGHTS}: is it a PEFT adapter directory?")

@@ -116,8 +116,8 @@ def _check_together(settings: LoraSettings, config: Mapping[str, Any], where: st
         )
     if settings.invocation_tokens and (settings.bias != "none" or settings.tokens):
         raise Unsupported(
-            f"{where}: alora_invocation_tokens beside bias or trainable_token_indices: in PEFT those "
-            "act before the invocation too, and here an adapter waits as a whole"
+            f"{where}: alora_invocation_tokens beside bias or trainable_token_indices: in PEFT "
+            "those act before the invocation too, and here an adapter waits as a whole"
         )
     by_layer = config.get("layers_to_transform") is not None
     if isinstance(settings.target_modules, str) and (by_layer or settings.layers_pattern):
@@ -185,11 +185,11 @@ class _Fields:
         )
 
     def bias(self) -> Bias:
-        value = self.config.get("bias")
-        for known in _BIASES:
-            if value == known or (value is None and known == "none"):
-                return known
-        self._wrong("bias", "none, all or lora_only", value)
+        value = self.config.get("bias") or "none"
+        known = next((b for b in _BIASES if b == value), None)
+        if known is None:
+            self._wrong("bias", "none, all or lora_only", value)
+        return known
 
     def tokens(self, name: str) -> tuple[tuple[str, tuple[int, ...]], ...]:
         """A list is about the embedding, a table says for each module."""

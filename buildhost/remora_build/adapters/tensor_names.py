@@ -71,6 +71,6 @@ def _parse(name: str) -> tuple[str, Part]:
         raise unbound(name)
     for part, pattern in _NAMES:
         match = pattern.fullmatch(name, len(PREFIX))
-        if match is not None:
+        if match is not None and ".lora_" not in match[1]:
             return match[1], part
     raise unbound(name)

@@ -15,14 +15,12 @@ from remora_build.families.naming import PLAIN
 from remora_contract.bundle import DecoderSpec, LayerKind
 
 DEFAULT_WINDOW = 4096
-WORDS = replace(
-    PLAIN,
-    norms=PLAIN.norms
-    | {
+WORDS = PLAIN.but(
+    norms={
         "norm_attention_out": "post_attention_layernorm",
         "norm_mlp": "pre_feedforward_layernorm",
         "norm_mlp_out": "post_feedforward_layernorm",
-    },
+    }
 )
 
 

@@ -7,13 +7,11 @@ from dataclasses import replace
 from remora_build.families.decoder import read_plain
 from remora_build.families.family import Family
 from remora_build.families.fields import ConfigFields
-from remora_build.families.naming import PLAIN, Words
+from remora_build.families.naming import PLAIN
 from remora_build.families.rope import RopeDefaults
 from remora_contract.bundle import DecoderSpec
-from remora_contract.targets import Projection
 
-_FUSED: dict[Projection, str] = {"gate": "mlp.gate_up_proj", "up": "mlp.gate_up_proj"}
-WORDS = Words({**PLAIN.projections, **_FUSED}, PLAIN.norms)
+WORDS = PLAIN.but({"gate": "mlp.gate_up_proj", "up": "mlp.gate_up_proj"})
 
 
 def read_glm(fields: ConfigFields, family: str) -> DecoderSpec:

@@ -9,14 +9,11 @@ from remora_build.families.family import Family
 from remora_build.families.fields import ConfigFields
 from remora_contract.bundle import DecoderSpec
 
-WORDS = replace(
-    glm.WORDS,
+WORDS = glm.WORDS.but(
     norms={
-        "norm_attention": "input_layernorm",
         "norm_attention_out": "post_self_attn_layernorm",
-        "norm_mlp": "post_attention_layernorm",
         "norm_mlp_out": "post_mlp_layernorm",
-    },
+    }
 )
 
 

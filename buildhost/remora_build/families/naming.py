@@ -9,7 +9,8 @@ the order of `targets.PARTS`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from remora_build.families.shape import Norm, has_bias, has_norm_bias, layer_norms
 from remora_contract.bundle import DecoderSpec
@@ -34,6 +35,18 @@ class Words:
     norms: Mapping[Norm, str]
     router: str = ""
     shared_gate: str = ""
+
+    def but(
+        self,
+        projections: Mapping[Projection, str] = MappingProxyType({}),
+        norms: Mapping[Norm, str] = MappingProxyType({}),
+    ) -> Words:
+        """The same with some words of its own."""
+        return replace(
+            self,
+            projections={**self.projections, **projections},
+            norms={**self.norms, **norms},
+        )
 
 
 @dataclass(frozen=True)

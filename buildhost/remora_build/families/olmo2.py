@@ -10,13 +10,11 @@ from remora_build.families.fields import ConfigFields
 from remora_build.families.naming import PLAIN
 from remora_contract.bundle import DecoderSpec
 
-WORDS = replace(
-    PLAIN,
-    norms=PLAIN.norms
-    | {
+WORDS = PLAIN.but(
+    norms={
         "norm_attention_out": "post_attention_layernorm",
         "norm_mlp_out": "post_feedforward_layernorm",
-    },
+    }
 )
 
 

@@ -8,20 +8,20 @@ from remora_build.families.decoder import read_plain
 from remora_build.families.family import Family
 from remora_build.families.fields import ConfigFields
 from remora_build.families.kinds import every_layer, read_window
-from remora_build.families.naming import PLAIN, Words
+from remora_build.families.naming import PLAIN
 from remora_build.families.rope import RopeDefaults
 from remora_contract.bundle import MAX_POSITION, DecoderSpec
-from remora_contract.targets import Projection
 
 DEFAULT_ORIGINAL = 4096
-_FUSED: dict[Projection, str] = {
-    "q": "self_attn.qkv_proj",
-    "k": "self_attn.qkv_proj",
-    "v": "self_attn.qkv_proj",
-    "gate": "mlp.gate_up_proj",
-    "up": "mlp.gate_up_proj",
-}
-WORDS = Words({**PLAIN.projections, **_FUSED}, PLAIN.norms)
+WORDS = PLAIN.but(
+    {
+        "q": "self_attn.qkv_proj",
+        "k": "self_attn.qkv_proj",
+        "v": "self_attn.qkv_proj",
+        "gate": "mlp.gate_up_proj",
+        "up": "mlp.gate_up_proj",
+    }
+)
 
 
 def read(fields: ConfigFields) -> DecoderSpec:

@@ -13,13 +13,11 @@ from remora_build.families.naming import PLAIN
 from remora_build.families.rope import RopeDefaults
 from remora_contract.bundle import DecoderSpec
 
-WORDS = replace(
-    PLAIN,
-    norms=PLAIN.norms
-    | {
+WORDS = PLAIN.but(
+    norms={
         "q_norm": "self_attn.q_layernorm.norms.{head}",
         "k_norm": "self_attn.k_layernorm.norms.{head}",
-    },
+    }
 )
 
 

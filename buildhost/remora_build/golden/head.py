@@ -43,10 +43,8 @@ class Winners:
     def _finished(self, product: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits of products; the greatest stays the greatest."""
         cap = self.spec.logit_softcap
-        scaled = product * np.float32(self.spec.logit_scale)
-        if cap is None:
-            return scaled
-        return (np.tanh(scaled / np.float32(cap)) * np.float32(cap)).astype(np.float32)
+        scaled = np.asarray(product * np.float32(self.spec.logit_scale))
+        return scaled if cap is None else np.asarray(np.tanh(scaled / cap) * np.float32(cap))
 
 
 def winners(

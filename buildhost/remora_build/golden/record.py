@@ -51,8 +51,7 @@ def record(
     """
     tokens = _padded(prompts)
     last = np.array([[len(p.tokens) - 1] for p in prompts])
-    hidden = _embedded(bundle / DATA_FILE, slots, tokens, np.dtype(graph.dtype))
-    hidden *= hidden.dtype.type(spec.embedding_scale)
+    hidden = _embedded(bundle / DATA_FILE, slots, tokens, spec, np.dtype(graph.dtype))
     cutter = Cutter(bundle)
     stream = EMBEDDED
     for layer in range(spec.layers):
@@ -83,14 +82,19 @@ def _padded(prompts: Sequence[Prompt]) -> NDArray[np.int64]:
 
 
 def _embedded(
-    data: Path, slots: Mapping[str, Slot], tokens: NDArray[np.int64], dtype: np.dtype[np.generic]
+    data: Path,
+    slots: Mapping[str, Slot],
+    tokens: NDArray[np.int64],
+    spec: DecoderSpec,
+    dtype: np.dtype[np.generic],
 ) -> Hidden:
     """Only the rows that occur, never the table."""
-    hidden = np.empty((*tokens.shape, slots[layout.EMBED].shape[1]), dtype)
+    hidden = np.empty((*tokens.shape, spec.hidden), dtype)
+    factor = np.array(spec.embedding_scale, dtype)
     with data.open("rb") as file:
         reader = SlotReader(file.fileno(), slots)
         for token in np.unique(tokens).tolist():
-            hidden[tokens == token] = reader.rows(layout.EMBED, token, token + 1)[0]
+            hidden[tokens == token] = reader.rows(layout.EMBED, token, token + 1)[0] * factor
     return hidden
 
 

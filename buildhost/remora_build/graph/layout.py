@@ -110,9 +110,9 @@ _Initializer = tuple[str, StoredDtype, tuple[int, ...]]
 def _initializers(spec: DecoderSpec, graph: GraphSpec) -> Iterator[_Initializer]:
     dtype = graph.dtype
     for name, found in ropes(spec).items():
-        shape = (rope.rows(found, graph.context), rope.turning(found, spec.head_dim) // 2)
+        rows, pairs = rope.rows(found, graph.context), rope.turning(found, spec.head_dim) // 2
         for table in rope_tables(name):
-            yield table, dtype, shape
+            yield table, dtype, (rows, pairs)
     if spec.query_scale is not None:
         yield QUERY_SCALE, dtype, (graph.context,)
     yield CACHE_POSITIONS, "int64", (1, 1, 1, graph.context)

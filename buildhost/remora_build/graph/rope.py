@@ -64,7 +64,7 @@ def _tables(
 def query_scales(scale: QueryScale, context: int) -> Table:
     """[context]: what queries at each position are multiplied by."""
     whole = np.floor(np.arange(context, dtype=np.float64) / scale.original_context)
-    return (1 + scale.beta * np.log(1 + whole)).astype(np.float32)
+    return np.asarray(1 + scale.beta * np.log(1 + whole), np.float32)
 
 
 def inverse_frequencies(
