@@ -137,7 +137,7 @@ def _base_feed(
 ) -> Feed:
     """Positions from 0, an empty cache, no adapters: every other input of a cut model."""
     b, s = hidden.shape[:2]
-    sizes = {"b": b, "s": s, **{f"t_{group}": 0 for group in targets.GROUPS}}
+    sizes = {"b": b, "s": s, **{f"t_{group}": 0 for group in targets.ALL_GROUPS}}
     feed: Feed = {}
     for value in model.graph.input:
         if value.name == stream:

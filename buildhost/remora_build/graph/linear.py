@@ -14,16 +14,19 @@ from remora_build.graph import layout
 from remora_build.graph.nodes import Dims, Nodes
 from remora_contract import targets
 from remora_contract.bundle import DecoderSpec, GraphSpec
-from remora_contract.targets import GROUPS, PARTS, Group
+from remora_contract.targets import ALL_GROUPS, EXPERT_GROUPS, PARTS, Group
 
 
 class GateInputs:
     """The gate of each group, shared by all layers; none in a graph without a bank."""
 
-    def __init__(self, nodes: Nodes, graph: GraphSpec) -> None:
+    def __init__(self, nodes: Nodes, spec: DecoderSpec, graph: GraphSpec) -> None:
+        used = {group for layer in range(spec.layers) for group in spec.groups(layer)}
+        if "experts" not in graph.adapt:
+            used -= set(EXPERT_GROUPS)
         self._gates: dict[Group, ir.Value] = {}
         if graph.max_bank_rank:
-            for group in GROUPS:
+            for group in (g for g in ALL_GROUPS if g in used):
                 shape: Dims = ["b", 1, columns(group)]
                 self._gates[group] = nodes.input(targets.lora_gate(group), graph.dtype, shape)
 

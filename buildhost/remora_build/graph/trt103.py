@@ -60,6 +60,7 @@ OPERATORS: dict[str, Rule] = {
         _QUANTIZED, constant=(1,), inputs=2, note="the last dimension of INT4 is even"
     ),
     "If": Rule(_BOOL),  # both branches: outputs of one rank, values of different names
+    "Loop": Rule(_NUMBER),  # with a condition: the parser reads it even where nothing depends on it
     "LayerNormalization": Rule(_FLOAT, outputs=1),
     "MatMul": Rule(_FLOAT, data=(0, 1)),
     "OneHot": Rule(_NUMBER, constant=(1,)),
