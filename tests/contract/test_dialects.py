@@ -25,7 +25,7 @@ from scripts.dialect_reference import PAGE, page_with_tables
         ("tensorrt", "11.4.0.106", ("native", "legacy")),
         ("tensorrt_rtx", "1.6.1", ()),
         ("tensorrt_rtx", "1.7.1.116", ("native", "legacy")),
-        ("onnxruntime", "1.23.2", ("native",)),
+        ("onnxruntime", "1.23.2", ("native", "legacy")),
         ("onnxruntime", "1.9", ()),
         ("tensorrt", "", ()),
         ("tensorrt", "unknown", ()),
@@ -51,7 +51,7 @@ def test_a_jetpack_takes_what_its_tensorrt_takes(jetpack, dialects):
 
 
 def test_one_backend_that_takes_the_dialect_is_enough():
-    backends = {"onnxruntime": "1.23.2", "tensorrt": "10.3.0"}
+    backends = {"tensorrt_rtx": "1.7.1", "tensorrt": "10.3.0"}
     assert dialect_refusals("legacy", backends) == []
     assert dialect_refusals("native", backends) == []
 
@@ -61,7 +61,7 @@ def test_a_refusal_says_what_would_take_the_graph_and_what_is_there():
     assert refusal.code == "dialect"
     assert refusal.need.startswith("tensorrt >= 10.15 or ")
     assert refusal.have == "tensorrt 10.3.0"
-    (refusal,) = dialect_refusals("legacy", {"onnxruntime": "1.32.0"})
+    (refusal,) = dialect_refusals("legacy", {"onnxruntime": "1.9.0"})
     assert "tensorrt >= 10.3" in refusal.need
 
 

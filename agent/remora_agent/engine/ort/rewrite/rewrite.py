@@ -17,7 +17,6 @@ from remora_agent.engine.ort import names
 from remora_agent.engine.ort.rewrite import (
     adapters,
     attention,
-    canonical,
     ends,
     matmul,
     mlp,
@@ -25,6 +24,7 @@ from remora_agent.engine.ort.rewrite import (
     slices,
 )
 from remora_agent.engine.ort.rewrite.edit import MICROSOFT, Editor, refuse
+from remora_agent.engine.ort.rewrite.plain import join_plain
 from remora_contract import targets
 from remora_contract.bundle import DecoderSpec
 from remora_contract.errors import EngineFault
@@ -82,7 +82,7 @@ def rewrite(
     """
     LiftConstantsToInitializersPass(lift_all_constants=True)(model)
     editor = Editor(model.graph)
-    canonical.join_attention(editor)
+    join_plain(editor)
     attention.fuse_attention(editor, decoder, window_excess)
     _drop_dead(model)
     slices.merge_slices(editor)
