@@ -50,6 +50,7 @@ _KNOWN = {
     ("", "Reshape"),
     ("", "SimplifiedLayerNormalization"),
     ("", "Split"),
+    ("", "Squeeze"),
     ("", "Tanh"),
     ("", "Unsqueeze"),
     ("", "Where"),
@@ -61,7 +62,8 @@ _KNOWN = {
 }
 _INPUTS = re.compile(
     rf"{targets.INPUT_IDS}|{targets.POSITION_IDS}|{targets.LAST_INDEX}|{names.BATCH_SHAPE}|{names.GROUP_SHAPE}"
-    rf"|{names.LAST_POSITION}|{names.TOTAL_LENGTH}|past_(key|value)\.\d+|slot_(a|b)\.\d+\.\w+"
+    rf"|{names.LAST_POSITION}|{names.TOTAL_LENGTH}|past_(key|value)\.\d+|slot_(a|b|scale|bias)\.\d+\.\w+"
+    rf"|{names.SLOT_EMBED}"
 )
 
 
