@@ -11,17 +11,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from remora_contract.bundle import MAX_LAYERS, read_document
 from remora_contract.errors import DocumentInvalid, InvalidInput
-from remora_contract.strict import loads
+from remora_contract.strict import loads, plain
 from remora_contract.targets import GROUPS, PARTS, AdapterTarget, Projection
 
 FORMAT_VERSION = 1
 _MAX_WIDTH = 1 << 24
+_MOST_SHOWN = 120
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,16 @@ class AttachPlan:
         if self.format_version != FORMAT_VERSION:
             raise ValueError(f"format version {self.format_version} is not {FORMAT_VERSION}")
 
+    def document(self) -> bytes:
+        """For people to read and correct: equal plans give equal bytes."""
+        return (json.dumps(plain(self), indent=2, ensure_ascii=False) + "\n").encode()
+
+    def narrowed(self, wanted: Sequence[Projection]) -> AttachPlan:
+        """Without the points that have no wanted part; they stay as they are."""
+        kept = tuple(p for p in self.points if set(p.projections) & set(wanted))
+        left = tuple(p.node for p in self.points if p not in kept)
+        return replace(self, points=kept, not_adapted=(*self.not_adapted, *left))
+
     def by_target(self) -> Mapping[AdapterTarget, AttachPoint]:
         """Raises InvalidInput when two points are one module."""
         found: dict[AdapterTarget, AttachPoint] = {}
@@ -97,8 +109,8 @@ class AttachPlan:
             for target in point.targets():
                 if target in found:
                     raise InvalidInput(
-                        f"{target.name()} is two nodes, {found[target].node!r} and "
-                        f"{point.node!r}: give the attach points with --attach"
+                        f"{target.name()} is two nodes, {shown(found[target].node)} and "
+                        f"{shown(point.node)}: give the attach points with --attach"
                     )
                 found[target] = point
         return found
@@ -109,7 +121,7 @@ def load_plan(path: Path) -> AttachPlan:
     plan = loads(AttachPlan, read_document(path), str(path))
     if plan.undecided:
         raise DocumentInvalid(
-            f"{path}: undecided still lists {plan.undecided[0]!r}"
+            f"{path}: undecided still lists {shown(plan.undecided[0])}"
             f"{_more(plan.undecided)}: move each to points or to not_adapted"
         )
     return plan
@@ -117,3 +129,8 @@ def load_plan(path: Path) -> AttachPlan:
 
 def _more(names: tuple[str, ...]) -> str:
     return f" and {len(names) - 1} more" if len(names) > 1 else ""
+
+
+def shown(name: str) -> str:
+    """A name from a model, for an error text."""
+    return repr(name if len(name) <= _MOST_SHOWN else name[:_MOST_SHOWN] + "...")

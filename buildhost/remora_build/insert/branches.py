@@ -2,8 +2,9 @@
 
     y = y + ((x A) * gate) B      x [rows, s, k]   A [k, T]   B [T, n]   gate [rows or 1, 1, T]
 
-`rows` is what the first axis of x counts: the sequences of a batch, or single tokens where the graph
-has no batch axis. All points of one slot share a gate and a T, whatever their layer.
+`rows` is what the first axis of x counts: the sequences of a batch, or single tokens where the
+graph has no batch axis ([tokens, k] and [tokens, 1, k]). All points of one slot share a gate and a
+T, whatever their layer.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from remora_build.insert.attach import AttachPlan, AttachPoint, Part
+from remora_build.insert.attach import AttachPlan, AttachPoint, Part, shown
 from remora_build.insert.mapping import NodeNames
 from remora_build.insert.patterns import Linear
 from remora_build.insert.taps import input_tap, output_tap
@@ -22,7 +23,7 @@ from remora_contract.errors import InvalidInput, Unsupported
 Dtype = Literal["float16", "bfloat16", "float32"]
 DTYPES: dict[int, Dtype] = {1: "float32", 10: "float16", 16: "bfloat16"}
 Rows = Literal["batch", "tokens"]
-# To the shape of what the projection reads; from [rows, ..] to [rows, s, k]; from [m, k] to [m, 1, k].
+# To the shape of what the projection reads; [rows, ..] to [rows, s, k]; [m, k] to [m, 1, k].
 Reshape = Literal["like", "rows", "tokens"]
 
 
@@ -101,7 +102,7 @@ def resolve(
     for branch in branches:
         if branch.gate != gates[branch.slot]:
             raise Unsupported(
-                f"{branch.slot} has activations of several kinds: {branch.node!r} has "
+                f"{branch.slot} has activations of several kinds: {shown(branch.node)} has "
                 f"{branch.gate.dtype}, rows {branch.gate.rows}; another layer "
                 f"{gates[branch.slot].dtype}, rows {gates[branch.slot].rows}"
             )
@@ -114,7 +115,7 @@ def _check_apart(branches: Sequence[Branch]) -> None:
     for branch in branches:
         if (other := taken.setdefault(branch.maker, branch)) is not branch:
             raise InvalidInput(
-                f"{other.at} and {branch.at} would both be added to {branch.output!r}"
+                f"{other.at} and {branch.at} would both be added to {shown(branch.output)}"
             )
 
 
@@ -123,22 +124,23 @@ def _branch(
 ) -> Branch:
     number = names.find(point.node)
     if number is None:
-        raise InvalidInput(f"{_at(point)}: the model has no node {point.node!r}")
+        raise InvalidInput(f"{_at(point)}: the model has no node {shown(point.node)}")
     linear = by_node.get(number)
     if linear is None:
         op = view.nodes[number].op_type
-        raise InvalidInput(f"{_at(point)}: node {point.node!r} ({op}) is no linear layer")
+        raise InvalidInput(f"{_at(point)}: node {shown(point.node)} ({op}) is no linear layer")
     if linear.refusal is not None:
-        raise Unsupported(f"{_at(point)}: node {point.node!r}: {linear.refusal}")
+        raise Unsupported(f"{_at(point)}: node {shown(point.node)}: {linear.refusal}")
     output, n = point.output, linear.n
     if output is None:
         tap = output_tap(view, linear)
         output, n = tap.value, tap.n
     if n != point.n:
         raise InvalidInput(
-            f"{_at(point)}: node {point.node!r} has {n} columns, its parts have {point.n}"
+            f"{_at(point)}: node {shown(point.node)} has {n} columns, its parts have {point.n}"
         )
     source = _checked_input(view, point, linear, output)
+    _check_output(view, point, linear, output)
     return _placed(view, point, linear, source, output)
 
 
@@ -147,12 +149,24 @@ def _checked_input(view: GraphView, point: AttachPoint, linear: Linear, output: 
     source = point.input if point.input is not None else input_tap(view, linear)
     maker, at = view.maker(output), _at(point)
     if maker is None:
-        raise InvalidInput(f"{at}: no node makes the output {output!r}")
+        raise InvalidInput(f"{at}: no node makes the output {shown(output)}")
     if view.maker(source) is None and source not in view.inputs:
-        raise InvalidInput(f"{at}: the model has no value {source!r}")
+        raise InvalidInput(f"{at}: the model has no value {shown(source)}")
     if (view.maker(source) or 0) > maker:
-        raise InvalidInput(f"{at}: {source!r} is computed after {output!r}")
+        raise InvalidInput(f"{at}: {shown(source)} is computed after {shown(output)}")
     return source
+
+
+def _check_output(view: GraphView, point: AttachPoint, linear: Linear, output: str) -> None:
+    """The value to add to has the projection's axes and the point's columns."""
+    shape, rank = view.shape(output), view.rank(linear.x)
+    if shape is None or rank is None:
+        return
+    if len(shape) != rank or (_is_int(shape[-1]) and shape[-1] != point.n):
+        raise InvalidInput(
+            f"{_at(point)}: {shown(output)} is {list(shape)}; {rank} axes and {point.n} columns "
+            "are needed"
+        )
 
 
 def _placed(
@@ -165,6 +179,7 @@ def _placed(
     reshape: Reshape | None = None
     if rank == 3:
         reshape = None if _is_grouped(view, source, linear.k) else "like"
+        rows = "tokens" if (view.shape(linear.x) or ())[1:2] == (1,) else "batch"
     elif (grouped := _grouped(view, source)) is not None:
         source = grouped
         reshape = None if _is_grouped(view, source, linear.k) else "rows"
@@ -192,14 +207,14 @@ def _checked_rank(view: GraphView, linear: Linear, at: str) -> int:
     shape = view.shape(linear.x)
     if shape is None:
         raise Unsupported(
-            f"{at}: how many axes {linear.x!r} has is unknown; add shapes to the model "
+            f"{at}: how many axes {shown(linear.x)} has is unknown; add shapes to the model "
             "(onnxruntime.tools.symbolic_shape_infer)"
         )
     if len(shape) not in (2, 3):
-        raise Unsupported(f"{at}: {linear.x!r} has {len(shape)} axes; 2 or 3 are understood")
+        raise Unsupported(f"{at}: {shown(linear.x)} has {len(shape)} axes; 2 or 3 are understood")
     if isinstance(shape[-1], int) and shape[-1] != linear.k:
         raise InvalidInput(
-            f"{at}: {linear.x!r} is {shape[-1]} wide, its weight has {linear.k} rows"
+            f"{at}: {shown(linear.x)} is {shape[-1]} wide, its weight has {linear.k} rows"
         )
     return len(shape)
 
@@ -233,7 +248,7 @@ def _check_batch_first(view: GraphView, value: str, at: str) -> None:
     if not shape or not tokens or len(shape) != 3 or len(tokens) != 2:
         return
     if all(isinstance(d, str) for d in tokens) and shape[:2] == tokens[::-1] != tokens:
-        raise Unsupported(f"{at}: {value!r} has positions before rows, {list(shape)}")
+        raise Unsupported(f"{at}: {shown(value)} has positions before rows, {list(shape)}")
 
 
 def _float_dtype(view: GraphView, value: str, linear: Linear, at: str) -> Dtype:
@@ -243,7 +258,7 @@ def _float_dtype(view: GraphView, value: str, linear: Linear, at: str) -> Dtype:
     if number not in DTYPES:
         known = "unknown" if number is None else f"number {number} of TensorProto"
         raise Unsupported(
-            f"{at}: the type of {value!r} is {known}; a branch needs "
+            f"{at}: the type of {shown(value)} is {known}; a branch needs "
             f"{', '.join(DTYPES.values())}: name the value it reads as `input` of the attach point"
         )
     return DTYPES[number]

@@ -67,7 +67,10 @@ def insert_lora(
     write_attach: WriteOption = None,
     targets: TargetsOption = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Replace OUT when it is such a directory.")
+        bool,
+        typer.Option(
+            "--force", help="Replace OUT, when it is such a directory, and the --write-attach file."
+        ),
     ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result as one JSON object.")
@@ -84,7 +87,7 @@ def insert_lora(
     began = time.monotonic()
     analysis = analyse(model, attach=attach, wanted=wanted)
     if write_attach is not None:
-        write_plan(analysis.plan, write_attach)
+        write_plan(analysis.plan, write_attach, replace=force)
     if out is None:
         return
     with progress_for(Console(stderr=True), silent=as_json) as progress:

@@ -1,4 +1,4 @@
-"""Arrays for the inputs that `remora-build insert-lora` adds, for whoever runs the graph themselves.
+"""Arrays for the inputs that `remora-build insert-lora` adds, for whoever runs the graph himself.
 
     bank = load_bank(Path("OUT"))
     adapters = [read_sidecar(Path("pirate")), read_sidecar(Path("formal"))]
@@ -90,7 +90,8 @@ def _dtype(gate: GateInput) -> np.dtype[Any]:
     if gate.dtype == "bfloat16":
         import ml_dtypes
 
-        return np.dtype(ml_dtypes.bfloat16)
+        kind: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return kind
     return np.dtype(gate.dtype)
 
 
@@ -120,10 +121,8 @@ def _finite(array: Array) -> bool:
     return bool(np.isfinite(array.astype(np.float32)).all())
 
 
-def _widths(
-    branches: Sequence[BranchInputs], adapter: AdapterTensors
-) -> dict[Projection, int]:
-    """Columns that the adapter takes of T for each part of a slot: its largest rank in any layer."""
+def _widths(branches: Sequence[BranchInputs], adapter: AdapterTensors) -> dict[Projection, int]:
+    """Columns of T that the adapter takes for each part of a slot: its largest rank in a layer."""
     widths: dict[Projection, int] = {}
     for branch in branches:
         for part in branch.parts:

@@ -40,7 +40,7 @@ from remora_build.staging import staged_directory, write_failed
 from remora_build.version import exporter_name
 from remora_contract.bundle import BundleFile
 from remora_contract.digests import canonical_json, digest_bytes, digest_file, short
-from remora_contract.errors import InvalidInput, Refused
+from remora_contract.errors import Conflict, InvalidInput, Refused
 from remora_contract.targets import PROJECTIONS, Projection
 
 _COPY_BYTES = 8 << 20
@@ -72,12 +72,16 @@ def analyse(
     """
     source = read_model(model)
     _check_bare(source.proto.graph)
-    view = GraphView(source.proto.graph, value_types(source.proto))
+    view = GraphView(
+        source.proto.graph,
+        value_types(source.proto),
+        has_functions=bool(source.proto.functions),
+    )
     linears = find_linears(view)
     if attach is None:
         plan = derive_plan(view, linears, modules_of(view, linears), wanted)
     else:
-        plan = load_plan(attach)
+        plan = load_plan(attach).narrowed(wanted)
         check_accounted(plan, view, linears, modules_of(view, linears), wanted)
     return Analysis(source, view, linears, plan)
 
@@ -91,10 +95,14 @@ def _check_bare(graph: Any) -> None:
             )
 
 
-def write_plan(plan: AttachPlan, path: Path) -> None:
-    """The attach points as a document for people to correct. Raises Refused, Exhausted."""
+def write_plan(plan: AttachPlan, path: Path, *, replace: bool = False) -> None:
+    """The attach points as a document for people to correct. Raises Conflict when the file is there
+    already (someone's corrections) and `replace` is not given, Refused, Exhausted."""
     try:
-        path.write_bytes(canonical_json(plan) + b"\n")
+        with path.open("wb" if replace else "xb") as f:
+            f.write(plan.document())
+    except FileExistsError as e:
+        raise Conflict(f"{path} exists already; give --force to replace it") from e
     except OSError as e:
         raise write_failed(path, e) from e
 
@@ -117,7 +125,7 @@ def insert_bank(
     with staged_directory(out, marker=LORA_JSON, replace=replace) as staging:
         files = _copy_data(source, staging, progress or SilentProgress())
         files.append(_write_graph(source, gates, branches, staging))
-        files.append(_write(staging / ATTACH_FILE, canonical_json(plan)))
+        files.append(_write(staging / ATTACH_FILE, plan.document()))
         bank = describe(
             gates,
             branches,

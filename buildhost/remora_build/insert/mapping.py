@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from remora_build.insert.attach import AttachPlan, AttachPoint, Part
+from remora_build.insert.attach import AttachPlan, AttachPoint, Part, shown
 from remora_build.insert.naming import Module, named_modules
 from remora_build.insert.parts import check_seams, part_sizes
 from remora_build.insert.patterns import Linear
@@ -28,7 +28,7 @@ class NodeNames:
 
     def __init__(self, view: GraphView) -> None:
         count = Counter(n.name for n in view.nodes if n.name)
-        self._names = {}
+        self._names: dict[int, str] = {}
         for number, node in enumerate(view.nodes):
             unique = count[node.name] == 1 and view.maker(node.name) in (None, number)
             self._names[number] = node.name if unique else (*node.output, "")[0]
@@ -85,7 +85,7 @@ def derive_plan(
 def _check_open(linear: Linear, module: Module, name: str) -> None:
     if linear.refusal is not None:
         raise Unsupported(
-            f"{module.path} is node {name!r}, which no branch can be added to: {linear.refusal}"
+            f"{module.path} is node {shown(name)}, which takes no branch: {linear.refusal}"
         )
 
 
@@ -121,12 +121,12 @@ def check_accounted(
     modules: Mapping[int, Module],
     wanted: Sequence[Projection] = PROJECTIONS,
 ) -> None:
-    """Holds a given plan against the graph: no linear layer that it forgets. Raises InvalidInput."""
+    """Raises InvalidInput when a given plan forgets a linear layer of the graph."""
     names = NodeNames(view)
     told = {names.find(name) for name in plan.not_adapted}
     if None in told:
         absent = next(n for n in plan.not_adapted if names.find(n) is None)
-        raise InvalidInput(f"not_adapted names {absent!r}, which is no node of the model")
+        raise InvalidInput(f"not_adapted names {shown(absent)}, which is no node of the model")
     told |= {names.find(point.node) for point in plan.points}
     forgotten = [
         names.of(linear.node)
@@ -152,11 +152,13 @@ def _cache_layers(view: GraphView) -> int:
 
 def _hint(view: GraphView) -> str:
     inner = next((n.op_type for n in view.nodes if n.op_type in ("If", "Loop", "Scan")), None)
-    if inner is None:
-        return ""
-    return f"linear layers inside {inner} (a merged decoder) are not reached; "
+    if inner is not None:
+        return f"linear layers inside {inner} (a merged decoder) are not reached; "
+    if view.has_functions:
+        return "linear layers inside model-local functions are not reached: inline them; "
+    return ""
 
 
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return ", ".join(map(repr, names[:_MOST_NAMES])) + more
+    return ", ".join(map(shown, names[:_MOST_NAMES])) + more

@@ -1,5 +1,5 @@
-"""Which nodes are linear layers: an activation times a constant matrix, in every form that exporters
-write. y = x W, x [.., k], W [k, n].
+"""Which nodes are linear layers: an activation times a constant matrix, in every form that
+exporters write. y = x W, x [.., k], W [k, n].
 
     MatMul, Gemm, FusedMatMul      W stored, or made of constants (Transpose, Cast, Reshape,
                                    DequantizeLinear per tensor, channel or block, FP8 and FP4 too)

@@ -1,4 +1,4 @@
-"""Adds the branches to an onnx.ModelProto: y becomes y + ((x A) * gate) B with A, gate, B as inputs.
+"""Adds the branches to an onnx.ModelProto: y becomes y + ((x A) * gate) B; A, gate, B are inputs.
 
 The value that was y keeps its name and is now made by the last Add, so that whoever read it, graph
 outputs and subgraphs included, reads the adapted one. Nothing else of the model changes.

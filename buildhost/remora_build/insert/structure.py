@@ -1,5 +1,5 @@
-"""Which projection a linear layer is, told by what its result flows into: for graphs whose names say
-nothing (weights folded to `val_79`, nodes called `node_linear_3`, metadata stripped).
+"""Which projection a linear layer is, told by what its result flows into: for graphs whose names
+say nothing (weights folded to `val_79`, nodes called `node_linear_3`, metadata stripped).
 
     q, k, v    flow into the attention: operands of the scores' MatMul, of the MatMul after the
                Softmax, or inputs 0, 1, 2 of an attention operator
@@ -8,7 +8,7 @@ nothing (weights folded to `val_79`, nodes called `node_linear_3`, metadata stri
                activation function on the way
     head       flows into the graph's outputs alone
 
-Only plain decoder layers with seven projections are read; whatever does not fit stays unknown. Pure.
+Only plain decoder layers with seven projections are read; what does not fit stays unknown. Pure.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class OutputTap:
 
 
 def input_tap(view: GraphView, linear: Linear) -> str:
-    """The activation [.., k] as the model computed it. Raises Unsupported when it cannot be told."""
+    """The activation [.., k] as the model computed it. Raises Unsupported where that is unclear."""
     value = tap = linear.x
     for _ in range(len(view.nodes)):
         node = view.producer(value)
@@ -111,7 +111,7 @@ def _arithmetic_maker(view: GraphView, value: str) -> Any | None:
 
 
 def _normalises(view: GraphView, node: Any) -> bool:
-    """x / sqrt(..) in one of its spellings: the last step of a decomposed norm before its weight."""
+    """x / sqrt(..) in one of its spellings: a decomposed norm's last step before its weight."""
     if node.op_type == "LpNormalization":
         return True
     if node.op_type == "Div":

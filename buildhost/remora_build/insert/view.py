@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -41,10 +40,13 @@ class Use:
 class GraphView:
     """Nodes are spoken of by their number in the graph's order, values by their name."""
 
-    def __init__(self, graph: Any, types: Mapping[str, TensorType]) -> None:
+    def __init__(
+        self, graph: Any, types: Mapping[str, TensorType], *, has_functions: bool = False
+    ) -> None:
         """Raises InvalidInput for a graph that is not in topological order or names a value
         twice."""
         self.nodes: list[Any] = list(graph.node)
+        self.has_functions = has_functions
         self.inputs = {v.name for v in graph.input}
         self.outputs = {v.name for v in graph.output}
         self.initializers = {t.name: t for t in graph.initializer}
@@ -157,12 +159,6 @@ class GraphView:
         if shape is None or not transposed:
             return shape
         return shape[::-1] if len(shape) == 2 else None
-
-    @cached_property
-    def names(self) -> frozenset[str]:
-        """Every value and node name, subgraphs' reads included."""
-        made = set(self._producers) | self.inputs | set(self.initializers) | self._inner_reads
-        return frozenset(made | {n.name for n in self.nodes})
 
 
 def attribute(node: Any, name: str) -> Any | None:
