@@ -1,4 +1,4 @@
-"""Arrays for the inputs that `remora-build insert-lora` adds, for whoever runs the graph himself.
+"""Arrays for the inputs that `remora-build insert-lora` adds, for a session of your own.
 
     bank = load_bank(Path("OUT"))
     adapters = [read_sidecar(Path("pirate")), read_sidecar(Path("formal"))]

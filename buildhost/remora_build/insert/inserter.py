@@ -33,8 +33,8 @@ from remora_build.insert.mapping import (
 from remora_build.insert.patterns import Linear, find_linears
 from remora_build.insert.rewrite import insert_branches
 from remora_build.insert.source import SourceModel, read_model
-from remora_build.insert.types import value_types
 from remora_build.insert.validity import check_valid
+from remora_build.insert.value_types import value_types
 from remora_build.insert.view import GraphView
 from remora_build.staging import staged_directory, write_failed
 from remora_build.version import exporter_name

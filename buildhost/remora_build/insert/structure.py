@@ -2,7 +2,8 @@
 say nothing (weights folded to `val_79`, nodes called `node_linear_3`, metadata stripped).
 
     q, k, v    flow into the attention: operands of the scores' MatMul, of the MatMul after the
-               Softmax, or inputs 0, 1, 2 of an attention operator
+               Softmax, or inputs 0, 1, 2 of an attention operator (q | k | v packed as input 0 of
+               GroupQueryAttention)
     o          is the one linear layer that the attention's result flows into
     gate, up   flow into one and the same linear layer, down, and nowhere else; gate passes an
                activation function on the way
@@ -15,21 +16,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from remora_build.insert.naming import Module
-from remora_build.insert.patterns import Linear
+from remora_build.insert.naming import Module, Parts
+from remora_build.insert.patterns import MICROSOFT, Linear
 from remora_build.insert.view import GraphView
 from remora_contract.errors import Unsupported
-from remora_contract.targets import Projection
 
-_ATTENTION_OPS = ("Attention", "GroupQueryAttention", "MultiHeadAttention")
+_ATTENTION_OPS = (
+    ("", "Attention"),
+    (MICROSOFT, "GroupQueryAttention"),
+    (MICROSOFT, "MultiHeadAttention"),
+)
 _ACTIVATIONS = (
     "Sigmoid", "Gelu", "FastGelu", "QuickGelu", "BiasGelu", "Tanh", "Erf", "Relu", "Swish", "Silu",
     "HardSwish",
 )  # fmt: skip
 _MEASURING = ("Shape", "Size")
 _MOST_STEPS = 50_000_000
-_QKV: tuple[Projection, ...] = ("q", "k", "v")
+_QKV: tuple[Parts, ...] = (("q",), ("k",), ("v",))
 
 
 @dataclass
@@ -81,7 +86,7 @@ class _Flow:
 
     def is_attention(self, number: int) -> bool:
         node = self._view.nodes[number]
-        if node.op_type in _ATTENTION_OPS:
+        if (node.domain, node.op_type) in _ATTENTION_OPS:
             return True
         dynamic = [i for i in node.input[:2] if not self._view.is_constant(i)]
         return node.op_type == "MatMul" and len(dynamic) == 2
@@ -96,8 +101,8 @@ def structural_modules(view: GraphView, linears: Sequence[Linear]) -> dict[int, 
     found |= _out_of_attention(view, flow, attention)
     found |= _mlp(reaches)
     modules = {
-        node: Module(f"layers.{layer}.{projection}", layer, (projection,))
-        for node, (layer, projection) in found.items()
+        node: Module(f"layers.{layer}.{'_'.join(parts)}", layer, parts)
+        for node, (layer, parts) in found.items()
     }
     for node, reach in reaches.items():
         if reach.output and not reach.linears and not reach.attention:
@@ -105,14 +110,14 @@ def structural_modules(view: GraphView, linears: Sequence[Linear]) -> dict[int, 
     return modules
 
 
-_Found = dict[int, tuple[int, Projection]]
+_Found = dict[int, tuple[int, Parts]]
 
 
 @dataclass(frozen=True)
 class _Attention:
-    """One layer's attention: which operand of which node is q, k, v, and what it results in."""
+    """One layer's attention: what each operand (node, input) is, and what it results in."""
 
-    operands: tuple[tuple[int, int], ...]
+    operands: dict[tuple[int, int], Parts]
     result: str
 
 
@@ -123,23 +128,30 @@ def _attention_layers(view: GraphView, flow: _Flow) -> list[_Attention]:
         if number in taken or not flow.is_attention(number):
             continue
         if node.op_type != "MatMul":
-            operands = tuple((number, slot) for slot in range(3))
-            layers.append(_Attention(operands, node.output[0]))
+            layers.append(_Attention(_operands(number, node), node.output[0]))
             continue
         mixes = [n for n, slot in flow.from_value(node.output[0]).attention if slot == 0]
         if len(mixes) == 1 and view.nodes[mixes[0]].op_type == "MatMul":
             taken.add(mixes[0])
-            operands = ((number, 0), (number, 1), (mixes[0], 1))
+            places = ((number, 0), (number, 1), (mixes[0], 1))
+            operands = dict(zip(places, _QKV, strict=True))
             layers.append(_Attention(operands, view.nodes[mixes[0]].output[0]))
     return layers
+
+
+def _operands(number: int, node: Any) -> dict[tuple[int, int], Parts]:
+    """An attention operator's: q, k, v, or all in one where the operator defines their order."""
+    if all(node.input[1:3]):
+        return {(number, slot): parts for slot, parts in enumerate(_QKV)}
+    return {(number, 0): ("q", "k", "v")} if node.op_type == "GroupQueryAttention" else {}
 
 
 def _into_attention(reaches: dict[int, _Reach], attention: Sequence[_Attention]) -> _Found:
     found: _Found = {}
     by_operand = {
-        operand: (layer, projection)
+        operand: (layer, parts)
         for layer, one in enumerate(attention)
-        for operand, projection in zip(one.operands, _QKV, strict=True)
+        for operand, parts in one.operands.items()
     }
     for node, reach in reaches.items():
         ends = {by_operand.get(operand) for operand in reach.attention}
@@ -153,7 +165,7 @@ def _out_of_attention(view: GraphView, flow: _Flow, attention: Sequence[_Attenti
     for layer, one in enumerate(attention):
         reach = flow.from_value(one.result)
         if len(reach.linears) == 1 and not reach.attention:
-            found[reach.linears.pop()] = (layer, "o")
+            found[reach.linears.pop()] = (layer, ("o",))
     return found
 
 
@@ -168,5 +180,7 @@ def _mlp(reaches: dict[int, _Reach]) -> _Found:
         gates = [n for n in into[down] if reaches[n].activated]
         ups = [n for n in into[down] if not reaches[n].activated]
         if len(gates) == 1 and len(ups) == 1:
-            found |= {gates[0]: (layer, "gate"), ups[0]: (layer, "up"), down: (layer, "down")}
+            found[gates[0]] = (layer, ("gate",))
+            found[ups[0]] = (layer, ("up",))
+            found[down] = (layer, ("down",))
     return found
