@@ -131,14 +131,12 @@ def _branch(
         raise InvalidInput(f"{_at(point)}: node {shown(point.node)} ({op}) is no linear layer")
     if linear.refusal is not None:
         raise Unsupported(f"{_at(point)}: node {shown(point.node)}: {linear.refusal}")
-    output, n = point.output, linear.n
-    if output is None:
-        tap = output_tap(view, linear)
-        output, n = tap.value, tap.n
-    if n != point.n:
+    if linear.n != point.n:
         raise InvalidInput(
-            f"{_at(point)}: node {shown(point.node)} has {n} columns, its parts have {point.n}"
+            f"{_at(point)}: node {shown(point.node)} has {linear.n} columns, its parts have "
+            f"{point.n}"
         )
+    output = point.output if point.output is not None else output_tap(view, linear)
     source = _checked_input(view, point, linear, output)
     _check_output(view, point, linear, output)
     return _placed(view, point, linear, source, output)

@@ -38,7 +38,7 @@ _CLOSED = (
 
 @dataclass(frozen=True)
 class Linear:
-    """`x` as the node reads it, `y` its result before any bias. `refusal` says why no branch can be
+    """`x` as the node reads it, `y` [.., n] its result before any bias. `refusal` says why no branch can be
     added; k and n are then 0."""
 
     node: int
@@ -47,7 +47,6 @@ class Linear:
     weight: str
     k: int
     n: int
-    padded: bool = False  # n may be wider than the layer: a Slice after it says so
     refusal: str | None = None
 
 
@@ -63,7 +62,7 @@ def _linears(view: GraphView) -> Iterator[Linear]:
             continue
         read = _FORMS.get((node.domain, node.op_type))
         if read is None and node.op_type in _PLUGINS:
-            read = _plugin
+            read = _packed
         found = None if read is None else read(view, number, node)
         if found is not None:
             yield found
@@ -130,17 +129,32 @@ def _matrix(shape: Shape | None) -> tuple[int, int] | None:
     return (k, n) if isinstance(k, int) and isinstance(n, int) else None
 
 
-def _packed(k_name: str, n_name: str, *, padded: bool) -> _Reader:
+def _packed(view: GraphView, number: int, node: Any) -> Linear | None:
     """An operator that keeps k and n in attributes: x, then the packed weight."""
+    sizes = packed_sizes(node)
+    if sizes is None or len(node.input) < 2:
+        return _refused(number, node, "it lacks its sizes or its weight")
+    y, n = node.output[0], sizes[1]
+    if node.op_type in _PLUGINS:
+        y, n = _without_padding(view, y, n)
+    return _sized(Linear(number, node.input[0], y, node.input[1], sizes[0], n))
 
-    def read(view: GraphView, number: int, node: Any) -> Linear | None:
-        k, n = attribute(node, k_name), attribute(node, n_name)
-        if not isinstance(k, int) or not isinstance(n, int) or len(node.input) < 2:
-            return _refused(number, node, f"it lacks {k_name}, {n_name} or its weight")
-        x, weight = node.input[:2]
-        return _sized(Linear(number, x, node.output[0], weight, k, n, padded))
 
-    return read
+def _without_padding(view: GraphView, y: str, n: int) -> tuple[str, int]:
+    """A plugin's n is a multiple of its tile; the Slice that alone reads it has the layer's."""
+    reader = view.only_reader(y)
+    node = None if reader is None else view.nodes[reader]
+    if node is None or node.op_type != "Slice":
+        return y, n
+    width = (view.shape(node.output[0]) or (None,))[-1]
+    return (node.output[0], width) if isinstance(width, int) and width < n else (y, n)
+
+
+def packed_sizes(node: Any) -> tuple[int, int] | None:
+    """k and n of a weight that is packed in the operator's own way."""
+    names = ("gemm_k", "gemm_n") if node.op_type in _PLUGINS else ("K", "N")
+    k, n = (attribute(node, name) for name in names)
+    return (k, n) if isinstance(k, int) and isinstance(n, int) else None
 
 
 def _integer(view: GraphView, number: int, node: Any) -> Linear | None:
@@ -159,13 +173,12 @@ def _integer(view: GraphView, number: int, node: Any) -> Linear | None:
 
 
 _Reader = Callable[[GraphView, int, Any], Linear | None]
-_plugin = _packed("gemm_k", "gemm_n", padded=True)
 _FORMS: dict[tuple[str, str], _Reader] = {
     ("", "MatMul"): _matmul,
     ("", "Gemm"): _gemm,
     ("", "MatMulInteger"): _integer,
     (MICROSOFT, "FusedMatMul"): _fused_matmul,
     (MICROSOFT, "DynamicQuantizeMatMul"): _matmul,
-    (MICROSOFT, "MatMulNBits"): _packed("K", "N", padded=False),
-    (MICROSOFT, "MatMulBnb4"): _packed("K", "N", padded=False),
+    (MICROSOFT, "MatMulNBits"): _packed,
+    (MICROSOFT, "MatMulBnb4"): _packed,
 }

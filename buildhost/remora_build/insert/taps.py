@@ -9,7 +9,6 @@ Pure: reads a GraphView.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from remora_build.insert.patterns import Linear
@@ -31,12 +30,6 @@ _WHOLE_NORMS = (
     "SkipLayerNormalization",
     "SkipSimplifiedLayerNormalization",
 )
-
-
-@dataclass(frozen=True)
-class OutputTap:
-    value: str
-    n: int
 
 
 def input_tap(view: GraphView, linear: Linear) -> str:
@@ -135,24 +128,9 @@ def _is_root(view: GraphView, value: str) -> bool:
     return maker is not None and maker.op_type in ("Sqrt", "Pow", "ReduceL2", "Clip", "Max")
 
 
-def output_tap(view: GraphView, linear: Linear) -> OutputTap:
-    """Walks over what belongs to the layer and nobody else reads: cut-off padding, bias,
-    quantization of the result."""
-    value, n = linear.y, linear.n
-    if linear.padded:
-        value, n = _cut(view, value, n)
-    value = _after_bias(view, value, n)
-    return OutputTap(_after_quantization(view, value), n)
-
-
-def _cut(view: GraphView, value: str, n: int) -> tuple[str, int]:
-    """Slice(y, 0, n') along the last axis: the plugin's width is a multiple of its tile."""
-    reader = view.only_reader(value)
-    node = None if reader is None else view.nodes[reader]
-    if node is None or node.op_type != "Slice":
-        return value, n
-    width = (view.shape(node.output[0]) or (None,))[-1]
-    return (node.output[0], width) if isinstance(width, int) and width < n else (value, n)
+def output_tap(view: GraphView, linear: Linear) -> str:
+    """Walks over what belongs to the layer and nobody else reads: a bias, then a quantization."""
+    return _after_quantization(view, _after_bias(view, linear.y, linear.n))
 
 
 def _after_bias(view: GraphView, value: str, n: int) -> str:

@@ -130,7 +130,7 @@ class GraphView:
         known = self._types.get(value)
         if known is not None and known.shape is not None:
             return known.shape
-        return self._made_shape(value)
+        return self._made_shape(value) if self.is_constant(value) else None
 
     def rank(self, value: str) -> int | None:
         shape = self.shape(value)
