@@ -333,9 +333,9 @@ class LaterAdapter(Adapter):
 
 def test_what_a_later_version_carries_is_refused_by_name_not_dropped(sidecar: Path) -> None:
     plain = random_factors(DECODER, projections=("q",))[AdapterTarget(0, "q")]
-    later = LaterFactor(plain.a, plain.b, 1.0, None)
+    later = LaterFactor(plain.a, plain.b, 1.0)
     Carried({AdapterTarget(0, "q"): later})
-    later = LaterFactor(plain.a, plain.b, 1.0, np.ones(32, np.float32))
+    later = LaterFactor(plain.a, plain.b, 1.0, magnitude=np.ones(32, np.float32))
     with pytest.raises(Unsupported, match=r"layers\.0\.q: magnitude cannot be carried"):
         Carried({AdapterTarget(0, "q"): later})
 
