@@ -87,7 +87,7 @@ def alternate(
     began = time.perf_counter()
     while min(quiet_blocks.values()) < rounds and time.perf_counter() - began < limit_s:
         for name, worker in workers.items():
-            _wait_for_quiet()
+            wait_for_quiet()
             seconds, others = _block(worker, request)
             if others < QUIET_CORES:
                 samples[name].quiet += seconds
@@ -99,21 +99,22 @@ def alternate(
 
 def _block(worker: Worker, request: Mapping[str, Any]) -> tuple[list[float], float]:
     """Step times, and how many cores other programs took meanwhile."""
-    began, all_busy, own_busy = time.perf_counter(), _busy_s(), worker.busy_s()
+    began, all_busy, own_busy = time.perf_counter(), busy_s(), worker.busy_s()
     seconds = worker.block(request)
     wall = time.perf_counter() - began
-    return seconds, ((_busy_s() - all_busy) - (worker.busy_s() - own_busy)) / wall
+    return seconds, ((busy_s() - all_busy) - (worker.busy_s() - own_busy)) / wall
 
 
-def _wait_for_quiet() -> None:
+def wait_for_quiet() -> None:
     """Up to two seconds, for other programs to pause."""
     for _ in range(20):
-        busy, began = _busy_s(), time.perf_counter()
+        busy, began = busy_s(), time.perf_counter()
         time.sleep(0.1)
-        if (_busy_s() - busy) / (time.perf_counter() - began) < QUIET_CORES:
+        if (busy_s() - busy) / (time.perf_counter() - began) < QUIET_CORES:
             return
 
 
-def _busy_s() -> float:
+def busy_s() -> float:
+    """Processor seconds of everything on this machine since it started."""
     ticks = [int(x) for x in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
     return (sum(ticks) - ticks[3] - ticks[4]) / _TICKS

@@ -6,6 +6,7 @@ number that is not finite, text that is not Unicode, nesting without end. Owns n
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import types
@@ -104,11 +105,14 @@ def _mapping(arguments: tuple[Any, ...], data: object, where: str, path: str, de
     return {k: _value(arguments[1], v, where, _join(path, k), depth + 1) for k, v in data.items()}
 
 
+_type_hints = functools.cache(typing.get_type_hints)  # slow, and asked for every entry of a list
+
+
 def _dataclass(kind: Any, data: object, where: str, path: str, depth: int) -> object:
     if not isinstance(data, dict):
         raise _wrong(where, path, "a table", data)
     fields = {f.name: f for f in dataclasses.fields(kind)}
-    hints = typing.get_type_hints(kind)
+    hints = _type_hints(kind)
     for key in data:
         if key not in fields:
             known = ", ".join(sorted(fields))

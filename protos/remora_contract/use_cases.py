@@ -138,6 +138,10 @@ def load_use_cases(path: Path) -> tuple[UseCaseDocument, Path]:
     Raises ArtifactInvalid, DocumentInvalid.
     """
     file = path / USE_CASES_JSON if path.is_dir() else path
+    if file.suffix in (".yaml", ".yml"):
+        raise DocumentInvalid(
+            f"{file}: its adapters are not converted; run remora-build use-cases convert"
+        )
     data = read_document(file)
     if len(data) > MAX_DOCUMENT_BYTES:
         raise DocumentInvalid(f"{file}: larger than {MAX_DOCUMENT_BYTES >> 20} MiB")

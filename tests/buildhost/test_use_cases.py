@@ -264,6 +264,8 @@ def test_a_missing_description_is_told_and_not_an_error(world):
 def test_adapters_are_found_by_option_by_folder_or_where_the_document_says(world):
     moved = world.root / "elsewhere"
     (world.peft / "sql").rename(moved)
+    with pytest.raises(NotFound, match="adapter polite: nothing says where it lies"):
+        run("convert", world.file, world.root / "out", "--base", world.bundle)
     with pytest.raises(NotFound, match=r"adapter sql: .*there: polite, terse.*--adapter NAME=DIR"):
         convert(world)
     convert(world, "--adapter", f"sql={moved}", out="by-option")
@@ -360,6 +362,12 @@ def test_what_an_adapter_asks_for_and_cannot_have_is_refused_by_name(world):
         convert(world)
     assert not (world.root / "out").exists()
     assert not list(world.root.glob(".out*"))
+
+
+def test_inspect_says_which_command_explains_it(world):
+    convert(world)
+    result = CliRunner().invoke(build_app(), ["inspect", str(world.root / "out")])
+    assert "remora-build use-cases show" in str(result.exception)
 
 
 def test_a_document_that_is_no_yaml_is_refused_with_its_place(world):

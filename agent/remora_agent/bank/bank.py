@@ -37,6 +37,7 @@ class Wanted:
 
     adapter: Registered
     weight: float
+    start: int | None = 0  # the first token it acts on; None: it is not invoked and never acts
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,12 @@ class Lease:
     number: int
     digests: tuple[str, ...]
     mix: Mix
+    starts: tuple[int | None, ...]  # of each entry: the first token it acts on; None: never
+
+    def mix_at(self, position: int) -> Mix:
+        """What the row's token at `position` goes through."""
+        pairs = zip(self.mix, self.starts, strict=True)
+        return tuple(entry for entry, start in pairs if start is not None and start <= position)
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,7 @@ class BankCounters:
     hits: int = 0  # adapters found resident at a lease
     loads: int = 0  # adapters made resident
     evictions: int = 0
+    compositions: int = 0  # leases of several adapters, or of one with a weight other than 1
     last_swap_s: float = 0.0  # of the last making resident, evictions included
 
 
@@ -279,8 +287,11 @@ class Bank:
             )
             for digest in digests
         )
-        lease = Lease(next(self._numbers), digests, mix)
+        starts = {w.adapter.digest: w.start for w in wanted}  # equal digests start alike
+        lease = Lease(next(self._numbers), digests, mix, tuple(starts[d] for d in digests))
         self._leases[lease.number] = lease
+        if len(mix) > 1 or any(entry.weight != 1.0 for entry in mix):
+            self._counters = replace(self._counters, compositions=self._counters.compositions + 1)
         for digest in digests:
             self._change(digest, leases=1)
         self._publish()

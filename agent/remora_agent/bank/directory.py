@@ -18,7 +18,7 @@ from remora_contract.bundle import Bundle
 from remora_contract.compat import adapter_refusals
 from remora_contract.digests import short
 from remora_contract.errors import Conflict, Exhausted, Incompatible, NotFound, RequestInvalid
-from remora_contract.release import WeightedName
+from remora_contract.release import BASE_USE_CASES, WeightedName, check_use_case_name
 
 MAX_REVISIONS = 4096
 MAX_USE_CASES = 1024
@@ -34,6 +34,7 @@ class Registered:
     directory: Path
     rank: int  # bank columns it takes
     bytes: int  # of its files
+    invocation_tokens: tuple[int, ...] = ()  # Activated LoRA: acts from them on; empty: always
 
 
 @dataclass(frozen=True)
@@ -138,9 +139,9 @@ class AdapterDirectory:
 
     def set_use_case(self, name: str, adapters: Sequence[WeightedName]) -> UseCase:
         """Creates or replaces. Raises NotFound for an unknown adapter, RequestInvalid."""
-        check_name(name, "use case name")
+        check_use_case_name(name, "use case name")
         names = [a.name for a in adapters]
-        if not names or len(set(names)) != len(names):
+        if not (names or name in BASE_USE_CASES) or len(set(names)) != len(names):
             raise RequestInvalid(f"use case {name} must name at least one adapter, each once")
         if not all(math.isfinite(a.weight) for a in adapters):
             raise RequestInvalid(f"use case {name}: weights must be finite numbers")
@@ -179,7 +180,15 @@ class AdapterDirectory:
         check_name(revision, "adapter revision")
         if refusals := adapter_refusals(self._bundle, adapter):
             raise Incompatible(refusals)
-        return Registered(name, revision, adapter.digest, directory, adapter.rank, adapter.bytes)
+        return Registered(
+            name,
+            revision,
+            adapter.digest,
+            directory,
+            adapter.rank,
+            adapter.bytes,
+            adapter.invocation_tokens,
+        )
 
     def _find(self, name: str, revision: str | None) -> Registered:
         if revision is None and name in self._aliases:

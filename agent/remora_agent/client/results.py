@@ -55,6 +55,7 @@ class Adapter:
     leases: int  # requests using it now
     draining: bool
     alias_target: bool  # new requests for the name use this revision
+    invocation_tokens: tuple[int, ...] = ()  # acts from these in the prompt on; empty: always
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,17 @@ class Capacity:
 class UseCase:
     name: str
     adapters: dict[str, float]
+
+
+@dataclass(frozen=True)
+class UseCaseCounts:
+    """Since the agent started. `use_case` "(other)": those it does not tell apart any more."""
+
+    use_case: str
+    requests: int  # that have ended, failed ones included
+    requests_failed: int
+    prompt_tokens: int
+    completion_tokens: int
 
 
 @dataclass(frozen=True)
@@ -138,7 +150,10 @@ def provenance(message: pb.Provenance) -> Provenance:
         bundle_digest=message.bundle_digest,
         engine_digest=message.engine_digest,
         adapters=tuple(
-            AnsweringAdapter(a.name, a.revision, a.digest, a.weight) for a in message.adapters
+            AnsweringAdapter(
+                a.name, a.revision, a.digest, a.weight, None if a.not_invoked else a.active_from
+            )
+            for a in message.adapters
         ),
     )
 
@@ -155,6 +170,7 @@ def adapter(info: pb.AdapterInfo) -> Adapter:
         leases=info.leases,
         draining=info.draining,
         alias_target=info.alias_target,
+        invocation_tokens=tuple(info.invocation_tokens),
     )
 
 
@@ -176,6 +192,16 @@ def capacity(response: pb.CapacityResponse) -> Capacity:
 
 def use_case(message: pb.UseCase) -> UseCase:
     return UseCase(message.name, {a.name: a.weight for a in message.adapters})
+
+
+def use_case_counts(message: pb.UseCaseCounts) -> UseCaseCounts:
+    return UseCaseCounts(
+        use_case=message.use_case,
+        requests=message.requests,
+        requests_failed=message.requests_failed,
+        prompt_tokens=message.prompt_tokens,
+        completion_tokens=message.completion_tokens,
+    )
 
 
 def tokens(response: pb.TokenizeResponse) -> Tokens:

@@ -1,27 +1,51 @@
 """One PEFT directory + one bundle -> one sidecar. Ties reading, binding, algebra and writing
-together; decides nothing itself but the bank's limit.
+together; decides nothing itself but what the bundle has room for.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from remora_build.adapters.binding import Binding, bind
-from remora_build.adapters.fold import fold
-from remora_build.adapters.settings import parse_settings, read_config
-from remora_build.adapters.sidecar import Dtype, write_adapter
-from remora_build.adapters.weights import PeftWeights
+from remora_build.adapters.assemble import Assembly, Branches, folded_tensors
+from remora_build.adapters.base import BaseWeights, NoBase
+from remora_build.adapters.base_bundle import BundleBase
+from remora_build.adapters.binding import bind
+from remora_build.adapters.initial import check_initial, minus_initial
+from remora_build.adapters.peft_directory import open_weights, read_settings
+from remora_build.adapters.sidecar import Dtype, Factor, target_ranks, write_adapter
 from remora_contract.adapter import Adapter
 from remora_contract.bundle import Bundle, load_bundle
+from remora_contract.compat import target_refusals
 from remora_contract.digests import short
-from remora_contract.errors import AdapterInvalid, Refused, Unsupported
+from remora_contract.errors import Incompatible, Refused, Unsupported
+from remora_contract.targets import AdapterTarget
 
-CONFIG_FILE = "adapter_config.json"
-PEFT_WEIGHTS = "adapter_model.safetensors"
-PICKLED_WEIGHTS = "adapter_model.bin"
+if TYPE_CHECKING:
+    from remora_build.export.progress import Progress
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PeftAdapter:
+    """A PEFT adapter on one base, the scaling in each factor's b."""
+
+    factors: dict[AdapterTarget, Factor]
+    config: dict[str, Any]  # adapter_config.json as it stands
+    invocation_tokens: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Help:
+    """What else a conversion may need: the base's checkpoint, and the adapter before training."""
+
+    checkpoint: Path | None = None
+    initial: Path | None = None
 
 
 def convert_adapter(
@@ -31,61 +55,93 @@ def convert_adapter(
     base: Path,
     dtype: Dtype | None = None,
     replace: bool = False,
+    help: Help | None = None,
+    progress: Progress | None = None,
 ) -> Adapter:
     """Writes the sidecar OUT for the bundle directory `base`; `dtype` None: the bundle's own.
 
     Raises Unsupported (a feature that is not carried, by name), AdapterInvalid (cannot be carried
-    faithfully), Refused (more rank than the bundle's bank), ArtifactInvalid or DocumentInvalid
-    (damaged input), Conflict (OUT exists), Exhausted (full disk).
+    faithfully), Refused (more rank than the bundle's bank, or a base that is not at hand),
+    Incompatible (inputs that the bundle's graph lacks), ArtifactInvalid or DocumentInvalid (damaged
+    input), Conflict (OUT exists), Exhausted (full disk).
     """
     bundle = load_bundle(base)
-    config_path = peft_dir / CONFIG_FILE
-    config = read_config(config_path)
-    settings = parse_settings(config, str(config_path))
-    with PeftWeights(_weights_path(peft_dir)) as weights:
-        bindings = bind(settings, weights.shapes(), bundle.decoder)
-        check_bank(bindings, bundle)
-        factors = {
-            b.target: fold(b, weights.float32(b.tensor_a), weights.float32(b.tensor_b))
-            for b in bindings
-        }
+    help = help or Help()
+    own = base_weights(base, bundle, help.checkpoint, progress)
+    read = read_adapter(peft_dir, bundle, own, help.initial)
+    check_bank({target: factor.rank for target, factor in read.factors.items()}, bundle)
+    if refusals := target_refusals(bundle, target_ranks(read.factors)):
+        raise Incompatible(refusals)
     adapter = write_adapter(
         out,
-        factors,
+        read.factors,
         base_digest=bundle.base_digest,
         dtype=dtype or bundle.graph.dtype,
-        source_config=config,
+        source_config=read.config,
+        invocation_tokens=read.invocation_tokens,
         replace=replace,
     )
     log.info(
         "adapter.converted",
-        extra={"digest": short(adapter.digest), "targets": len(bindings), "rank": adapter.rank},
+        extra={"digest": short(adapter.digest), "targets": len(read.factors), "rank": adapter.rank},
     )
     return adapter
 
 
-def check_bank(bindings: tuple[Binding, ...], bundle: Bundle) -> None:
+def read_peft(peft_dir: Path, bundle: Bundle) -> tuple[dict[AdapterTarget, Factor], dict[str, Any]]:
+    """(factors with the scaling in b, the config as it stands) of plain LoRA, which needs nothing
+    of the base. Raises as `convert_adapter`; Unsupported for anything else."""
+    read = read_adapter(peft_dir, bundle, NoBase(), None)
+    if read.invocation_tokens:
+        raise Unsupported("alora_invocation_tokens cannot be carried to another format")
+    return read.factors, read.config
+
+
+def read_adapter(
+    peft_dir: Path, bundle: Bundle, base: BaseWeights, initial_dir: Path | None
+) -> PeftAdapter:
+    """`initial_dir` holds the adapter before its training. Raises as `convert_adapter`."""
+    settings, config = read_settings(peft_dir)
+    initial = None if initial_dir is None else read_settings(initial_dir)[0]
+    check_initial(settings, initial, str(peft_dir), str(initial_dir))
+    with ExitStack() as stack:
+        weights = stack.enter_context(open_weights(peft_dir))
+        bound = bind(settings, weights.shapes(), bundle.decoder)
+        branches: Branches = folded_tensors(weights)
+        if initial_dir is not None and initial is not None:
+            first = stack.enter_context(open_weights(initial_dir))
+            first_bound = bind(initial, first.shapes(), bundle.decoder)
+            branches = minus_initial(bound, weights, first_bound, first)
+        own = stack.enter_context(base)
+        factors = Assembly(bound, bundle.decoder, weights, branches, own).factors()
+        own.confirm()
+    return PeftAdapter(factors, config, settings.invocation_tokens)
+
+
+def check_bank(ranks: Mapping[AdapterTarget, int], bundle: Bundle) -> None:
     """Raises Refused when the adapter alone is wider than the bundle's bank."""
-    widest = max(bindings, key=lambda b: b.rank)
+    widest = max(ranks, key=lambda target: ranks[target])
     limit = bundle.graph.max_bank_rank
     if limit == 0:
         raise Refused(
             "the bundle was exported without a bank (--max-bank-rank 0): it takes no adapters"
         )
-    if widest.rank > limit:
+    if ranks[widest] > limit:
         raise Refused(
-            f"{widest.target.name()} has rank {widest.rank}, the bundle's bank holds {limit}: "
+            f"{widest.name()} has rank {ranks[widest]}, the bundle's bank holds {limit}: "
             "export the base again with a larger --max-bank-rank"
         )
 
 
-def _weights_path(peft_dir: Path) -> Path:
-    path = peft_dir / PEFT_WEIGHTS
-    if path.exists():
-        return path
-    if (peft_dir / PICKLED_WEIGHTS).exists():
-        raise Unsupported(
-            f"{peft_dir / PICKLED_WEIGHTS}: pickled weights are not read; "
-            f"save the adapter with safetensors ({PEFT_WEIGHTS})"
-        )
-    raise AdapterInvalid(f"{peft_dir} has no {PEFT_WEIGHTS}: is it a PEFT adapter directory?")
+def base_weights(
+    bundle_dir: Path, bundle: Bundle, checkpoint: Path | None, progress: Progress | None
+) -> BaseWeights:
+    """The checkpoint where one is given, else what the bundle has of it."""
+    if checkpoint is None:
+        return BundleBase(bundle_dir, bundle)
+    from remora_build.adapters.base_checkpoint import CheckpointBase  # as heavy as an export
+
+    base = CheckpointBase(checkpoint, bundle)
+    if progress is not None:
+        base.advance = progress.stage("base weights", base.bytes)
+    return base

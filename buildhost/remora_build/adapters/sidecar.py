@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save
 
+from remora_build.adapters.finite import all_finite
+from remora_build.adapters.tensor_file import write_tensors
 from remora_build.staging import staged_directory
 from remora_build.version import exporter_name
 from remora_contract.adapter import ADAPTER_JSON, FORMAT_VERSION, WEIGHTS_FILE, Adapter, TargetRank
@@ -27,15 +28,21 @@ Dtype = Literal["float16", "float32"]
 
 @dataclass(frozen=True)
 class Factor:
-    """One target's branch: y += (x @ a) @ b; a: [k, r], b: [r, n] float32, scaling already in b."""
+    """One target's part in float32: y = scale * (x W + (x @ a) @ b) + base bias + bias.
+
+    a [k, r], b [r, n] with the scaling in it; of experts a [E, k, r], b [E, r, n]. `scale` [n] is
+    DoRA's, `bias` [n] what is added to the base's.
+    """
 
     a: NDArray[np.float32]
     b: NDArray[np.float32]
     scaling: float
+    scale: NDArray[np.float32] | None = None
+    bias: NDArray[np.float32] | None = None
 
     @property
     def rank(self) -> int:
-        return int(self.a.shape[1])
+        return int(self.a.shape[-1])
 
 
 def write_adapter(
@@ -45,6 +52,7 @@ def write_adapter(
     base_digest: str,
     dtype: Dtype,
     source_config: Mapping[str, Any],
+    invocation_tokens: tuple[int, ...] = (),
     replace: bool = False,
 ) -> Adapter:
     """Writes OUT whole or not at all and returns its document.
@@ -55,38 +63,54 @@ def write_adapter(
     tensors = cast_factors(factors, dtype)
     with staged_directory(out, marker=ADAPTER_JSON, replace=replace) as staging:
         weights = staging / WEIGHTS_FILE
-        weights.write_bytes(save(tensors))  # not save_file: a full disk must be an OSError
+        write_tensors(weights, tensors)
         document = Adapter(
             format_version=FORMAT_VERSION,
             base_digest=base_digest,
             dtype=dtype,
-            targets=tuple(
-                TargetRank(t.layer, t.projection, f.rank, f.scaling)
-                for t, f in sorted(factors.items())
-            ),
+            targets=target_ranks(factors),
             files=(BundleFile(WEIGHTS_FILE, weights.stat().st_size, digest_file(weights)),),
             source_config=dict(source_config),
             exporter=exporter_name(),
+            invocation_tokens=invocation_tokens,
         )
         (staging / ADAPTER_JSON).write_bytes(canonical_json(document))
     return document
 
 
+def target_ranks(factors: Mapping[AdapterTarget, Factor]) -> tuple[TargetRank, ...]:
+    """What the document says of each target."""
+    return tuple(
+        TargetRank(
+            t.layer, t.projection, f.rank, f.scaling, f.scale is not None, f.bias is not None
+        )
+        for t, f in sorted(factors.items())
+    )
+
+
 def cast_factors(
     factors: Mapping[AdapterTarget, Factor], dtype: Dtype
 ) -> dict[str, NDArray[np.floating]]:
-    """Sidecar tensor name -> array in `dtype`, contiguous. Raises AdapterInvalid."""
+    """Sidecar tensor name -> array, contiguous: factors in `dtype`, the vectors in float32, which
+    are few numbers. Raises AdapterInvalid."""
     tensors: dict[str, NDArray[np.floating]] = {}
     for target, factor in sorted(factors.items()):
-        tensors[target.tensor_a()] = _cast(factor.a, dtype, target.tensor_a())
-        tensors[target.tensor_b()] = _cast(factor.b, dtype, target.tensor_b())
+        if factor.rank:
+            tensors[target.tensor_a()] = _cast(factor.a, dtype, target.tensor_a())
+            tensors[target.tensor_b()] = _cast(factor.b, dtype, target.tensor_b())
+        for name, vector in (
+            (target.tensor_scale(), factor.scale),
+            (target.tensor_bias(), factor.bias),
+        ):
+            if vector is not None:
+                tensors[name] = _cast(vector, "float32", name)
     return tensors
 
 
 def _cast(values: NDArray[np.float32], dtype: Dtype, name: str) -> NDArray[np.floating]:
     with np.errstate(over="ignore"):
-        cast = np.ascontiguousarray(values.astype(dtype))
-    if np.isfinite(cast).all():
+        cast = np.ascontiguousarray(values, dtype)
+    if all_finite(cast):
         return cast
     largest = float(np.abs(values).max())
     if not np.isfinite(largest):

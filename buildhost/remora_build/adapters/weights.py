@@ -1,18 +1,21 @@
-"""adapter_model.safetensors: shapes first, then one tensor at a time, always as float32.
+"""adapter_model.safetensors or .bin: shapes first, then one tensor at a time, always as float32.
 
 Owns nothing of the format (that is `remora_build.checkpoint`) nor what the tensors mean.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from remora_build.checkpoint.safetensors_file import read_entries
-from remora_build.checkpoint.stream import TensorStream
+from remora_build.checkpoint.stream import TensorStream, read_tensor
+from remora_build.checkpoint.torch_file import read_torch_entries
 from remora_contract.errors import AdapterInvalid, CheckpointInvalid
 
 
@@ -24,10 +27,13 @@ class PeftWeights:
 
     def __init__(self, path: Path) -> None:
         try:
-            self._entries = read_entries(path)
+            read = read_torch_entries if path.suffix == ".bin" else read_entries
+            self._entries = read(path)
+            self._file = path.open("rb", buffering=0)
         except CheckpointInvalid as e:
             raise AdapterInvalid(str(e)) from e
-        self._stream = TensorStream()
+        except OSError as e:
+            raise AdapterInvalid(f"{path} cannot be read: {e.strerror or e}") from e
 
     def __enter__(self) -> PeftWeights:
         return self
@@ -38,13 +44,23 @@ class PeftWeights:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stream.__exit__(kind, error, trace)
+        self._file.close()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: entry.shape for name, entry in self._entries.items()}
 
     def float32(self, name: str) -> NDArray[np.float32]:
         try:
-            return self._stream.whole(self._entries[name]).astype(np.float32)
+            tensor = read_tensor(self._file, self._entries[name])
+        except CheckpointInvalid as e:
+            raise AdapterInvalid(str(e)) from e
+        return tensor.astype(np.float32, copy=False)
+
+    def rows(self, name: str) -> Iterator[NDArray[Any]]:
+        """Some rows after each other, in the type they are stored in: for large tables."""
+        try:
+            with TensorStream() as stream:
+                for _, rows in stream.rows(self._entries[name]):
+                    yield rows
         except CheckpointInvalid as e:
             raise AdapterInvalid(str(e)) from e

@@ -79,6 +79,17 @@ class TensorStream:
         return np.concatenate(parts).reshape(entry.shape)
 
 
+def read_tensor(file: FileIO, entry: TensorEntry) -> NDArray[np.generic]:
+    """All of a tensor at once from its own open file, not hashed, in the source dtype and shape.
+    Raises CheckpointInvalid."""
+    try:
+        file.seek(entry.offset)
+        block = _read_exactly(file, entry.bytes, entry)
+    except OSError as e:
+        raise CheckpointInvalid(f"{entry.path} cannot be read: {e.strerror or e}") from e
+    return block.view(NUMPY[entry.dtype]).reshape(entry.shape)
+
+
 def _as_rows(shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
     return (shape[0], shape[1:]) if len(shape) > 1 else (1, shape)
 

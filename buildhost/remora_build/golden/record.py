@@ -146,6 +146,8 @@ def _base_feed(
         shape = [sizes[d.dim_param] if d.dim_param else d.dim_value for d in dims]
         dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
         feed[value.name] = np.zeros(shape, dtype)
+        if value.name.startswith("lora_scale."):
+            feed[value.name][:] = 1
         if value.name == targets.POSITION_IDS:
             feed[value.name][:] = np.arange(s)
         if value.name == targets.LAST_INDEX:

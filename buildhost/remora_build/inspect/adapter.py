@@ -8,7 +8,7 @@ from typing import Any
 
 from remora_build.inspect.files import files_table, verified_text
 from remora_build.inspect.render import Report, Table, ranges, size_text
-from remora_contract.adapter import Adapter, load_adapter
+from remora_contract.adapter import Adapter, TargetRank, load_adapter
 from remora_contract.digests import short
 from remora_contract.strict import plain
 from remora_contract.targets import PROJECTIONS
@@ -37,7 +37,7 @@ def describe_adapter(directory: Path, *, verify: bool = False) -> Report:
         title=f"Adapter {directory} ({short(adapter.digest)})",
         data=_data(adapter, verified=verify),
         facts=facts,
-        tables=(_targets_table(adapter), files_table(adapter.files)),
+        tables=(targets_table(adapter.targets), files_table(adapter.files)),
     )
 
 
@@ -53,10 +53,10 @@ def _data(adapter: Adapter, *, verified: bool) -> dict[str, Any]:
     }
 
 
-def _targets_table(adapter: Adapter) -> Table:
+def targets_table(targets: tuple[TargetRank, ...]) -> Table:
     """One row for all layers that share projection, rank and scaling."""
     layers: dict[tuple[int, int, float], list[int]] = defaultdict(list)
-    for t in adapter.targets:
+    for t in targets:
         layers[(PROJECTIONS.index(t.projection), t.rank, t.scaling)].append(t.layer)
     rows = tuple(
         (PROJECTIONS[p], str(rank), f"{scaling:g}", ranges(found))

@@ -1,19 +1,19 @@
-"""A report as rich tables or as JSON. Knows nothing of what is reported."""
+"""A report as rich tables or as JSON. Knows nothing of what is reported; rich is imported where it
+is used, because --json does without."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
-from rich.filesize import decimal
-from rich.table import Table as RichTable
-from rich.text import Text
 
 from remora_contract.command_line import printable
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,10 @@ def show(report: Report, *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(report.data, indent=2, sort_keys=True))
         return
+    from rich.console import Console
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
     console = Console(highlight=False, markup=False)  # names from outside are not markup
     console.print(Text(printable(report.title), style="bold"))
     grid = RichTable.grid(padding=(0, 2))
@@ -52,6 +56,8 @@ def show(report: Report, *, as_json: bool) -> None:
 
 def size_text(count: int) -> str:
     """`1.2 MB (1234567)`: decimal units, and the exact number where they round."""
+    from rich.filesize import decimal
+
     return f"{decimal(count)} ({count})" if count >= 1000 else f"{count} bytes"
 
 
@@ -67,6 +73,8 @@ def ranges(numbers: Sequence[int]) -> str:
 
 
 def _rich(table: Table) -> RichTable:
+    from rich.table import Table as RichTable
+
     drawn = RichTable(title=table.title, title_justify="left", header_style="bold")
     for column in table.columns:
         drawn.add_column(column, overflow="fold")

@@ -59,9 +59,14 @@ def _directory(adapter: UseCaseAdapter, home: Path, places: Places) -> Path:
             return candidate
         looked.append(str(candidate))
     there = _directories(places.folder) if places.folder is not None else []
+    if not looked:
+        raise NotFound(
+            f"adapter {adapter.name}: nothing says where it lies; give --adapters FOLDER or "
+            f"--adapter {adapter.name}=DIR"
+        )
     raise NotFound(
         f"adapter {adapter.name}: no {PEFT_CONFIG} (PEFT) or {ADAPTER_JSON} (converted) in "
-        f"{' or '.join(looked) or 'any place, as none is named'}"
+        f"{' or '.join(looked)}"
         + (f" (there: {', '.join(there)})" if there else "")
         + "; give --adapters FOLDER or --adapter NAME=DIR"
     )

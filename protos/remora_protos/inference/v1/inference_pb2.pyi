@@ -40,7 +40,7 @@ UNLOAD_MODE_CANCEL: UnloadMode
 UNLOAD_MODE_REFUSE_IF_BUSY: UnloadMode
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "text", "chat", "token_ids", "none", "adapters", "use_case", "sampling", "stopping")
+    __slots__ = ("request_id", "text", "chat", "token_ids", "none", "adapters", "use_case", "sampling", "stopping", "use_case_weights")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     CHAT_FIELD_NUMBER: _ClassVar[int]
@@ -50,6 +50,7 @@ class GenerateRequest(_message.Message):
     USE_CASE_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     STOPPING_FIELD_NUMBER: _ClassVar[int]
+    USE_CASE_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     text: str
     chat: Chat
@@ -59,7 +60,8 @@ class GenerateRequest(_message.Message):
     use_case: str
     sampling: Sampling
     stopping: Stopping
-    def __init__(self, request_id: _Optional[str] = ..., text: _Optional[str] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., none: _Optional[_Union[NoAdapter, _Mapping]] = ..., adapters: _Optional[_Union[AdapterMix, _Mapping]] = ..., use_case: _Optional[str] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stopping: _Optional[_Union[Stopping, _Mapping]] = ...) -> None: ...
+    use_case_weights: _containers.RepeatedCompositeFieldContainer[WeightedAdapter]
+    def __init__(self, request_id: _Optional[str] = ..., text: _Optional[str] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., none: _Optional[_Union[NoAdapter, _Mapping]] = ..., adapters: _Optional[_Union[AdapterMix, _Mapping]] = ..., use_case: _Optional[str] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stopping: _Optional[_Union[Stopping, _Mapping]] = ..., use_case_weights: _Optional[_Iterable[_Union[WeightedAdapter, _Mapping]]] = ...) -> None: ...
 
 class NoAdapter(_message.Message):
     __slots__ = ()
@@ -162,16 +164,20 @@ class Provenance(_message.Message):
     def __init__(self, bundle_digest: _Optional[str] = ..., engine_digest: _Optional[str] = ..., adapters: _Optional[_Iterable[_Union[AnsweringAdapter, _Mapping]]] = ...) -> None: ...
 
 class AnsweringAdapter(_message.Message):
-    __slots__ = ("name", "revision", "digest", "weight")
+    __slots__ = ("name", "revision", "digest", "weight", "active_from", "not_invoked")
     NAME_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_FROM_FIELD_NUMBER: _ClassVar[int]
+    NOT_INVOKED_FIELD_NUMBER: _ClassVar[int]
     name: str
     revision: str
     digest: str
     weight: float
-    def __init__(self, name: _Optional[str] = ..., revision: _Optional[str] = ..., digest: _Optional[str] = ..., weight: _Optional[float] = ...) -> None: ...
+    active_from: int
+    not_invoked: bool
+    def __init__(self, name: _Optional[str] = ..., revision: _Optional[str] = ..., digest: _Optional[str] = ..., weight: _Optional[float] = ..., active_from: _Optional[int] = ..., not_invoked: bool = ...) -> None: ...
 
 class GenerateEvent(_message.Message):
     __slots__ = ("accepted", "delta", "finished")
@@ -270,7 +276,7 @@ class DetokenizeResponse(_message.Message):
     def __init__(self, text: _Optional[str] = ...) -> None: ...
 
 class AdapterInfo(_message.Message):
-    __slots__ = ("name", "revision", "digest", "tier", "rank", "bank_bytes", "pinned", "leases", "draining", "alias_target")
+    __slots__ = ("name", "revision", "digest", "tier", "rank", "bank_bytes", "pinned", "leases", "draining", "alias_target", "invocation_tokens")
     NAME_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -281,6 +287,7 @@ class AdapterInfo(_message.Message):
     LEASES_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     ALIAS_TARGET_FIELD_NUMBER: _ClassVar[int]
+    INVOCATION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     name: str
     revision: str
     digest: str
@@ -291,7 +298,8 @@ class AdapterInfo(_message.Message):
     leases: int
     draining: bool
     alias_target: bool
-    def __init__(self, name: _Optional[str] = ..., revision: _Optional[str] = ..., digest: _Optional[str] = ..., tier: _Optional[_Union[Tier, str]] = ..., rank: _Optional[int] = ..., bank_bytes: _Optional[int] = ..., pinned: bool = ..., leases: _Optional[int] = ..., draining: bool = ..., alias_target: bool = ...) -> None: ...
+    invocation_tokens: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, name: _Optional[str] = ..., revision: _Optional[str] = ..., digest: _Optional[str] = ..., tier: _Optional[_Union[Tier, str]] = ..., rank: _Optional[int] = ..., bank_bytes: _Optional[int] = ..., pinned: bool = ..., leases: _Optional[int] = ..., draining: bool = ..., alias_target: bool = ..., invocation_tokens: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class RegisterAdapterRequest(_message.Message):
     __slots__ = ("name", "revision", "path", "set_alias")
@@ -418,10 +426,26 @@ class ListUseCasesRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ListUseCasesResponse(_message.Message):
-    __slots__ = ("use_cases",)
+    __slots__ = ("use_cases", "counts")
     USE_CASES_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
     use_cases: _containers.RepeatedCompositeFieldContainer[UseCase]
-    def __init__(self, use_cases: _Optional[_Iterable[_Union[UseCase, _Mapping]]] = ...) -> None: ...
+    counts: _containers.RepeatedCompositeFieldContainer[UseCaseCounts]
+    def __init__(self, use_cases: _Optional[_Iterable[_Union[UseCase, _Mapping]]] = ..., counts: _Optional[_Iterable[_Union[UseCaseCounts, _Mapping]]] = ...) -> None: ...
+
+class UseCaseCounts(_message.Message):
+    __slots__ = ("use_case", "requests", "requests_failed", "prompt_tokens", "completion_tokens")
+    USE_CASE_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FAILED_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    use_case: str
+    requests: int
+    requests_failed: int
+    prompt_tokens: int
+    completion_tokens: int
+    def __init__(self, use_case: _Optional[str] = ..., requests: _Optional[int] = ..., requests_failed: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ...) -> None: ...
 
 class EngineStatusRequest(_message.Message):
     __slots__ = ()

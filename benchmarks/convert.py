@@ -1,0 +1,213 @@
+"""Measures `remora-build adapter` on a rank-16 all-linear adapter for a Qwen2.5-0.5B-shaped model.
+
+    python benchmarks/convert.py [--work DIR] [--rounds N] [--edgellm-python PYTHON]
+
+The wall time of the whole command, imports included, as a person waits for it. Each round runs each
+program once, in turn, after other programs have paused; a run during which they took a quarter of a
+core or more counts only when no quiet one was had. With --edgellm-python, NVIDIA's
+tensorrt-edgellm-process-lora of that environment takes its turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from alternate import QUIET_CORES, busy_s, wait_for_quiet
+from export import CONFIG as MODEL
+from export import HEAD_DIM, HEADS, HIDDEN, INTERMEDIATE, KV_HEADS, LAYERS, Run, run
+from rich.console import Console
+from rich.table import Table
+from safetensors.numpy import save_file
+
+from remora_contract.bundle import (
+    BUNDLE_JSON,
+    GRAPH_FILE,
+    Bundle,
+    BundleFile,
+    DecoderSpec,
+    GraphSpec,
+    RopeSpec,
+    SourceInfo,
+)
+from remora_contract.digests import canonical_json, digest_bytes
+
+RANK, ALPHA = 16, 32
+GOAL_SECONDS = 0.5
+PEER = "tensorrt-edgellm-process-lora 0.11"
+PEER_SECONDS = 3.2  # as published in PERFORMANCE.md
+QUERIES, KEYS = HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM
+MODULES = {
+    "self_attn.q_proj": (HIDDEN, QUERIES),
+    "self_attn.k_proj": (HIDDEN, KEYS),
+    "self_attn.v_proj": (HIDDEN, KEYS),
+    "self_attn.o_proj": (QUERIES, HIDDEN),
+    "mlp.gate_proj": (HIDDEN, INTERMEDIATE),
+    "mlp.up_proj": (HIDDEN, INTERMEDIATE),
+    "mlp.down_proj": (INTERMEDIATE, HIDDEN),
+}
+
+
+@dataclass
+class Runs:
+    """Of one program; quiet ones apart."""
+
+    quiet: list[Run] = field(default_factory=list)
+    disturbed: list[Run] = field(default_factory=list)
+
+    @property
+    def counted(self) -> list[Run]:
+        return self.quiet or self.disturbed
+
+    @property
+    def seconds(self) -> float:
+        return statistics.median(r.seconds for r in self.counted)
+
+
+def main() -> None:
+    arguments = _arguments()
+    with tempfile.TemporaryDirectory(dir=arguments.work, prefix="convert-bench-") as work:
+        adapter, base = Path(work) / "peft", Path(work) / "base"
+        make_adapter(adapter)
+        make_base(base)
+        programs = _programs(adapter, base, Path(work), arguments.edgellm_python)
+        measured = measure(programs, arguments.rounds)
+    Console().print(_table(measured))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--work", type=Path, help="where 200 MB of files may go for a while")
+    parser.add_argument("--rounds", type=int, default=9, help="runs of each; the median counts")
+    parser.add_argument(
+        "--edgellm-python", type=Path, help="Python with tensorrt-edgellm 0.11 installed"
+    )
+    return parser.parse_args()
+
+
+def _programs(
+    adapter: Path, base: Path, work: Path, edgellm_python: Path | None
+) -> dict[str, list[str]]:
+    """Title -> command."""
+    remora = str(Path(sys.executable).parent / "remora-build")
+
+    def convert(source: Path, out: str, *more: str) -> list[str]:
+        return [remora, "adapter", str(source), str(work / out), f"--base={base}", "--force", *more]
+
+    programs = {
+        "remora: PEFT to Remora": convert(adapter, "remora"),
+        "remora: PEFT to Edge-LLM": convert(adapter, "edgellm", "--format=edgellm"),
+        "remora: PEFT to TensorRT-LLM": convert(adapter, "trtllm", "--format=trtllm"),
+        "remora: Edge-LLM to Remora": convert(work / "edgellm", "from-edgellm"),
+        "remora: TensorRT-LLM to Remora": convert(work / "trtllm", "from-trtllm"),
+    }
+    if edgellm_python is not None:
+        tool = str(edgellm_python.parent / "tensorrt-edgellm-process-lora")
+        programs[PEER] = [tool, f"--input_dir={adapter}", f"--output_dir={work / 'peer'}"]
+    return programs
+
+
+def measure(programs: Mapping[str, Sequence[str]], rounds: int) -> dict[str, Runs]:
+    """`rounds` runs of each in turn; one more of each comes first and does not count."""
+    runs = {title: Runs() for title in programs}
+    for number in range(rounds + 1):
+        for title, command in programs.items():
+            wait_for_quiet()
+            began, busy = time.perf_counter(), busy_s()
+            result = run(command)
+            wall = time.perf_counter() - began
+            others = (busy_s() - busy - result.cpu_seconds) / wall
+            if number:
+                kept = runs[title].quiet if others < QUIET_CORES else runs[title].disturbed
+                kept.append(result)
+    return runs
+
+
+def _table(measured: Mapping[str, Runs]) -> Table:
+    table = Table(title=f"Conversion of a rank-{RANK} all-linear adapter, Qwen2.5-0.5B-shaped")
+    columns = ("program", "seconds", "fastest", "CPU seconds", "peak RSS MB", "runs", "goal")
+    for column in columns:
+        table.add_column(column, justify="left" if column == "program" else "right")
+    for title, runs in measured.items():
+        table.add_row(*_row(title, runs))
+    if PEER not in measured:
+        table.add_row(PEER, "not measured", "", "", "", "", f"(published: {PEER_SECONDS})")
+    return table
+
+
+def _row(title: str, runs: Runs) -> Iterator[str]:
+    counted = runs.counted
+    yield title
+    yield f"{runs.seconds:.2f}"
+    yield f"{min(r.seconds for r in counted):.2f}"
+    yield f"{statistics.median(r.cpu_seconds for r in counted):.2f}"
+    yield f"{max(r.peak_mb for r in counted):.0f}"
+    yield f"{len(runs.quiet)} quiet" if runs.quiet else f"{len(runs.disturbed)} DISTURBED"
+    yield "" if title == PEER else "met" if runs.seconds <= GOAL_SECONDS else "missed"
+
+
+def make_adapter(directory: Path) -> None:
+    """As PEFT saves it, float32."""
+    directory.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    tensors = {}
+    for layer in range(LAYERS):
+        for module, (k, n) in MODULES.items():
+            stem = f"base_model.model.model.layers.{layer}.{module}"
+            for part, shape in (("A", (RANK, k)), ("B", (n, RANK))):
+                values = random.standard_normal(shape, np.float32) * np.float32(0.02)
+                tensors[f"{stem}.lora_{part}.weight"] = values
+    save_file(tensors, directory / "adapter_model.safetensors")
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": RANK,
+        "lora_alpha": ALPHA,
+        "target_modules": [module.split(".")[1] for module in MODULES],
+        "bias": "none",
+    }
+    (directory / "adapter_config.json").write_text(json.dumps(config))
+
+
+def make_base(directory: Path) -> None:
+    """A bundle's document: all that a conversion reads of it."""
+    directory.mkdir(parents=True)
+    decoder = DecoderSpec(
+        family="qwen2",
+        layers=LAYERS,
+        hidden=HIDDEN,
+        heads=HEADS,
+        kv_heads=KV_HEADS,
+        head_dim=HEAD_DIM,
+        intermediate=INTERMEDIATE,
+        vocab=int(str(MODEL["vocab_size"])),
+        norm_eps=1e-6,
+        rope=RopeSpec(1e6),
+        qkv_bias=True,
+        tied_embeddings=True,
+    )
+    bundle = Bundle(
+        format_version=1,
+        base_digest=digest_bytes(b"benchmark"),
+        decoder=decoder,
+        graph=GraphSpec("native", "float16", 4096, 64, 24),
+        files=(BundleFile(GRAPH_FILE, 0, digest_bytes(b"")),),
+        eos_token_ids=(151645,),
+        bos_token_id=None,
+        pad_token_id=None,
+        source=SourceInfo("benchmark", "qwen2", "bfloat16"),
+        exporter="benchmark",
+    )
+    (directory / BUNDLE_JSON).write_bytes(canonical_json(bundle))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Adapters of other runtimes, read and written: TensorRT-LLM, TensorRT Edge-LLM."""

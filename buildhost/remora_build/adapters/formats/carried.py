@@ -1,0 +1,80 @@
+"""What passes from any format to any other: plain LoRA on a decoder's projections, nothing else.
+
+Owns the rule that whatever more an adapter holds is refused by its name. Knows no files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from remora_build.adapters.sidecar import Factor
+from remora_contract.adapter import Adapter
+from remora_contract.errors import AdapterInvalid, Unsupported
+from remora_contract.targets import AdapterTarget
+
+_FACTOR = frozenset({"a", "b", "scaling"})
+_TARGET = frozenset({"layer", "projection", "rank", "scaling"})
+_DOCUMENT = frozenset(
+    {
+        "format_version",
+        "base_digest",
+        "dtype",
+        "targets",
+        "files",
+        "source_config",
+        "exporter",
+        "notes",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Carried:
+    """Factors in float32 with the scaling in b. `source_config` is PEFT's adapter_config.json as it
+    stood, empty when it is not known."""
+
+    factors: Mapping[AdapterTarget, Factor]
+    source_config: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.factors:
+            raise AdapterInvalid("the adapter changes no projection: there is nothing to convert")
+        for target, factor in self.factors.items():
+            _refuse_beyond(factor, _FACTOR, target.name())
+
+    @property
+    def ranks(self) -> dict[AdapterTarget, int]:
+        return {target: factor.rank for target, factor in self.factors.items()}
+
+
+def refuse_more(adapter: Adapter) -> None:
+    """Raises Unsupported naming the first thing a sidecar's document tells of that `Carried` has no
+    place for, whichever version of the document added it."""
+    _refuse_beyond(adapter, _DOCUMENT, "adapter.json")
+    for target in adapter.targets:
+        _refuse_beyond(target, _TARGET, target.target.name())
+
+
+def check_finite(values: NDArray[np.float32], where: str) -> None:
+    """Raises AdapterInvalid: one NaN would spoil every row of a batch."""
+    if not np.isfinite(values).all():
+        raise AdapterInvalid(f"{where} holds NaN or infinity; the adapter is damaged")
+
+
+def _refuse_beyond(value: Any, known: frozenset[str], where: str) -> None:
+    for entry in dataclasses.fields(value):
+        if entry.name not in known and not _says_nothing(getattr(value, entry.name)):
+            raise Unsupported(
+                f"{where}: {entry.name} cannot be carried to or from another format yet; "
+                "only plain LoRA factors can"
+            )
+
+
+def _says_nothing(value: Any) -> bool:
+    return value is None or value is False or (hasattr(value, "__len__") and len(value) == 0)
