@@ -13,20 +13,26 @@ from remora_contract.digests import digest_document
 from remora_contract.errors import CheckpointInvalid
 
 # Old Llama checkpoints store this table, which follows from the configuration.
-_DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+_DERIVED = re.compile(r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
 
 @dataclass(frozen=True)
 class Inventory:
-    """`tensors` are all that is exported; `tied_copy` repeats the embedding and must equal it."""
+    """`tensors` are all that is exported; `tied_copy` repeats the embedding and must equal it;
+    `left_out` are a multimodal model's other tensors."""
 
     naming: Naming
     tensors: dict[str, TensorEntry]
     tied_copy: TensorEntry | None
+    left_out: tuple[str, ...] = ()
 
 
-def take_inventory(naming: Naming, entries: Mapping[str, TensorEntry]) -> Inventory:
-    """Raises CheckpointInvalid naming the first tensor that is missing, misshapen or unexpected."""
+def take_inventory(
+    naming: Naming, entries: Mapping[str, TensorEntry], left_out: tuple[str, ...] = ()
+) -> Inventory:
+    """`left_out`: beginnings of the names of tensors that are not the decoder's.
+
+    Raises CheckpointInvalid naming the first tensor that is missing, misshapen or unexpected."""
     spec, expected = naming.spec, naming.tensors()
     for name, shape in expected.items():
         if name not in entries:
@@ -37,13 +43,19 @@ def take_inventory(naming: Naming, entries: Mapping[str, TensorEntry]) -> Invent
     tied_copy = entries.get(naming.head) if spec.tied_embeddings else None
     if tied_copy is not None:
         _check_shape(tied_copy, expected[naming.embedding])
+    known = {*expected, naming.head} if tied_copy is not None else set(expected)
     for name, entry in entries.items():
-        if name not in expected and entry is not tied_copy and not _DERIVED.fullmatch(name):
+        if name not in known and not name.startswith(left_out) and not _is_derived(naming, name):
             raise CheckpointInvalid(
                 f"{entry.path} holds {name[:120]} {list(entry.shape)}, which a {spec.family} model "
                 "of this config.json does not have: it would be dropped silently"
             )
-    return Inventory(naming, {name: entries[name] for name in expected}, tied_copy)
+    others = tuple(sorted(name for name in entries if name.startswith(left_out)))
+    return Inventory(naming, {name: entries[name] for name in expected}, tied_copy, others)
+
+
+def _is_derived(naming: Naming, name: str) -> bool:
+    return _DERIVED.fullmatch(name.removeprefix(naming.place.prefix)) is not None
 
 
 def _misnamed(name: str, entries: Mapping[str, TensorEntry]) -> str:

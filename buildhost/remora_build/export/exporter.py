@@ -7,6 +7,7 @@ Owns the order of work; each step's rules are elsewhere. bundle.json is written 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from remora_build.checkpoint.inventory import Inventory, base_digest, check_tied
 from remora_build.checkpoint.stream import TensorStream
 from remora_build.export.options import ExportOptions, graph_spec
 from remora_build.export.progress import Progress, SilentProgress
-from remora_build.families import naming, read_config
+from remora_build.families import naming, read_config, wrapper_of
 from remora_build.golden.prompts import Prompt, builtin_prompts, read_prompts
 from remora_build.golden.record import record
 from remora_build.golden.runtime import require_runtime
@@ -122,10 +123,11 @@ def _checked_name(name: str) -> str:
 
 
 def _plan(checkpoint: Path, name: str, options: ExportOptions) -> _Plan:
-    spec = read_config(checkpoint)
-    graph = graph_spec(spec, options)
+    config, wrapper = read_config(checkpoint), wrapper_of(checkpoint)
     tensors = find_tensors(checkpoint)
-    inventory = take_inventory(naming(spec, tensors), tensors)
+    names = naming(config, tensors)
+    inventory = take_inventory(names, tensors, wrapper.left_out if wrapper else ())
+    spec, graph = names.spec, graph_spec(names.spec, options)
     return _Plan(
         checkpoint=checkpoint,
         name=name,
@@ -212,8 +214,19 @@ def _document(plan: _Plan, base: str, files: tuple[BundleFile, ...]) -> Bundle:
 
 def _notes(plan: _Plan) -> dict[str, Any]:
     notes: dict[str, Any] = {}
+    if plan.inventory.left_out:
+        notes["left_out"] = _by_beginning(plan.inventory.left_out)
     if not plan.prompts:
         notes["golden"] = "not recorded (--no-golden): engines are not proven before they serve"
     if plan.graph.dtype == "float32" and plan.graph.dialect == "native":
         notes["engines"] = "ONNX Runtime only: TensorRT has no float32 Attention kernel"
     return notes
+
+
+def _by_beginning(tensors: tuple[str, ...]) -> dict[str, str]:
+    """What a multimodal checkpoint holds beside its text part: `vision_tower` -> `439 tensors`."""
+    counts: Counter[str] = Counter()
+    for name in tensors:
+        head, _, rest = name.partition(".")
+        counts[f"model.{rest.partition('.')[0]}" if head == "model" else head] += 1
+    return {name: f"{count} tensors" for name, count in sorted(counts.items())}

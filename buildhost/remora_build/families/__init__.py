@@ -4,9 +4,10 @@ family is one small file listed here.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from remora_build.checkpoint.directory import CONFIG, check_directory, read_json
 from remora_build.families import (
@@ -32,7 +33,9 @@ from remora_build.families import (
 )
 from remora_build.families.family import Family
 from remora_build.families.fields import ConfigFields
-from remora_build.families.naming import PLACES, Naming
+from remora_build.families.naming import NESTED_PLACES, PLACES, Naming
+from remora_build.families.nearest import nearest
+from remora_build.families.wrappers import WRAPPERS, Wrapper
 from remora_contract.bundle import DecoderSpec
 from remora_contract.errors import CheckpointInvalid, Unsupported
 
@@ -63,19 +66,39 @@ FAMILIES: dict[str, Family] = {
 
 
 def read_config(directory: Path) -> DecoderSpec:
-    """The decoder a checkpoint directory describes. Raises CheckpointInvalid, Unsupported."""
+    """The decoder a checkpoint directory describes; of a multimodal one the text part.
+
+    Raises CheckpointInvalid, Unsupported.
+    """
+    path, model_type, data = _read(directory)
+    fields = ConfigFields(data, str(path))
+    wrapper = WRAPPERS.get(model_type)
+    if wrapper is None and model_type not in FAMILIES:
+        raise Unsupported(_unknown(path, model_type, data))
+    if wrapper is None:
+        spec = FAMILIES[model_type].read(fields)
+    else:
+        family, text = wrapper.text_fields(fields)
+        spec = FAMILIES[family].read(text)
+        text.finish()
+    fields.finish()
+    return spec
+
+
+def wrapper_of(directory: Path) -> Wrapper | None:
+    """What the decoder is wrapped in. Raises CheckpointInvalid."""
+    return WRAPPERS.get(_read(directory)[1])
+
+
+def _read(directory: Path) -> tuple[Path, str, dict[str, Any]]:
+    """config.json, its model_type and all of it."""
     check_directory(directory)
     path = directory / CONFIG
     data = read_json(path)
     model_type = data.get("model_type")
     if not isinstance(model_type, str):
         raise CheckpointInvalid(f"{path}: has no model_type")
-    if model_type not in FAMILIES:
-        raise Unsupported(_unknown(path, model_type))
-    fields = ConfigFields(data, str(path))
-    spec = FAMILIES[model_type].read(fields)
-    fields.finish()
-    return spec
+    return path, model_type, data
 
 
 def namings(spec: DecoderSpec) -> tuple[Naming, ...]:
@@ -91,12 +114,18 @@ def namings(spec: DecoderSpec) -> tuple[Naming, ...]:
 
 def naming(spec: DecoderSpec, tensors: Collection[str] = ()) -> Naming:
     """The naming of the checkpoint that holds `tensors`: the one that names most of them, the
-    usual one when none does."""
-    return max(namings(spec), key=lambda n: sum(name in tensors for name in n.tensors()))
+    usual one when none does. Inside a multimodal model a head that is there is the head, whatever
+    the config says of tying: so do transformers, and such configs leave it to defaults."""
+    found = max(namings(spec), key=lambda n: sum(name in tensors for name in n.tensors()))
+    if found.place in NESTED_PLACES and found.head in tensors:
+        return replace(found, spec=replace(spec, tied_embeddings=False))
+    return found
 
 
-def _unknown(path: Path, model_type: str) -> str:
-    near = difflib.get_close_matches(model_type, FAMILIES, n=1, cutoff=0.5)
-    hint = f"; the nearest is {near[0]!r}, which computes differently" if near else ""
-    known = ", ".join(FAMILIES)
-    return f"{path}: model_type {model_type[:80]!r} is not supported (supported: {known}){hint}"
+def _unknown(path: Path, model_type: str, data: Mapping[str, Any]) -> str:
+    shown, known = model_type[:80], ", ".join((*FAMILIES, *WRAPPERS))
+    near = nearest(model_type, data, FAMILIES)
+    return (
+        f"{path}: model_type {shown!r} is not supported; the nearest is {near!r}, which computes "
+        f"differently (supported: {known})"
+    )
