@@ -1,0 +1,173 @@
+"""What lies beside the factors, or is not what its document says, is refused by name: nothing that
+a format cannot carry is dropped."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from remora_build.adapters.convert import convert_adapter
+from remora_build.adapters.formats.carried import Carried, refuse_more
+from remora_build.adapters.formats.manifest import MANIFEST
+from remora_build.adapters.formats.registry import TargetFormat
+from remora_build.adapters.formats.translate import Options, translate
+from remora_build.adapters.sidecar import Factor
+from remora_contract.adapter import ADAPTER_JSON, WEIGHTS_FILE, Adapter, load_adapter
+from remora_contract.digests import canonical_json, digest_file
+from remora_contract.errors import AdapterInvalid, ArtifactInvalid, DocumentInvalid, Unsupported
+from remora_contract.targets import AdapterTarget
+from tests.buildhost.adapter_formats import FOREIGN, random_factors, rewritten
+from tests.buildhost.documents import (
+    decoder_spec,
+    peft_tensors,
+    plain_config,
+    write_bundle,
+    write_peft,
+)
+
+DECODER = decoder_spec()
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    write_bundle(tmp_path / "base", DECODER)
+    return tmp_path / "base"
+
+
+@pytest.fixture
+def peft_dir(tmp_path: Path) -> Path:
+    return write_peft(tmp_path / "peft", plain_config(), peft_tensors(DECODER))
+
+
+@pytest.fixture
+def sidecar(base: Path, peft_dir: Path, tmp_path: Path) -> Path:
+    convert_adapter(peft_dir, tmp_path / "sidecar", base=base)
+    return tmp_path / "sidecar"
+
+
+@pytest.mark.parametrize("target", FOREIGN)
+def test_files_changed_after_they_were_written_are_recognised(
+    base: Path, peft_dir: Path, tmp_path: Path, target: TargetFormat
+) -> None:
+    out = tmp_path / "out"
+    translate(peft_dir, out, base=base, options=Options(target=target))
+    weights = max(out.iterdir(), key=lambda p: p.stat().st_size)
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(ArtifactInvalid, match=rf"{weights.name} is damaged"):
+        translate(out, tmp_path / "back", base=base, options=Options())
+
+
+def test_a_manifest_that_does_not_belong_to_the_files_is_an_error(
+    base: Path, peft_dir: Path, tmp_path: Path
+) -> None:
+    out, back = tmp_path / "out", tmp_path / "back"
+    translate(peft_dir, out, base=base, options=Options(target="trtllm"))
+    targets = json.loads((out / MANIFEST).read_text())["targets"]
+    for changes, what in (
+        ({"format": "edgellm"}, "belongs to edgellm, the files beside it to trtllm"),
+        ({"format": "trtllm", "targets": targets[1:]}, "lists other targets"),
+        ({"targets": [{**targets[0], "rank": 3}, *targets[1:]]}, "lists other targets"),
+    ):
+        rewritten(out / MANIFEST, **changes)
+        with pytest.raises(AdapterInvalid, match=what):
+            translate(out, back, base=base, options=Options())
+    rewritten(out / MANIFEST, targets=targets, surprise=1)
+    with pytest.raises(DocumentInvalid, match="unknown key 'surprise'"):
+        translate(out, back, base=base, options=Options())
+
+
+def test_a_damaged_sidecar_is_recognised(base: Path, sidecar: Path, tmp_path: Path) -> None:
+    data = bytearray((sidecar / WEIGHTS_FILE).read_bytes())
+    data[-1] ^= 1
+    (sidecar / WEIGHTS_FILE).write_bytes(data)
+    with pytest.raises(ArtifactInvalid, match=r"adapter\.safetensors is damaged"):
+        translate(sidecar, tmp_path / "out", base=base, options=Options(target="edgellm"))
+
+
+def with_tensors(sidecar: Path, change: Any) -> None:
+    """Rewrites the sidecar's weights after `change` was applied to them, its document with them."""
+    path = sidecar / WEIGHTS_FILE
+    tensors = dict(load_file(path))
+    change(tensors)
+    save_file(tensors, path)
+    document = json.loads((sidecar / ADAPTER_JSON).read_text())
+    entry = {"path": WEIGHTS_FILE, "size": path.stat().st_size, "digest": digest_file(path)}
+    (sidecar / ADAPTER_JSON).write_bytes(canonical_json(document | {"files": [entry]}))
+
+
+@pytest.mark.parametrize("target", FOREIGN)
+def test_a_tensor_a_sidecar_holds_beside_its_factors_is_refused_by_name(
+    base: Path, sidecar: Path, tmp_path: Path, target: TargetFormat
+) -> None:
+    with_tensors(sidecar, lambda t: t.update({"layers.0.q.magnitude": np.ones(32, np.float32)}))
+    with pytest.raises(Unsupported, match=r"tensor layers\.0\.q\.magnitude cannot be carried"):
+        translate(sidecar, tmp_path / "out", base=base, options=Options(target=target))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda t: t.pop("layers.1.v.b"), r"layers\.1\.v\.b is missing"),
+        (
+            lambda t: t.update({"layers.1.v.b": np.ones((3, 16), np.float32)}),
+            r"layers\.1\.v\.b is \[3, 16\], the base needs \[2, 16\]",
+        ),
+        (
+            lambda t: t.update({"layers.1.v.b": np.full((2, 16), np.inf, np.float32)}),
+            r"layers\.1\.v\.b holds NaN or infinity",
+        ),
+    ],
+)
+def test_a_sidecar_whose_tensors_are_not_what_it_says_is_an_error(
+    base: Path, sidecar: Path, tmp_path: Path, change: Any, what: str
+) -> None:
+    with_tensors(sidecar, change)
+    with pytest.raises(AdapterInvalid, match=what):
+        translate(sidecar, tmp_path / "out", base=base, options=Options(target="trtllm"))
+
+
+@dataclass(frozen=True)
+class LaterFactor(Factor):
+    """A factor of a version that carries more."""
+
+    magnitude: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class LaterAdapter(Adapter):
+    overrides: tuple[str, ...] = ()
+
+
+def test_what_a_later_version_carries_is_refused_by_name_not_dropped(sidecar: Path) -> None:
+    plain = random_factors(DECODER, projections=("q",))[AdapterTarget(0, "q")]
+    later = LaterFactor(plain.a, plain.b, 1.0, None)
+    Carried({AdapterTarget(0, "q"): later})
+    later = LaterFactor(plain.a, plain.b, 1.0, np.ones(32, np.float32))
+    with pytest.raises(Unsupported, match=r"layers\.0\.q: magnitude cannot be carried"):
+        Carried({AdapterTarget(0, "q"): later})
+
+    document = vars(load_adapter(sidecar))
+    refuse_more(LaterAdapter(**document))
+    with pytest.raises(Unsupported, match=r"adapter\.json: overrides cannot be carried"):
+        refuse_more(LaterAdapter(**document, overrides=("norm",)))
+
+
+def test_nothing_is_read_through_a_link_out_of_the_directory(
+    base: Path, peft_dir: Path, tmp_path: Path
+) -> None:
+    """A manifest from outside names files by paths that stay inside."""
+    out = tmp_path / "out"
+    translate(peft_dir, out, base=base, options=Options(target="edgellm"))
+    document = json.loads((out / MANIFEST).read_text())
+    rewritten(out / MANIFEST, files=[{**document["files"][0], "path": "../base/bundle.json"}])
+    with pytest.raises(DocumentInvalid, match="unsafe path"):
+        translate(out, tmp_path / "back", base=base, options=Options())
