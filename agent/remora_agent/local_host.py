@@ -29,6 +29,7 @@ from remora_agent.runtime.options import RuntimeOptions
 from remora_agent.runtime.status import RuntimeState
 from remora_agent.serving.router import Router
 from remora_agent.serving.served_model import ServedModel
+from remora_agent.serving.use_case_counts import UseCaseCounts
 from remora_contract.adapter import load_adapter
 from remora_contract.bundle import load_bundle
 from remora_contract.digests import short
@@ -79,6 +80,7 @@ class LocalHost:
         self._serving: _Serving | None = None
         self._retiring = Retiring()
         self._faults = FaultCount()
+        self._use_cases = UseCaseCounts()
 
     def build(self, assignment: Assignment, progress: Progress) -> BuildOutcome:
         check(assignment)
@@ -133,7 +135,8 @@ class LocalHost:
             now, past = self._serving, self._retiring.counters()
             metrics = dict(now.model.runtime.metrics()) if now is not None else {}
         counters = added(counted(metrics), past)
-        return {**metrics, **counters, "engine_faults": float(self._faults.count)}
+        faults = {"engine_faults": float(self._faults.count)}
+        return {**metrics, **counters, **faults, **self._use_cases.metrics()}
 
     def healthy(self) -> bool:
         """False when a step thread has died or stands still. True while nothing is loaded."""
@@ -219,7 +222,7 @@ class LocalHost:
         except BaseException:
             engine.close()
             raise
-        model = ServedModel(runtime, self._faults.observe)
+        model = ServedModel(runtime, self._faults.observe, self._use_cases)
         try:
             adopt(model, None, assignment)
         except BaseException:

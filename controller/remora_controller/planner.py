@@ -6,11 +6,12 @@ bundle and the adapters it reports, so a new adapter ships as its own few chunks
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from remora_contract.artifact import Manifest
 from remora_contract.compat import constraint_refusals
+from remora_contract.dialects import dialect_refusals
 from remora_contract.digests import short
 from remora_contract.errors import Refusal
 from remora_contract.release import Release
@@ -107,6 +108,9 @@ def device_refusals(device: Device, contents: Contents) -> list[Refusal]:
         agent_version=facts.agent_version,
         backends=facts.backends,
     )
+    dialect = contents.manifests[contents.release.bundle].facts.get("dialect")
+    if dialect == "native" or dialect == "legacy":
+        found += dialect_refusals(dialect, facts.backends)
     peak = peak_disk_bytes(device, contents)
     if facts.disk_free_bytes and facts.disk_free_bytes < peak:
         found.append(Refusal("disk", f"{_mib(peak)} free", _mib(facts.disk_free_bytes)))
@@ -120,6 +124,7 @@ def release_refusals(contents: Contents) -> list[Refusal]:
     if bundle.kind != "bundle":
         found.append(Refusal("bundle", "a bundle", f"{bundle.kind} {bundle.name}"))
     capacity = bundle.facts.get("max_bank_rank")
+    ranks: dict[str, int] = {}
     for adapter in contents.release.adapters:
         manifest = contents.manifests[adapter.digest]
         if manifest.kind != "adapter":
@@ -128,10 +133,25 @@ def release_refusals(contents: Contents) -> list[Refusal]:
             need = f"adapter {adapter.name} made for base {short(bundle.base_digest)}"
             found.append(Refusal("adapter_base", need, f"base {short(manifest.base_digest)}"))
         rank = manifest.facts.get("rank")
-        if isinstance(rank, int) and isinstance(capacity, int) and rank > capacity:
-            need = f"adapter {adapter.name} of rank <= {capacity}"
-            found.append(Refusal("adapter_rank", need, f"rank {rank}"))
+        if isinstance(rank, int) and isinstance(capacity, int):
+            ranks[adapter.name] = rank
+            if rank > capacity:
+                need = f"adapter {adapter.name} of rank <= {capacity}"
+                found.append(Refusal("adapter_rank", need, f"rank {rank}"))
+    if isinstance(capacity, int):
+        found += _use_case_refusals(contents.release, ranks, capacity)
     return found
+
+
+def _use_case_refusals(
+    release: Release, ranks: Mapping[str, int], capacity: int
+) -> Iterator[Refusal]:
+    """Use cases of several adapters that the bank could never hold together."""
+    for use_case in release.use_cases:
+        together = sum(ranks.get(used.name, 0) for used in use_case.adapters)
+        if len(use_case.adapters) > 1 and together > capacity:
+            need = f"use case {use_case.name} of ranks that add up to <= {capacity}"
+            yield Refusal("use_case_rank", need, f"rank {together}")
 
 
 def _device_plan(

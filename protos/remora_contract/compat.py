@@ -9,6 +9,7 @@ from remora_contract.bundle import Bundle
 from remora_contract.digests import short
 from remora_contract.errors import Refusal
 from remora_contract.release import Constraints
+from remora_contract.versions import version_numbers
 
 
 def adapter_refusals(bundle: Bundle, adapter: Adapter) -> list[Refusal]:
@@ -43,7 +44,7 @@ def constraint_refusals(
     if wants.min_memory_bytes is not None and memory_bytes < wants.min_memory_bytes:
         refusals.append(Refusal("memory", _mib(wants.min_memory_bytes), _mib(memory_bytes)))
     need = wants.min_agent_version
-    if need is not None and _numbers(agent_version) < _numbers(need):
+    if need is not None and version_numbers(agent_version) < version_numbers(need):
         refusals.append(Refusal("agent_version", f">= {need}", agent_version or "unknown"))
     if wants.backends and not set(wants.backends) & set(backends):
         have = ", ".join(sorted(backends)) or "none"
@@ -53,16 +54,3 @@ def constraint_refusals(
 
 def _mib(count: int) -> str:
     return f"{count / (1 << 20):.0f} MiB"
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """Leading numbers of a version: "1.10.0rc1" -> (1, 10, 0)."""
-    numbers = []
-    for part in version.split("."):
-        digits = part[: len(part) - len(part.lstrip("0123456789"))]
-        if not digits:
-            break
-        numbers.append(int(digits))
-        if digits != part:
-            break
-    return tuple(numbers)

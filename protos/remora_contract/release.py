@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from remora_contract.artifact import check_name
 from remora_contract.digests import check_digest, digest_document, short
+from remora_contract.errors import DocumentInvalid
 
 FORMAT_VERSION = 1
+MAX_MIX = 8  # adapters in one use case or request
+MAX_WEIGHT = 100.0  # of an adapter, either sign
+# The use cases that name no adapter: the base model alone, as QAIRT calls it.
+BASE_USE_CASES = ("base", "Base")
+# Unlike artifacts', these names become no file names, and QAIRT joins adapters' names with "+".
+_USE_CASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 
 
 @dataclass(frozen=True)
@@ -36,9 +45,12 @@ class ReleaseUseCase:
     adapters: tuple[WeightedName, ...]
 
     def __post_init__(self) -> None:
-        check_name(self.name, "use case name")
-        if not self.adapters:
-            raise ValueError(f"use case {self.name} names no adapter")
+        check_use_case_name(self.name, "use case name")
+        if not self.adapters and self.name not in BASE_USE_CASES:
+            raise ValueError(
+                f"use case {self.name} names no adapter; only {' or '.join(BASE_USE_CASES)} may, "
+                "which is the base model alone"
+            )
 
 
 @dataclass(frozen=True)
@@ -76,10 +88,7 @@ class Release:
         names = [a.name for a in self.adapters]
         if len(set(names)) != len(names):
             raise ValueError("an adapter name is listed twice")
-        for use_case in self.use_cases:
-            for used in use_case.adapters:
-                if used.name not in names:
-                    raise ValueError(f"use case {use_case.name} names unknown adapter {used.name}")
+        check_use_cases(self.use_cases, names)
 
     @property
     def digest(self) -> str:
@@ -92,3 +101,43 @@ class Release:
 
     def artifact_digests(self) -> tuple[str, ...]:
         return (self.bundle, *(a.digest for a in self.adapters))
+
+
+def check_use_case_name(text: str, what: str) -> str:
+    """Raises DocumentInvalid."""
+    if not _USE_CASE_NAME.fullmatch(text):
+        raise DocumentInvalid(
+            f"{what} {text[:80]!r}: use letters, digits, '.', '_', '+' and '-', at most 128 "
+            "characters"
+        )
+    return text
+
+
+def check_use_cases(use_cases: Iterable[ReleaseUseCase], adapters: Iterable[str]) -> None:
+    """What no device could answer with: a name twice, an adapter that is not among `adapters` or
+    named twice, too many, a weight out of range. Raises ValueError."""
+    known = set(adapters)
+    seen: set[str] = set()
+    for use_case in use_cases:
+        if use_case.name in seen:
+            raise ValueError(f"use case {use_case.name} is listed twice")
+        seen.add(use_case.name)
+        _check_mix(use_case, known)
+
+
+def _check_mix(use_case: ReleaseUseCase, known: set[str]) -> None:
+    names = [used.name for used in use_case.adapters]
+    if len(names) > MAX_MIX:
+        raise ValueError(f"use case {use_case.name}: {len(names)} adapters; at most {MAX_MIX}")
+    for used in use_case.adapters:
+        if used.name not in known:
+            raise ValueError(f"use case {use_case.name} names unknown adapter {used.name[:80]}")
+        if names.count(used.name) > 1:
+            raise ValueError(
+                f"use case {use_case.name} names adapter {used.name} twice; add up the weights"
+            )
+        if not abs(used.weight) <= MAX_WEIGHT:  # NaN fails this too
+            raise ValueError(
+                f"use case {use_case.name}: the weight of {used.name} must be within "
+                f"±{MAX_WEIGHT:g}, not {used.weight}"
+            )

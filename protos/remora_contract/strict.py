@@ -102,7 +102,7 @@ def _mapping(arguments: tuple[Any, ...], data: object, where: str, path: str, de
     for key in data:
         if not isinstance(key, str) or not _is_unicode(key):
             raise _wrong(where, path, "string keys", key)
-    return {k: _value(arguments[1], v, where, f"{path}.{k}", depth + 1) for k, v in data.items()}
+    return {k: _value(arguments[1], v, where, _join(path, k), depth + 1) for k, v in data.items()}
 
 
 _type_hints = functools.cache(typing.get_type_hints)  # slow, and asked for every entry of a list

@@ -1,7 +1,7 @@
 """Names of what an adapter changes and of the graph inputs that carry it. Names are data: every
 string here has an inverse.
 
-A decoder layer has seven adaptable projections, packed into four groups that share an input:
+A decoder layer's adaptable projections are packed into groups that share an input:
 
     qkv = q | k | v        o = o        gate_up = gate | up        down = down
 
@@ -9,6 +9,10 @@ For a group with input x [b, s, k] and packed output y [b, s, n] the portable gr
     y = x W + ((x A) * gate) B        A [k, T]   B [T, n]   gate [b, 1, T]
 with A = lora_a, B = lora_b, gate = lora_gate below. T is the group's own dynamic dimension, the
 same in every layer. B is block-diagonal over the group's parts in the packed order.
+
+A layer of experts has expert_gate_up and expert_down, whose A [E, k, T] and B [E, T, n] hold one
+factor for each expert, and, where there is one, the shared expert's groups. Outside the layers
+stand `embed` (A [vocab, T] is looked up by token) and `head`.
 """
 
 from __future__ import annotations
@@ -19,36 +23,67 @@ from typing import Literal, get_args
 
 from remora_contract.errors import DocumentInvalid
 
-Projection = Literal["q", "k", "v", "o", "gate", "up", "down"]
-Group = Literal["qkv", "o", "gate_up", "down"]
+Projection = Literal[
+    "q", "k", "v", "o", "gate", "up", "down",
+    "shared_gate", "shared_up", "shared_down",
+    "expert_gate", "expert_up", "expert_down",
+    "embed", "head",
+]  # fmt: skip
+Group = Literal[
+    "qkv", "o", "gate_up", "down",
+    "shared_gate_up", "shared_down",
+    "expert_gate_up", "expert_down",
+    "embed", "head",
+]  # fmt: skip
 
-PROJECTIONS: tuple[Projection, ...] = get_args(Projection)
-GROUPS: tuple[Group, ...] = get_args(Group)
+ALL_PROJECTIONS: tuple[Projection, ...] = get_args(Projection)
+ALL_GROUPS: tuple[Group, ...] = get_args(Group)
+# Of a dense decoder layer.
+PROJECTIONS: tuple[Projection, ...] = ALL_PROJECTIONS[:7]
+GROUPS: tuple[Group, ...] = ALL_GROUPS[:4]
+DENSE_GROUPS = GROUPS
+ATTENTION_GROUPS: tuple[Group, ...] = ("qkv", "o")
+SHARED_GROUPS: tuple[Group, ...] = ("shared_gate_up", "shared_down")
+EXPERT_GROUPS: tuple[Group, ...] = ("expert_gate_up", "expert_down")
+MODEL_GROUPS: tuple[Literal["embed", "head"], ...] = ("embed", "head")  # outside the layers
+DOWN: tuple[Projection, ...] = ("down", "shared_down", "expert_down")
 
 PARTS: dict[Group, tuple[Projection, ...]] = {
     "qkv": ("q", "k", "v"),
     "o": ("o",),
     "gate_up": ("gate", "up"),
     "down": ("down",),
+    "shared_gate_up": ("shared_gate", "shared_up"),
+    "shared_down": ("shared_down",),
+    "expert_gate_up": ("expert_gate", "expert_up"),
+    "expert_down": ("expert_down",),
+    "embed": ("embed",),
+    "head": ("head",),
 }
 GROUP_OF: dict[Projection, Group] = {p: g for g, parts in PARTS.items() for p in parts}
 
-_TARGET = re.compile(r"layers\.(0|[1-9][0-9]{0,5})\.([a-z]+)")
+_TARGET = re.compile(r"layers\.(0|[1-9][0-9]{0,5})\.([a-z_]+)")
 
 
 @dataclass(frozen=True, order=True)
 class AdapterTarget:
-    """One projection of one layer."""
+    """One projection of one layer; of `embed` and `head`, which stand outside, the layer is 0."""
 
     layer: int
     projection: Projection
+
+    def __post_init__(self) -> None:
+        if self.projection in MODEL_GROUPS and self.layer:
+            raise ValueError(f"{self.projection} belongs to no layer")
 
     @property
     def group(self) -> Group:
         return GROUP_OF[self.projection]
 
     def name(self) -> str:
-        """`layers.3.q`: the stem of the sidecar's tensor names."""
+        """`layers.3.q`, `head`: the stem of the sidecar's tensor names."""
+        if self.projection in MODEL_GROUPS:
+            return self.projection
         return f"layers.{self.layer}.{self.projection}"
 
     def tensor_a(self) -> str:
@@ -62,20 +97,36 @@ class AdapterTarget:
     @staticmethod
     def from_name(name: str) -> AdapterTarget:
         """Inverse of `name`. Raises DocumentInvalid."""
+        if name in MODEL_GROUPS:
+            return AdapterTarget(0, name)
         match = _TARGET.fullmatch(name)
-        if match is None or match[2] not in PROJECTIONS:
+        if match is None or match[2] not in ALL_PROJECTIONS or match[2] in MODEL_GROUPS:
             raise DocumentInvalid(f"not an adapter target: {name[:80]!r}")
         return AdapterTarget(int(match[1]), match[2])
 
 
 def lora_a(layer: int, group: Group) -> str:
-    """Graph input A [k, T] of a packed group."""
-    return f"lora_a.{layer}.{group}"
+    """Graph input A [k, T] of a packed group (experts: [E, k, T])."""
+    return _of_group("lora_a", layer, group)
 
 
 def lora_b(layer: int, group: Group) -> str:
-    """Graph input B [T, n] of a packed group."""
-    return f"lora_b.{layer}.{group}"
+    """Graph input B [T, n] of a packed group (experts: [E, T, n])."""
+    return _of_group("lora_b", layer, group)
+
+
+def lora_scale(layer: int, group: Group) -> str:
+    """Graph input [b, 1, n] of a graph with DoRA: y is multiplied by it, 1 for plain rows."""
+    return _of_group("lora_scale", layer, group)
+
+
+def lora_bias(layer: int, group: Group) -> str:
+    """Graph input [b, 1, n] of a graph with adapter biases: added to y, 0 for plain rows."""
+    return _of_group("lora_bias", layer, group)
+
+
+def _of_group(stem: str, layer: int, group: Group) -> str:
+    return f"{stem}.{group}" if group in MODEL_GROUPS else f"{stem}.{layer}.{group}"
 
 
 def lora_gate(group: Group) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 
 from remora_contract.bundle import (
     BUNDLE_JSON,
+    FORMAT_VERSION,
     GRAPH_FILE,
     Bundle,
     BundleFile,
@@ -61,7 +62,7 @@ def write_bundle(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     bundle = Bundle(
-        format_version=1,
+        format_version=FORMAT_VERSION,
         base_digest=BASE_DIGEST,
         decoder=decoder,
         graph=GraphSpec("native", dtype, 128, max_bank_rank, 24, quant or QuantSpec()),

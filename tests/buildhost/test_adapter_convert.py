@@ -252,15 +252,18 @@ def test_more_rank_than_the_bank_is_refused(tmp_path: Path) -> None:
     assert convert_adapter(peft_dir, tmp_path / "out", base=tmp_path / "exact").rank == 2
 
 
-def test_pickled_weights_are_refused_by_name(
+def test_pickled_weights_give_the_same_adapter_as_safetensors(
     convert: Callable[..., Adapter], tmp_path: Path
 ) -> None:
-    convert()
-    (tmp_path / "peft" / "adapter_model.safetensors").rename(
-        tmp_path / "peft" / "adapter_model.bin"
-    )
-    with pytest.raises(Unsupported, match=r"adapter_model\.bin: pickled"):
-        convert_adapter(tmp_path / "peft", tmp_path / "other", base=tmp_path / "base")
+    import torch
+    from safetensors.torch import load_file
+
+    adapter = convert()
+    plain = tmp_path / "peft" / "adapter_model.safetensors"
+    torch.save(load_file(plain), tmp_path / "peft" / "adapter_model.bin")
+    plain.unlink()
+    other = convert_adapter(tmp_path / "peft", tmp_path / "other", base=tmp_path / "base")
+    assert other.digest == adapter.digest
 
 
 def test_a_directory_without_weights_or_config_is_no_adapter(tmp_path: Path) -> None:

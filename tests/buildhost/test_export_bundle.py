@@ -113,11 +113,6 @@ def test_a_block_that_does_not_divide_a_projection_names_it_and_the_way_out(chec
         export_checkpoint(checkpoint, tmp_path / "bundle", ExportOptions(int4_block=128))
 
 
-def test_the_legacy_dialect_is_refused_by_name(checkpoint, tmp_path):
-    with pytest.raises(Unsupported, match="legacy"):
-        export_checkpoint(checkpoint, tmp_path / "bundle", ExportOptions(dialect="legacy"))
-
-
 @pytest.mark.parametrize(
     ("content", "error"), [(None, Unsupported), ("{}", CheckpointInvalid), ("[", CheckpointInvalid)]
 )

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from remora_build.families import FAMILIES, read_config
-from remora_build.families.decoder import expected_tensors
+from remora_build.families import FAMILIES, naming, read_config
 from remora_build.graph.rope import inverse_frequencies, tables
 from remora_contract.bundle import RopeSpec
 from remora_contract.errors import CheckpointInvalid, Unsupported
@@ -43,8 +42,8 @@ def test_absent_fields_mean_what_they_mean_in_the_family(tmp_path):
 
 
 UNSUPPORTED = {
-    "yarn": ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
-    "linear, old word": ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "linear"),
+    "an unknown rope": ({"rope_scaling": {"type": "spiral", "factor": 4.0}}, "spiral"),
+    "dynamic, old word": ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic"),
     "dynamic, new word": ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "dynamic"),
     "rope option": (
         {"rope_scaling": LLAMA3_SCALING | {"attention_factor": 1.5}},
@@ -60,7 +59,7 @@ UNSUPPORTED = {
         {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
         "full_attention",
     ),
-    "activation": ({"hidden_act": "gelu"}, "hidden_act"),
+    "activation": ({"hidden_act": "relu2"}, "hidden_act"),
     "sliding window": ({"use_sliding_window": True, "sliding_window": 128}, "use_sliding_window"),
     "layer types": ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
     "quantized": ({"quantization_config": {"quant_method": "awq"}}, "awq"),
@@ -127,7 +126,7 @@ def test_fields_that_change_nothing_are_accepted(tmp_path):
 
 def test_biases_and_norms_appear_in_the_expected_tensors(tmp_path):
     spec = read(tmp_path, model_type="qwen3", attention_bias=True, head_dim=32)
-    shapes = expected_tensors(spec)
+    shapes = naming(spec).tensors()
     assert shapes["model.layers.1.self_attn.o_proj.bias"] == (64,)
     assert shapes["model.layers.0.self_attn.q_norm.weight"] == (32,)
     assert "model.layers.0.mlp.up_proj.bias" not in shapes

@@ -30,7 +30,7 @@ SPEC = DecoderSpec(
     norm_eps=1e-5,
     rope=RopeSpec(1e4),
     qkv_bias=True,
-    qk_norm=True,
+    qk_norm="head",
 )
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from remora_contract.adapter import Adapter, TargetRank
 from remora_contract.artifact import ArtifactFile, Chunk, Manifest, chunk_key, name_key
 from remora_contract.bundle import (
+    FORMAT_VERSION,
     Bundle,
     BundleFile,
     DecoderSpec,
@@ -33,7 +34,7 @@ BASE = digest_bytes(b"base")
 def a_bundle(**changes):
     decoder = DecoderSpec("qwen3", 2, 64, 4, 2, 16, 96, 320, 1e-6, RopeSpec(1e4))
     bundle = Bundle(
-        1,
+        FORMAT_VERSION,
         BASE,
         decoder,
         GraphSpec("native", "float16", 128, 16, 24),
@@ -68,7 +69,7 @@ def test_a_bundle_round_trips_with_its_digest():
 
 def test_another_format_version_says_what_to_do():
     with pytest.raises(DocumentInvalid, match="export the checkpoint again"):
-        parse(Bundle, plain(a_bundle()) | {"format_version": 2}, "bundle.json")
+        parse(Bundle, plain(a_bundle()) | {"format_version": FORMAT_VERSION + 1}, "bundle.json")
 
 
 @pytest.mark.parametrize(

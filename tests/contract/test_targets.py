@@ -5,17 +5,37 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remora_contract.errors import DocumentInvalid
-from remora_contract.targets import GROUP_OF, GROUPS, PARTS, PROJECTIONS, AdapterTarget
+from remora_contract.targets import (
+    ALL_GROUPS,
+    ALL_PROJECTIONS,
+    GROUP_OF,
+    GROUPS,
+    MODEL_GROUPS,
+    PARTS,
+    PROJECTIONS,
+    AdapterTarget,
+)
 
 
-@given(st.integers(0, 999_999), st.sampled_from(PROJECTIONS))
+@given(
+    st.integers(0, 999_999), st.sampled_from([p for p in ALL_PROJECTIONS if p not in MODEL_GROUPS])
+)
 def test_every_target_is_found_again_by_its_name(layer, projection):
     target = AdapterTarget(layer, projection)
     assert AdapterTarget.from_name(target.name()) == target
 
 
 @pytest.mark.parametrize(
-    "name", ["layers.01.q", "layers.-1.q", "layers.1.x", "layers.1.q.a", "q", "layers.1.q\n"]
+    "name",
+    [
+        "layers.01.q",
+        "layers.-1.q",
+        "layers.1.x",
+        "layers.1.q.a",
+        "layers.0.head",
+        "q",
+        "layers.1.q\n",
+    ],
 )
 def test_what_is_no_target_is_refused(name):
     with pytest.raises(DocumentInvalid):
@@ -24,4 +44,13 @@ def test_what_is_no_target_is_refused(name):
 
 def test_groups_cover_each_projection_once():
     assert [p for g in GROUPS for p in PARTS[g]] == list(PROJECTIONS)
-    assert set(GROUP_OF) == set(PROJECTIONS)
+    assert [p for g in ALL_GROUPS for p in PARTS[g]] == list(ALL_PROJECTIONS)
+    assert set(GROUP_OF) == set(ALL_PROJECTIONS)
+
+
+@pytest.mark.parametrize("name", MODEL_GROUPS)
+def test_what_stands_outside_the_layers_has_a_name_without_one(name):
+    target = AdapterTarget.from_name(name)
+    assert (target.name(), target.projection) == (name, name)
+    with pytest.raises(ValueError, match="no layer"):
+        AdapterTarget(1, name)

@@ -15,7 +15,6 @@ from typing import Any, Literal
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-Family = Literal["llama", "qwen2", "qwen3"]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 # The numbers of Llama 3.2, shortened so that a context of a few hundred tokens crosses the bands.
@@ -26,6 +25,81 @@ LLAMA3_SCALING = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+
+YARN_SCALING = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+LONGROPE_SCALING = {
+    "rope_type": "longrope",
+    "short_factor": [1.0 + 0.1 * i for i in range(6)],
+    "long_factor": [1.5 + 0.7 * i for i in range(6)],
+    "original_max_position_embeddings": 64,
+}
+
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+# What a tiny model of a family says beside what all of them say.
+PRESETS: dict[str, dict[str, Any]] = {
+    "mistral": {"sliding_window": 24},
+    "ministral": {
+        "head_dim": 16,
+        "sliding_window": 24,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "ministral3": {
+        "head_dim": 16,
+        "rope_parameters": YARN_SCALING
+        | {"rope_theta": 1e4, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1},
+    },
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen2_moe": _EXPERTS | {"shared_expert_intermediate_size": 64},
+    "qwen3": {"head_dim": 16},
+    "qwen3_moe": _EXPERTS | {"head_dim": 16, "norm_topk_prob": True},
+    "gemma": {"head_dim": 16},
+    "gemma2": {
+        "head_dim": 16,
+        "query_pre_attn_scalar": 24,
+        "sliding_window": 24,
+        "attn_logit_softcapping": 5.0,
+        "final_logit_softcapping": 6.0,
+    },
+    "gemma3_text": {
+        "head_dim": 16,
+        "query_pre_attn_scalar": 24,
+        "sliding_window": 24,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    },
+    "phi3": {
+        "original_max_position_embeddings": 64,
+        "rope_parameters": LONGROPE_SCALING | {"rope_theta": 1e4, "partial_rotary_factor": 0.75},
+        "sliding_window": 100,
+    },
+    "smollm3": {"no_rope_layer_interval": 2},
+    "granite": {
+        "embedding_multiplier": 6.0,
+        "attention_multiplier": 0.3,
+        "residual_multiplier": 0.4,
+        "logits_scaling": 3.0,
+    },
+    "stablelm": {
+        "rms_norm_eps": None,  # not a field of it
+        "layer_norm_eps": 1e-5,
+        "use_qkv_bias": True,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e4,
+            "partial_rotary_factor": 0.25,
+        },
+    },
+    "glm": {"head_dim": 16},
+    "glm4": {"head_dim": 16},
+}
+PLUS_ONE = ("gemma", "gemma2", "gemma3_text")  # they store w - 1 of a norm's weight w
 
 TEXT = (
     "The remora rides the shark and eats what falls from its mouth. "
@@ -59,7 +133,7 @@ SPECIAL: dict[str, tuple[str, ...]] = {
 
 def make_checkpoint(
     directory: Path,
-    family: Family,
+    family: str,
     *,
     seed: int = 0,
     dtype: Literal["float32", "float16", "bfloat16"] = "float32",
@@ -77,7 +151,8 @@ def make_checkpoint(
 ) -> Path:
     """Writes config, weights, tokenizer and generation config into `directory`; returns it.
 
-    `rope_scaling` takes LLAMA3_SCALING. `shards` > 1 gives at least two shards and an index.
+    `family` is a model_type; PRESETS says what is its own. `rope_scaling` takes LLAMA3_SCALING.
+    `shards` > 1 gives at least two shards and an index.
     Further keywords go into the configuration as they are. The same arguments give the same bytes.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -101,10 +176,14 @@ def make_checkpoint(
         "pad_token_id": pad,
         "dtype": DTYPES[dtype],
     }
-    if head_dim is not None or family == "qwen3":
-        settings["head_dim"] = head_dim or hidden // heads
+    preset = PRESETS.get(family, {})
+    settings = {k: v for k, v in (settings | preset).items() if k not in preset or v is not None}
+    if rope_scaling is not None:
+        settings["rope_parameters"] = rope
+    if head_dim is not None:
+        settings["head_dim"] = head_dim
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **settings | config))
-    _randomize(model, seed)
+    _randomize(model, seed, norm=0.0 if family in PLUS_ONE else 1.0)
     model.to(DTYPES[dtype])
     model.generation_config.eos_token_id = eos
     model.generation_config.pad_token_id = pad
@@ -129,16 +208,17 @@ def edit_config(directory: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes, indent=2))
 
 
-def _randomize(model: torch.nn.Module, seed: int) -> None:
-    """Weights of a scale that keeps activations near 1; norms and biases far from trivial."""
+def _randomize(model: torch.nn.Module, seed: int, norm: float) -> None:
+    """Weights of a scale that keeps activations near 1; norms, around `norm`, and biases far from
+    trivial."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in model.named_parameters():
             noise = torch.randn(p.shape, generator=generator, dtype=torch.float32)
-            if "norm" in name:
-                p.copy_(1 + 0.2 * noise)
-            elif name.endswith(".bias"):
+            if name.endswith(".bias"):
                 p.copy_(0.3 * noise)
+            elif "norm" in name:
+                p.copy_(norm + 0.2 * noise)
             elif "embed" in name:
                 p.copy_(0.5 * noise)
             else:
@@ -150,9 +230,7 @@ def _shard_bytes(model: torch.nn.Module, shards: int) -> int:
     return total * 2 if shards == 1 else -(-total // shards)
 
 
-def _make_tokenizer(
-    directory: Path, family: Family, vocab: int
-) -> tuple[list[int], int | None, int]:
+def _make_tokenizer(directory: Path, family: str, vocab: int) -> tuple[list[int], int | None, int]:
     """Byte-level BPE with the family's special tokens; ids of eos, bos and pad."""
     from transformers import PreTrainedTokenizerFast
 

@@ -10,6 +10,7 @@ from remora_contract.adapter import ADAPTER_JSON, WEIGHTS_FILE, Adapter, TargetR
 from remora_contract.artifact import ArtifactFile, Chunk, Manifest, chunk_key, manifest_key
 from remora_contract.bundle import (
     BUNDLE_JSON,
+    FORMAT_VERSION,
     Bundle,
     BundleFile,
     DecoderSpec,
@@ -94,7 +95,7 @@ def make_bundle(files: tuple[BundleFile, ...]) -> Bundle:
         rope=RopeSpec(10000.0),
     )
     return Bundle(
-        format_version=1,
+        format_version=FORMAT_VERSION,
         base_digest=BASE,
         decoder=decoder,
         graph=GraphSpec("native", "float16", context=64, max_bank_rank=16, opset=24),

@@ -23,6 +23,7 @@ from remora_agent.runtime.api import (
 from remora_agent.text.pipeline import TextPipeline
 from remora_agent.text.tokenizer import TextTokenizer
 from remora_contract.bundle import (
+    FORMAT_VERSION,
     GRAPH_FILE,
     Bundle,
     BundleFile,
@@ -43,7 +44,7 @@ def make_bundle(context: int = 64, max_bank_rank: int = 16) -> Bundle:
         "llama", 1, 8, 2, 1, 4, 16, VOCAB, 1e-5, RopeSpec(10000.0), max_position=context
     )
     return Bundle(
-        1,
+        FORMAT_VERSION,
         digest_bytes(b"base"),
         decoder,
         GraphSpec("native", "float32", context, max_bank_rank, 24),

@@ -53,6 +53,7 @@ class BankCounters:
     hits: int = 0  # adapters found resident at a lease
     loads: int = 0  # adapters made resident
     evictions: int = 0
+    compositions: int = 0  # leases of several adapters, or of one with a weight other than 1
     last_swap_s: float = 0.0  # of the last making resident, evictions included
 
 
@@ -281,6 +282,8 @@ class Bank:
         )
         lease = Lease(next(self._numbers), digests, mix)
         self._leases[lease.number] = lease
+        if len(mix) > 1 or any(entry.weight != 1.0 for entry in mix):
+            self._counters = replace(self._counters, compositions=self._counters.compositions + 1)
         for digest in digests:
             self._change(digest, leases=1)
         self._publish()

@@ -18,7 +18,7 @@ from remora_contract.bundle import Bundle
 from remora_contract.compat import adapter_refusals
 from remora_contract.digests import short
 from remora_contract.errors import Conflict, Exhausted, Incompatible, NotFound, RequestInvalid
-from remora_contract.release import WeightedName
+from remora_contract.release import BASE_USE_CASES, WeightedName, check_use_case_name
 
 MAX_REVISIONS = 4096
 MAX_USE_CASES = 1024
@@ -138,9 +138,9 @@ class AdapterDirectory:
 
     def set_use_case(self, name: str, adapters: Sequence[WeightedName]) -> UseCase:
         """Creates or replaces. Raises NotFound for an unknown adapter, RequestInvalid."""
-        check_name(name, "use case name")
+        check_use_case_name(name, "use case name")
         names = [a.name for a in adapters]
-        if not names or len(set(names)) != len(names):
+        if not (names or name in BASE_USE_CASES) or len(set(names)) != len(names):
             raise RequestInvalid(f"use case {name} must name at least one adapter, each once")
         if not all(math.isfinite(a.weight) for a in adapters):
             raise RequestInvalid(f"use case {name}: weights must be finite numbers")

@@ -11,7 +11,7 @@ import typer
 from remora_contract.errors import DocumentInvalid, RemoraError
 
 if TYPE_CHECKING:
-    from remora_agent.batch.document import BatchDocument
+    from remora_agent.batch.document import BatchDocument, Names
     from remora_agent.batch.runner import Outcome
     from remora_agent.engine.opening import EngineOptions
 
@@ -33,6 +33,14 @@ def generate(
     output_file: Annotated[
         Path, typer.Option("--output", metavar="FILE", help="Where the answers go, as JSON.")
     ],
+    use_cases: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Directory made by `remora-build use-cases convert`: requests may name its "
+            "adapters and use cases.",
+        ),
+    ] = None,
     rows: Annotated[
         int | None,
         typer.Option(help="Requests decoded together (default: the file's batch_size, 8 at most)."),
@@ -58,12 +66,12 @@ def generate(
     from remora_agent.batch.document import read_document
     from remora_agent.engine.opening import EngineOptions
 
-    document = read_document(_read(input_file), str(input_file))
+    document = read_document(_read(input_file), str(input_file), _known(use_cases))
     report.check_writable(output_file)  # now, not when all the answers are there
     if rows is None:
         rows = min(document.settings.batch_size, _MAX_ROWS)
     options = EngineOptions(rows=rows, context=context, threads=threads)
-    outcomes = _answer(bundle, document, options, cache_dir, seed)
+    outcomes = _answer(bundle, document, use_cases, options, cache_dir, seed)
     report.write_atomically(output_file, report.report(str(input_file), document, outcomes))
     failed = [o for o in outcomes if o.error is not None]
     typer.echo(f"{len(outcomes) - len(failed)} of {len(outcomes)} answered, in {output_file}")
@@ -78,6 +86,7 @@ def generate(
 def _answer(
     bundle: Path,
     document: BatchDocument,
+    use_cases: Path | None,
     options: EngineOptions,
     cache_dir: Path | None,
     seed: int | None,
@@ -95,7 +104,7 @@ def _answer(
         name: adapter_directory(name, Path(path), bundle)
         for name, path in document.settings.available_lora_weights.items()
     }
-    assignment = local_assignment(bundle, adapters, [])
+    assignment = local_assignment(bundle, adapters, document.use_cases, use_cases)
     router: Router[ServedModel] = Router()
     engines = CachedEngines(EngineSettings(cache_dir or default_cache(), options=options))
     host = LocalHost(engines, router)
@@ -110,6 +119,16 @@ def _answer(
                 )
     finally:
         host.drain(0.0)
+
+
+def _known(use_cases: Path | None) -> Names:
+    from remora_agent.batch.document import Names
+    from remora_contract.use_cases import load_use_cases
+
+    if use_cases is None:
+        return Names()
+    document, _ = load_use_cases(use_cases)
+    return Names(frozenset(a.name for a in document.adapters), document.release_use_cases())
 
 
 def _read(path: Path) -> bytes:

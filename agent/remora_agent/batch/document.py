@@ -12,17 +12,21 @@ from typing import Any
 
 from remora_agent.runtime.api import AdapterRef
 from remora_agent.serving.call import (
+    AdapterSelection,
     ChatPrompt,
     GenerateCall,
     Message,
     SamplingOverrides,
     StoppingOverrides,
     TextPrompt,
+    UseCaseRef,
 )
 from remora_agent.serving.limits import check_call
 from remora_contract.artifact import check_name
 from remora_contract.errors import DocumentInvalid, Unsupported
+from remora_contract.release import ReleaseUseCase, WeightedName, check_use_cases
 from remora_contract.strict import parse
+from remora_contract.use_case_forms import written_use_cases
 
 MAX_INPUT_BYTES = 256 << 20
 MAX_REQUESTS = 100_000
@@ -49,8 +53,17 @@ _TEXT = "text"
 @dataclass(frozen=True)
 class BatchRequest:
     messages: tuple[Message, ...]
-    lora_name: str = ""  # empty: the base model alone
+    lora_name: str = ""  # empty: the base model alone, unless one of the next two is set
     stop: tuple[str, ...] = ()
+    adapters: tuple[WeightedName, ...] = ()
+    use_case: UseCaseRef | None = None
+
+    @property
+    def selection(self) -> AdapterSelection:
+        if self.use_case is not None:
+            return self.use_case
+        refs = tuple(AdapterRef(a.name, None, a.weight) for a in self.adapters)
+        return refs or ((AdapterRef(self.lora_name),) if self.lora_name else ())
 
 
 @dataclass(frozen=True)
@@ -69,22 +82,35 @@ class BatchSettings:
 
 
 @dataclass(frozen=True)
+class Names:
+    """What requests may name, brought by the file or by the command line."""
+
+    adapters: frozenset[str] = frozenset()
+    use_cases: tuple[ReleaseUseCase, ...] = ()
+
+
+@dataclass(frozen=True)
 class BatchDocument:
     settings: BatchSettings
     requests: tuple[BatchRequest, ...]
+    use_cases: tuple[ReleaseUseCase, ...] = ()  # the file's own
 
 
 @dataclass(frozen=True)
 class _Request:
     messages: tuple[dict[str, Any], ...]
     lora_name: str | None = None
+    use_case: str | None = None
+    weights: dict[str, float] = field(default_factory=dict)
+    adapters: dict[str, float] = field(default_factory=dict)
     stop: Any = ()
     save_system_prompt_kv_cache: bool = False
     disable_spec_decode: bool = False  # there is no speculation to disable: true changes nothing
 
 
-def read_document(data: bytes, where: str) -> BatchDocument:
-    """`where` names the file in errors. Raises DocumentInvalid, Unsupported."""
+def read_document(data: bytes, where: str, known: Names | None = None) -> BatchDocument:
+    """`where` names the file in errors, `known` is what the command line brings. Raises
+    DocumentInvalid, Unsupported."""
     try:
         raw = json.loads(data)
     except (ValueError, RecursionError) as e:
@@ -93,16 +119,33 @@ def read_document(data: bytes, where: str) -> BatchDocument:
         raise DocumentInvalid(f"{where}: requests must be a list of requests")
     _refuse(raw, _UNSUPPORTED_TOP, where)
     requests = raw.pop("requests")
+    own = written_use_cases(raw.pop("use_cases", {}), f"{where}: use_cases")
     if not 0 < len(requests) <= MAX_REQUESTS:
         raise DocumentInvalid(f"{where}: requests: give 1 to {MAX_REQUESTS}")
     settings = parse(BatchSettings, raw, where)
     if not 0 < settings.batch_size <= MAX_BATCH:
         raise DocumentInvalid(f"{where}: batch_size must be in 1..{MAX_BATCH}")
-    weights = settings.available_lora_weights
-    for name in weights:
+    names = _names(settings, own, known or Names(), where)
+    read = (_request(r, f"{where}: requests[{i}]", names) for i, r in enumerate(requests))
+    return BatchDocument(settings, tuple(read), own)
+
+
+def _names(
+    settings: BatchSettings, own: tuple[ReleaseUseCase, ...], known: Names, where: str
+) -> Names:
+    for name in settings.available_lora_weights:
         check_name(name, f"{where}: available_lora_weights")
-    read = (_request(r, f"{where}: requests[{i}]", weights) for i, r in enumerate(requests))
-    return BatchDocument(settings, tuple(read))
+        if name in known.adapters:
+            raise DocumentInvalid(
+                f"{where}: available_lora_weights: {name} is an adapter of --use-cases too"
+            )
+    adapters = known.adapters | settings.available_lora_weights.keys()
+    use_cases = (*known.use_cases, *own)
+    try:
+        check_use_cases(use_cases, adapters)
+    except ValueError as e:
+        raise DocumentInvalid(f"{where}: use_cases: {e}") from e
+    return Names(adapters, use_cases)
 
 
 def call_of(document: BatchDocument, index: int, seed: int | None) -> GenerateCall:
@@ -120,7 +163,7 @@ def call_of(document: BatchDocument, index: int, seed: int | None) -> GenerateCa
         prompt = TextPrompt("".join(m.content for m in request.messages))
     call = GenerateCall(
         prompt=prompt,
-        selection=(AdapterRef(request.lora_name),) if request.lora_name else (),
+        selection=request.selection,
         sampling=SamplingOverrides(
             temperature=settings.temperature,
             top_k=settings.top_k,
@@ -133,7 +176,7 @@ def call_of(document: BatchDocument, index: int, seed: int | None) -> GenerateCa
     return check_call(call)
 
 
-def _request(raw: object, where: str, weights: Mapping[str, str]) -> BatchRequest:
+def _request(raw: object, where: str, names: Names) -> BatchRequest:
     if isinstance(raw, dict):
         _refuse(raw, _UNSUPPORTED_REQUEST, where)
     request = parse(_Request, raw, where)
@@ -141,14 +184,44 @@ def _request(raw: object, where: str, weights: Mapping[str, str]) -> BatchReques
         raise Unsupported(
             f"{where}: save_system_prompt_kv_cache is not implemented; leave it out or say false"
         )
+    messages = tuple(_message(m, f"{where}: messages[{i}]") for i, m in enumerate(request.messages))
     name = request.lora_name or ""
-    if name and name not in weights:
+    if len([given for given in (name, request.use_case, request.adapters) if given]) > 1:
+        raise DocumentInvalid(f"{where}: give one of lora_name, adapters and use_case")
+    if name and name not in names.adapters:
         raise DocumentInvalid(
             f"{where}: lora_name {name[:80]!r} is not in available_lora_weights "
-            f"({', '.join(sorted(weights)) or 'which is empty'})"
+            f"({', '.join(sorted(names.adapters)) or 'which is empty'})"
         )
-    messages = tuple(_message(m, f"{where}: messages[{i}]") for i, m in enumerate(request.messages))
-    return BatchRequest(messages, name, _stop(request.stop, where))
+    for used in request.adapters:
+        if used not in names.adapters:
+            raise DocumentInvalid(
+                f"{where}: adapters: {used[:80]!r} is not in available_lora_weights"
+            )
+    mix = tuple(WeightedName(n, w) for n, w in request.adapters.items())
+    use_case = _use_case(request, where, names)
+    return BatchRequest(messages, name, _stop(request.stop, where), mix, use_case)
+
+
+def _use_case(request: _Request, where: str, names: Names) -> UseCaseRef | None:
+    if not request.use_case:
+        if request.weights:
+            raise DocumentInvalid(f"{where}: weights go with use_case")
+        return None
+    known = {u.name: u for u in names.use_cases}
+    if request.use_case not in known:
+        raise DocumentInvalid(
+            f"{where}: use_case {request.use_case[:80]!r} is unknown "
+            f"(known: {', '.join(sorted(known)) or 'none'})"
+        )
+    has = {a.name for a in known[request.use_case].adapters}
+    for name in request.weights:
+        if name not in has:
+            raise DocumentInvalid(
+                f"{where}: weights: use case {request.use_case} has no adapter {name[:80]!r}"
+            )
+    weights = tuple(WeightedName(n, w) for n, w in request.weights.items())
+    return UseCaseRef(request.use_case, weights)
 
 
 def _message(raw: Mapping[str, Any], where: str) -> Message:

@@ -11,6 +11,7 @@ from remora_agent.client.results import (
     Result,
     Tokens,
     UseCase,
+    UseCaseCounts,
 )
 from remora_agent.client.sync import Client, Stream
 from remora_agent.runtime.api import Delta, FinishReason
@@ -33,4 +34,5 @@ __all__ = [
     "Stream",
     "Tokens",
     "UseCase",
+    "UseCaseCounts",
 ]

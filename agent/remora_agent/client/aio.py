@@ -21,6 +21,7 @@ from remora_agent.client.results import (
     Result,
     Tokens,
     UseCase,
+    UseCaseCounts,
 )
 from remora_agent.client.transcript import Transcript
 from remora_agent.runtime.api import Delta
@@ -196,6 +197,10 @@ class AsyncClient:
 
     async def use_cases(self) -> tuple[UseCase, ...]:
         return await self._unary(operations.list_use_cases())
+
+    async def use_case_counts(self) -> tuple[UseCaseCounts, ...]:
+        """Requests and tokens by use case, in the order of their first request."""
+        return await self._unary(operations.use_case_counts())
 
     async def status(self) -> EngineStatus:
         return await self._unary(operations.engine_status())

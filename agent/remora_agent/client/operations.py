@@ -20,6 +20,7 @@ from remora_agent.client.results import (
     Result,
     Tokens,
     UseCase,
+    UseCaseCounts,
 )
 from remora_contract.errors import RequestInvalid
 from remora_protos.inference.v1 import inference_pb2 as pb
@@ -129,6 +130,15 @@ def list_use_cases() -> Operation[tuple[UseCase, ...]]:
         "List",
         pb.ListUseCasesRequest(),
         lambda r: tuple(results.use_case(u) for u in r.use_cases),
+    )
+
+
+def use_case_counts() -> Operation[tuple[UseCaseCounts, ...]]:
+    return Operation(
+        "UseCases",
+        "List",
+        pb.ListUseCasesRequest(),
+        lambda r: tuple(results.use_case_counts(c) for c in r.counts),
     )
 
 

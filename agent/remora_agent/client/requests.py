@@ -22,6 +22,7 @@ class Options(TypedDict, total=False):
 
     adapter: AdapterChoice
     use_case: str | None
+    weights: Mapping[str, float]  # beside use_case: of some of its adapters, for this call alone
     max_tokens: int
     temperature: float
     top_k: int
@@ -98,8 +99,12 @@ def _set_adapters(request: pb.GenerateRequest, options: Options) -> None:
     choice, use_case = options.get("adapter"), options.get("use_case")
     if choice is not None and use_case is not None:
         raise RequestInvalid("give adapter or use_case, not both")
+    if "weights" in options and use_case is None:
+        raise RequestInvalid("weights go with use_case; a mix is adapter={name: weight}")
     if use_case is not None:
         request.use_case = use_case
+        for name, weight in options.get("weights", {}).items():
+            request.use_case_weights.add(name=name, weight=weight)
     elif choice is None:
         request.none.SetInParent()
     else:

@@ -86,6 +86,17 @@ class UseCase:
 
 
 @dataclass(frozen=True)
+class UseCaseCounts:
+    """Since the agent started. `use_case` "(other)": those it does not tell apart any more."""
+
+    use_case: str
+    requests: int  # that have ended, failed ones included
+    requests_failed: int
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True)
 class EngineStatus:
     backend: str
     bundle_digest: str
@@ -176,6 +187,16 @@ def capacity(response: pb.CapacityResponse) -> Capacity:
 
 def use_case(message: pb.UseCase) -> UseCase:
     return UseCase(message.name, {a.name: a.weight for a in message.adapters})
+
+
+def use_case_counts(message: pb.UseCaseCounts) -> UseCaseCounts:
+    return UseCaseCounts(
+        use_case=message.use_case,
+        requests=message.requests,
+        requests_failed=message.requests_failed,
+        prompt_tokens=message.prompt_tokens,
+        completion_tokens=message.completion_tokens,
+    )
 
 
 def tokens(response: pb.TokenizeResponse) -> Tokens:

@@ -20,6 +20,7 @@ from remora_agent.client.results import (
     Result,
     Tokens,
     UseCase,
+    UseCaseCounts,
 )
 from remora_agent.client.transcript import Transcript
 from remora_agent.runtime.api import Delta
@@ -184,6 +185,10 @@ class Client:
 
     def use_cases(self) -> tuple[UseCase, ...]:
         return self._unary(operations.list_use_cases())
+
+    def use_case_counts(self) -> tuple[UseCaseCounts, ...]:
+        """Requests and tokens by use case, in the order of their first request."""
+        return self._unary(operations.use_case_counts())
 
     def status(self) -> EngineStatus:
         return self._unary(operations.engine_status())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from remora_contract.bundle import DecoderSpec, GraphSpec
 from remora_contract.errors import Refusal
-from remora_contract.targets import PROJECTIONS
 
 _FLOAT32 = 4
 
@@ -32,8 +31,11 @@ def engine_bytes(decoder: DecoderSpec, graph: GraphSpec) -> int:
 
     The embedding table is mapped and read row by row, so it counts only where the head needs it.
     """
-    products = [(decoder.in_features(p), decoder.out_features(p)) for p in PROJECTIONS]
-    weights = decoder.layers * sum(k * n for k, n in products) + decoder.hidden * decoder.vocab
+    weights = decoder.hidden * decoder.vocab
+    for layer in range(decoder.layers):
+        for p in decoder.projections(layer):
+            copies = decoder.copies(p)
+            weights += copies * decoder.in_features(p) * decoder.out_features(p)
     if graph.quant.block is None:
         return weights * _FLOAT32
     return weights // 2 + weights // graph.quant.block * _FLOAT32
@@ -50,8 +52,12 @@ def kv_bytes(decoder: DecoderSpec, rows: int, context: int, element_bytes: int =
 
 def bank_bytes(decoder: DecoderSpec, rank: int, element_bytes: int = _FLOAT32) -> int:
     """Adapters of `rank` columns in all, on every projection of every layer."""
-    per_rank = sum(decoder.in_features(p) + decoder.out_features(p) for p in PROJECTIONS)
-    return decoder.layers * per_rank * rank * element_bytes
+    per_rank = sum(
+        decoder.copies(p) * (decoder.in_features(p) + decoder.out_features(p))
+        for layer in range(decoder.layers)
+        for p in decoder.projections(layer)
+    )
+    return per_rank * rank * element_bytes
 
 
 def row_slot_bytes(decoder: DecoderSpec, rows: int, rank: int) -> int:

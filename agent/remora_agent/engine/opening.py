@@ -13,9 +13,11 @@ from remora_agent.engine.build import BuildControl, BuildResult, build_engine, i
 from remora_agent.engine.cache import CacheEntry, EngineCache
 from remora_agent.engine.child import ChildLimits
 from remora_agent.engine.protocol import Engine, EngineLimits
+from remora_agent.engine.recipe import Recipe
 from remora_agent.host import Progress
 from remora_contract.bundle import Bundle, load_bundle
-from remora_contract.errors import RequestInvalid
+from remora_contract.dialects import dialect_refusals
+from remora_contract.errors import Incompatible, RequestInvalid
 
 MAX_THREADS = 1024
 
@@ -50,13 +52,23 @@ def ensure_built(
     """The built engine of a bundle, from the cache or made now in a child process. Blocking.
 
     `in_use` are key digests (`entry.manifest.key.digest`) that eviction must leave. Raises
-    EngineFault, Exhausted, Cancelled, ArtifactInvalid, DocumentInvalid.
+    EngineFault, Exhausted, Cancelled, ArtifactInvalid, DocumentInvalid, Incompatible (a dialect of
+    the graph that the backend does not take).
     """
     from remora_agent.engine.ort import builder
 
     control = BuildControl(options.build_limits, progress, cancelled, in_use)
     recipe = builder.recipe(options.accuracy_level)
-    return build_engine(bundle_dir, load_bundle(bundle_dir), recipe, cache, control)
+    bundle = load_bundle(bundle_dir)
+    check_dialect(bundle, recipe)
+    return build_engine(bundle_dir, bundle, recipe, cache, control)
+
+
+def check_dialect(bundle: Bundle, recipe: Recipe) -> None:
+    """Raises Incompatible when the recipe's backend does not take the bundle's graph."""
+    backend = {recipe.backend: recipe.backend_version}
+    if refusals := dialect_refusals(bundle.graph.dialect, backend):
+        raise Incompatible(refusals)
 
 
 def open_engine(

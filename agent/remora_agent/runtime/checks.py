@@ -6,13 +6,9 @@ import math
 
 from remora_agent.engine.protocol import EngineLimits
 from remora_agent.runtime.api import AdapterRef, GenerationRequest, SamplingParams, StoppingParams
-from remora_agent.runtime.options import (
-    MAX_ID_CHARS,
-    MAX_STOP_TOKENS,
-    MAX_WEIGHT,
-    RuntimeOptions,
-)
+from remora_agent.runtime.options import MAX_ID_CHARS, MAX_STOP_TOKENS, RuntimeOptions
 from remora_contract.errors import DeadlineExceeded, PromptTooLong, RequestInvalid
+from remora_contract.release import MAX_WEIGHT
 
 
 def check_request(

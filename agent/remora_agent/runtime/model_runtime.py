@@ -183,9 +183,9 @@ class ModelRuntime:
         )
 
     def metrics(self) -> Mapping[str, float]:
-        """Since start: requests, failures, tokens, adapter_hits, adapter_loads, adapter_evictions;
-        now: queue_depth, rows_busy; recently: ttft_s, ttft_p95_s, inter_token_s, tokens_per_s,
-        last_swap_s, scheduler_step_s (a step outside the engine)."""
+        """Since start: requests, failures, tokens, adapter_hits, adapter_loads, adapter_evictions,
+        compositions; now: queue_depth, rows_busy; recently: ttft_s, ttft_p95_s, inter_token_s,
+        tokens_per_s, last_swap_s, scheduler_step_s (a step outside the engine)."""
         counters = self._bank.snapshot.counters
         return {
             **self._metrics.values(),
@@ -194,6 +194,7 @@ class ModelRuntime:
             "adapter_hits": float(counters.hits),
             "adapter_loads": float(counters.loads),
             "adapter_evictions": float(counters.evictions),
+            "compositions": float(counters.compositions),
             "last_swap_s": counters.last_swap_s,
         }
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from remora_contract.release import MAX_MIX
+
 # Of one request, on every surface.
 MAX_ID_CHARS = 128
 MAX_STOP_TOKENS = 256
-MAX_WEIGHT = 100.0  # of an adapter, either sign
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class RuntimeOptions:
     prefill_chunk: int = 256  # prompt tokens between two decode steps
     patience_s: float = 2.0  # passed over for longer, a request holds up later ones
     host_bytes: int = 1 << 30  # adapter weights kept in host memory
-    max_mix: int = 8  # adapters in one request
+    max_mix: int = MAX_MIX  # adapters in one request
     default_max_tokens: int = 256  # where neither request nor release nor bundle says
     max_stop_strings: int = 16
     max_stop_chars: int = 256

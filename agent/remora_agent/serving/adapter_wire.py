@@ -7,9 +7,10 @@ from remora_agent.bank.policy import BankCapacity
 from remora_agent.runtime.adapters import AdapterInfo, Tier, UnloadMode
 from remora_agent.runtime.status import RuntimeStatus
 from remora_agent.serving.limits import check_selection
+from remora_agent.serving.use_case_counts import UseCaseCount
 from remora_agent.serving.wire import adapter_ref
 from remora_contract.errors import RequestInvalid
-from remora_contract.release import WeightedName
+from remora_contract.release import BASE_USE_CASES, WeightedName
 from remora_protos.inference.v1 import inference_pb2 as pb
 
 _TIERS = {Tier.DISK: pb.TIER_DISK, Tier.HOST: pb.TIER_HOST, Tier.BANK: pb.TIER_BANK}
@@ -66,9 +67,19 @@ def use_case(use_case: UseCase) -> pb.UseCase:
     )
 
 
+def use_case_counts(name: str, count: UseCaseCount) -> pb.UseCaseCounts:
+    return pb.UseCaseCounts(
+        use_case=name,
+        requests=count.requests,
+        requests_failed=count.failures,
+        prompt_tokens=count.prompt_tokens,
+        completion_tokens=count.tokens,
+    )
+
+
 def weighted_names(use_case: pb.UseCase) -> tuple[WeightedName, ...]:
     """Raises RequestInvalid: a use case follows aliases and cannot fix a revision."""
-    if not use_case.adapters:
+    if not use_case.adapters and use_case.name not in BASE_USE_CASES:
         raise RequestInvalid(f"use case {use_case.name}: name at least one adapter")
     refs = tuple(adapter_ref(a) for a in use_case.adapters)
     check_selection(refs)

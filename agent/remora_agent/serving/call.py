@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from remora_agent.runtime.api import AdapterRef
+from remora_contract.release import WeightedName
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,10 @@ PromptInput = TextPrompt | ChatPrompt | TokenPrompt
 
 @dataclass(frozen=True)
 class UseCaseRef:
+    """`weights` replace those of the use case's own adapters, for this call alone."""
+
     name: str
+    weights: tuple[WeightedName, ...] = ()
 
 
 # An empty tuple is the base model alone.

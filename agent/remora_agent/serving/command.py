@@ -35,6 +35,14 @@ def serve(
             metavar="NAME=A:0.7,B:0.3", help="A named, weighted mix of adapters. Repeatable."
         ),
     ] = None,
+    use_cases: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Directory made by `remora-build use-cases convert`: all its adapters and use "
+            "cases.",
+        ),
+    ] = None,
     listen: Annotated[
         str,
         typer.Option(
@@ -82,7 +90,8 @@ def serve(
     from remora_contract import structured_logs
 
     adapters = standalone.parse_adapters(adapter or [])
-    assignment = standalone.local_assignment(bundle, adapters, use_case or [])
+    compositions = [standalone.parse_use_case(text) for text in use_case or []]
+    assignment = standalone.local_assignment(bundle, adapters, compositions, use_cases)
     stack = _stack_options(
         listen,
         _tls(tls_cert, tls_key, tls_client_ca),

@@ -5,12 +5,7 @@ from __future__ import annotations
 import math
 
 from remora_agent.runtime.api import AdapterRef
-from remora_agent.runtime.options import (
-    MAX_ID_CHARS,
-    MAX_STOP_TOKENS,
-    MAX_WEIGHT,
-    RuntimeOptions,
-)
+from remora_agent.runtime.options import MAX_ID_CHARS, MAX_STOP_TOKENS, RuntimeOptions
 from remora_agent.serving.call import (
     ROLES,
     AdapterSelection,
@@ -24,6 +19,7 @@ from remora_agent.serving.call import (
 )
 from remora_contract.artifact import check_name
 from remora_contract.errors import RequestInvalid
+from remora_contract.release import MAX_WEIGHT, WeightedName, check_use_case_name
 
 MAX_MESSAGE_BYTES = 4 << 20  # of one gRPC message, in either direction
 MAX_MESSAGES = 1024
@@ -75,7 +71,8 @@ def _check_chat(chat: ChatPrompt) -> None:
 
 def check_selection(selection: AdapterSelection) -> AdapterSelection:
     if isinstance(selection, UseCaseRef):
-        check_name(selection.name, "use_case")
+        check_use_case_name(selection.name, "use_case")
+        _check_overrides(selection.weights)
         return selection
     if len(selection) > _RUNTIME.max_mix:
         raise RequestInvalid(
@@ -90,16 +87,32 @@ def check_selection(selection: AdapterSelection) -> AdapterSelection:
     return selection
 
 
+def _check_overrides(weights: tuple[WeightedName, ...]) -> None:
+    """Whether the use case has these adapters shows when its name is settled."""
+    names = [w.name for w in weights]
+    if len(names) > _RUNTIME.max_mix:
+        raise RequestInvalid(f"use_case_weights: at most {_RUNTIME.max_mix}, not {len(names)}")
+    for given in weights:
+        check_name(given.name, "use_case_weights: adapter name")
+        if names.count(given.name) > 1:
+            raise RequestInvalid(f"use_case_weights: {given.name} is listed twice")
+        _check_weight(given.name, given.weight, "use_case_weights")
+
+
 def check_adapter(ref: AdapterRef) -> AdapterRef:
     check_name(ref.name, "adapter name")
     if ref.revision is not None:
         check_name(ref.revision, "adapter revision")
-    if not math.isfinite(ref.weight) or abs(ref.weight) > MAX_WEIGHT:
-        raise RequestInvalid(
-            f"adapters: weight of {ref.name} must be a number in "
-            f"-{MAX_WEIGHT:g}..{MAX_WEIGHT:g}, not {ref.weight}"
-        )
+    _check_weight(ref.name, ref.weight, "adapters")
     return ref
+
+
+def _check_weight(name: str, weight: float, where: str) -> None:
+    if not math.isfinite(weight) or abs(weight) > MAX_WEIGHT:
+        raise RequestInvalid(
+            f"{where}: weight of {name} must be a number in "
+            f"-{MAX_WEIGHT:g}..{MAX_WEIGHT:g}, not {weight}"
+        )
 
 
 def check_sampling(sampling: SamplingOverrides) -> SamplingOverrides:

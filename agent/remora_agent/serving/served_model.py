@@ -20,16 +20,23 @@ from remora_agent.serving.call import (
     TextPrompt,
     UseCaseRef,
 )
+from remora_agent.serving.use_case_counts import UseCaseCounts
 from remora_agent.text.pipeline import Encoded
+from remora_contract.errors import RequestInvalid
 
 
 class ServedModel:
-    """`observe` sees every event on the step thread, before the request's own listener."""
+    """`observe` sees every event on the step thread, before the request's own listener; `counts`
+    are those of the process (default: this model's own)."""
 
     def __init__(
-        self, runtime: ModelRuntime, observe: Callable[[Event], None] | None = None
+        self,
+        runtime: ModelRuntime,
+        observe: Callable[[Event], None] | None = None,
+        counts: UseCaseCounts | None = None,
     ) -> None:
         self.runtime = runtime
+        self.counts = counts or UseCaseCounts()
         self._names = threading.Lock()
         self._observe = observe
 
@@ -65,8 +72,8 @@ class ServedModel:
     ) -> None:
         """Queues the call, its prompt being `tokens`. Does not wait for the engine.
 
-        `timeout_s` from now until it must have ended. Raises as ModelRuntime.submit does, and
-        NotFound for a use case.
+        `timeout_s` from now until it must have ended. Raises as ModelRuntime.submit does, NotFound
+        for a use case, RequestInvalid for a weight of an adapter that the use case has not.
         """
         runtime, sampling, stopping = self.runtime, call.sampling, call.stopping
         with self._names:
@@ -85,13 +92,23 @@ class ServedModel:
                 ),
                 deadline_s=None if timeout_s is None else runtime.now() + timeout_s,
             )
+            if isinstance(call.selection, UseCaseRef):
+                on_event = self.counts.listening(call.selection.name, len(tokens), on_event)
             runtime.submit(request, self._listener(on_event))
 
     def _adapters(self, selection: AdapterSelection) -> tuple[AdapterRef, ...]:
         if not isinstance(selection, UseCaseRef):
             return selection
         use_case = self.runtime.adapters.directory.use_case(selection.name)
-        return tuple(AdapterRef(a.name, None, a.weight) for a in use_case.adapters)
+        weights = {a.name: a.weight for a in use_case.adapters}
+        for given in selection.weights:
+            if given.name not in weights:
+                has = ", ".join(weights) or "no adapter"
+                raise RequestInvalid(
+                    f"use_case_weights: use case {use_case.name} has {has}, not {given.name}"
+                )
+            weights[given.name] = given.weight
+        return tuple(AdapterRef(name, None, weight) for name, weight in weights.items())
 
     def _listener(self, on_event: OnEvent) -> OnEvent:
         observe = self._observe

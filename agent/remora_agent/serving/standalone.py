@@ -6,7 +6,7 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +21,10 @@ from remora_contract.adapter import load_adapter
 from remora_contract.artifact import check_name
 from remora_contract.bundle import load_bundle
 from remora_contract.digests import short
-from remora_contract.errors import Cancelled, InternalFault, RequestInvalid
-from remora_contract.release import ReleaseUseCase, WeightedName
+from remora_contract.errors import ArtifactInvalid, Cancelled, InternalFault, RequestInvalid
+from remora_contract.release import ReleaseUseCase, WeightedName, check_use_cases
 from remora_contract.systemd_notify import READY, STOPPING, WATCHDOG, notify, watchdog_interval_s
+from remora_contract.use_cases import load_use_cases
 
 log = logging.getLogger(__name__)
 
@@ -95,24 +96,64 @@ def headline(assignment: Assignment, address: Address) -> str:
     return f"serving {name} ({short(assignment.bundle_digest)}; {adapters}) on {address.target()}"
 
 
-def local_assignment(bundle: Path, adapters: dict[str, Path], use_cases: list[str]) -> Assignment:
-    """What the command line asks for. Raises ArtifactInvalid, DocumentInvalid, RequestInvalid."""
+def local_assignment(
+    bundle: Path,
+    adapters: dict[str, Path],
+    use_cases: Sequence[ReleaseUseCase],
+    document: Path | None = None,
+) -> Assignment:
+    """What the command line asks for; `document` is a use_cases.json or the directory of one.
+
+    Raises ArtifactInvalid, DocumentInvalid, RequestInvalid.
+    """
     bundle = bundle.resolve()
-    assigned = []
-    for name, directory in adapters.items():
-        digest = load_adapter(directory).digest
-        check_name(name, "adapter name")
-        assigned.append(AssignedAdapter(name, short(digest), digest, directory.resolve()))
-    compositions = tuple(parse_use_case(text) for text in use_cases)
-    for composition in compositions:
-        for used in composition.adapters:
-            if used.name not in adapters:
-                raise RequestInvalid(
-                    f"use case {composition.name} names adapter {used.name}, "
-                    f"which no --adapter {used.name}=DIR gives"
-                )
+    assigned = [_assigned(name, directory) for name, directory in adapters.items()]
+    compositions = tuple(use_cases)
+    if document is not None:
+        more, named = _of_document(document)
+        assigned, compositions = [*assigned, *more], (*compositions, *named)
+    names = [a.name for a in assigned]
+    for name in names:
+        if names.count(name) > 1:
+            raise RequestInvalid(f"adapter {name} is given by --adapter and by {document}")
+    _check_compositions(compositions, names)
     digest = load_bundle(bundle).digest
     return Assignment(RELEASE_ID, digest, bundle, tuple(assigned), compositions)
+
+
+def _assigned(name: str, directory: Path) -> AssignedAdapter:
+    digest = load_adapter(directory).digest
+    check_name(name, "adapter name")
+    return AssignedAdapter(name, short(digest), digest, directory.resolve())
+
+
+def _of_document(path: Path) -> tuple[list[AssignedAdapter], tuple[ReleaseUseCase, ...]]:
+    document, home = load_use_cases(path)
+    assigned = []
+    for entry in document.adapters:
+        directory = home / (entry.directory or entry.name)
+        adapter = _assigned(entry.name, directory)
+        if adapter.digest != entry.digest:
+            raise ArtifactInvalid(
+                f"{directory} holds adapter {adapter.revision}, {path} lists "
+                f"{short(entry.digest or '')}; convert the use cases again"
+            )
+        assigned.append(adapter)
+    return assigned, document.release_use_cases()
+
+
+def _check_compositions(use_cases: Sequence[ReleaseUseCase], adapters: list[str]) -> None:
+    for use_case in use_cases:
+        for used in use_case.adapters:
+            if used.name not in adapters:
+                raise RequestInvalid(
+                    f"use case {use_case.name} names adapter {used.name}, "
+                    f"which no --adapter {used.name}=DIR gives"
+                )
+    try:
+        check_use_cases(use_cases, adapters)
+    except ValueError as e:
+        raise RequestInvalid(str(e)) from e
 
 
 def parse_adapters(texts: list[str]) -> dict[str, Path]:

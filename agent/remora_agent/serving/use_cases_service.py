@@ -41,9 +41,11 @@ class UseCasesService(rpc.UseCasesServicer):
     @translated
     async def List(self, request: pb.ListUseCasesRequest, context: Any) -> pb.ListUseCasesResponse:
         refuse_unknown_fields(request)
-        directory = await self._directory()
+        async with self._router.entering() as model:
+            use_cases, counts = model.runtime.adapters.directory.use_cases(), model.counts.all()
         return pb.ListUseCasesResponse(
-            use_cases=[adapter_wire.use_case(u) for u in directory.use_cases()]
+            use_cases=[adapter_wire.use_case(u) for u in use_cases],
+            counts=[adapter_wire.use_case_counts(name, count) for name, count in counts],
         )
 
     async def _directory(self) -> AdapterDirectory:

@@ -26,6 +26,7 @@ from remora_agent.serving.call import (
 )
 from remora_agent.serving.limits import check_call, check_prompt
 from remora_contract.errors import RequestInvalid, Unsupported
+from remora_contract.release import WeightedName
 from remora_protos.inference.v1 import inference_pb2 as pb
 
 MAX_TEMPLATE_ARGUMENTS = 16 << 10  # characters of JSON
@@ -134,12 +135,27 @@ def template_arguments(text: str) -> Mapping[str, Any]:
 def _selection(request: pb.GenerateRequest) -> AdapterSelection:
     kind = request.WhichOneof("adapter_selection")
     if kind == "use_case":
-        return UseCaseRef(request.use_case)
+        return UseCaseRef(request.use_case, tuple(map(_override, request.use_case_weights)))
+    if request.use_case_weights:
+        raise RequestInvalid(
+            "use_case_weights: they go with use_case; a mix has its weights in adapters"
+        )
     if kind != "adapters":
         return ()
     if not request.adapters.adapters:
         raise RequestInvalid("adapters: the mix is empty; name an adapter or select none")
     return tuple(adapter_ref(a) for a in request.adapters.adapters)
+
+
+def _override(adapter: pb.WeightedAdapter) -> WeightedName:
+    if adapter.revision:
+        raise RequestInvalid(
+            f"use_case_weights: a use case follows the alias of {adapter.name}; leave the "
+            "revision out"
+        )
+    if not adapter.HasField("weight"):
+        raise RequestInvalid(f"use_case_weights: give {adapter.name[:80]!r} a weight")
+    return WeightedName(adapter.name, adapter.weight)
 
 
 def _sampling(sampling: pb.Sampling) -> SamplingOverrides:

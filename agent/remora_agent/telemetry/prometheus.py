@@ -64,11 +64,12 @@ class MetricsServer:
 
 
 def _family(readings: Sequence[Reading]) -> Metric:
-    """One name; the label `sensor` only where there are several to tell apart."""
+    """One name; a label only where there are several to tell apart: `use_case` or `sensor`."""
     first, labelled = readings[0], any(r.label for r in readings)
     kind = CounterMetricFamily if first.is_counter else GaugeMetricFamily
     help_text = first.name.replace("_", " ")
-    family = kind(PREFIX + first.name, help_text, labels=["sensor"] if labelled else [])
+    label = "use_case" if first.name.startswith("use_case_") else "sensor"
+    family = kind(PREFIX + first.name, help_text, labels=[label] if labelled else [])
     for reading in readings:
         family.add_metric([reading.label] if labelled else [], reading.value)
     return family

@@ -20,6 +20,10 @@ COUNTERS = {
     "adapter_loads": "adapter_loads_total",
     "adapter_evictions": "adapter_evictions_total",
     "swaps": "swaps_total",
+    "compositions": "compositions_total",
+    "use_case_requests": "use_case_requests_total",
+    "use_case_failures": "use_case_failures_total",
+    "use_case_tokens": "use_case_tokens_total",
 }
 
 
@@ -29,7 +33,12 @@ def serving_readings(metrics: Mapping[str, float]) -> list[Reading]:
 
 
 def serving_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    return {COUNTERS.get(name, name): float(value) for name, value in metrics.items()}
+    return {_told(name): float(value) for name, value in metrics.items()}
+
+
+def _told(name: str) -> str:
+    kind, dot, label = name.partition(".")
+    return f"{COUNTERS.get(kind, kind)}{dot}{label}"
 
 
 def _reading(name: str, value: float) -> Reading:

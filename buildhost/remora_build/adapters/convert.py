@@ -17,7 +17,7 @@ from remora_build.adapters.weights import PeftWeights
 from remora_contract.adapter import Adapter
 from remora_contract.bundle import Bundle, load_bundle
 from remora_contract.digests import short
-from remora_contract.errors import AdapterInvalid, Refused, Unsupported
+from remora_contract.errors import AdapterInvalid, Refused
 from remora_contract.targets import AdapterTarget
 
 CONFIG_FILE = "adapter_config.json"
@@ -89,12 +89,10 @@ def check_bank(ranks: Mapping[AdapterTarget, int], bundle: Bundle) -> None:
 
 
 def _weights_path(peft_dir: Path) -> Path:
+    """Safetensors before a pickle, as PEFT takes them."""
     path = peft_dir / PEFT_WEIGHTS
     if path.exists():
         return path
     if (peft_dir / PICKLED_WEIGHTS).exists():
-        raise Unsupported(
-            f"{peft_dir / PICKLED_WEIGHTS}: pickled weights are not read; "
-            f"save the adapter with safetensors ({PEFT_WEIGHTS})"
-        )
+        return peft_dir / PICKLED_WEIGHTS
     raise AdapterInvalid(f"{peft_dir} has no {PEFT_WEIGHTS}: is it a PEFT adapter directory?")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from remora_build.adapters.settings import ALL_LINEAR, LoraSettings
-from remora_build.families.decoder import MODULE_OF
+from remora_build.families.naming import PLAIN_PROJECTIONS as MODULE_OF
 from remora_contract.bundle import DecoderSpec
 from remora_contract.errors import AdapterInvalid, Unsupported
 from remora_contract.targets import PROJECTIONS, AdapterTarget

@@ -1,4 +1,4 @@
-"""adapter_model.safetensors: shapes first, then one tensor at a time, always as float32.
+"""adapter_model.safetensors or .bin: shapes first, then one tensor at a time, always as float32.
 
 Owns nothing of the format (that is `remora_build.checkpoint`) nor what the tensors mean.
 """
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from remora_build.checkpoint.safetensors_file import read_entries
 from remora_build.checkpoint.stream import read_tensor
+from remora_build.checkpoint.torch_file import read_torch_entries
 from remora_contract.errors import AdapterInvalid, CheckpointInvalid
 
 
@@ -24,7 +25,8 @@ class PeftWeights:
 
     def __init__(self, path: Path) -> None:
         try:
-            self._entries = read_entries(path)
+            read = read_torch_entries if path.suffix == ".bin" else read_entries
+            self._entries = read(path)
             self._file = path.open("rb", buffering=0)
         except CheckpointInvalid as e:
             raise AdapterInvalid(str(e)) from e

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from remora_build.checkpoint.safetensors_file import TensorEntry
-from remora_build.families.decoder import EMBEDDING, HEAD, expected_tensors
+from remora_build.families.naming import Naming
 from remora_contract.bundle import DecoderSpec
 from remora_contract.digests import digest_document
 from remora_contract.errors import CheckpointInvalid
@@ -20,29 +20,30 @@ _DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 class Inventory:
     """`tensors` are all that is exported; `tied_copy` repeats the embedding and must equal it."""
 
+    naming: Naming
     tensors: dict[str, TensorEntry]
     tied_copy: TensorEntry | None
 
 
-def take_inventory(spec: DecoderSpec, entries: Mapping[str, TensorEntry]) -> Inventory:
+def take_inventory(naming: Naming, entries: Mapping[str, TensorEntry]) -> Inventory:
     """Raises CheckpointInvalid naming the first tensor that is missing, misshapen or unexpected."""
-    expected = expected_tensors(spec)
+    spec, expected = naming.spec, naming.tensors()
     for name, shape in expected.items():
         if name not in entries:
             raise CheckpointInvalid(
                 f"the checkpoint lacks {name} {list(shape)}{_misnamed(name, entries)}"
             )
         _check_shape(entries[name], shape)
-    tied_copy = entries.get(HEAD) if spec.tied_embeddings else None
+    tied_copy = entries.get(naming.head) if spec.tied_embeddings else None
     if tied_copy is not None:
-        _check_shape(tied_copy, expected[EMBEDDING])
+        _check_shape(tied_copy, expected[naming.embedding])
     for name, entry in entries.items():
         if name not in expected and entry is not tied_copy and not _DERIVED.fullmatch(name):
             raise CheckpointInvalid(
                 f"{entry.path} holds {name[:120]} {list(entry.shape)}, which a {spec.family} model "
                 "of this config.json does not have: it would be dropped silently"
             )
-    return Inventory({name: entries[name] for name in expected}, tied_copy)
+    return Inventory(naming, {name: entries[name] for name in expected}, tied_copy)
 
 
 def _misnamed(name: str, entries: Mapping[str, TensorEntry]) -> str:
@@ -64,12 +65,12 @@ def _check_shape(entry: TensorEntry, shape: tuple[int, ...]) -> None:
         )
 
 
-def check_tied(copy: TensorEntry, digests: Mapping[str, str]) -> None:
+def check_tied(naming: Naming, copy: TensorEntry, digests: Mapping[str, str]) -> None:
     """Raises CheckpointInvalid when config.json ties what the checkpoint keeps apart."""
-    if digests[copy.name] != digests[EMBEDDING]:
+    if digests[copy.name] != digests[naming.embedding]:
         raise CheckpointInvalid(
-            f"{copy.path}: config.json says tie_word_embeddings, but {HEAD} differs from "
-            f"{EMBEDDING}; set it to false if the model has a head of its own"
+            f"{copy.path}: config.json says tie_word_embeddings, but {naming.head} differs "
+            f"from {naming.embedding}; set it to false if the model has a head of its own"
         )
 
 

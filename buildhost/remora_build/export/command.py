@@ -91,7 +91,10 @@ def export(
     max_context: ContextOption = None,
     max_bank_rank: RankOption = 64,
     dialect: Annotated[
-        Dialect, typer.Option(help="Operator set; legacy (TensorRT 10.3) is not there yet.")
+        Dialect,
+        typer.Option(
+            help="Operators: native for TensorRT 10.15 or later, legacy for 10.3 to 10.14."
+        ),
     ] = Dialect.native,
     name: Annotated[
         str | None,

@@ -21,8 +21,7 @@ from remora_build.checkpoint.inventory import Inventory, base_digest, check_tied
 from remora_build.checkpoint.stream import TensorStream
 from remora_build.export.options import ExportOptions, graph_spec
 from remora_build.export.progress import Progress, SilentProgress
-from remora_build.families import read_config
-from remora_build.families.decoder import EMBEDDING
+from remora_build.families import naming, read_config
 from remora_build.golden.prompts import Prompt, builtin_prompts, read_prompts
 from remora_build.golden.record import record
 from remora_build.golden.runtime import require_runtime
@@ -125,7 +124,8 @@ def _checked_name(name: str) -> str:
 def _plan(checkpoint: Path, name: str, options: ExportOptions) -> _Plan:
     spec = read_config(checkpoint)
     graph = graph_spec(spec, options)
-    inventory = take_inventory(spec, find_tensors(checkpoint))
+    tensors = find_tensors(checkpoint)
+    inventory = take_inventory(naming(spec, tensors), tensors)
     return _Plan(
         checkpoint=checkpoint,
         name=name,
@@ -146,7 +146,7 @@ def _prompts(
     tokenizer = load_tokenizer(checkpoint, spec)
     if not options.golden:
         return ()
-    require_runtime(onnxruntime.__version__)
+    require_runtime(onnxruntime.__version__, graph.dialect)
     if options.golden_file is None:
         return builtin_prompts(tokenizer, graph.context)
     return read_prompts(options.golden_file, tokenizer, graph.context, spec.vocab)
@@ -154,13 +154,13 @@ def _prompts(
 
 def _write_graph(plan: _Plan, staging: Path) -> None:
     model = build_graph(plan.spec, plan.graph, plan.slots)
-    check_graph(model)
+    check_graph(model, plan.graph.dialect)
     ir.save(model, staging / GRAPH_FILE)
 
 
 def _write_weights(plan: _Plan, staging: Path, progress: Progress) -> tuple[BundleFile, str]:
     """The data file's entry, and the base digest that fell out of reading."""
-    tensors, tied_copy = plan.inventory.tensors, plan.inventory.tied_copy
+    inventory, tensors, tied_copy = plan.inventory, plan.inventory.tensors, plan.inventory.tied_copy
     advance = progress.stage("weights", sum(e.bytes for e in tensors.values()))
     with (
         TensorStream() as stream,
@@ -170,10 +170,10 @@ def _write_weights(plan: _Plan, staging: Path, progress: Progress) -> tuple[Bund
         if tied_copy is not None:
             stream.digest(tied_copy)
         WeightWriter(
-            plan.spec, plan.graph, plan.slots, tensors, stream, out, pool, advance
+            inventory.naming, plan.graph, plan.slots, tensors, stream, out, pool, advance
         ).write_all()
         if tied_copy is not None:
-            check_tied(tied_copy, stream.digests)
+            check_tied(inventory.naming, tied_copy, stream.digests)
         return out.finish(DATA_FILE), base_digest(plan.spec, tensors, stream.digests)
 
 
@@ -203,7 +203,7 @@ def _document(plan: _Plan, base: str, files: tuple[BundleFile, ...]) -> Bundle:
         source=SourceInfo(
             name=plan.name,
             model_type=str(read_json(plan.checkpoint / CONFIG)["model_type"]),
-            dtype=_DTYPE_NAMES[plan.inventory.tensors[EMBEDDING].dtype],
+            dtype=_DTYPE_NAMES[plan.inventory.tensors[plan.inventory.naming.embedding].dtype],
         ),
         exporter=exporter_name(),
         notes=_notes(plan),
@@ -214,6 +214,6 @@ def _notes(plan: _Plan) -> dict[str, Any]:
     notes: dict[str, Any] = {}
     if not plan.prompts:
         notes["golden"] = "not recorded (--no-golden): engines are not proven before they serve"
-    if plan.graph.dtype == "float32":
+    if plan.graph.dtype == "float32" and plan.graph.dialect == "native":
         notes["engines"] = "ONNX Runtime only: TensorRT has no float32 Attention kernel"
     return notes

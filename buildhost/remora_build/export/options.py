@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from remora_build.graph.nodes import OPSET
-from remora_contract.bundle import DecoderSpec, GraphSpec, QuantSpec
+from remora_build.graph.ops import opset_of
+from remora_contract.bundle import DecoderSpec, GraphDialect, GraphSpec, QuantSpec
 from remora_contract.errors import RequestInvalid, Unsupported
-from remora_contract.targets import PROJECTIONS
+from remora_contract.targets import GROUPS, PARTS, PROJECTIONS
 
 DEFAULT_CONTEXT = 4096
 INT4_BLOCKS = (32, 128)
@@ -21,25 +21,23 @@ class ExportOptions:
     int4_block: int | None = None  # None: weights stay in dtype
     max_context: int | None = None  # None: the checkpoint's limit, at most DEFAULT_CONTEXT
     max_bank_rank: int = 64
-    dialect: Literal["native", "legacy"] = "native"
+    dialect: GraphDialect = "native"
     golden: bool = True
     golden_file: Path | None = None  # None: built-in sentences
 
 
 def graph_spec(spec: DecoderSpec, options: ExportOptions) -> GraphSpec:
     """Raises RequestInvalid, Unsupported for what this decoder or version cannot do."""
-    if options.dialect != "native":
-        raise Unsupported(
-            f"dialect {options.dialect!r} is not implemented yet; use --dialect native "
-            "(TensorRT 10.15 or later, ONNX Runtime)"
-        )
+    quant = _quant(spec, options.int4_block)
+    if options.dialect == "legacy" and quant.kind == "int4":
+        _refuse_odd_rows(spec)
     return GraphSpec(
-        dialect="native",
+        dialect=options.dialect,
         dtype=options.dtype,
         context=_context(spec, options.max_context),
         max_bank_rank=options.max_bank_rank,
-        opset=OPSET,
-        quant=_quant(spec, options.int4_block),
+        opset=opset_of(options.dialect, quant),
+        quant=quant,
     )
 
 
@@ -67,6 +65,17 @@ def _quant(spec: DecoderSpec, block: int | None) -> QuantSpec:
                 f"projection; {hint}"
             )
     return QuantSpec("int4", block)
+
+
+def _refuse_odd_rows(spec: DecoderSpec) -> None:
+    """TensorRT 10.3 packs INT4 along the last dimension and takes no odd one."""
+    widths = {g: sum(spec.out_features(p) for p in PARTS[g]) for g in GROUPS} | {"head": spec.vocab}
+    for name, width in widths.items():
+        if width % 2:
+            raise Unsupported(
+                f"{name} has {width} outputs and TensorRT 10.3 takes int4 weights only with an "
+                "even number; export it without --int4-block"
+            )
 
 
 def _other_block(spec: DecoderSpec) -> str:

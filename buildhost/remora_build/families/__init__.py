@@ -1,19 +1,58 @@
-"""Model families: config.json -> DecoderSpec. A family is one small file listed here."""
+"""Model families: config.json -> DecoderSpec, and what its checkpoints and PEFT call the parts. A
+family is one small file listed here.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Collection
 from pathlib import Path
 
 from remora_build.checkpoint.directory import CONFIG, check_directory, read_json
-from remora_build.families import llama, qwen2, qwen3
+from remora_build.families import (
+    gemma,
+    gemma2,
+    gemma3,
+    glm,
+    glm4,
+    granite,
+    llama,
+    ministral,
+    ministral3,
+    mistral,
+    olmo2,
+    phi3,
+    qwen2,
+    qwen3,
+    smollm3,
+    stablelm,
+)
+from remora_build.families.family import Family
 from remora_build.families.fields import ConfigFields
+from remora_build.families.naming import PLACES, Naming
 from remora_contract.bundle import DecoderSpec
 from remora_contract.errors import CheckpointInvalid, Unsupported
 
-FAMILIES: dict[str, Callable[[ConfigFields], DecoderSpec]] = {
-    family.MODEL_TYPE: family.read for family in (llama, qwen2, qwen3)
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    for family in (
+        llama.FAMILY,
+        mistral.FAMILY,
+        ministral.FAMILY,
+        ministral3.FAMILY,
+        qwen2.FAMILY,
+        qwen3.FAMILY,
+        gemma.FAMILY,
+        gemma2.FAMILY,
+        gemma3.FAMILY,
+        phi3.FAMILY,
+        smollm3.FAMILY,
+        granite.FAMILY,
+        olmo2.FAMILY,
+        stablelm.FAMILY,
+        glm.FAMILY,
+        glm4.FAMILY,
+    )
 }
 
 
@@ -27,7 +66,27 @@ def read_config(directory: Path) -> DecoderSpec:
         raise CheckpointInvalid(f"{path}: has no model_type")
     if model_type not in FAMILIES:
         raise Unsupported(_unknown(path, model_type))
-    return FAMILIES[model_type](ConfigFields(data, str(path)))
+    fields = ConfigFields(data, str(path))
+    spec = FAMILIES[model_type].read(fields)
+    fields.finish()
+    return spec
+
+
+def namings(spec: DecoderSpec) -> tuple[Naming, ...]:
+    """Every naming in which checkpoints or adapters of this decoder are found, the usual one first.
+
+    Raises Unsupported for a decoder of a family that this version does not know.
+    """
+    family = FAMILIES.get(spec.family)
+    if family is None:
+        raise Unsupported(f"family {spec.family[:80]!r} is not known to this version of remora")
+    return tuple(Naming(spec, words, place) for place in PLACES for words in family.words)
+
+
+def naming(spec: DecoderSpec, tensors: Collection[str] = ()) -> Naming:
+    """The naming of the checkpoint that holds `tensors`: the one that names most of them, the
+    usual one when none does."""
+    return max(namings(spec), key=lambda n: sum(name in tensors for name in n.tensors()))
 
 
 def _unknown(path: Path, model_type: str) -> str:

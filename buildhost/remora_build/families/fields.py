@@ -5,6 +5,7 @@ its name. Owns the rules; knows no family.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from remora_build.families.irrelevant import IRRELEVANT
@@ -12,29 +13,45 @@ from remora_contract.errors import CheckpointInvalid, Unsupported
 
 
 class ConfigFields:
-    """One config.json, its fields taken one by one; `finish` refuses what nobody took."""
+    """One config.json (or a table in it), its fields taken one by one; `finish` refuses what nobody
+    took. A field that says null is taken as None, whatever its default is."""
 
-    def __init__(self, data: dict[str, Any], where: str) -> None:
+    def __init__(self, data: Mapping[str, Any], where: str) -> None:
         self.where = where
-        self._left = {k: v for k, v in data.items() if v is not None}
+        self._left = dict(data)
 
     def take(self, key: str, default: Any = None) -> Any:
-        return self._left.pop(key, default)
+        """None and null are the same to most fields; `default` is for an absent one."""
+        value = self._left.pop(key, default)
+        return default if value is None else value
 
     def default(self, key: str, value: Any) -> None:
         """What an absent field means in this family."""
         self._left.setdefault(key, value)
 
+    def nested(self, key: str) -> ConfigFields:
+        """The fields of a table inside; none if it is absent."""
+        value = self.take(key, {})
+        if not isinstance(value, dict):
+            raise self.invalid(key, "a table", value)
+        return ConfigFields(value, f"{self.where}: {key}")
+
+    def left(self) -> dict[str, Any]:
+        """What nobody has taken and is not null."""
+        return {k: v for k, v in self._left.items() if v is not None}
+
     def whole(self, key: str, most: int, default: int | None = None) -> int:
         """A whole number from 1 to `most`."""
-        value = self.take(key, default)
+        return self.check_whole(key, self.take(key, default), most)
+
+    def check_whole(self, key: str, value: Any, most: int) -> int:
         if type(value) is not int or not 1 <= value <= most:
             raise self.invalid(key, f"a whole number from 1 to {most}", value)
         return value
 
-    def positive(self, key: str) -> float:
+    def positive(self, key: str, default: float | None = None) -> float:
         """A finite number above zero."""
-        return self.check_positive(key, self.take(key))
+        return self.check_positive(key, self.take(key, default))
 
     def check_positive(self, key: str, value: Any) -> float:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -42,9 +59,13 @@ class ConfigFields:
             raise self.invalid(key, "a number above zero", value)
         return float(value)
 
-    def flag(self, key: str) -> bool:
-        """An absent one is false."""
-        value = self.take(key, False)
+    def maybe_positive(self, key: str) -> float | None:
+        """A finite number above zero, or None if absent or null."""
+        value = self.take(key)
+        return None if value is None else self.check_positive(key, value)
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        value = self.take(key, default)
         if not isinstance(value, bool):
             raise self.invalid(key, "true or false", value)
         return value
@@ -55,15 +76,21 @@ class ConfigFields:
         if value not in allowed:
             raise self.unsupported(key, value, why)
 
+    def ignore(self, *keys: str) -> None:
+        """Fields that change nothing in this family."""
+        for key in keys:
+            self._left.pop(key, None)
+
     def finish(self) -> None:
         """A field nobody knows might change the answer. Raises Unsupported naming it."""
         for key, value in self._left.items():
-            if key not in IRRELEVANT and value is not False and value not in ([], {}):
-                raise Unsupported(
-                    f"{self.where}: field {key!r} is not known to this family, so its effect "
-                    f"cannot be honoured (it says {str(value)[:80]!r}); remove it from the file "
-                    "only if it changes nothing"
-                )
+            if key in IRRELEVANT or value is None or value is False or value in ([], {}):
+                continue
+            raise Unsupported(
+                f"{self.where}: field {key!r} is not known to this family, so its effect "
+                f"cannot be honoured (it says {str(value)[:80]!r}); remove it from the file "
+                "only if it changes nothing"
+            )
 
     def invalid(self, key: str, need: str, have: Any) -> CheckpointInvalid:
         shown = "nothing" if have is None else repr(have)[:80]

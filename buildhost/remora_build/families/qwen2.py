@@ -1,13 +1,33 @@
-"""Qwen2 and Qwen2.5: q, k and v always have biases, o and the MLP never, no q/k norm."""
+"""Qwen2 and Qwen2.5: q, k and v always have biases, o and the MLP never; late layers may slide."""
 
 from __future__ import annotations
 
-from remora_build.families.decoder import Biases, read_decoder
-from remora_build.families.fields import ConfigFields
-from remora_contract.bundle import DecoderSpec
+from dataclasses import replace
 
-MODEL_TYPE = "qwen2"
+from remora_build.families.decoder import read_plain
+from remora_build.families.family import Family
+from remora_build.families.fields import ConfigFields
+from remora_build.families.kinds import plain_if_all_plain, read_switched_window, read_windows
+from remora_contract.bundle import MAX_LAYERS, DecoderSpec, LayerKind
+
+DEFAULT_FULL_LAYERS = 28  # the first ones, before any may slide
+
+
+def read_kinds(fields: ConfigFields, layers: int) -> tuple[LayerKind, ...]:
+    """From `use_sliding_window`, `sliding_window`, `layer_types` and `max_window_layers`."""
+    window = read_switched_window(fields)
+    first = fields.take("max_window_layers", DEFAULT_FULL_LAYERS)
+    if type(first) is not int or not 0 <= first <= MAX_LAYERS:
+        raise fields.invalid("max_window_layers", f"a whole number up to {MAX_LAYERS}", first)
+    slides = lambda layer: window is not None and layer >= first  # noqa: E731
+    return plain_if_all_plain([LayerKind(w) for w in read_windows(fields, layers, slides, window)])
 
 
 def read(fields: ConfigFields) -> DecoderSpec:
-    return read_decoder(fields, MODEL_TYPE, biases=Biases(qkv=True), qk_norm=False)
+    base = read_plain(fields, FAMILY.model_type)
+    return replace(base, qkv_bias=True, kinds=read_kinds(fields, base.layers))
+
+
+FAMILY = Family(
+    "qwen2", "Qwen2, Qwen2.5; DeepSeek-R1 distills", "q, k, v biases; windows of late layers", read
+)

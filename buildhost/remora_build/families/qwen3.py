@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from remora_build.families.decoder import Biases, read_decoder
+from dataclasses import replace
+
+from remora_build.families.decoder import read_plain
+from remora_build.families.family import Family
 from remora_build.families.fields import ConfigFields
+from remora_build.families.qwen2 import read_kinds
 from remora_contract.bundle import DecoderSpec
 
-MODEL_TYPE = "qwen3"
 DEFAULT_HEAD_DIM = 128  # transformers' own, whatever hidden_size / heads is
 
 
 def read(fields: ConfigFields) -> DecoderSpec:
     attention = fields.flag("attention_bias")
     fields.default("head_dim", DEFAULT_HEAD_DIM)
-    return read_decoder(fields, MODEL_TYPE, biases=Biases(attention, attention), qk_norm=True)
+    base = read_plain(fields, FAMILY.model_type)
+    return replace(
+        base,
+        qkv_bias=attention,
+        o_bias=attention,
+        qk_norm="head",
+        kinds=read_kinds(fields, base.layers),
+    )
+
+
+FAMILY = Family(
+    "qwen3", "Qwen3", "q/k norm of each head, `attention_bias`, windows of late layers", read
+)

@@ -4,69 +4,191 @@ rope_scaling) and 5 (rope_parameters). Pure.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from remora_build.families.fields import ConfigFields
-from remora_contract.bundle import RopeSpec
+from remora_contract.bundle import MAX_POSITION, RopeSpec
 
-DEFAULT_THETA = 10000.0
-_LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-
-
-def read_rope(fields: ConfigFields) -> RopeSpec:
-    """Raises CheckpointInvalid, Unsupported (a rope type or option not carried, by its name)."""
-    fields.only("partial_rotary_factor", 1, why="only full rotary embedding is carried")
-    old, new = _table(fields, "rope_scaling"), _table(fields, "rope_parameters")
-    if old and new and old != new:
-        raise fields.unsupported("rope_scaling", old, f"rope_parameters say {new}")
-    table = dict(new or old)
-    theta = _theta(fields, table)
-    kind = table.pop("rope_type", table.pop("type", "default"))
-    table.pop("type", None)
-    if table.pop("partial_rotary_factor", 1) != 1:
-        raise fields.unsupported("partial_rotary_factor", "not 1", "only full rotary is carried")
-    if kind == "default":
-        _refuse_rest(fields, table, kind)
-        return RopeSpec(theta=theta)
-    if kind != "llama3":
-        raise fields.unsupported("rope type", kind, "supported are 'default' and 'llama3'")
-    numbers = {key: fields.check_positive(key, table.pop(key, None)) for key in _LLAMA3}
-    _refuse_rest(fields, table, kind)
-    return _llama3(fields, theta, numbers)
+_ORIGINAL = "original_max_position_embeddings"
+_SU = ("su", "longrope")  # the first Phi-3 checkpoints call it so
 
 
-def _llama3(fields: ConfigFields, theta: float, numbers: dict[str, float]) -> RopeSpec:
-    low, high = numbers["low_freq_factor"], numbers["high_freq_factor"]
-    if low >= high:
-        raise fields.invalid("low_freq_factor", f"below high_freq_factor ({high})", low)
-    context = numbers["original_max_position_embeddings"]
-    if context != int(context):
-        raise fields.invalid("original_max_position_embeddings", "a whole number", context)
-    return RopeSpec(
+@dataclass(frozen=True)
+class RopeDefaults:
+    """What a family's rope is where the config says nothing."""
+
+    theta: float = 10000.0
+    partial: float | None = None  # of the head's dimensions turn; None: all, whatever it says
+    interleaved: bool = False  # never a config's word: it is the family's
+    original: int | None = None  # context before scaling, where the config says it outside
+
+
+def read_rope(
+    fields: ConfigFields, head_dim: int, max_position: int, defaults: RopeDefaults
+) -> RopeSpec:
+    """Takes rope_theta, rope_scaling, rope_parameters and partial_rotary_factor.
+
+    Raises CheckpointInvalid, Unsupported (a rope type or option not carried, by its name).
+    """
+    old, new = fields.nested("rope_scaling"), fields.nested("rope_parameters")
+    if old.left() and new.left() and old.left() != new.left():
+        raise fields.unsupported("rope_scaling", old.left(), f"rope_parameters say {new.left()}")
+    table = new if new.left() else old
+    for key in ("rope_theta", "partial_rotary_factor"):
+        _move(fields, table, key)
+    return read_table(table, head_dim, max_position, defaults)
+
+
+def read_table(
+    table: ConfigFields, head_dim: int, max_position: int, defaults: RopeDefaults
+) -> RopeSpec:
+    """One table of rope parameters, the whole of it."""
+    inner, outer = table.take("rope_type"), table.take("type")
+    kind = inner or outer or "default"
+    kind = "longrope" if kind in _SU else kind
+    if kind not in _SCALINGS:
+        raise table.unsupported("rope type", kind, _REFUSED.get(str(kind), _CARRIED))
+    theta = table.positive("rope_theta", defaults.theta)
+    dims = _dims(table, head_dim, defaults.partial)
+    scaled = _SCALINGS[kind](table, _Plain(theta, dims, max_position, defaults.original))
+    rope = RopeSpec(
         theta=theta,
-        scaling="llama3",
-        factor=numbers["factor"],
-        low_freq_factor=low,
-        high_freq_factor=high,
-        original_context=int(context),
+        dims=None if dims == head_dim else dims,
+        interleaved=defaults.interleaved,
+        **scaled,
     )
+    for key, value in table.left().items():
+        raise table.unsupported(f"rope option {key}", value, f"not known for rope type {kind!r}")
+    return rope
 
 
-def _table(fields: ConfigFields, key: str) -> dict[str, Any]:
-    value = fields.take(key, {})
-    if not isinstance(value, dict):
-        raise fields.invalid(key, "a table", value)
-    return {k: v for k, v in value.items() if v is not None}
-
-
-def _theta(fields: ConfigFields, table: dict[str, Any]) -> float:
-    outer, inner = fields.take("rope_theta"), table.pop("rope_theta", None)
+def _move(fields: ConfigFields, table: ConfigFields, key: str) -> None:
+    """A number that may stand beside the table goes into it."""
+    outer, inner = fields.take(key), table.left().get(key)
     if outer is not None and inner is not None and outer != inner:
-        raise fields.unsupported("rope_theta", outer, f"rope_parameters say {inner}")
-    chosen = inner if inner is not None else outer
-    return fields.check_positive("rope_theta", DEFAULT_THETA if chosen is None else chosen)
+        raise fields.unsupported(key, outer, f"the table of rope parameters says {inner}")
+    if outer is not None:
+        table.default(key, outer)
 
 
-def _refuse_rest(fields: ConfigFields, table: dict[str, Any], kind: str) -> None:
-    for key, value in table.items():
-        raise fields.unsupported(f"rope option {key}", value, f"not known for rope type {kind!r}")
+def _dims(table: ConfigFields, head_dim: int, default: float | None) -> int:
+    if default is None:
+        table.only("partial_rotary_factor", 1, why="this family turns whole heads")
+        return head_dim
+    partial = table.positive("partial_rotary_factor", default)
+    dims = int(head_dim * min(partial, 2.0))
+    if dims % 2 or not 2 <= dims <= head_dim:
+        need = f"a part of the head's {head_dim} dimensions, an even number of them"
+        raise table.invalid("partial_rotary_factor", need, partial)
+    return dims
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """The rope before scaling."""
+
+    theta: float
+    dims: int
+    max_position: int
+    outer_original: int | None
+
+    def original(self, table: ConfigFields) -> int:
+        """Takes the context before scaling."""
+        outer, inner = self.outer_original, table.take(_ORIGINAL)
+        if outer is not None and inner is not None and outer != inner:
+            raise table.unsupported(_ORIGINAL, inner, f"beside the table it is {outer}")
+        value = next(v for v in (outer, inner, self.max_position) if v is not None)
+        whole = int(value) if isinstance(value, float) and value.is_integer() else value
+        return table.check_whole(_ORIGINAL, whole, MAX_POSITION)
+
+
+_Scaled = dict[str, Any]  # fields of RopeSpec
+
+
+def _plain(table: ConfigFields, plain: _Plain) -> _Scaled:
+    return {}
+
+
+def _linear(table: ConfigFields, plain: _Plain) -> _Scaled:
+    return {"scaling": "linear", "factor": table.positive("factor")}
+
+
+def _llama3(table: ConfigFields, plain: _Plain) -> _Scaled:
+    factor = table.positive("factor")
+    low, high = table.positive("low_freq_factor"), table.positive("high_freq_factor")
+    if low >= high:
+        raise table.invalid("low_freq_factor", f"below high_freq_factor ({high})", low)
+    return {
+        "scaling": "llama3",
+        "factor": factor,
+        "low_freq_factor": low,
+        "high_freq_factor": high,
+        "original_context": plain.original(table),
+    }
+
+
+def _yarn(table: ConfigFields, plain: _Plain) -> _Scaled:
+    if plain.theta <= 1:
+        raise table.invalid("rope_theta", "above 1 for yarn", plain.theta)
+    original = plain.original(table)
+    factor = table.positive("factor", plain.max_position / original)
+    inferred = _yarn_attention(table, factor)
+    return {
+        "scaling": "yarn",
+        "factor": factor,
+        "original_context": original,
+        "beta_fast": table.positive("beta_fast", 32.0),
+        "beta_slow": table.positive("beta_slow", 1.0),
+        "truncate": table.flag("truncate", True),
+        "attention_factor": table.positive("attention_factor", inferred),
+    }
+
+
+def _yarn_attention(table: ConfigFields, factor: float) -> float:
+    """0 means the same as nothing to `mscale` and `mscale_all_dim`, which count in pairs only."""
+
+    def scale(weight: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+    given = [(key, table.take(key)) for key in ("mscale", "mscale_all_dim")]
+    above, below = [table.check_positive(key, v) if v else 0.0 for key, v in given]
+    return scale(above) / scale(below) if above and below else scale(1.0)
+
+
+def _longrope(table: ConfigFields, plain: _Plain) -> _Scaled:
+    original = plain.original(table)
+    if original < 2:
+        raise table.invalid(_ORIGINAL, "at least 2 for longrope", original)
+    factor = table.positive("factor", plain.max_position / original)
+    inferred = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+    return {
+        "scaling": "longrope",
+        "original_context": original,
+        "attention_factor": table.positive("attention_factor", inferred),
+        "short_factors": _factors(table, "short_factor", plain.dims // 2),
+        "long_factors": _factors(table, "long_factor", plain.dims // 2),
+    }
+
+
+def _factors(table: ConfigFields, key: str, count: int) -> tuple[float, ...]:
+    values = table.take(key)
+    if not isinstance(values, list) or len(values) != count:
+        raise table.invalid(key, f"a list of {count} numbers", values)
+    return tuple(table.check_positive(key, value) for value in values)
+
+
+_SCALINGS: dict[str, Callable[[ConfigFields, _Plain], _Scaled]] = {
+    "default": _plain,
+    "linear": _linear,
+    "llama3": _llama3,
+    "yarn": _yarn,
+    "longrope": _longrope,
+}
+_CARRIED = f"carried are {', '.join(_SCALINGS)}"
+_REFUSED = {
+    "dynamic": "its frequencies follow the length a sequence has reached, so the keys in the cache "
+    f"would have to be computed again; {_CARRIED}"
+}

@@ -24,11 +24,27 @@ CHUNK = 8192  # vocabulary entries
 
 @dataclass(frozen=True)
 class Winners:
-    """Per row: the arg-max, its logit and its lead over the runner-up."""
+    """Per row: the arg-max, and its and the runner-up's product with the head."""
 
     token: NDArray[np.int64]
-    logit: NDArray[np.float32]
-    margin: NDArray[np.float32]
+    first: NDArray[np.float32]
+    second: NDArray[np.float32]
+    spec: DecoderSpec
+
+    @property
+    def logit(self) -> NDArray[np.float32]:
+        return self._finished(self.first)
+
+    @property
+    def margin(self) -> NDArray[np.float32]:
+        """The arg-max's lead."""
+        return self._finished(self.first) - self._finished(self.second)
+
+    def _finished(self, product: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits of products; the greatest stays the greatest."""
+        cap = self.spec.logit_softcap
+        scaled = np.asarray(product * np.float32(self.spec.logit_scale))
+        return scaled if cap is None else np.asarray(np.tanh(scaled / cap) * np.float32(cap))
 
 
 def winners(
@@ -52,7 +68,7 @@ def winners(
         second = np.maximum.reduce([second, runner_up, np.minimum(first, top)])
         token = np.where(top > first, begin + best, token)
         first = np.maximum(first, top)
-    return Winners(token, first, first - second)
+    return Winners(token, first, second, spec)
 
 
 def _chunks(

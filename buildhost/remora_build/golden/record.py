@@ -22,6 +22,7 @@ from remora_build.golden.slots import SlotReader
 from remora_build.golden.submodels import Cutter, shrink_cache
 from remora_build.graph import layout
 from remora_build.graph.decoder import DATA_FILE
+from remora_build.graph.ends import EMBEDDED
 from remora_build.graph.layout import Slot
 from remora_contract import targets
 from remora_contract.bundle import DecoderSpec, GraphSpec
@@ -49,24 +50,26 @@ def record(
     Raises CheckpointInvalid when a layer's answer leaves the graph's dtype.
     """
     tokens = _padded(prompts)
-    hidden = _embedded(bundle / DATA_FILE, slots, tokens, np.dtype(graph.dtype))
+    last = np.array([[len(p.tokens) - 1] for p in prompts])
+    hidden = _embedded(bundle / DATA_FILE, slots, tokens, spec, np.dtype(graph.dtype))
     cutter = Cutter(bundle)
-    stream = "embed.output"
+    stream = EMBEDDED
     for layer in range(spec.layers):
         after = f"layers.{layer}.output"
         model = cutter.cut(after, [stream])
         shrink_cache(model, tokens.shape[1])
-        hidden = _run(model, bundle, stream, hidden)
+        hidden = _run(model, bundle, stream, hidden, last)
         _check_finite(hidden, after)
         stream = after
         advance(1)
     checked = _checked_positions(prompts)
     chosen = np.concatenate([hidden[i, at] for i, at in enumerate(checked)])
-    normed = _run(cutter.cut("norm", [stream]), bundle, stream, chosen[:, None])
+    only = np.zeros((len(chosen), 1), np.int64)
+    normed = _run(cutter.cut("norm", [stream]), bundle, stream, chosen[:, None], only)
     _check_finite(normed, "norm")
     found = winners(normed.astype(np.float32), bundle / DATA_FILE, slots, spec, graph)
     with np.errstate(over="ignore"):
-        _check_finite(found.logit.astype(graph.dtype), "logits")
+        _check_finite(found.first.astype(graph.dtype), "logits")
     return Golden(FORMAT_VERSION, _assembled(prompts, checked, found))
 
 
@@ -79,18 +82,29 @@ def _padded(prompts: Sequence[Prompt]) -> NDArray[np.int64]:
 
 
 def _embedded(
-    data: Path, slots: Mapping[str, Slot], tokens: NDArray[np.int64], dtype: np.dtype[np.generic]
+    data: Path,
+    slots: Mapping[str, Slot],
+    tokens: NDArray[np.int64],
+    spec: DecoderSpec,
+    dtype: np.dtype[np.generic],
 ) -> Hidden:
     """Only the rows that occur, never the table."""
-    hidden = np.empty((*tokens.shape, slots[layout.EMBED].shape[1]), dtype)
+    hidden = np.empty((*tokens.shape, spec.hidden), dtype)
+    factor = np.array(spec.embedding_scale, dtype)
     with data.open("rb") as file:
         reader = SlotReader(file.fileno(), slots)
         for token in np.unique(tokens).tolist():
-            hidden[tokens == token] = reader.rows(layout.EMBED, token, token + 1)[0]
+            hidden[tokens == token] = reader.rows(layout.EMBED, token, token + 1)[0] * factor
     return hidden
 
 
-def _run(model: onnx.ModelProto, bundle: Path, stream: str, hidden: Hidden) -> Hidden:
+def _run(
+    model: onnx.ModelProto,
+    bundle: Path,
+    stream: str,
+    hidden: Hidden,
+    last_index: NDArray[np.int64],
+) -> Hidden:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.enable_cpu_mem_arena = False
@@ -105,7 +119,7 @@ def _run(model: onnx.ModelProto, bundle: Path, stream: str, hidden: Hidden) -> H
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    feed = {stream: hidden} | _base_feed(model, hidden, stream)
+    feed = {stream: hidden} | _base_feed(model, hidden, stream, last_index)
     result: Hidden = session.run(None, feed)[0]
     return result
 
@@ -118,7 +132,9 @@ def _check_finite(hidden: Hidden, name: str) -> None:
         )
 
 
-def _base_feed(model: onnx.ModelProto, hidden: Hidden, stream: str) -> Feed:
+def _base_feed(
+    model: onnx.ModelProto, hidden: Hidden, stream: str, last_index: NDArray[np.int64]
+) -> Feed:
     """Positions from 0, an empty cache, no adapters: every other input of a cut model."""
     b, s = hidden.shape[:2]
     sizes = {"b": b, "s": s, **{f"t_{group}": 0 for group in targets.GROUPS}}
@@ -132,6 +148,8 @@ def _base_feed(model: onnx.ModelProto, hidden: Hidden, stream: str) -> Feed:
         feed[value.name] = np.zeros(shape, dtype)
         if value.name == targets.POSITION_IDS:
             feed[value.name][:] = np.arange(s)
+        if value.name == targets.LAST_INDEX:
+            feed[value.name] = last_index
     return feed
 
 

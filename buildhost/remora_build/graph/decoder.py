@@ -1,4 +1,4 @@
-"""The decoder as nodes: exactly docs/graph.md, native dialect.
+"""The decoder as nodes: exactly docs/graph.md, in the words of the graph's dialect.
 
 Reads no weights: initializers are references into the data file that `layout` laid out. Nodes are
 named after what they compute, and a node's value has its node's name unless the contract names it.
@@ -6,219 +6,73 @@ named after what they compute, and a node's value has its node's name unless the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import onnx_ir as ir
 
-from remora_build.graph import layout
+from remora_build.graph.attention import Attention
+from remora_build.graph.ends import embedded, logits
+from remora_build.graph.kit import Kit
 from remora_build.graph.layout import Slot
 from remora_build.graph.linear import GateInputs, Linear, MatrixWeights
-from remora_build.graph.nodes import Dims, Nodes
-from remora_contract import targets
+from remora_build.graph.mlp import Mlp
+from remora_build.graph.nodes import Nodes
+from remora_build.graph.ops import dialect_of
+from remora_build.graph.steps import add_inputs, add_steps
 from remora_contract.bundle import DecoderSpec, GraphSpec
-from remora_contract.targets import PARTS, Projection
 
 DATA_FILE = "model.onnx.data"
 
 
 def build_graph(spec: DecoderSpec, graph: GraphSpec, slots: dict[str, Slot]) -> ir.Model:
     """The model, its weights still to be written to DATA_FILE at the slots' offsets."""
-    nodes = Nodes(slots, DATA_FILE)
-    steps = _inputs(nodes, spec, graph)
+    nodes = Nodes(slots, DATA_FILE, graph.opset)
+    ops = dialect_of(nodes, spec, graph)
+    inputs = add_inputs(nodes, spec, graph)
+    gates = GateInputs(nodes, graph)
+    steps = add_steps(nodes, ops, spec, graph, inputs)
     weights = MatrixWeights(nodes, graph)
-    linear = Linear(nodes, spec, graph, weights, steps.gates)
-    hidden = nodes.add(
-        "Gather",
-        "embed.gather",
-        [nodes.weight(layout.EMBED), steps.input_ids],
-        {"axis": 0},
-        output="embed.output",
-    )
-    _annotate_stream(nodes, spec, graph, hidden)
-    decoder = _Layers(nodes, spec, graph, linear, steps)
+    kit = Kit(nodes, ops, spec, graph, weights, Linear(nodes, spec, graph, weights, gates))
+    layers = _Layers(kit, Attention(kit, inputs, steps), Mlp(kit))
+    hidden = embedded(kit, inputs.input_ids)
     presents: list[ir.Value] = []
     for layer in range(spec.layers):
-        hidden, present = decoder.layer(layer, hidden)
+        hidden, present = layers.layer(layer, hidden)
         presents += present
-    logits = _head(nodes, spec, graph, weights, hidden, steps.last_index)
-    nodes.output(logits, "float32", ["b", spec.vocab])
+    nodes.output(logits(kit, hidden, inputs.last_index), "float32", ["b", spec.vocab])
     for value in presents:
-        nodes.output(value, graph.dtype, decoder.cache_shape)
+        nodes.output(value, graph.dtype, kit.cache_shape)
     return nodes.model(f"remora-{spec.family}")
-
-
-@dataclass(frozen=True)
-class _Steps:
-    """What every layer shares: the graph's inputs and what is computed once from them."""
-
-    input_ids: ir.Value
-    position_ids: ir.Value
-    last_index: ir.Value
-    pasts: list[tuple[ir.Value, ir.Value]]
-    gates: GateInputs
-    mask: ir.Value
-    write_index: ir.Value
-
-
-def _inputs(nodes: Nodes, spec: DecoderSpec, graph: GraphSpec) -> _Steps:
-    input_ids = nodes.input(targets.INPUT_IDS, "int64", ["b", "s"])
-    position_ids = nodes.input(targets.POSITION_IDS, "int64", ["b", "s"])
-    last_index = nodes.input(targets.LAST_INDEX, "int64", ["b", 1])
-    cache: Dims = ["b", spec.kv_heads, graph.context, spec.head_dim]
-    pasts = [
-        (
-            nodes.input(targets.past_key(layer), graph.dtype, cache),
-            nodes.input(targets.past_value(layer), graph.dtype, cache),
-        )
-        for layer in range(spec.layers)
-    ]
-    return _Steps(
-        input_ids,
-        position_ids,
-        last_index,
-        pasts,
-        GateInputs(nodes, graph),
-        _mask(nodes, graph, position_ids),
-        _write_index(nodes, position_ids),
-    )
-
-
-def _mask(nodes: Nodes, graph: GraphSpec, position_ids: ir.Value) -> ir.Value:
-    """[b, 1, s, C]: 0 where the cache position is not after the query's, else -inf."""
-    query = nodes.add("Unsqueeze", "mask.query_positions", [position_ids, nodes.integers(1, 3)])
-    visible = nodes.add(
-        "LessOrEqual", "mask.visible", [nodes.weight(layout.CACHE_POSITIONS), query]
-    )
-    zero, hidden = (nodes.number(x, graph.dtype) for x in (0.0, float("-inf")))
-    return nodes.add("Where", "mask", [visible, zero, hidden])
-
-
-def _write_index(nodes: Nodes, position_ids: ir.Value) -> ir.Value:
-    """[b]: where this step's keys and values go."""
-    zero, one = nodes.integers(0), nodes.integers(1)
-    first = nodes.add("Slice", "cache.first_position", [position_ids, zero, one, one])
-    return nodes.add("Squeeze", "cache.write_index", [first, one])
-
-
-def _annotate_stream(
-    nodes: Nodes, spec: DecoderSpec, graph: GraphSpec, value: ir.Value
-) -> ir.Value:
-    return nodes.annotate(value, graph.dtype, ["b", "s", spec.hidden])
-
-
-def _head(
-    nodes: Nodes,
-    spec: DecoderSpec,
-    graph: GraphSpec,
-    weights: MatrixWeights,
-    hidden: ir.Value,
-    last_index: ir.Value,
-) -> ir.Value:
-    """logits [b, vocab] float32 of the one selected position a row."""
-    chosen = nodes.add("GatherND", "head.select", [hidden, last_index], {"batch_dims": 1})
-    normed = _norm(nodes, spec, "norm", chosen)
-    if layout.has_head(spec, graph):
-        weight = weights.value(layout.HEAD, "head.dequantize")
-    else:
-        embedding = nodes.weight(layout.EMBED)
-        weight = nodes.add("Transpose", "head.transpose", [embedding], {"perm": [1, 0]})
-    raw = nodes.add("MatMul", "head.matmul", [normed, weight])
-    return nodes.add("Cast", "head.cast", [raw], {"to": ir.DataType.FLOAT}, output=targets.LOGITS)
-
-
-def _norm(nodes: Nodes, spec: DecoderSpec, name: str, x: ir.Value) -> ir.Value:
-    weight = nodes.weight(f"{name}.weight")
-    return nodes.add("RMSNormalization", name, [x, weight], {"axis": -1, "epsilon": spec.norm_eps})
 
 
 class _Layers:
     """One decoder layer after the other on the residual stream [b, s, hidden]."""
 
-    def __init__(
-        self, nodes: Nodes, spec: DecoderSpec, graph: GraphSpec, linear: Linear, steps: _Steps
-    ) -> None:
-        self._nodes = nodes
-        self._spec = spec
-        self._graph = graph
-        self._linear = linear
-        self._steps = steps
+    def __init__(self, kit: Kit, attention: Attention, mlp: Mlp) -> None:
+        self._kit = kit
+        self._attention = attention
+        self._mlp = mlp
 
-    @property
-    def cache_shape(self) -> Dims:
-        return ["b", self._spec.kv_heads, self._graph.context, self._spec.head_dim]
-
-    def layer(self, layer: int, hidden: ir.Value) -> tuple[ir.Value, list[ir.Value]]:
+    def layer(self, layer: int, hidden: ir.Value) -> tuple[ir.Value, tuple[ir.Value, ir.Value]]:
         """The stream after the layer, and its present key and value."""
-        nodes, at = self._nodes, f"layers.{layer}"
-        normed = _norm(nodes, self._spec, f"{at}.norm_attention", hidden)
+        kit, block = self._kit, self._kit.spec.block
+        before, behind = block != "post", block in ("post", "sandwich")
+        normed = kit.layer_norm(layer, "norm_attention", hidden) if before else hidden
         attended, present = self._attention(layer, normed)
-        hidden = nodes.add("Add", f"{at}.attention_residual", [hidden, attended])
-        normed = _norm(nodes, self._spec, f"{at}.norm_mlp", hidden)
-        hidden = nodes.add(
-            "Add", f"{at}.mlp_residual", [hidden, self._mlp(layer, normed)], output=f"{at}.output"
-        )
-        return _annotate_stream(nodes, self._spec, self._graph, hidden), present
+        if behind:
+            attended = kit.layer_norm(layer, "norm_attention_out", attended)
+        stream = self._added(layer, "attention", hidden, attended)
+        if block in ("pre", "sandwich"):
+            normed = kit.layer_norm(layer, "norm_mlp", stream)
+        elif block == "post":
+            normed = stream
+        made = self._mlp(layer, normed)
+        if behind:
+            made = kit.layer_norm(layer, "norm_mlp_out", made)
+        return kit.stream(self._added(layer, "mlp", stream, made)), present
 
-    def _attention(self, layer: int, x: ir.Value) -> tuple[ir.Value, list[ir.Value]]:
-        nodes, spec, at = self._nodes, self._spec, f"layers.{layer}"
-        q, k, v = self._parts(self._linear(layer, "qkv", x), layer, PARTS["qkv"])
-        q = self._rotated(layer, "q", self._heads(layer, "q", q, spec.heads))
-        k = self._rotated(layer, "k", self._heads(layer, "k", k, spec.kv_heads))
-        v = self._swapped(layer, "v", self._heads(layer, "v", v, spec.kv_heads))
-        past_key, past_value = self._steps.pasts[layer]
-        key = self._scattered(f"{at}.k", past_key, k, targets.present_key(layer))
-        value = self._scattered(f"{at}.v", past_value, v, targets.present_value(layer))
-        mixed = nodes.add(
-            "Attention",
-            f"{at}.attention",
-            [q, key, value, self._steps.mask],
-            {"scale": float(spec.head_dim) ** -0.5},
-        )
-        swapped = nodes.add(
-            "Transpose", f"{at}.attention.transpose", [mixed], {"perm": [0, 2, 1, 3]}
-        )
-        shape = nodes.integers(0, 0, spec.heads * spec.head_dim)
-        merged = nodes.add("Reshape", f"{at}.attention.merge", [swapped, shape])
-        return self._linear(layer, "o", merged), [key, value]
-
-    def _mlp(self, layer: int, x: ir.Value) -> ir.Value:
-        nodes, at = self._nodes, f"layers.{layer}"
-        gate, up = self._parts(self._linear(layer, "gate_up", x), layer, PARTS["gate_up"])
-        sigmoid = nodes.add("Sigmoid", f"{at}.gate.sigmoid", [gate])
-        silu = nodes.add("Mul", f"{at}.gate.silu", [gate, sigmoid])
-        return self._linear(layer, "down", nodes.add("Mul", f"{at}.mlp.product", [silu, up]))
-
-    def _parts(self, packed: ir.Value, layer: int, parts: tuple[Projection, ...]) -> list[ir.Value]:
-        """Slices of the last axis in packed order."""
-        nodes, values, begin = self._nodes, [], 0
-        for part in parts:
-            end = begin + self._spec.out_features(part)
-            bounds = [nodes.integers(begin), nodes.integers(end), nodes.integers(2)]
-            values.append(nodes.add("Slice", f"layers.{layer}.{part}.slice", [packed, *bounds]))
-            begin = end
-        return values
-
-    def _heads(self, layer: int, part: Projection, x: ir.Value, heads: int) -> ir.Value:
-        """[b, s, heads, head_dim]"""
-        shape = self._nodes.integers(0, 0, heads, self._spec.head_dim)
-        return self._nodes.add("Reshape", f"layers.{layer}.{part}.heads", [x, shape])
-
-    def _swapped(self, layer: int, part: Projection, x: ir.Value) -> ir.Value:
-        """[b, heads, s, head_dim]"""
-        name = f"layers.{layer}.{part}.transpose"
-        return self._nodes.add("Transpose", name, [x], {"perm": [0, 2, 1, 3]})
-
-    def _rotated(self, layer: int, part: Projection, x: ir.Value) -> ir.Value:
-        nodes, at = self._nodes, f"layers.{layer}.{part}"
-        if self._spec.qk_norm:
-            x = _norm(nodes, self._spec, f"{at}_norm", x)
-        tables = [nodes.weight(layout.ROPE_COS), nodes.weight(layout.ROPE_SIN)]
-        swapped = self._swapped(layer, part, x)
-        return nodes.add(
-            "RotaryEmbedding", f"{at}.rope", [swapped, *tables, self._steps.position_ids]
-        )
-
-    def _scattered(self, at: str, past: ir.Value, new: ir.Value, present: str) -> ir.Value:
-        inputs = [past, new, self._steps.write_index]
-        attributes = {"axis": -2, "mode": "linear"}
-        return self._nodes.add("TensorScatter", f"{at}.scatter", inputs, attributes, output=present)
+    def _added(self, layer: int, block: str, stream: ir.Value, made: ir.Value) -> ir.Value:
+        """The stream with what a block made."""
+        at = f"layers.{layer}"
+        scaled = self._kit.scaled(f"{at}.{block}_scaled", made, self._kit.spec.residual_scale)
+        output = f"{at}.output" if block == "mlp" else None
+        name = f"{at}.{block}_residual"
+        return self._kit.nodes.add("Add", name, [stream, scaled], output=output)

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
-from remora_build.families.decoder import has_bias, layer_norms
-from remora_contract.bundle import DecoderSpec, GraphSpec
+from remora_build.families.shape import has_bias, has_norm_bias, layer_norms
+from remora_build.graph import rope
+from remora_contract.bundle import DecoderSpec, GraphSpec, RopeSpec
 from remora_contract.targets import GROUPS, PARTS, Group
 
 StoredDtype = Literal["float16", "float32", "int4", "int64"]
@@ -20,9 +21,10 @@ ALIGNMENT = 4096  # what runtimes need to map a tensor instead of copying it
 
 EMBED = "embed.weight"
 HEAD = "head.weight"
-FINAL_NORM = "norm.weight"
+FINAL_NORM = "norm"
 ROPE_COS = "rope.cos"
 ROPE_SIN = "rope.sin"
+QUERY_SCALE = "query.scale"
 CACHE_POSITIONS = "mask.cache_positions"
 
 
@@ -38,6 +40,25 @@ class Slot:
     @property
     def bytes(self) -> int:
         return (prod(self.shape) * BITS[self.dtype] + 7) // 8
+
+
+RopeName = Literal["main", "local"]
+
+
+def ropes(spec: DecoderSpec) -> dict[RopeName, RopeSpec]:
+    """The rotary embeddings that some layer uses."""
+    used = {spec.kind(layer).rope for layer in range(spec.layers)}
+    found: dict[RopeName, RopeSpec] = {}
+    if "main" in used:
+        found["main"] = spec.rope
+    if "local" in used and spec.local_rope is not None:
+        found["local"] = spec.local_rope
+    return found
+
+
+def rope_tables(name: RopeName) -> tuple[str, str]:
+    """cos and sin [rows, dims / 2]"""
+    return (ROPE_COS, ROPE_SIN) if name == "main" else (f"rope.{name}.cos", f"rope.{name}.sin")
 
 
 def group_weight(layer: int, group: Group) -> str:
@@ -88,19 +109,27 @@ _Initializer = tuple[str, StoredDtype, tuple[int, ...]]
 
 def _initializers(spec: DecoderSpec, graph: GraphSpec) -> Iterator[_Initializer]:
     dtype = graph.dtype
-    yield ROPE_COS, dtype, (graph.context, spec.head_dim // 2)
-    yield ROPE_SIN, dtype, (graph.context, spec.head_dim // 2)
+    for name, found in ropes(spec).items():
+        rows, pairs = rope.rows(found, graph.context), rope.turning(found, spec.head_dim) // 2
+        for table in rope_tables(name):
+            yield table, dtype, (rows, pairs)
+    if spec.query_scale is not None:
+        yield QUERY_SCALE, dtype, (graph.context,)
     yield CACHE_POSITIONS, "int64", (1, 1, 1, graph.context)
     yield EMBED, dtype, (spec.vocab, spec.hidden)
     for layer in range(spec.layers):
-        for norm, width in layer_norms(spec).items():
-            yield f"layers.{layer}.{norm}.weight", dtype, (width,)
+        for norm, shape in layer_norms(spec).items():
+            yield f"layers.{layer}.{norm}.weight", dtype, shape
+            if has_norm_bias(spec, norm):
+                yield f"layers.{layer}.{norm}.bias", dtype, shape
         for group in GROUPS:
             n = group_out(spec, group)
             if has_bias(spec, PARTS[group][0]):
                 yield group_bias(layer, group), dtype, (n,)
             yield from _matrix(group_weight(layer, group), group_in(spec, group), n, graph)
-    yield FINAL_NORM, dtype, (spec.hidden,)
+    yield f"{FINAL_NORM}.weight", dtype, (spec.hidden,)
+    if spec.norm_bias:
+        yield f"{FINAL_NORM}.bias", dtype, (spec.hidden,)
     if has_head(spec, graph):
         yield from _matrix(HEAD, spec.hidden, spec.vocab, graph)
 

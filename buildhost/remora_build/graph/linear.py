@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from remora_build.families.decoder import has_bias
+from remora_build.families.shape import has_bias
 from remora_build.graph import layout
 from remora_build.graph.nodes import Dims, Nodes
 from remora_contract import targets

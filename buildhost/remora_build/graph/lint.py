@@ -6,8 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import onnx
 import onnx_ir as ir
 
+from remora_build.graph import trt103
+from remora_contract.bundle import GraphDialect
 from remora_contract.errors import InternalFault
 
 _FORBIDDEN_ATTRIBUTES = {"Attention": ("is_causal", "softcap", "qk_matmul_output_mode")}
@@ -15,9 +18,12 @@ _MAX_ATTENTION_INPUTS = 4  # q, k, v, mask; then past_key, past_value, nonpad_kv
 _FLOATS = (ir.DataType.FLOAT16, ir.DataType.FLOAT)
 
 
-def check_graph(model: ir.Model) -> None:
+def check_graph(model: ir.Model, dialect: GraphDialect = "native") -> None:
     """Raises InternalFault listing what is wrong: the exporter broke its own promise."""
-    if findings := list(lint(model)):
+    findings = list(lint(model))
+    if dialect == "legacy":
+        findings += trt103.refusals(model, element_types(model))
+    if findings:
         raise InternalFault("the exported graph breaks its rules: " + "; ".join(findings))
 
 
@@ -34,6 +40,16 @@ def lint(model: ir.Model) -> Iterator[str]:
             yield f"node name {node.name!r} is missing or used twice"
         names.add(node.name or "")
     yield from _lint_values(graph)
+
+
+def element_types(model: ir.Model) -> dict[str, str]:
+    """The element type of every value that ONNX can derive, by its name: `FLOAT16`."""
+    proto = onnx.shape_inference.infer_shapes(ir.to_proto(model))
+    graph = proto.graph
+    typed = {i.name: i.data_type for i in graph.initializer}
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        typed[value.name] = value.type.tensor_type.elem_type
+    return {name: onnx.TensorProto.DataType.Name(kind) for name, kind in typed.items()}
 
 
 def _lint_node(node: ir.Node) -> Iterator[str]:

@@ -16,8 +16,7 @@ from remora_build.graph.layout import Slot, StoredDtype
 from remora_build.version import exporter_name
 
 Dims = Sequence[int | str]  # a text is a symbolic dimension
-OPSET = 24
-IR_VERSION = 11
+_IR_VERSION = {20: 9, 21: 10, 24: 11}  # the file format that an operator set came with
 IR_DTYPE: dict[StoredDtype, ir.DataType] = {
     "float16": ir.DataType.FLOAT16,
     "float32": ir.DataType.FLOAT,
@@ -29,8 +28,9 @@ IR_DTYPE: dict[StoredDtype, ir.DataType] = {
 class Nodes:
     """Nodes, inputs, outputs and initializers of one graph in the order they are asked for."""
 
-    def __init__(self, slots: Mapping[str, Slot], data_file: str) -> None:
+    def __init__(self, slots: Mapping[str, Slot], data_file: str, opset: int) -> None:
         self._slots = slots
+        self._opset = opset
         self._data_file = data_file
         self._initializers: dict[str, ir.Value] = {}
         self._nodes: list[ir.Node] = []
@@ -89,6 +89,10 @@ class Nodes:
         name = f"const.{dtype}." + re.sub("[^0-9a-z.]", "minus_", str(value))
         return self._constant(name, np.array(value, dtype))
 
+    def ones(self, count: int, dtype: StoredDtype) -> ir.Value:
+        """A shared vector of ones inside the model file."""
+        return self._constant(f"const.{dtype}.ones_{count}", np.ones(count, dtype))
+
     def _constant(self, name: str, array: np.ndarray[Any, Any]) -> ir.Value:
         if name not in self._initializers:
             self._initializers[name] = _initializer(name, ir.Tensor(array, name=name))
@@ -103,12 +107,15 @@ class Nodes:
             self._outputs,
             nodes=self._nodes,
             initializers=list(self._initializers.values()),
-            opset_imports={"": OPSET},
+            opset_imports={"": self._opset},
             name=name,
         )
         producer, _, version = exporter_name().partition(" ")
         return ir.Model(
-            graph, ir_version=IR_VERSION, producer_name=producer, producer_version=version
+            graph,
+            ir_version=_IR_VERSION[self._opset],
+            producer_name=producer,
+            producer_version=version,
         )
 
 

@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from remora_build.checkpoint.safetensors_file import TensorEntry
 from remora_build.checkpoint.stream import TensorStream
-from remora_build.families import decoder as names
+from remora_build.families.naming import Naming, Source
+from remora_build.families.shape import has_bias, has_norm_bias, layer_norms
 from remora_build.graph import layout, rope
 from remora_build.graph.data_file import DataFile
 from remora_build.graph.layout import Slot
 from remora_build.quantize import pack_nibbles, problem, quantize
-from remora_contract.bundle import DecoderSpec, GraphSpec
-from remora_contract.errors import CheckpointInvalid
+from remora_contract.bundle import GraphSpec
+from remora_contract.errors import CheckpointInvalid, InternalFault
 from remora_contract.targets import GROUPS, PARTS, Group
 
 _PACKED_ROWS = 64  # even, so that a panel ends at a whole byte
@@ -34,7 +35,7 @@ class WeightWriter:
 
     def __init__(
         self,
-        spec: DecoderSpec,
+        naming: Naming,
         graph: GraphSpec,
         slots: Mapping[str, Slot],
         entries: Mapping[str, TensorEntry],
@@ -43,7 +44,8 @@ class WeightWriter:
         pool: Executor,
         advance: Advance,
     ) -> None:
-        self._spec = spec
+        self._naming = naming
+        self._spec = naming.spec
         self._graph = graph
         self._slots = slots
         self._entries = entries
@@ -58,54 +60,71 @@ class WeightWriter:
         self._tables()
         self._embedding()
         for layer in range(self._spec.layers):
-            for norm in names.layer_norms(self._spec):
-                self._vector(f"layers.{layer}.{norm}.weight", [names.norm_name(layer, norm)])
+            self._norms(layer)
             for group in GROUPS:
                 self._group(layer, group)
-        self._vector(layout.FINAL_NORM, [names.FINAL_NORM])
+        self._norm(layout.FINAL_NORM, [self._naming.final_norm])
+        if self._spec.norm_bias:
+            self._vector(f"{layout.FINAL_NORM}.bias", [self._naming.final_norm_bias])
         if layout.has_head(self._spec, self._graph):
-            tied = self._spec.tied_embeddings
-            self._matrix(layout.HEAD, [names.EMBEDDING if tied else names.HEAD])
+            naming = self._naming
+            name = naming.embedding if self._spec.tied_embeddings else naming.head
+            self._matrix(layout.HEAD, [Source(name, 0, self._spec.vocab)])
 
     def _tables(self) -> None:
-        context = self._graph.context
-        cos, sin = rope.tables(self._spec.rope, self._spec.head_dim, context)
-        self._out.put(self._slots[layout.ROPE_COS], cos.astype(self._dtype))
-        self._out.put(self._slots[layout.ROPE_SIN], sin.astype(self._dtype))
+        spec, context = self._spec, self._graph.context
+        for name, found in layout.ropes(spec).items():
+            tables = rope.tables(found, spec.head_dim, context)
+            for slot, table in zip(layout.rope_tables(name), tables, strict=True):
+                self._out.put(self._slots[slot], table.astype(self._dtype))
+        if spec.query_scale is not None:
+            scales = rope.query_scales(spec.query_scale, context)
+            self._out.put(self._slots[layout.QUERY_SCALE], scales.astype(self._dtype))
         self._out.put(self._slots[layout.CACHE_POSITIONS], np.arange(context, dtype=np.int64))
+
+    def _norms(self, layer: int) -> None:
+        for norm in layer_norms(self._spec):
+            self._norm(f"layers.{layer}.{norm}", self._naming.norm(layer, norm))
+            if has_norm_bias(self._spec, norm):
+                bias = self._naming.norm_bias(layer, norm)
+                self._vector(f"layers.{layer}.{norm}.bias", [bias])
+
+    def _norm(self, name: str, sources: Sequence[str]) -> None:
+        """A norm's weight; what the checkpoint stores as w - 1 becomes w."""
+        self._vector(f"{name}.weight", sources, plus=1 if self._spec.norm_plus_one else 0)
 
     def _embedding(self) -> None:
         self._out.begin(self._slots[layout.EMBED])
-        for _, rows in self._checked_rows(names.EMBEDDING):
+        for _, rows in self._checked_rows(self._naming.embedding):
             self._out.append(rows.astype(self._dtype))
 
     def _group(self, layer: int, group: Group) -> None:
-        parts = PARTS[group]
-        if names.has_bias(self._spec, parts[0]):
-            biases = [names.bias_name(layer, p) for p in parts]
-            self._vector(layout.group_bias(layer, group), biases)
-        weights = [names.weight_name(layer, p) for p in parts]
-        self._matrix(layout.group_weight(layer, group), weights)
+        if has_bias(self._spec, PARTS[group][0]):
+            biases = self._naming.biases(layer, group)
+            self._vector(layout.group_bias(layer, group), [b.tensor for b in biases])
+        self._matrix(layout.group_weight(layer, group), self._naming.weights(layer, group))
 
-    def _vector(self, name: str, sources: Sequence[str]) -> None:
-        """Vectors [n] side by side."""
+    def _vector(self, name: str, sources: Sequence[str], plus: int = 0) -> None:
+        """Vectors [n] one after the other."""
+        slot = self._slots[name]
         parts = [self._checked(s, self._stream.whole(self._entries[s])) for s in sources]
-        self._out.put(self._slots[name], np.concatenate([p.astype(self._dtype) for p in parts]))
+        whole = np.concatenate([p.astype(np.float32) for p in parts]) + np.float32(plus)
+        self._out.put(slot, whole.astype(self._dtype).reshape(slot.shape))
 
-    def _matrix(self, name: str, sources: Sequence[str]) -> None:
+    def _matrix(self, name: str, sources: Sequence[Source]) -> None:
         """Matrices [n, k] transposed and side by side: [k, sum n], quantized when the graph is."""
         if self._graph.quant.block is None:
             self._plain_matrix(self._slots[name], sources)
         else:
             self._int4_matrix(name, sources, self._graph.quant.block)
 
-    def _plain_matrix(self, slot: Slot, sources: Sequence[str]) -> None:
+    def _plain_matrix(self, slot: Slot, sources: Sequence[Source]) -> None:
         packed = np.empty(slot.shape, self._dtype)
         for column, rows in self._columns(sources):
             packed[:, column : column + len(rows)] = rows.astype(self._dtype).T
         self._out.put(slot, packed)
 
-    def _int4_matrix(self, name: str, sources: Sequence[str], block: int) -> None:
+    def _int4_matrix(self, name: str, sources: Sequence[Source], block: int) -> None:
         code_slot, scale_slot = self._slots[layout.codes(name)], self._slots[layout.scales(name)]
         codes = np.empty(code_slot.shape, np.int8)
         scales = np.empty(scale_slot.shape, self._dtype)
@@ -119,20 +138,23 @@ class WeightWriter:
             self._out.append(pack_nibbles(codes[first : first + _PACKED_ROWS]))
         self._out.put(scale_slot, scales)
 
-    def _columns(self, sources: Sequence[str]) -> Iterator[tuple[int, Rows]]:
+    def _columns(self, sources: Sequence[Source]) -> Iterator[tuple[int, Rows]]:
         """(column in the packed matrix, rows [m, k] of a source)."""
         base = 0
         for source in sources:
-            for first, rows in self._checked_rows(source):
+            n = self._entries[source.tensor].shape[0]
+            if (source.begin, source.end) != (0, n):  # a tensor is read, and hashed, as a whole
+                raise InternalFault(f"only rows {source.begin} to {source.end} of {source.tensor}")
+            for first, rows in self._checked_rows(source.tensor):
                 yield base + first, rows
-            base += self._entries[source].shape[0]
+            base += n
 
-    def _checked_rows(self, source: str) -> Iterator[tuple[int, Rows]]:
-        for first, rows in self._stream.rows(self._entries[source]):
-            yield first, self._checked(source, rows)
+    def _checked_rows(self, tensor: str) -> Iterator[tuple[int, Rows]]:
+        for first, rows in self._stream.rows(self._entries[tensor]):
+            yield first, self._checked(tensor, rows)
 
-    def _checked(self, source: str, rows: Rows) -> Rows:
+    def _checked(self, tensor: str, rows: Rows) -> Rows:
         if why := problem(rows, self._dtype):
-            raise CheckpointInvalid(f"{self._entries[source].path}: tensor {source} {why}")
+            raise CheckpointInvalid(f"{self._entries[tensor].path}: tensor {tensor} {why}")
         self._advance(rows.nbytes)
         return rows

@@ -55,6 +55,10 @@ def describe(path: Path, *, verify: bool) -> Report:
 
 
 def _hint(path: Path) -> str:
+    from remora_contract.use_cases import USE_CASES_JSON
+
+    if (path / USE_CASES_JSON).exists():
+        return ": it holds use cases; see remora-build use-cases show"
     if (path / "adapter_config.json").exists():
         return ": it is a PEFT adapter; convert it with remora-build adapter"
     if (path / "config.json").exists():

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
-
-import yaml
+from typing import Any, Protocol
 
 from remora_contract.errors import DocumentInvalid, NotFound, UsageWrong
 from remora_contract.release import (
@@ -22,7 +20,10 @@ from remora_contract.release import (
     SamplingDefaults,
     WeightedName,
 )
-from remora_contract.strict import parse
+from remora_contract.strict import loads, parse
+from remora_contract.use_case_forms import parse_use_cases, written_use_cases
+from remora_contract.use_cases import UseCaseDocument
+from remora_contract.yaml_text import load_yaml
 
 _SHOWN = 6
 
@@ -47,33 +48,48 @@ class ReleaseFile:
     name: str
     bundle: str
     adapters: dict[str, str] = field(default_factory=dict)  # name -> reference
-    use_cases: dict[str, dict[str, float]] = field(default_factory=dict)  # name -> weights
+    use_cases: tuple[ReleaseUseCase, ...] = ()
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
     constraints: Constraints = field(default_factory=Constraints)
 
 
-def read_release_file(text: str, where: str) -> ReleaseFile:
+def read_release_file(data: bytes, where: str) -> ReleaseFile:
     """Strict YAML. Raises DocumentInvalid naming the key."""
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as e:
-        raise DocumentInvalid(f"{where}: not valid YAML: {e}") from e
-    return parse(ReleaseFile, data, where)
+    table = load_yaml(data, where)
+    use_cases: tuple[ReleaseUseCase, ...] = ()
+    if isinstance(table, dict) and "use_cases" in table:
+        use_cases = written_use_cases(table["use_cases"], f"{where}: use_cases")
+        table = {**table, "use_cases": []}
+    return replace(parse(ReleaseFile, table, where), use_cases=use_cases)
+
+
+def read_use_cases(data: bytes, where: str) -> UseCaseDocument:
+    """QAIRT's lora_config.yaml or a use_cases.json. Raises DocumentInvalid naming the key."""
+    if where.endswith(".json"):
+        return parse_use_cases(loads(dict[str, Any], data, where), where)
+    return parse_use_cases(load_yaml(data, where), where)
 
 
 def from_flags(
-    name: str, bundle: str, adapters: Sequence[str], use_cases: Sequence[str]
+    name: str,
+    bundle: str,
+    adapters: Sequence[str],
+    use_cases: Sequence[str],
+    document: UseCaseDocument | None = None,
 ) -> ReleaseFile:
-    """`--adapter NAME=REF`, `--use-case NAME=A:0.7,B:0.3`. Raises UsageWrong."""
-    return ReleaseFile(
-        name=name,
-        bundle=bundle,
-        adapters=pairs(adapters, "--adapter", "NAME=REF"),
-        use_cases={
-            key: _weights(text)
-            for key, text in pairs(use_cases, "--use-case", "NAME=ADAPTER:WEIGHT,…").items()
-        },
+    """`--adapter NAME=REF`, `--use-case NAME=A:0.7,B:0.3`, `--use-cases FILE`. An adapter that only
+    the file names is the one of its digest where the file says it, else of its name. Raises
+    UsageWrong."""
+    references = pairs(adapters, "--adapter", "NAME=REF")
+    compositions = tuple(
+        ReleaseUseCase(key, tuple(WeightedName(a, w) for a, w in _weights(text).items()))
+        for key, text in pairs(use_cases, "--use-case", "NAME=ADAPTER:WEIGHT,…").items()
     )
+    if document is not None:
+        named = {a.name: a.digest or a.name for a in document.adapters}
+        references = {**named, **references}
+        compositions = (*compositions, *document.release_use_cases())
+    return ReleaseFile(name=name, bundle=bundle, adapters=references, use_cases=compositions)
 
 
 def pairs(texts: Sequence[str], flag: str, form: str) -> dict[str, str]:
@@ -103,17 +119,13 @@ def _weights(text: str) -> dict[str, float]:
 def to_release(wanted: ReleaseFile, published: Sequence[Named]) -> Release:
     """Raises NotFound for an unknown reference, DocumentInvalid."""
     adapters = [adapter_entry(n, ref, published) for n, ref in wanted.adapters.items()]
-    use_cases = [
-        ReleaseUseCase(name, tuple(WeightedName(a, w) for a, w in weights.items()))
-        for name, weights in wanted.use_cases.items()
-    ]
     try:
         return Release(
             format_version=FORMAT_VERSION,
             name=wanted.name,
             bundle=resolve(wanted.bundle, "bundle", published).digest,
             adapters=tuple(adapters),
-            use_cases=tuple(use_cases),
+            use_cases=wanted.use_cases,
             sampling=wanted.sampling,
             constraints=wanted.constraints,
         )

@@ -9,14 +9,21 @@ from typing import Annotated
 import typer
 
 from remora_contract.digests import canonical_json, short
-from remora_contract.errors import NotFound, UsageWrong
+from remora_contract.errors import DocumentInvalid, NotFound, UsageWrong
 from remora_contract.release import Release
 from remora_contract.strict import loads
+from remora_contract.use_cases import (
+    MAX_DOCUMENT_BYTES,
+    USE_CASES_JSON,
+    UseCaseDocument,
+    only_for_qairt,
+)
 from remora_controller.operator_cli import render
 from remora_controller.operator_cli.release_document import (
     ReleaseFile,
     from_flags,
     read_release_file,
+    read_use_cases,
     to_release,
 )
 from remora_controller.operator_cli.session import Session, connect
@@ -54,6 +61,15 @@ def create(
         list[str] | None,
         typer.Option(help="NAME=A:0.7,B:0.3, adapters with weights under one name; repeat."),
     ] = None,
+    use_cases: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="QAIRT's lora_config.yaml, or what `remora-build use-cases convert` wrote: its "
+            "use cases, and its adapters where --adapter does not say otherwise.",
+            show_default=False,
+        ),
+    ] = None,
     file: Annotated[
         Path | None,
         typer.Option(
@@ -65,7 +81,7 @@ def create(
     as_json: render.Json = False,
 ) -> None:
     """Create a release. References are resolved to digests now and stay so."""
-    wanted = _wanted(name, bundle, adapter or [], use_case or [], file)
+    wanted = _wanted(name, bundle, adapter or [], use_case or [], use_cases, file)
     session = connect(context)
     made = create_release(session, to_release(wanted, list_artifacts(session)))
     if as_json:
@@ -79,18 +95,36 @@ def _wanted(
     bundle: str | None,
     adapters: list[str],
     use_cases: list[str],
+    use_case_file: Path | None,
     file: Path | None,
 ) -> ReleaseFile:
     if file is None:
         if name is None or bundle is None:
             raise UsageWrong("give --name and --bundle, or --file release.yaml")
-        return from_flags(name, bundle, adapters, use_cases)
-    if name or bundle or adapters or use_cases:
+        document = None if use_case_file is None else _use_cases(use_case_file)
+        return from_flags(name, bundle, adapters, use_cases, document)
+    if name or bundle or adapters or use_cases or use_case_file:
         raise UsageWrong("--file says everything: leave the other options out")
+    return read_release_file(_read(file), str(file))
+
+
+def _use_cases(path: Path) -> UseCaseDocument:
+    file = path / USE_CASES_JSON if path.is_dir() else path
+    document = read_use_cases(_read(file), str(file))
+    for what in only_for_qairt(document):
+        typer.echo(f"not in the release, only QAIRT reads it: {what}", err=True)
+    return document
+
+
+def _read(path: Path) -> bytes:
     try:
-        return read_release_file(file.read_text(), str(file))
+        with path.open("rb") as f:
+            data = f.read(MAX_DOCUMENT_BYTES + 1)
     except OSError as e:
-        raise NotFound(f"{file} cannot be read: {e.strerror or e}") from e
+        raise NotFound(f"{path} cannot be read: {e.strerror or e}") from e
+    if len(data) > MAX_DOCUMENT_BYTES:
+        raise DocumentInvalid(f"{path}: larger than {MAX_DOCUMENT_BYTES >> 20} MiB")
+    return data
 
 
 @app.command("list")

@@ -77,6 +77,14 @@ def test_an_adapter_is_read_then_resident_then_leased():
     assert (bank.snapshot.counters.loads, bank.snapshot.counters.hits) == (1, 0)
 
 
+def test_requests_that_are_composed_are_counted():
+    bank, loader, _ = make()
+    load(bank, loader, "a", "b")
+    for wanted in (want("a"), want("a", weight=0.5), want("a", "b"), want("b"), want()):
+        bank.release(bank.acquire(wanted))
+    assert bank.snapshot.counters.compositions == 2
+
+
 def test_a_second_release_is_our_own_fault():
     bank, loader, _ = make()
     load(bank, loader, "a")

@@ -151,3 +151,12 @@ def test_use_cases_are_kept_by_name_and_checked(directory, add):
     assert directory.delete_use_case("letters") and not directory.delete_use_case("letters")
     with pytest.raises(NotFound, match="letters"):
         directory.use_case("letters")
+
+
+def test_a_use_case_may_join_names_and_only_base_names_no_adapter(directory, add):
+    add("legal", "r1", 1)
+    assert directory.set_use_case("legal+short", [WeightedName("legal")]).name == "legal+short"
+    assert directory.set_use_case("base", []).adapters == ()
+    for name in ("legal/short", "", "+legal"):
+        with pytest.raises(DocumentInvalid):
+            directory.set_use_case(name, [WeightedName("legal")])

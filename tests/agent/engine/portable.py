@@ -21,6 +21,7 @@ from remora_build.quantize import pack_nibbles
 from remora_contract import targets
 from remora_contract.bundle import (
     BUNDLE_JSON,
+    FORMAT_VERSION,
     GRAPH_FILE,
     Bundle,
     BundleFile,
@@ -48,7 +49,7 @@ QWEN2 = DecoderSpec(
     qkv_bias=True,
     tied_embeddings=True,
 )
-QWEN3 = replace(QWEN2, family="qwen3", qkv_bias=False, qk_norm=True, head_dim=32)
+QWEN3 = replace(QWEN2, family="qwen3", qkv_bias=False, qk_norm="head", head_dim=32)
 LLAMA = replace(QWEN2, family="llama", qkv_bias=False, tied_embeddings=False)
 
 FLOAT32 = GraphSpec("native", "float32", context=48, max_bank_rank=256, opset=24)
@@ -80,7 +81,7 @@ def write_bundle_json(directory: Path, spec: DecoderSpec, graph: GraphSpec) -> N
         for n in (GRAPH_FILE, DATA_FILE)
     )
     bundle = Bundle(
-        1,
+        FORMAT_VERSION,
         digest_bytes(b"base"),
         spec,
         graph,

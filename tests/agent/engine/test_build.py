@@ -102,11 +102,11 @@ def _skip_rope(proto: onnx.ModelProto) -> None:
 
 def _extra_op(proto: onnx.ModelProto) -> None:
     node = _node(proto, "layers.0.mlp.product")
-    tanh = onnx.helper.make_node("Tanh", [node.output[0]], ["tanh"], name="odd.tanh")
+    ceil = onnx.helper.make_node("Ceil", [node.output[0]], ["ceil"], name="odd.ceil")
     down = _node(proto, "layers.0.down.matmul")
-    proto.graph.node.insert(list(proto.graph.node).index(down), tanh)
+    proto.graph.node.insert(list(proto.graph.node).index(down), ceil)
     for n in (down, _node(proto, "layers.0.lora_a.down")):
-        n.input[0] = "tanh"
+        n.input[0] = "ceil"
 
 
 def _drop_branch(proto: onnx.ModelProto) -> None:
@@ -141,7 +141,7 @@ def _not_silu(proto: onnx.ModelProto) -> None:
         (_scale_v, "odd.square|layers.1"),
         (_not_causal, "mask"),
         (_skip_rope, "layers.0.attention"),
-        (_extra_op, "odd.tanh"),
+        (_extra_op, "odd.ceil"),
         (_drop_branch, "layers.1|lora"),
         (_other_gate, "layers.0.lora_gate.qkv"),
         (_swap_rows, "layers.0.q.transpose"),

@@ -25,7 +25,7 @@ from remora_build.adapters.convert import convert_adapter
 from remora_build.export.exporter import export_checkpoint
 from remora_build.export.options import ExportOptions
 from remora_contract.bundle import GRAPH_FILE, load_bundle
-from remora_contract.targets import PARTS
+from remora_contract.targets import GROUPS, PARTS
 from tests.support.adapters import make_peft_adapter, peft_quiet
 from tests.support.checkpoints import LLAMA3_SCALING, make_checkpoint
 
@@ -106,7 +106,7 @@ def _put_stored_weights(model: Any, bundle_dir: Path) -> None:
 
     put("lm_head", _dequantized(stored, "head.weight"))
     for layer in range(decoder.layers):
-        for group, parts in PARTS.items():
+        for group, parts in ((g, PARTS[g]) for g in GROUPS):
             packed = _dequantized(stored, f"layers.{layer}.{group}.weight")
             at = 0
             for part in parts:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,13 +30,17 @@ _COMPOSED_KEPT = 8
 
 
 class Bank:
-    """Which adapters are resident, and their packed mixes. Composed mixes are kept while used."""
+    """Which adapters are resident, and their packed mixes. Composed mixes, of which there are as
+    many as requests choose weights, are kept while used: at least one for each row, so that a step
+    of rows with as many mixes packs nothing anew."""
 
-    def __init__(self, decoder: DecoderSpec, max_rank: int) -> None:
+    def __init__(self, decoder: DecoderSpec, max_rank: int, rows: int = _COMPOSED_KEPT) -> None:
         self._decoder = decoder
         self._max_rank = max_rank
+        self._composed_kept = max(_COMPOSED_KEPT, rows)
         self._resident: dict[int, AdapterWeights] = {}
         self._packed: OrderedDict[Mix, Packed] = OrderedDict()
+        self._forgotten: list[Packed] = []
         self._next_handle = 1
         self.empty = pack(decoder, ())
 
@@ -67,15 +72,26 @@ class Bank:
         known = self._packed.get(mix)
         if known is None:
             entries = tuple((self._find(e.handle), e.weight) for e in mix)
-            known = self._packed[mix] = pack(self._decoder, entries)
+            known = self._packed[mix] = pack(self._decoder, entries, self._twin(mix))
             self._forget_old()
         self._packed.move_to_end(mix)
         return known
 
+    def take_forgotten(self) -> list[Packed]:
+        """Mixes forgotten since the last call; whoever holds their arrays lets go of them."""
+        forgotten, self._forgotten = self._forgotten, []
+        return forgotten
+
     def _forget_old(self) -> None:
         composed = [m for m in self._packed if len(m) > 1 or m[0].weight != 1.0]
-        for mix in composed[: max(0, len(composed) - _COMPOSED_KEPT)]:
-            del self._packed[mix]
+        for mix in composed[: max(0, len(composed) - self._composed_kept)]:
+            self._forgotten.append(self._packed.pop(mix))
+
+    def _twin(self, mix: Mix) -> Packed | None:
+        """A packed mix of the same adapters with other weights: its A factors are the same."""
+        handles = [e.handle for e in mix]
+        same = (m for m in self._packed if [e.handle for e in m] == handles)
+        return next((self._packed[m] for m in same), None)
 
     def _find(self, handle: int) -> AdapterWeights:
         if handle not in self._resident:
@@ -98,12 +114,17 @@ class Bank:
                 )
 
 
-def pack(decoder: DecoderSpec, entries: tuple[tuple[AdapterWeights, float], ...]) -> Packed:
-    """One mix as bound arrays. Without entries it adds zeros."""
+def pack(
+    decoder: DecoderSpec,
+    entries: tuple[tuple[AdapterWeights, float], ...],
+    twin: Packed | None = None,
+) -> Packed:
+    """One mix as bound arrays. Without entries it adds zeros. The A factors of `twin`, the same
+    adapters packed with other weights, are shared and not copied."""
     packed: dict[str, Buffer] = {}
     for layer in range(decoder.layers):
-        for group in PARTS:
-            arrays = _pack_group(decoder, layer, group, entries)
+        for group in decoder.groups(layer):
+            arrays = _pack_group(decoder, layer, group, entries, twin)
             packed |= {name: Buffer(array) for name, array in arrays.items()}
     return packed
 
@@ -113,9 +134,11 @@ def _pack_group(
     layer: int,
     group: Group,
     entries: tuple[tuple[AdapterWeights, float], ...],
-) -> dict[str, NDArray[np.float32]]:
+    twin: Packed | None,
+) -> dict[str, NDArray[Any]]:
     parts = PARTS[group]
     k = decoder.in_features(parts[0])
+    name_a = names.slot_a(layer, group)
     factors = {
         p: [
             (*w.tensors[t], weight)
@@ -126,15 +149,25 @@ def _pack_group(
     }
     # ONNX Runtime 1.23 cannot split an empty axis: an unused group is one column of zeros.
     rank = max(1, *(sum(a.shape[1] for a, _, _ in found) for found in factors.values()))
-    packed_a = np.zeros((1, k, len(parts) * rank), np.float32)
-    packed = {names.slot_a(layer, group): packed_a}
-    for i, p in enumerate(parts):
+    columns = [[a for a, _, _ in factors[p]] for p in parts]
+    packed = {name_a: _pack_a(k, rank, columns) if twin is None else twin[name_a].array}
+    for p in parts:
         b_slot = np.zeros((1, rank, decoder.out_features(p)), np.float32)
         at = 0
         for a, b, weight in factors[p]:
             width = a.shape[1]
-            packed_a[0, :, i * rank + at : i * rank + at + width] = a
             np.multiply(b, np.float32(weight), out=b_slot[0, at : at + width], dtype=np.float32)
             at += width
         packed[names.slot_b(layer, p)] = b_slot
+    return packed
+
+
+def _pack_a(k: int, rank: int, columns: list[list[NDArray[np.floating]]]) -> NDArray[np.float32]:
+    """[1, k, parts * rank]: for each part its adapters' A factors, then zeros up to `rank`."""
+    packed = np.zeros((1, k, len(columns) * rank), np.float32)
+    for i, factors in enumerate(columns):
+        at = i * rank
+        for a in factors:
+            packed[0, :, at : at + a.shape[1]] = a
+            at += a.shape[1]
     return packed

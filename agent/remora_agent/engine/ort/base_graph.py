@@ -36,7 +36,7 @@ def _base_values(graph: onnx.GraphProto, decoder: DecoderSpec) -> dict[str, str]
     adders = {n.name: n for n in graph.node if n.op_type == "Add"}
     base_of = {}
     for layer in range(decoder.layers):
-        for parts in PARTS.values():
+        for parts in (PARTS[g] for g in decoder.groups(layer)):
             found = [adders[n] for p in parts if (n := names.adapted(layer, p)) in adders]
             if len(found) not in (1, len(parts)):
                 raise EngineFault(f"the adapter branch of layer {layer} {parts} was optimised away")

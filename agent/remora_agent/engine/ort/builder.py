@@ -18,6 +18,7 @@ import onnxruntime as ort
 
 from remora_agent.engine.ort.base_graph import without_adapters
 from remora_agent.engine.ort.rewrite.rewrite import REWRITE_VERSION, rewrite
+from remora_agent.engine.ort.windows import window_excess
 from remora_agent.engine.recipe import Recipe, this_machine
 from remora_agent.host import Progress
 from remora_contract.bundle import GRAPH_FILE, Bundle, DecoderSpec
@@ -49,7 +50,9 @@ def build_ort(
     rewritten.mkdir()
     progress("rewriting the graph", 0.1)
     model = ir.load(bundle_dir / GRAPH_FILE)
-    done = rewrite(model, bundle.decoder, recipe.accuracy_level)
+    windows = any(kind.window is not None for kind in bundle.decoder.kinds)
+    excess = window_excess() if windows else 0
+    done = rewrite(model, bundle.decoder, recipe.accuracy_level, excess)
     log.info("engine.rewritten", extra={"nodes": done.nodes, "branches": done.adapter_branches})
     _save(model, rewritten / MODEL, progress)
     del model

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from remora_agent.bank.weights import AdapterWeights
-from remora_agent.engine.ort.bank import Bank
+from remora_agent.engine.ort.bank import Bank, Packed
 from remora_agent.engine.ort.builder import BACKEND, MODEL
 from remora_agent.engine.ort.kv import KvCache
 from remora_agent.engine.ort.session import Lora, Rows, Session
@@ -48,7 +48,7 @@ class OrtEngine:
         self._threads = threads
         self._decoder = decoder
         self._cache = KvCache(decoder, limits.rows, limits.context)
-        self._bank = Bank(decoder, limits.max_bank_rank)
+        self._bank = Bank(decoder, limits.max_bank_rank, limits.rows)
         self._slots: RowSlots | None = None
         self._slot_views: dict[tuple[Rows, int], Lora] = {}
         self._base: Session | None = None
@@ -82,12 +82,7 @@ class OrtEngine:
 
     def remove_adapter(self, handle: int) -> None:
         self._check_open()
-        gone = self._bank.remove(handle)
-        if self._full is not None:
-            self._full.unbind(list(gone))
-        if self._slots is not None:
-            for mix in gone:
-                self._slots.forget(mix)
+        self._let_go(self._bank.remove(handle))
 
     def prefill(
         self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()
@@ -155,7 +150,7 @@ class OrtEngine:
         if self._base is not None and distinct == {()}:
             return self._base.run(self._cache, rows, tokens, last_positions, None, False)
         if len(distinct) == 1:
-            lora: Lora = self._bank.packed(distinct.pop())
+            lora: Lora = self._packed(distinct.pop())
             return self._adapted().run(self._cache, rows, tokens, last_positions, lora, False)
         lora = self._fill_slots(rows, mixes)
         return self._adapted().run(self._cache, rows, tokens, last_positions, lora, True)
@@ -164,7 +159,7 @@ class OrtEngine:
         """The row slots of `rows`, holding each row's mix."""
         if self._slots is None:
             self._slots = RowSlots(self._decoder, self._limits.rows)
-        wanted = [(row, self._bank.packed(mix)) for row, mix in mixes.items()]
+        wanted = [(row, self._packed(mix)) for row, mix in mixes.items()]
         self._slots.fill(wanted)
         key = (rows, self._slots.generation)
         if key not in self._slot_views:
@@ -173,6 +168,19 @@ class OrtEngine:
                 del self._slot_views[old]
             self._slot_views[key] = self._slots.view(rows.first, rows.count)
         return self._slot_views[key]
+
+    def _packed(self, mix: Mix) -> Packed:
+        packed = self._bank.packed(mix)
+        self._let_go(self._bank.take_forgotten())
+        return packed
+
+    def _let_go(self, gone: list[Packed]) -> None:
+        """No binding and no slot keeps the arrays of mixes that are no longer there."""
+        if gone and self._full is not None:
+            self._full.unbind(list(gone))
+        if self._slots is not None:
+            for mix in gone:
+                self._slots.forget(mix)
 
     def _adapted(self) -> Session:
         if self._full is None:

@@ -14,6 +14,9 @@ LAST_POSITION = "last_position"  # int32 [b]: position of each row's last token
 TOTAL_LENGTH = "total_length"  # int32 scalar: the longest row's length after this step
 
 
+_ADAPTED = ".with_adapter"
+
+
 def slot_a(layer: int, group: Group) -> str:
     """Input A [g, k, parts * r] of a packed group."""
     return f"slot_a.{layer}.{group}"
@@ -26,4 +29,9 @@ def slot_b(layer: int, projection: Projection) -> str:
 
 def adapted(layer: int, projection: Projection) -> str:
     """The Add node that brings the adapter's part into a projection, or into its packed group."""
-    return f"layers.{layer}.{projection}.with_adapter"
+    return f"layers.{layer}.{projection}{_ADAPTED}"
+
+
+def is_adapted(node_name: str | None) -> bool:
+    """Is it such a node? It adds an adapter's part, not a block's to the residual stream."""
+    return (node_name or "").endswith(_ADAPTED)

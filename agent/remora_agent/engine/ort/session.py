@@ -49,6 +49,7 @@ class Session:
         except Exception as e:  # the runtime's exceptions share no base class
             raise EngineFault(f"onnxruntime {ort.__version__} cannot load {path}: {e}") from e
         self._vocab = vocab
+        self._positions = targets.POSITION_IDS in {i.name for i in self._session.get_inputs()}
         self._bound: dict[Rows, _Binding] = {}
 
     def run(
@@ -67,7 +68,8 @@ class Session:
         """
         binding = self._bound.get(rows)
         if binding is None:
-            binding = self._bound[rows] = _Binding(self._session, cache, rows, self._vocab)
+            binding = _Binding(self._session, cache, rows, self._vocab, self._positions)
+            self._bound[rows] = binding
         binding.set_step(tokens, last_positions, grouped)
         if lora is not None:
             binding.set_lora(lora)
@@ -88,9 +90,15 @@ class _Binding:
     """Inputs and outputs of one range of rows, on memory that is changed in place."""
 
     def __init__(
-        self, session: ort.InferenceSession, cache: KvCache, rows: Rows, vocab: int
+        self,
+        session: ort.InferenceSession,
+        cache: KvCache,
+        rows: Rows,
+        vocab: int,
+        takes_positions: bool,
     ) -> None:
         count = rows.count
+        self._takes_positions = takes_positions
         self.io = session.io_binding()
         self.lora: Lora | None = None
         self.logits = zeros((count, vocab), np.float32)
@@ -100,6 +108,7 @@ class _Binding:
         self._last_position = zeros((count,), np.int32)
         self._total_length = zeros((), np.int32)
         self._last_index = zeros((count, 1), np.int64)
+        self._positions: Buffer | None = None  # bound with the first step
         inputs = {
             targets.INPUT_IDS: self._tokens,
             names.BATCH_SHAPE: self._batch_shape,
@@ -130,7 +139,15 @@ class _Binding:
         self._group_shape.array[:2] = shape
         self._last_position.array[...] = last_positions
         self._total_length.array[...] = last_positions.max() + 1
+        if self._takes_positions:
+            self._set_positions(last_positions, s)
         self._last_index.array[...] = s - 1
+
+    def _set_positions(self, last_positions: NDArray[np.int64], s: int) -> None:
+        if self._positions is None or self._positions.array.shape[1] != s:
+            self._positions = zeros((len(last_positions), s), np.int64)
+            self.io.bind_ortvalue_input(targets.POSITION_IDS, self._positions.value)
+        self._positions.array[...] = last_positions[:, None] + np.arange(1 - s, 1)
 
     def set_lora(self, lora: Lora) -> None:
         if self.lora is not lora:

@@ -28,7 +28,7 @@ class RowSlots:
         self._groups = [
             _GroupSlots(decoder, layer, group, rows)
             for layer in range(decoder.layers)
-            for group in PARTS
+            for group in decoder.groups(layer)
         ]
         self._held: list[Packed | None] = [None] * rows
         self.generation = 0  # counts reallocations: bindings of older arrays are stale

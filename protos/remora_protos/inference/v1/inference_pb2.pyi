@@ -40,7 +40,7 @@ UNLOAD_MODE_CANCEL: UnloadMode
 UNLOAD_MODE_REFUSE_IF_BUSY: UnloadMode
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "text", "chat", "token_ids", "none", "adapters", "use_case", "sampling", "stopping")
+    __slots__ = ("request_id", "text", "chat", "token_ids", "none", "adapters", "use_case", "sampling", "stopping", "use_case_weights")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     CHAT_FIELD_NUMBER: _ClassVar[int]
@@ -50,6 +50,7 @@ class GenerateRequest(_message.Message):
     USE_CASE_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     STOPPING_FIELD_NUMBER: _ClassVar[int]
+    USE_CASE_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     text: str
     chat: Chat
@@ -59,7 +60,8 @@ class GenerateRequest(_message.Message):
     use_case: str
     sampling: Sampling
     stopping: Stopping
-    def __init__(self, request_id: _Optional[str] = ..., text: _Optional[str] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., none: _Optional[_Union[NoAdapter, _Mapping]] = ..., adapters: _Optional[_Union[AdapterMix, _Mapping]] = ..., use_case: _Optional[str] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stopping: _Optional[_Union[Stopping, _Mapping]] = ...) -> None: ...
+    use_case_weights: _containers.RepeatedCompositeFieldContainer[WeightedAdapter]
+    def __init__(self, request_id: _Optional[str] = ..., text: _Optional[str] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., none: _Optional[_Union[NoAdapter, _Mapping]] = ..., adapters: _Optional[_Union[AdapterMix, _Mapping]] = ..., use_case: _Optional[str] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stopping: _Optional[_Union[Stopping, _Mapping]] = ..., use_case_weights: _Optional[_Iterable[_Union[WeightedAdapter, _Mapping]]] = ...) -> None: ...
 
 class NoAdapter(_message.Message):
     __slots__ = ()
@@ -418,10 +420,26 @@ class ListUseCasesRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ListUseCasesResponse(_message.Message):
-    __slots__ = ("use_cases",)
+    __slots__ = ("use_cases", "counts")
     USE_CASES_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
     use_cases: _containers.RepeatedCompositeFieldContainer[UseCase]
-    def __init__(self, use_cases: _Optional[_Iterable[_Union[UseCase, _Mapping]]] = ...) -> None: ...
+    counts: _containers.RepeatedCompositeFieldContainer[UseCaseCounts]
+    def __init__(self, use_cases: _Optional[_Iterable[_Union[UseCase, _Mapping]]] = ..., counts: _Optional[_Iterable[_Union[UseCaseCounts, _Mapping]]] = ...) -> None: ...
+
+class UseCaseCounts(_message.Message):
+    __slots__ = ("use_case", "requests", "requests_failed", "prompt_tokens", "completion_tokens")
+    USE_CASE_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FAILED_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    use_case: str
+    requests: int
+    requests_failed: int
+    prompt_tokens: int
+    completion_tokens: int
+    def __init__(self, use_case: _Optional[str] = ..., requests: _Optional[int] = ..., requests_failed: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ...) -> None: ...
 
 class EngineStatusRequest(_message.Message):
     __slots__ = ()

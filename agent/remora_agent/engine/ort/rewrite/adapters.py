@@ -148,15 +148,16 @@ def _check_complete(
     editor: Editor, bank: list[ir.Value], branches: int, decoder: DecoderSpec
 ) -> None:
     """All layers and groups have a branch, or none has. A dropped adapter must not pass."""
-    if bank and branches != decoder.layers * len(PARTS):
+    needed = sum(len(decoder.groups(layer)) for layer in range(decoder.layers))
+    if bank and branches != needed:
         raise EngineFault(
-            f"the graph has {branches} adapter branches, not {decoder.layers * len(PARTS)}: "
+            f"the graph has {branches} adapter branches, not {needed}: "
             "an adapter would be applied in part; export the bundle again"
         )
     expected: set[str] = set()
     for layer in range(decoder.layers if bank else 0):
-        expected |= {names.slot_a(layer, group) for group in PARTS}
-        expected |= {names.slot_b(layer, p) for group in PARTS for p in PARTS[group]}
+        expected |= {names.slot_a(layer, group) for group in decoder.groups(layer)}
+        expected |= {names.slot_b(layer, p) for p in decoder.projections(layer)}
     found = {v.name or "" for v in editor.graph.inputs if _SLOT.match(v.name or "")}
     if found != expected:
         odd = sorted(found ^ expected)[0]

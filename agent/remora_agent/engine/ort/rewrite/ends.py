@@ -29,6 +29,8 @@ def widen_embedding(editor: Editor) -> None:
         table = input_of(gather, 0)
         if not table.is_initializer() or not gather.outputs[0].uses():
             continue
+        if input_of(gather, 1).name == targets.POSITION_IDS:
+            continue
         if input_of(gather, 1).name != targets.INPUT_IDS or integer(gather, "axis", 0) != 0:
             refuse(gather, f"expected a lookup of {targets.INPUT_IDS}")
         if tensor(gather, 0).dtype == _FLOAT16:
@@ -47,6 +49,8 @@ def _cast_after(editor: Editor, gather: ir.Node) -> None:
 def choose_last(editor: Editor) -> None:
     """GatherND(hidden, last_index) reads [b, s, hidden], whatever the grouping was."""
     for gather in editor.nodes("GatherND"):
+        if input_of(gather, 0).name == targets.POSITION_IDS:  # has rows and tokens as they are
+            continue
         if integer(gather, "batch_dims", 0) != 1:
             refuse(gather, "expected batch_dims 1")
         if input_of(gather, 1).name != targets.LAST_INDEX:

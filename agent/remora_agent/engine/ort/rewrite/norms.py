@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from remora_agent.engine.ort import names
 from remora_agent.engine.ort.rewrite.edit import (
     MICROSOFT,
     Editor,
@@ -58,6 +59,6 @@ def _residual_add(value: ir.Value) -> ir.Node | None:
     node = value.producer()
     if node is None or node.op_type != "Add" or node.domain not in ("", "ai.onnx"):
         return None
-    if any(v is None or v.is_initializer() for v in node.inputs):
+    if any(v is None or v.is_initializer() for v in node.inputs) or names.is_adapted(node.name):
         return None
     return node

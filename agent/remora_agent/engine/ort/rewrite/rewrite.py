@@ -14,14 +14,23 @@ import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedNodesPass
 
 from remora_agent.engine.ort import names
-from remora_agent.engine.ort.rewrite import adapters, attention, ends, matmul, mlp, norms, slices
+from remora_agent.engine.ort.rewrite import (
+    adapters,
+    attention,
+    canonical,
+    ends,
+    matmul,
+    mlp,
+    norms,
+    slices,
+)
 from remora_agent.engine.ort.rewrite.edit import MICROSOFT, Editor, refuse
 from remora_contract import targets
 from remora_contract.bundle import DecoderSpec
 from remora_contract.errors import EngineFault
 
 # Part of the build key: raise it whenever the rewritten bytes change.
-REWRITE_VERSION = 1
+REWRITE_VERSION = 2
 _OPSET = 21
 _IR_VERSION = 10
 
@@ -29,21 +38,29 @@ _KNOWN = {
     ("", "Add"),
     ("", "Cast"),
     ("", "Concat"),
+    ("", "Div"),
     ("", "Gather"),
     ("", "GatherND"),
+    ("", "GreaterOrEqual"),
+    ("", "Gelu"),
     ("", "Gemm"),
+    ("", "LayerNormalization"),
     ("", "MatMul"),
     ("", "Mul"),
     ("", "Reshape"),
     ("", "SimplifiedLayerNormalization"),
     ("", "Split"),
+    ("", "Tanh"),
+    ("", "Unsqueeze"),
+    ("", "Where"),
     (MICROSOFT, "GroupQueryAttention"),
     (MICROSOFT, "MatMulNBits"),
     (MICROSOFT, "QuickGelu"),
+    (MICROSOFT, "RotaryEmbedding"),
     (MICROSOFT, "SkipSimplifiedLayerNormalization"),
 }
 _INPUTS = re.compile(
-    rf"{targets.INPUT_IDS}|{targets.LAST_INDEX}|{names.BATCH_SHAPE}|{names.GROUP_SHAPE}"
+    rf"{targets.INPUT_IDS}|{targets.POSITION_IDS}|{targets.LAST_INDEX}|{names.BATCH_SHAPE}|{names.GROUP_SHAPE}"
     rf"|{names.LAST_POSITION}|{names.TOTAL_LENGTH}|past_(key|value)\.\d+|slot_(a|b)\.\d+\.\w+"
 )
 
@@ -56,11 +73,17 @@ class Rewritten:
     adapter_branches: int
 
 
-def rewrite(model: ir.Model, decoder: DecoderSpec, accuracy_level: int) -> Rewritten:
-    """Changes the model in place. Raises EngineFault naming the node it does not understand."""
+def rewrite(
+    model: ir.Model, decoder: DecoderSpec, accuracy_level: int, window_excess: int = 0
+) -> Rewritten:
+    """Changes the model in place; `window_excess` as `attention.fuse_attention` says.
+
+    Raises EngineFault naming the node it does not understand.
+    """
     LiftConstantsToInitializersPass(lift_all_constants=True)(model)
     editor = Editor(model.graph)
-    attention.fuse_attention(editor, decoder)
+    canonical.join_attention(editor)
+    attention.fuse_attention(editor, decoder, window_excess)
     _drop_dead(model)
     slices.merge_slices(editor)
     branches = adapters.group_adapters(editor, decoder)

@@ -7,8 +7,8 @@ from collections import defaultdict
 import numpy as np
 import onnx_ir as ir
 
-from remora_agent.engine.ort.rewrite.attention import slice_bounds
 from remora_agent.engine.ort.rewrite.edit import Editor, input_of, refuse
+from remora_agent.engine.ort.rewrite.operands import slice_bounds
 
 
 def merge_slices(editor: Editor) -> None:

@@ -1,0 +1,63 @@
+"""Gemma 3 text: sliding layers turn by a rope of their own, queries and keys are normalised."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from remora_build.families.family import Family
+from remora_build.families.fields import ConfigFields
+from remora_build.families.gemma2 import WORDS, read_sandwich
+from remora_build.families.kinds import FULL, SLIDING, plain_if_all_plain
+from remora_build.families.rope import RopeDefaults, read_table
+from remora_contract.bundle import MAX_LAYERS, DecoderSpec, LayerKind
+
+# What a nested text_config leaves out.
+DEFAULTS = {
+    "vocab_size": 262208,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-6,
+}
+
+
+def read(fields: ConfigFields) -> DecoderSpec:
+    main, local = _rope_tables(fields)
+    pattern = fields.take("_sliding_window_pattern", fields.take("sliding_window_pattern", 6))
+    pattern = fields.check_whole("sliding_window_pattern", pattern, MAX_LAYERS)
+    slides = lambda layer: (layer + 1) % pattern != 0  # noqa: E731
+    spec, windows = read_sandwich(fields, FAMILY.model_type, slides)
+    size = (spec.head_dim, spec.max_position)
+    kinds = [LayerKind(w, "main" if w is None else "local") for w in windows]
+    return replace(
+        spec,
+        qk_norm="head",
+        rope=read_table(main, *size, RopeDefaults()),
+        local_rope=read_table(local, *size, RopeDefaults()),
+        kinds=plain_if_all_plain(kinds),
+    )
+
+
+def _rope_tables(fields: ConfigFields) -> tuple[ConfigFields, ConfigFields]:
+    """Of full and of sliding layers, in the words of transformers 5 or 4."""
+    both = fields.nested("rope_parameters")
+    main, local = both.nested(FULL), both.nested(SLIDING)
+    both.finish()
+    scaling = fields.nested("rope_scaling").left()
+    for key, value in scaling.items():
+        main.default(key, value)
+    main.default("rope_theta", fields.take("rope_theta", 1e6))
+    local.default("rope_theta", fields.take("rope_local_base_freq", 1e4))
+    return main, local
+
+
+FAMILY = Family(
+    "gemma3_text",
+    "Gemma 3 (text; also out of the multimodal `gemma3`)",
+    "as Gemma 2 without soft-capping; q/k norm, a rope of its own for sliding layers",
+    read,
+    (WORDS,),
+)

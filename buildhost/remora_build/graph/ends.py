@@ -1,0 +1,58 @@
+"""Both ends of the decoder: tokens -> residual stream, residual stream -> logits."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from remora_build.graph import layout
+from remora_build.graph.kit import Kit
+from remora_contract import targets
+
+EMBEDDED = "embed.output"
+
+
+def embedded(kit: Kit, input_ids: ir.Value) -> ir.Value:
+    """[b, s, hidden]"""
+    nodes, factor = kit.nodes, kit.spec.embedding_scale
+    found = nodes.add(
+        "Gather",
+        "embed.gather",
+        [nodes.weight(layout.EMBED), input_ids],
+        {"axis": 0},
+        output=EMBEDDED if factor == 1.0 else None,
+    )
+    return kit.stream(kit.scaled("embed.scaled", found, factor, output=EMBEDDED))
+
+
+def logits(kit: Kit, hidden: ir.Value, last_index: ir.Value) -> ir.Value:
+    """[b, vocab] float32 of the one selected position a row."""
+    nodes = kit.nodes
+    chosen = nodes.add("GatherND", "head.select", [hidden, last_index], {"batch_dims": 1})
+    normed = kit.final_norm(chosen)
+    if layout.has_head(kit.spec, kit.graph):
+        weight = kit.weights.value(layout.HEAD, "head.dequantize")
+    else:
+        embedding = nodes.weight(layout.EMBED)
+        weight = nodes.add("Transpose", "head.transpose", [embedding], {"perm": [1, 0]})
+    raw = nodes.add("MatMul", "head.matmul", [normed, weight])
+    return _finished(kit, raw)
+
+
+def _finished(kit: Kit, raw: ir.Value) -> ir.Value:
+    """cap * tanh(raw * scale / cap), in float32; without scale or cap the logits themselves."""
+    nodes, spec = kit.nodes, kit.spec
+    steps: list[tuple[str, str, float | None]] = []
+    if spec.logit_scale != 1.0:
+        steps.append(("Mul", "head.scaled", spec.logit_scale))
+    if spec.logit_softcap is not None:
+        cap = spec.logit_softcap
+        steps += [("Div", "head.cap_ratio", cap), ("Tanh", "head.cap_tanh", None)]
+        steps.append(("Mul", "head.capped", cap))
+    steps.insert(0, ("Cast", "head.cast", None))
+    value = raw
+    for op, name, number in steps:
+        operands = [value] if number is None else [value, nodes.number(number, "float32")]
+        attributes = {"to": ir.DataType.FLOAT} if op == "Cast" else {}
+        output = targets.LOGITS if name == steps[-1][1] else None
+        value = nodes.add(op, name, operands, attributes, output=output)
+    return value
