@@ -135,6 +135,29 @@ def test_a_sidecar_whose_tensors_are_not_what_it_says_is_an_error(
         translate(sidecar, tmp_path / "out", base=base, options=Options(target="trtllm"))
 
 
+def retargeted(sidecar: Path, **changes: object) -> None:
+    """Changes the first target that the sidecar's document lists."""
+    targets = json.loads((sidecar / ADAPTER_JSON).read_text())["targets"]
+    rewritten(sidecar / ADAPTER_JSON, targets=[targets[0] | changes, *targets[1:]])
+
+
+@pytest.mark.parametrize("projection", ["expert_up", "shared_gate", "head"])
+def test_targets_outside_a_dense_layer_are_refused_by_name(
+    base: Path, sidecar: Path, tmp_path: Path, projection: str
+) -> None:
+    retargeted(sidecar, projection=projection)
+    with pytest.raises(Unsupported, match=rf"{projection}: experts, embedding and head"):
+        translate(sidecar, tmp_path / "out", base=base, options=Options(target="trtllm"))
+
+
+def test_a_layer_the_base_does_not_have_is_an_error(
+    base: Path, sidecar: Path, tmp_path: Path
+) -> None:
+    retargeted(sidecar, layer=2)
+    with pytest.raises(AdapterInvalid, match=r"layers\.2\.q: the base has 2 layers"):
+        translate(sidecar, tmp_path / "out", base=base, options=Options(target="edgellm"))
+
+
 @dataclass(frozen=True)
 class LaterFactor(Factor):
     """A factor of a version that carries more."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from remora_build.adapters.formats.trtllm_modules import BY_ID
 from remora_build.adapters.formats.trtllm_read import read_trtllm
 from remora_build.adapters.formats.trtllm_rows import Row
 from remora_build.adapters.sidecar import Factor
-from remora_contract.bundle import Bundle
+from remora_contract.bundle import Bundle, ExpertsSpec, LayerKind
 from remora_contract.errors import AdapterInvalid, Unsupported
 from remora_contract.targets import PROJECTIONS, AdapterTarget
 from tests.buildhost.adapter_formats import (
@@ -214,6 +215,18 @@ def test_modules_a_decoder_does_not_have_are_refused_by_name(
     save_pair(tmp_path, np.stack([q_row(), q_row()]), [[1, 0, 2], [id_, 0, 2]])
     with pytest.raises(Unsupported, match=rf"lora_config\.npy: row 1: {name} \(id {id_}\) is"):
         read_trtllm(tmp_path, bundle, None)
+
+
+def test_a_dense_module_in_a_layer_of_experts_is_an_error(tmp_path: Path) -> None:
+    """mlp_4h_to_h would be one expert's, and nobody could say whose."""
+    experts = ExpertsSpec(4, 2, DECODER.intermediate, True)
+    decoder = replace(DECODER, experts=experts, kinds=(LayerKind(experts=True), LayerKind()))
+    mixed = write_bundle(tmp_path / "base", decoder)
+    save_pair(tmp_path, np.ones((1, 160), np.float32), [[6, 0, 2]])
+    with pytest.raises(AdapterInvalid, match="row 0: the base's layer 0 has no mlp_4h_to_h"):
+        read_trtllm(tmp_path, mixed, None)
+    save_pair(tmp_path, np.ones((1, 160), np.float32), [[6, 1, 2]])
+    assert list(read_trtllm(tmp_path, mixed, None).factors) == [AdapterTarget(1, "down")]
 
 
 def test_a_dora_row_is_refused_by_name(bundle: Bundle, tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from remora_build.adapters.sidecar import Factor
 from remora_contract.adapter import Adapter
+from remora_contract.bundle import DecoderSpec
 from remora_contract.errors import AdapterInvalid, Unsupported
-from remora_contract.targets import AdapterTarget
+from remora_contract.targets import PROJECTIONS, AdapterTarget
 
 _FACTOR = frozenset({"a", "b", "scaling"})
 _TARGET = frozenset({"layer", "projection", "rank", "scaling"})
@@ -46,11 +47,31 @@ class Carried:
         if not self.factors:
             raise AdapterInvalid("the adapter changes no projection: there is nothing to convert")
         for target, factor in self.factors.items():
+            check_projection(target)
             _refuse_beyond(factor, _FACTOR, target.name())
 
     @property
     def ranks(self) -> dict[AdapterTarget, int]:
         return {target: factor.rank for target, factor in self.factors.items()}
+
+
+def check_projection(target: AdapterTarget) -> None:
+    """Raises Unsupported for experts, the embedding and the head."""
+    if target.projection not in PROJECTIONS:
+        raise Unsupported(
+            f"{target.name()}: experts, embedding and head cannot be carried to or from another "
+            "format yet; only the seven projections of a dense layer can"
+        )
+
+
+def check_target(target: AdapterTarget, decoder: DecoderSpec) -> None:
+    """Raises Unsupported as `check_projection`, AdapterInvalid when the base has no such layer or
+    projection."""
+    check_projection(target)
+    if target.layer >= decoder.layers:
+        raise AdapterInvalid(f"{target.name()}: the base has {decoder.layers} layers")
+    if target.projection not in decoder.projections(target.layer):
+        raise AdapterInvalid(f"{target.name()}: the base's layer {target.layer} does not have it")
 
 
 def refuse_more(adapter: Adapter) -> None:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from remora_build.adapters.formats.carried import Carried, check_finite, refuse_more
+from remora_build.adapters.formats.carried import (
+    Carried,
+    check_finite,
+    check_target,
+    refuse_more,
+)
 from remora_build.adapters.sidecar import Factor
 from remora_build.adapters.weights import PeftWeights
 from remora_contract.adapter import WEIGHTS_FILE, Adapter, TargetRank, load_adapter
@@ -22,6 +27,8 @@ def read_remora(directory: Path, bundle: Bundle) -> Carried:
             f"{directory} was made for base {adapter.base_digest}, the bundle is of "
             f"{bundle.base_digest}: give the bundle of its base with --base"
         )
+    for entry in adapter.targets:
+        check_target(entry.target, bundle.decoder)
     verify_files(directory, adapter.files)
     with PeftWeights(directory / WEIGHTS_FILE) as weights:
         _check_tensors(adapter, weights.shapes(), bundle)

@@ -198,6 +198,8 @@ def _checked(
         )
     if not 0 <= layer < decoder.layers:
         raise AdapterInvalid(f"{where}: layer {layer}; the base has {decoder.layers} layers")
+    if not set(module.parts) <= set(decoder.projections(layer)):
+        raise AdapterInvalid(f"{where}: the base's layer {layer} has no {module.name}")
     if not 1 <= rank <= MAX_RANK:
         raise AdapterInvalid(f"{where}: rank {rank} is outside 1 to {MAX_RANK}")
     dora = line[3] if len(line) == 4 else 0
