@@ -4,7 +4,7 @@ a format cannot carry is dropped."""
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from remora_contract.adapter import ADAPTER_JSON, WEIGHTS_FILE, Adapter, load_ad
 from remora_contract.digests import canonical_json, digest_file
 from remora_contract.errors import AdapterInvalid, ArtifactInvalid, DocumentInvalid, Unsupported
 from remora_contract.targets import AdapterTarget
-from tests.buildhost.adapter_formats import FOREIGN, random_factors, rewritten
+from tests.buildhost.adapter_formats import FOREIGN, random_factors, rewritten, save_pair
 from tests.buildhost.documents import (
     decoder_spec,
     peft_tensors,
@@ -135,6 +135,23 @@ def test_a_sidecar_whose_tensors_are_not_what_it_says_is_an_error(
         translate(sidecar, tmp_path / "out", base=base, options=Options(target="trtllm"))
 
 
+@pytest.mark.parametrize("target", ["remora", "edgellm"])
+def test_dora_goes_on_to_tensorrt_llm_and_nowhere_else(
+    base: Path, tmp_path: Path, target: TargetFormat
+) -> None:
+    """Cut for two ranks it is read, joined and cut again."""
+    row = np.concatenate([np.ones(2 * 64), np.full(32, 0.5)]).astype(np.float32)
+    source = save_pair(tmp_path / "dora", row[None], [[1, 1, 2, 1]])
+    cut, joined = tmp_path / "cut", tmp_path / "joined"
+    translate(source, cut, base=base, options=Options(target="trtllm", tp_size=2))
+    translate(cut, joined, base=base, options=Options(target="trtllm"))
+    assert np.array_equal(np.load(joined / "model.lora_weights.npy")[0, 0], row)
+    assert np.load(joined / "model.lora_config.npy").tolist() == [[[1, 1, 2, 1]]]
+
+    with pytest.raises(Unsupported, match=r"layers\.1\.q: its DoRA magnitude cannot be carried"):
+        translate(cut, tmp_path / "out", base=base, options=Options(target=target))
+
+
 def retargeted(sidecar: Path, **changes: object) -> None:
     """Changes the first target that the sidecar's document lists."""
     targets = json.loads((sidecar / ADAPTER_JSON).read_text())["targets"]
@@ -162,7 +179,7 @@ def test_a_layer_the_base_does_not_have_is_an_error(
 class LaterFactor(Factor):
     """A factor of a version that carries more."""
 
-    magnitude: np.ndarray | None = None
+    gate: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -172,11 +189,11 @@ class LaterAdapter(Adapter):
 
 def test_what_a_later_version_carries_is_refused_by_name_not_dropped(sidecar: Path) -> None:
     plain = random_factors(DECODER, projections=("q",))[AdapterTarget(0, "q")]
-    later = LaterFactor(plain.a, plain.b, 1.0, None)
-    Carried({AdapterTarget(0, "q"): later})
-    later = LaterFactor(plain.a, plain.b, 1.0, np.ones(32, np.float32))
-    with pytest.raises(Unsupported, match=r"layers\.0\.q: magnitude cannot be carried"):
-        Carried({AdapterTarget(0, "q"): later})
+    later = LaterFactor(plain.a, plain.b, 1.0)
+    Carried({AdapterTarget(0, "q"): later}).check_only(frozenset())
+    later = replace(later, gate=np.ones(32, np.float32))
+    with pytest.raises(Unsupported, match=r"layers\.0\.q: gate cannot be carried"):
+        Carried({AdapterTarget(0, "q"): later}).check_only(frozenset({"scale"}))
 
     document = vars(load_adapter(sidecar))
     refuse_more(LaterAdapter(**document))

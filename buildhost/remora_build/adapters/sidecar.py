@@ -28,15 +28,21 @@ Dtype = Literal["float16", "float32"]
 
 @dataclass(frozen=True)
 class Factor:
-    """One target's branch: y += (x @ a) @ b; a: [k, r], b: [r, n] float32, scaling already in b."""
+    """One target's part in float32: y = scale * (x W + (x @ a) @ b) + base bias + bias.
+
+    a [k, r], b [r, n] with the scaling in it; of experts a [E, k, r], b [E, r, n]. `scale` [n] is
+    DoRA's, `bias` [n] what is added to the base's.
+    """
 
     a: NDArray[np.float32]
     b: NDArray[np.float32]
     scaling: float
+    scale: NDArray[np.float32] | None = None
+    bias: NDArray[np.float32] | None = None
 
     @property
     def rank(self) -> int:
-        return int(self.a.shape[1])
+        return int(self.a.shape[-1])
 
 
 def write_adapter(

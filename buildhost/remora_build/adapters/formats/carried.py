@@ -1,4 +1,4 @@
-"""What passes from any format to any other: plain LoRA on a decoder's projections, nothing else.
+"""What passes from any format to any other: factors on the projections of dense decoder layers.
 
 Owns the rule that whatever more an adapter holds is refused by its name. Knows no files.
 """
@@ -20,6 +20,7 @@ from remora_contract.errors import AdapterInvalid, Unsupported
 from remora_contract.targets import PROJECTIONS, AdapterTarget
 
 _FACTOR = frozenset({"a", "b", "scaling"})
+_CALLED = {"scale": "its DoRA magnitude", "bias": "its bias"}
 _TARGET = frozenset({"layer", "projection", "rank", "scaling"})
 _DOCUMENT = frozenset(
     {
@@ -37,8 +38,9 @@ _DOCUMENT = frozenset(
 
 @dataclass(frozen=True)
 class Carried:
-    """Factors in float32 with the scaling in b. `source_config` is PEFT's adapter_config.json as it
-    stood, empty when it is not known."""
+    """Factors in float32 with the scaling in b; what a format has no place for it must refuse
+    (`check_only`). `source_config` is PEFT's adapter_config.json as it stood, empty when it is not
+    known."""
 
     factors: Mapping[AdapterTarget, Factor]
     source_config: Mapping[str, Any] = field(default_factory=dict)
@@ -46,13 +48,18 @@ class Carried:
     def __post_init__(self) -> None:
         if not self.factors:
             raise AdapterInvalid("the adapter changes no projection: there is nothing to convert")
-        for target, factor in self.factors.items():
+        for target in self.factors:
             check_projection(target)
-            _refuse_beyond(factor, _FACTOR, target.name())
 
     @property
     def ranks(self) -> dict[AdapterTarget, int]:
         return {target: factor.rank for target, factor in self.factors.items()}
+
+    def check_only(self, also: frozenset[str]) -> None:
+        """Raises Unsupported naming what a factor holds beside its plain part and `also`, which are
+        fields of `Factor`."""
+        for target, factor in self.factors.items():
+            _refuse_beyond(factor, _FACTOR | also, target.name())
 
 
 def check_projection(target: AdapterTarget) -> None:
@@ -92,8 +99,7 @@ def _refuse_beyond(value: Any, known: frozenset[str], where: str) -> None:
     for entry in dataclasses.fields(value):
         if entry.name not in known and not _says_nothing(getattr(value, entry.name)):
             raise Unsupported(
-                f"{where}: {entry.name} cannot be carried to or from another format yet; "
-                "only plain LoRA factors can"
+                f"{where}: {_CALLED.get(entry.name, entry.name)} cannot be carried into this format"
             )
 
 

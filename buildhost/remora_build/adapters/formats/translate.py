@@ -29,6 +29,12 @@ DTYPES: dict[TargetFormat, tuple[StoredDtype, ...]] = {
     "edgellm": ("float16",),
     "trtllm": STORED_DTYPES,
 }
+# What of a factor a format has a place for beside plain LoRA: fields of `Factor`.
+CARRIES: dict[TargetFormat, frozenset[str]] = {
+    "remora": frozenset(),
+    "edgellm": frozenset(),
+    "trtllm": frozenset({"scale"}),
+}
 MAX_TP_SIZE = 1024
 
 log = logging.getLogger(__name__)
@@ -63,6 +69,7 @@ def translate(directory: Path, out: Path, *, base: Path, options: Options) -> No
         return
     bundle = load_bundle(base)
     carried = read(directory, source, bundle, options.gate_up)
+    carried.check_only(CARRIES[options.target])
     if options.target == "remora":
         check_bank(carried.ranks, bundle)
         write_adapter(

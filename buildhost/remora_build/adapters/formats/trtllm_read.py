@@ -71,12 +71,13 @@ class Entry:
     module: Module
     layer: int
     rank: int
+    dora: bool
     whole: Shape
     local: Shape  # of what each file holds of it
 
     @property
     def values(self) -> int:
-        return row_values(self.rank, self.local, dora=False)
+        return row_values(self.rank, self.local, self.dora)
 
 
 def read_trtllm(directory: Path, bundle: Bundle, gate_up: GateUpOrder | None) -> Carried:
@@ -161,13 +162,13 @@ def _entries(
     seen: set[tuple[int, int]] = set()
     for index, line in enumerate(pairs[0].table().tolist()):
         where = _where(pairs[0], index)
-        module, layer, rank = _checked(line, where, decoder, gate_up)
+        module, layer, rank, dora = _checked(line, where, decoder, gate_up)
         if (module.id, layer) in seen:
             raise AdapterInvalid(f"{where}: {module.name} of layer {layer} is listed twice")
         seen.add((module.id, layer))
         whole = shape_of(module, decoder, gate_up)
         local = whole if len(pairs) == 1 else local_shape(module, whole, len(pairs))
-        entry = Entry(index, module, layer, rank, whole, local)
+        entry = Entry(index, module, layer, rank, dora, whole, local)
         for pair in pairs:
             if entry.values > pair.width:
                 raise AdapterInvalid(
@@ -180,8 +181,8 @@ def _entries(
 
 def _checked(
     line: list[int], where: str, decoder: DecoderSpec, gate_up: GateUpOrder | None
-) -> tuple[Module, int, int]:
-    """(module, layer, rank) of a line [id, layer, rank] or [id, layer, rank, DoRA]."""
+) -> tuple[Module, int, int, bool]:
+    """(module, layer, rank, DoRA) of a line [id, layer, rank] or [id, layer, rank, DoRA]."""
     id_, layer, rank = line[:3]
     module = BY_ID.get(id_)
     if module is None:
@@ -205,12 +206,7 @@ def _checked(
     dora = line[3] if len(line) == 4 else 0
     if dora not in (0, 1):
         raise AdapterInvalid(f"{where}: its DoRA flag is {dora}, neither 0 nor 1")
-    if dora:
-        raise Unsupported(
-            f"{where}: {module.name} of layer {layer} is a DoRA row; DoRA is not carried from this "
-            "format yet"
-        )
-    return module, layer, rank
+    return module, layer, rank, bool(dora)
 
 
 def _rows(pairs: Sequence[Pair], entries: Sequence[Entry]) -> Iterator[tuple[Entry, Row]]:
@@ -235,7 +231,7 @@ def _row(pair: Pair, file: BinaryIO, entry: Entry) -> Row:
                 f"{where}: holds more than the {entry.values} values that rank {entry.rank} takes "
                 "on this base; give the bundle of the adapter's own base with --base"
             )
-    return row_from(numbers, entry.module, entry.layer, entry.rank, entry.local, dora=False)
+    return row_from(numbers, entry.module, entry.layer, entry.rank, entry.local, dora=entry.dora)
 
 
 def _where(pair: Pair, index: int) -> str:

@@ -83,19 +83,25 @@ def row_from(
 
 def rows_of(factors: Mapping[AdapterTarget, Factor]) -> list[Row]:
     """One row for each target, by layer and module number, in float32."""
-    rows = [Row(MODULE_OF[t.projection], t.layer, f.a.T, f.b.T) for t, f in factors.items()]
+    rows = [
+        Row(MODULE_OF[t.projection], t.layer, f.a.T, f.b.T, f.scale) for t, f in factors.items()
+    ]
     return sorted(rows, key=lambda row: (row.layer, row.module.id))
 
 
 def factors_of(
     row: Row, shape: Shape, scaling: float, gate_up: GateUpOrder | None
 ) -> dict[AdapterTarget, Factor]:
-    """The projections of a row without DoRA, in float32; the parts of a fused module share `in`."""
+    """The projections of a row, in float32; the parts of a fused module share `in`."""
     a = np.ascontiguousarray(row.in_.T, np.float32)
-    pieces = np.split(row.out, np.cumsum(shape.parts)[:-1])
+    edges = np.cumsum(shape.parts)[:-1]
+    outs = np.split(row.out, edges)
+    scales = [None] * len(outs) if row.magnitude is None else np.split(row.magnitude, edges)
     return {
-        AdapterTarget(row.layer, p): Factor(a, np.ascontiguousarray(piece.T, np.float32), scaling)
-        for p, piece in zip(parts_of(row.module, gate_up), pieces, strict=True)
+        AdapterTarget(row.layer, p): Factor(
+            a, np.ascontiguousarray(out.T, np.float32), scaling, scale
+        )
+        for p, out, scale in zip(parts_of(row.module, gate_up), outs, scales, strict=True)
     }
 
 
