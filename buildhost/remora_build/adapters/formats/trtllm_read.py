@@ -87,6 +87,16 @@ def read_trtllm(directory: Path, bundle: Bundle, gate_up: GateUpOrder | None) ->
     manifest = manifest_for(directory, "trtllm", bundle)
     pairs = _pairs(directory, bundle.decoder)
     entries = _entries(pairs, bundle.decoder, gate_up)
+    try:
+        factors = _factors(pairs, entries, gate_up)
+    except OSError as e:
+        raise AdapterInvalid(f"{directory} cannot be read: {e.strerror or e}") from e
+    return Carried(factors) if manifest is None else restore(manifest, factors, directory)
+
+
+def _factors(
+    pairs: Sequence[Pair], entries: Sequence[Entry], gate_up: GateUpOrder | None
+) -> dict[AdapterTarget, Factor]:
     factors: dict[AdapterTarget, Factor] = {}
     for entry, row in _rows(pairs, entries):
         for target, factor in factors_of(row, entry.whole, 1.0, gate_up).items():
@@ -96,7 +106,7 @@ def read_trtllm(directory: Path, bundle: Bundle, gate_up: GateUpOrder | None) ->
                     "time, which one adapter cannot"
                 )
             factors[target] = factor
-    return Carried(factors) if manifest is None else restore(manifest, factors, directory)
+    return factors
 
 
 def _pairs(directory: Path, decoder: DecoderSpec) -> list[Pair]:

@@ -5,8 +5,8 @@ parallelism and joined again. Pure; knows no files.
     TensorRT-LLM:  y += (x inᵀ) outᵀ         in [r, k] = aᵀ    out [n, r] = bᵀ
     with DoRA:     y = m ⊙ (x Wᵀ + (x inᵀ) outᵀ) + bias        m [n]
 
-m is PEFT's magnitude already divided by ‖W + out in‖ along k, row by row (`normalised`): the engine
-does not know how to divide. A flat row is in, out and m, one after the other, then zeros.
+m is PEFT's magnitude already divided by ‖W + out in‖ along k, row by row: the engine does
+not divide. A flat row is in, out and m, one after the other, then zeros.
 """
 
 from __future__ import annotations
@@ -140,17 +140,6 @@ def join(rows: Sequence[Row], shape: Shape) -> Row:
     magnitudes = [row.magnitude for row in rows if row.magnitude is not None]
     whole = _join_parts(magnitudes, shape.parts) if magnitudes else None
     return Row(first.module, first.layer, first.in_, out, whole)
-
-
-def normalised(
-    magnitude: NDArray[np.float32], weight: NDArray[np.float32], factor: Factor
-) -> NDArray[np.float32]:
-    """PEFT's magnitude [n] as the engine multiplies with it, for the base's weight [n, k]:
-    magnitude / ‖weight + (a b)ᵀ‖ along k. Raises AdapterInvalid where that norm is zero."""
-    norm = np.linalg.norm(weight + (factor.a @ factor.b).T, axis=1)
-    if not norm.all():
-        raise AdapterInvalid("a row of the adapted weight is zero: its DoRA magnitude has no scale")
-    return np.asarray(magnitude / norm, np.float32)
 
 
 def _cut_parts(values: Values, parts: tuple[int, ...], tp_size: int) -> list[Values]:
