@@ -25,6 +25,7 @@ from remora_contract.targets import (
     DENSE_GROUPS,
     DOWN,
     EXPERT_GROUPS,
+    MODEL_GROUPS,
     PARTS,
     SHARED_GROUPS,
     Group,
@@ -278,6 +279,23 @@ class GraphSpec:
             raise ValueError(f"context is {self.context}, outside 1 to {MAX_POSITION}")
         if not 0 <= self.max_bank_rank <= MAX_BANK_RANK:
             raise ValueError(f"max_bank_rank is {self.max_bank_rank}, outside 0 to {MAX_BANK_RANK}")
+        if not self.max_bank_rank and (self.adapt or self.dora or self.adapter_bias):
+            raise ValueError("adapt, dora and adapter_bias need a bank (max_bank_rank)")
+        if len(set(self.adapt)) != len(self.adapt):
+            raise ValueError(f"adapt names a part twice: {', '.join(self.adapt)}")
+
+
+def bank_groups(decoder: DecoderSpec, graph: GraphSpec, layer: int) -> tuple[Group, ...]:
+    """The layer's packed projections for which the graph has adapter inputs, in its order."""
+    if not graph.max_bank_rank:
+        return ()
+    groups = decoder.groups(layer)
+    return tuple(g for g in groups if g not in EXPERT_GROUPS or "experts" in graph.adapt)
+
+
+def model_bank_groups(graph: GraphSpec) -> tuple[Literal["embed", "head"], ...]:
+    """Those outside the layers."""
+    return tuple(g for g in MODEL_GROUPS if graph.max_bank_rank and g in graph.adapt)
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
-from remora_contract.adapter import Adapter
+from remora_contract.adapter import Adapter, TargetRank
 from remora_contract.bundle import Bundle
 from remora_contract.digests import short
 from remora_contract.errors import Refusal
 from remora_contract.release import Constraints
+from remora_contract.targets import MODEL_GROUPS, Projection
 from remora_contract.versions import version_numbers
 
 
@@ -32,7 +33,48 @@ def adapter_refusals(bundle: Bundle, adapter: Adapter) -> list[Refusal]:
         refusals.append(
             Refusal("adapter_layer", f"layer < {bundle.decoder.layers}", f"layer {deepest}")
         )
+    refusals += target_refusals(bundle, adapter.targets)
+    highest = max(adapter.invocation_tokens, default=0)
+    if highest >= bundle.decoder.vocab:
+        refusals.append(
+            Refusal("adapter_tokens", f"tokens < {bundle.decoder.vocab}", f"token {highest}")
+        )
     return refusals
+
+
+def target_refusals(bundle: Bundle, targets: Iterable[TargetRank]) -> list[Refusal]:
+    """What of the targets the bundle's decoder or graph has no place for, each reason once."""
+    decoder, graph = bundle.decoder, bundle.graph
+    found: dict[str, Refusal] = {}
+    for t in targets:
+        feature = _feature(t.projection)
+        if feature is not None and feature not in graph.adapt:
+            found[f"adapter_{feature}"] = _lacks(f"adapter_{feature}", f"--adapt {feature}")
+        if t.dora and not graph.dora:
+            found["adapter_dora"] = _lacks("adapter_dora", "--dora")
+        if t.bias and not graph.adapter_bias:
+            found["adapter_bias"] = _lacks("adapter_bias", "--adapter-bias")
+        inside = t.projection not in MODEL_GROUPS and t.layer < decoder.layers
+        if inside and t.projection not in decoder.projections(t.layer):
+            found["adapter_projection"] = Refusal(
+                "adapter_projection", "a projection that the base has", t.target.name()
+            )
+        if t.projection.startswith("expert_") and (t.dora or t.bias):
+            found["adapter_expert"] = Refusal(
+                "adapter_expert", "plain factors on experts", f"DoRA or a bias on {t.target.name()}"
+            )
+    return list(found.values())
+
+
+def _feature(projection: Projection) -> str | None:
+    """The `--adapt` without which a graph has no inputs for the projection."""
+    if projection.startswith("expert_"):
+        return "experts"
+    return projection if projection in MODEL_GROUPS else None
+
+
+def _lacks(code: str, option: str) -> Refusal:
+    return Refusal(code, f"a bundle that remora-build exported with {option}", "one without")
 
 
 def constraint_refusals(

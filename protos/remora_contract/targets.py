@@ -8,11 +8,14 @@ A decoder layer's adaptable projections are packed into groups that share an inp
 For a group with input x [b, s, k] and packed output y [b, s, n] the portable graph computes
     y = x W + ((x A) * gate) B        A [k, T]   B [T, n]   gate [b, 1, T]
 with A = lora_a, B = lora_b, gate = lora_gate below. T is the group's own dynamic dimension, the
-same in every layer. B is block-diagonal over the group's parts in the packed order.
+same in every layer. B is block-diagonal over the group's parts in the packed order. Where the graph
+was built for them, DoRA's factors and an adapter's biases stand around that:
+    y = scale * (x W + ((x A) * gate) B) + base bias + bias      scale, bias [b, 1, n]
 
 A layer of experts has expert_gate_up and expert_down, whose A [E, k, T] and B [E, T, n] hold one
 factor for each expert, and, where there is one, the shared expert's groups. Outside the layers
-stand `embed` (A [vocab, T] is looked up by token) and `head`.
+stand `embed` (A [vocab, T] is looked up by token) and `head`, both before the decoder's own
+scaling of the embedding and of the logits.
 """
 
 from __future__ import annotations
@@ -93,6 +96,14 @@ class AdapterTarget:
     def tensor_b(self) -> str:
         """Sidecar tensor B [r, n], the scale folded in."""
         return f"{self.name()}.b"
+
+    def tensor_scale(self) -> str:
+        """Sidecar tensor [n] of a DoRA target: what its outputs are multiplied by."""
+        return f"{self.name()}.m"
+
+    def tensor_bias(self) -> str:
+        """Sidecar tensor [n]: what is added to the target's outputs."""
+        return f"{self.name()}.bias"
 
     @staticmethod
     def from_name(name: str) -> AdapterTarget:

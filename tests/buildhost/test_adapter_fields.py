@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from remora_build.adapters.fields import FIELDS, check_fields
+from remora_build.adapters.initial import check_initial
 from remora_build.adapters.settings import parse_settings
 from remora_contract.errors import AdapterInvalid, RemoraError, Unsupported
 from tests.buildhost.documents import plain_config
@@ -25,6 +26,13 @@ WRONG_VALUES: dict[str, list[Any]] = {
     "exclude_modules": [7, [None]],
     "layers_to_transform": ["all", [0, "1"], [-1], [True], {}],
     "layers_pattern": [7, "layers", ["layers"]],
+    "target_parameters": ["gate_up_proj", [7], {}],
+    "use_dora": ["yes", 1],
+    "lora_bias": ["yes", 1],
+    "bias": ["some", True, 7],
+    "trainable_token_indices": [7, ["a"], [-1], {"embed_tokens": [True]}, {"": [1]}],
+    "ensure_weight_tying": [1],
+    "alora_invocation_tokens": [7, ["a"], [-1], [1] * 5000],
 }
 
 
@@ -59,15 +67,32 @@ def test_a_neutral_value_is_accepted(name: str) -> None:
         check_fields({name: value}, "file")
 
 
-@pytest.mark.parametrize("name", ["pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga"])
-def test_an_initialisation_that_changes_the_base_is_refused(name: str) -> None:
-    with pytest.raises(Unsupported, match=r"init_lora_weights.*path_initial_model"):
-        check_fields({"init_lora_weights": name}, "file")
+@pytest.mark.parametrize("name", ["pissa", "pissa_niter_4", "olora", "corda", "lora_ga"])
+def test_an_initialisation_that_changes_the_base_asks_for_the_initial_state(name: str) -> None:
+    settings = parse_settings(plain_config(init_lora_weights=name), "file")
+    with pytest.raises(Unsupported, match=rf"{name}.*--initial.*path_initial_model"):
+        check_initial(settings, None, "trained", "initial")
+
+
+@pytest.mark.parametrize("name", ["loftq", "an_init_of_2031", 1.5])
+def test_an_initialisation_that_cannot_be_undone_is_refused(name: object) -> None:
+    with pytest.raises(Unsupported, match="init_lora_weights"):
+        parse_settings(plain_config(init_lora_weights=name), "file")
 
 
 def test_zero_does_not_pass_for_false() -> None:
-    with pytest.raises(Unsupported, match="use_dora"):
-        check_fields({"use_dora": 0}, "file")
+    with pytest.raises(Unsupported, match="use_qalora"):
+        check_fields({"use_qalora": 0}, "file")
+    with pytest.raises(AdapterInvalid, match="use_dora"):
+        parse_settings(plain_config(use_dora=0), "file")
+
+
+def test_every_field_says_in_one_sentence_what_becomes_of_it() -> None:
+    for name, rule in FIELDS.items():
+        assert rule.text and "\n" not in rule.text, name
+        assert rule.text[0].isupper() == (rule.kind != "neutral") or not rule.text[0].isalpha(), (
+            name
+        )
 
 
 @pytest.mark.parametrize("value", [True, 1, "x", [0], {"a": None}])

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from remora_contract.adapter import FORMAT_VERSION as ADAPTER_FORMAT
 from remora_contract.adapter import Adapter, TargetRank
 from remora_contract.artifact import ArtifactFile, Chunk, Manifest, chunk_key, name_key
 from remora_contract.bundle import (
@@ -50,7 +51,7 @@ def a_bundle(**changes):
 
 def an_adapter(**changes):
     adapter = Adapter(
-        1,
+        ADAPTER_FORMAT,
         BASE,
         "float16",
         (TargetRank(0, "q", 8, 2.0), TargetRank(1, "v", 4, 2.0)),

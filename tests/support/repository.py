@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from remora_contract.adapter import ADAPTER_JSON, WEIGHTS_FILE, Adapter, TargetRank
+from remora_contract.adapter import FORMAT_VERSION as ADAPTER_FORMAT
 from remora_contract.artifact import ArtifactFile, Chunk, Manifest, chunk_key, manifest_key
 from remora_contract.bundle import (
     BUNDLE_JSON,
@@ -110,7 +111,7 @@ def make_bundle(files: tuple[BundleFile, ...]) -> Bundle:
 
 def make_adapter(files: tuple[BundleFile, ...], base: str = BASE, rank: int = 4) -> Adapter:
     return Adapter(
-        format_version=1,
+        format_version=ADAPTER_FORMAT,
         base_digest=base,
         dtype="float16",
         targets=(TargetRank(0, "q", rank, 2.0),),

@@ -1,4 +1,4 @@
-"""Which tensor is whose A or B: decided from names, shapes and the config before a byte is read.
+"""Which tensor is whose: decided from names, shapes and the config before a byte is read.
 
 Owns the rule that every tensor is bound and every selected module has its tensors. Pure: works on
 names and shapes only. A is [r, k] and B [n, r], PEFT's convention; nothing is guessed by shape.
@@ -7,150 +7,147 @@ names and shapes only. A is [r, k] and B [n, r], PEFT's convention; nothing is g
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 
-from remora_build.adapters.matching import (
-    module_path,
-    rank_and_alpha,
-    selected_targets,
-    target_of,
-)
+from remora_build.adapters.bound import FACTORS, Binding, Bound, Place
+from remora_build.adapters.matching import rank_and_alpha, selects, selects_parameter
+from remora_build.adapters.modules import ModuleTable, module_table
+from remora_build.adapters.own_tensors import base_tensors
 from remora_build.adapters.settings import LoraSettings
+from remora_build.adapters.shapes import Shape, check_shapes, trained_on
+from remora_build.adapters.tensor_names import Found, Part, sort_tensors, unbound
+from remora_build.adapters.tokens import bind_tokens
 from remora_contract.bundle import DecoderSpec
 from remora_contract.errors import AdapterInvalid, Unsupported
-from remora_contract.targets import AdapterTarget
 
-Shape = tuple[int, ...]
-
-_TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
-# What else PEFT saves, by a part of the tensor's name.
-_NOT_CARRIED = (
-    ("lora_magnitude_vector", "a DoRA magnitude vector; DoRA is not carried yet"),
-    ("lora_embedding_", "an adapter on an embedding; only projections are adapted"),
-    ("lora_B.bias", "a bias on lora_B (lora_bias); it is not carried"),
-    ("lora_diag", "KaSA's diagonal; it is not carried"),
-    ("modules_to_save", "a whole trained module (modules_to_save); it is not carried"),
-    ("token_adapter", "trained token embeddings; they are not carried"),
-    ("embed_tokens", "the embedding; only projections are adapted"),
-    ("lm_head", "the output head; only projections are adapted"),
-    (".bias", "a trained bias; it is not carried"),
-)
+_OWN: frozenset[Part] = frozenset({"bias", "weight", "tokens"})  # of the base layer, not of LoRA
+_LAYER = re.compile(r"\.layers\.(\d{1,6})\.")
+_TIED_NAMES = ("A", "B")
 
 
-@dataclass(frozen=True)
-class Binding:
-    """One target's tensors: A `tensor_a` [rank, k], B `tensor_b` [n, rank], scaling yet to fold."""
-
-    target: AdapterTarget
-    tensor_a: str
-    tensor_b: str
-    rank: int
-    scaling: float
-
-
-def bind(
-    settings: LoraSettings, shapes: Mapping[str, Shape], decoder: DecoderSpec
-) -> tuple[Binding, ...]:
+def bind(settings: LoraSettings, shapes: Mapping[str, Shape], decoder: DecoderSpec) -> Bound:
     """Binds every tensor or raises: Unsupported for what is known and not carried, AdapterInvalid
     for the rest (unknown, missing, misshapen, made for another base)."""
-    found = _by_target(shapes)
-    selected = selected_targets(settings, decoder)
-    _check_base(found, settings, decoder)
-    _check_complete(found, selected)
-    return tuple(_binding(t, found[t], settings, shapes, decoder) for t in sorted(selected))
-
-
-def _by_target(names: Iterable[str]) -> dict[AdapterTarget, dict[str, str]]:
-    """target -> {"A": tensor name, "B": tensor name}."""
-    found: dict[AdapterTarget, dict[str, str]] = {}
-    for name in sorted(names):
-        match = _TENSOR.fullmatch(name)
-        target = target_of(match[1]) if match else None
-        if match is None or target is None:
-            raise _unbound(name)
-        found.setdefault(target, {})[match[2]] = name
-    return found
-
-
-def _unbound(name: str) -> AdapterInvalid | Unsupported:
-    for part, what in _NOT_CARRIED:
-        if part in name:
-            return Unsupported(f"tensor {name} is {what}")
-    return AdapterInvalid(
-        f"tensor {name[:200]} belongs to no projection of this decoder and cannot be bound; "
-        "PEFT names them base_model.model.<module>.lora_A.weight (and lora_B), the modules being "
-        "model.layers.<n>.self_attn.{q,k,v,o}_proj and .mlp.{gate,up,down}_proj"
+    found = sort_tensors(shapes)
+    table = module_table(decoder, found)
+    tied = _is_tied(settings, table, decoder)
+    places = dict(_places(settings, table, found, tied))
+    factors = {m: {p: t for p, t in parts.items() if p not in _OWN} for m, parts in found.items()}
+    _check_known({m for m, parts in factors.items() if parts}, places, table, settings, decoder)
+    _check_complete(factors, places, settings)
+    if not places:
+        raise AdapterInvalid("target_modules selects no projection of this decoder")
+    bound = Bound(
+        table,
+        tuple(_binding(settings, places[m], factors[m]) for m in sorted(places)),
+        bind_tokens(settings, table, found, decoder),
+        *base_tensors(settings, table, found, places, decoder),
+        tied,
     )
+    check_shapes(bound, shapes, decoder, settings)
+    return bound
 
 
-def _check_base(
-    found: Iterable[AdapterTarget], settings: LoraSettings, decoder: DecoderSpec
+def _places(
+    settings: LoraSettings, table: ModuleTable, found: Found, tied: bool
+) -> Iterator[tuple[str, Place]]:
+    """(module as the tensors name it, place) of all that the config selects."""
+    experts = any(part.expert is not None for m in found for part in table.modules.get(m, ()))
+    for module, parts in table.modules.items():
+        # Whether experts are modules depends on the version of transformers: the tensors tell.
+        absent = parts[0].expert is not None and not experts
+        if not absent and selects(settings, module, linear=module in table.linear):
+            layout = "embedding" if module == table.embedding else "linear"
+            yield module, Place(module, layout, parts)  # type: ignore[arg-type]
+        elif selects_parameter(settings, weight := f"{module}.weight"):
+            if module in (table.embedding, table.head):
+                raise Unsupported(
+                    f"target_parameters selects {weight}: PEFT adapts an embedding or head by "
+                    "target_modules; so must this adapter be trained"
+                )
+            yield module, Place(weight, "linear", parts)
+        elif tied and module == table.head:
+            yield module, Place(module, "linear", parts)
+    chosen = [p for p in table.parameters if selects_parameter(settings, p)]
+    for parameter, module in table.nested(chosen).items():
+        yield module, Place(parameter, "experts", table.parameters[parameter])
+
+
+def _is_tied(settings: LoraSettings, table: ModuleTable, decoder: DecoderSpec) -> bool:
+    """Whether PEFT gave the tied head the embedding's adapter."""
+    wanted = settings.weight_tying and decoder.tied_embeddings
+    return wanted and selects(settings, table.embedding, linear=False)
+
+
+def _check_known(
+    modules: Iterable[str],
+    places: Mapping[str, Place],
+    table: ModuleTable,
+    settings: LoraSettings,
+    decoder: DecoderSpec,
 ) -> None:
-    deepest = max((t.layer for t in found), default=0)
-    if deepest >= decoder.layers:
+    """Every module with factors is one that the config selects."""
+    extra = []
+    for module in sorted(set(modules) - set(places)):
+        match = _LAYER.search(module)
+        if match and int(match[1]) >= decoder.layers:
+            raise AdapterInvalid(
+                f"the adapter changes layer {match[1]}, the base has {decoder.layers} layers: "
+                + trained_on(settings)
+            )
+        if module in table.unadaptable:
+            raise Unsupported(
+                f"{module} chooses or weighs experts: an adapter on it is not carried; train "
+                "without it, or merge it with `remora-build merge`"
+            )
+        if module not in table.modules and not _is_container(module, table):
+            raise unbound(f"base_model.model.{module}.lora_A.weight")
+        extra.append(module)
+    if extra:
         raise AdapterInvalid(
-            f"the adapter changes layer {deepest}, the base has {decoder.layers} layers: "
-            + _trained_on(settings)
+            f"tensors for modules that the config does not select: {listed(extra)}"
         )
+
+
+def _is_container(module: str, table: ModuleTable) -> bool:
+    stem = module.removesuffix(".base_layer")
+    return any(p.rpartition(".")[0] == stem for p in table.parameters)
 
 
 def _check_complete(
-    found: Mapping[AdapterTarget, Mapping[str, str]], selected: frozenset[AdapterTarget]
+    factors: Mapping[str, Mapping[Part, str]], places: Mapping[str, Place], settings: LoraSettings
 ) -> None:
-    missing = [
-        f"{module_path(t)}.lora_{part}"
-        for t in sorted(selected)
-        for part in "AB"
-        if part not in found.get(t, {})
-    ]
+    """Every selected module has the tensors that the config implies, and no other."""
+    missing, surplus = [], []
+    for module, place in sorted(places.items()):
+        needed, have = _needed(place, settings), factors.get(module, {})
+        missing += [f"{module}.lora_{p}" for p in needed if p not in have]
+        surplus += [tensor for part, tensor in have.items() if part not in needed]
     if missing:
         raise AdapterInvalid(
-            f"the config selects modules whose tensors are missing: {_listed(missing)}"
+            f"the config selects modules whose tensors are missing: {listed(missing)}"
         )
-    extra = [module_path(t) for t in sorted(set(found) - selected)]
-    if extra:
+    if surplus:
         raise AdapterInvalid(
-            f"tensors for modules that the config does not select: {_listed(extra)}"
+            f"the config (use_dora, lora_bias, target_modules) does not say what to do with "
+            f"{listed(surplus)}"
         )
-    if not selected:
-        raise AdapterInvalid("target_modules selects no projection of this decoder")
 
 
-def _binding(
-    target: AdapterTarget,
-    names: Mapping[str, str],
-    settings: LoraSettings,
-    shapes: Mapping[str, Shape],
-    decoder: DecoderSpec,
-) -> Binding:
-    rank, alpha = rank_and_alpha(settings, module_path(target))
-    k, n = decoder.in_features(target.projection), decoder.out_features(target.projection)
-    _check_shape(names["A"], shapes[names["A"]], (rank, k), rank_axis=0, settings=settings)
-    _check_shape(names["B"], shapes[names["B"]], (n, rank), rank_axis=1, settings=settings)
-    return Binding(target, names["A"], names["B"], rank, settings.scaling(rank, alpha))
+def _needed(place: Place, settings: LoraSettings) -> list[Part]:
+    needed: list[Part] = list(FACTORS[place.layout])
+    if settings.use_dora:
+        needed.append("magnitude")
+    if settings.lora_bias and place.layout == "linear":
+        needed.append("B.bias")
+    return needed
 
 
-def _check_shape(
-    name: str, have: Shape, need: tuple[int, int], *, rank_axis: int, settings: LoraSettings
-) -> None:
-    if have == need:
-        return
-    if len(have) == 2 and have[1 - rank_axis] == need[1 - rank_axis]:
-        raise AdapterInvalid(
-            f"{name} has rank {have[rank_axis]}, the config says {need[rank_axis]} "
-            "(r and rank_pattern)"
-        )
-    raise AdapterInvalid(
-        f"{name} is {list(have)}, this base needs {list(need)}: {_trained_on(settings)}"
-    )
+def _binding(settings: LoraSettings, place: Place, tensors: Mapping[Part, str]) -> Binding:
+    rank, alpha = rank_and_alpha(settings, place.name)
+    return Binding(place, tensors, rank, settings.scaling(rank, alpha))
 
 
-def _trained_on(settings: LoraSettings) -> str:
-    said = f" (its config says {settings.base_name!r})" if settings.base_name else ""
-    return f"it was trained on another base{said}; give the bundle of that base with --base"
-
-
-def _listed(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""
     return ", ".join(names[:4]) + more

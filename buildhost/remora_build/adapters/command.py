@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,14 +11,15 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
+    from remora_build.export.progress import Progress
     from remora_build.inspect.render import Report
 
 HELP = """Convert an adapter for one base bundle: from PEFT, Remora, TensorRT Edge-LLM or
 TensorRT-LLM to Remora (the default), Edge-LLM or TensorRT-LLM.
 
-Of PEFT it honours r, lora_alpha, use_rslora, rank_pattern, alpha_pattern, target_modules,
-exclude_modules and layers_to_transform; every other feature, and whatever the other format has no
-place for, is refused by its name. Every tensor is carried or nothing is written.
+Of PEFT it carries LoRA in all its forms, DoRA, biases, embeddings, heads, tokens and experts
+included, where the bundle was exported for them; what it does not carry, and whatever the other
+format has no place for, is refused by its name. Every tensor is carried or nothing is written.
 """
 
 
@@ -82,6 +85,19 @@ def adapter(
         help="Order of gate and up in a trtllm adapter's fused mlp_gate_up, which the files do "
         "not tell; needed only where they have one.",
     ),
+    checkpoint: Path | None = typer.Option(
+        None,
+        help="Checkpoint that BASE was exported from; DoRA needs it where BASE is quantized.",
+        exists=True,
+        file_okay=False,
+    ),
+    initial: Path | None = typer.Option(
+        None,
+        help="A PEFT adapter as it was saved before training, where its initialisation (PiSSA, "
+        "OLoRA, CorDA, LoRA-GA) changed the base weights.",
+        exists=True,
+        file_okay=False,
+    ),
     json: bool = typer.Option(False, "--json", help="Print a JSON object instead of a table."),
     force: bool = typer.Option(
         False, "--force", help="Replace OUT when it is an adapter of the same format."
@@ -97,9 +113,26 @@ def adapter(
         tp_size=tp_size,
         gate_up=None if gate_up_order is None else gate_up_order.value,
         replace=force,
+        checkpoint=checkpoint,
+        initial=initial,
     )
-    translate(source, out, base=base, options=options)
+    with _progress(silent=json or checkpoint is None) as progress:
+        translate(source, out, base=base, options=options, progress=progress)
     show(_report(out, target), as_json=json)
+
+
+@contextmanager
+def _progress(*, silent: bool) -> Iterator[Progress | None]:
+    """Only a checkpoint takes long enough to show it."""
+    if silent:
+        yield None
+        return
+    from rich.console import Console
+
+    from remora_build.export.progress import progress_for
+
+    with progress_for(Console(stderr=True), silent=False) as progress:
+        yield progress
 
 
 def _report(out: Path, target: FormatOption) -> Report:

@@ -1,30 +1,51 @@
 """One PEFT directory + one bundle -> one sidecar. Ties reading, binding, algebra and writing
-together; decides nothing itself but the bank's limit.
+together; decides nothing itself but what the bundle has room for.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from remora_build.adapters.assemble import Assembly, Branches, folded_tensors
+from remora_build.adapters.base import BaseWeights, NoBase
+from remora_build.adapters.base_bundle import BundleBase
 from remora_build.adapters.binding import bind
-from remora_build.adapters.fold import fold
-from remora_build.adapters.settings import parse_settings, read_config
-from remora_build.adapters.sidecar import Dtype, Factor, write_adapter
-from remora_build.adapters.weights import PeftWeights
+from remora_build.adapters.initial import check_initial, minus_initial
+from remora_build.adapters.peft_directory import open_weights, read_settings
+from remora_build.adapters.sidecar import Dtype, Factor, target_ranks, write_adapter
 from remora_contract.adapter import Adapter
 from remora_contract.bundle import Bundle, load_bundle
+from remora_contract.compat import target_refusals
 from remora_contract.digests import short
-from remora_contract.errors import AdapterInvalid, Refused
+from remora_contract.errors import Incompatible, Refused, Unsupported
 from remora_contract.targets import AdapterTarget
 
-CONFIG_FILE = "adapter_config.json"
-PEFT_WEIGHTS = "adapter_model.safetensors"
-PICKLED_WEIGHTS = "adapter_model.bin"
+if TYPE_CHECKING:
+    from remora_build.export.progress import Progress
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PeftAdapter:
+    """A PEFT adapter on one base, the scaling in each factor's b."""
+
+    factors: dict[AdapterTarget, Factor]
+    config: dict[str, Any]  # adapter_config.json as it stands
+    invocation_tokens: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Help:
+    """What else a conversion may need: the base's checkpoint, and the adapter before training."""
+
+    checkpoint: Path | None = None
+    initial: Path | None = None
 
 
 def convert_adapter(
@@ -34,43 +55,67 @@ def convert_adapter(
     base: Path,
     dtype: Dtype | None = None,
     replace: bool = False,
+    help: Help | None = None,
+    progress: Progress | None = None,
 ) -> Adapter:
     """Writes the sidecar OUT for the bundle directory `base`; `dtype` None: the bundle's own.
 
     Raises Unsupported (a feature that is not carried, by name), AdapterInvalid (cannot be carried
-    faithfully), Refused (more rank than the bundle's bank), ArtifactInvalid or DocumentInvalid
-    (damaged input), Conflict (OUT exists), Exhausted (full disk).
+    faithfully), Refused (more rank than the bundle's bank, or a base that is not at hand),
+    Incompatible (inputs that the bundle's graph lacks), ArtifactInvalid or DocumentInvalid (damaged
+    input), Conflict (OUT exists), Exhausted (full disk).
     """
     bundle = load_bundle(base)
-    factors, config = read_peft(peft_dir, bundle)
-    check_bank({target: factor.rank for target, factor in factors.items()}, bundle)
+    help = help or Help()
+    own = base_weights(base, bundle, help.checkpoint, progress)
+    read = read_adapter(peft_dir, bundle, own, help.initial)
+    check_bank({target: factor.rank for target, factor in read.factors.items()}, bundle)
+    if refusals := target_refusals(bundle, target_ranks(read.factors)):
+        raise Incompatible(refusals)
     adapter = write_adapter(
         out,
-        factors,
+        read.factors,
         base_digest=bundle.base_digest,
         dtype=dtype or bundle.graph.dtype,
-        source_config=config,
+        source_config=read.config,
+        invocation_tokens=read.invocation_tokens,
         replace=replace,
     )
     log.info(
         "adapter.converted",
-        extra={"digest": short(adapter.digest), "targets": len(factors), "rank": adapter.rank},
+        extra={"digest": short(adapter.digest), "targets": len(read.factors), "rank": adapter.rank},
     )
     return adapter
 
 
 def read_peft(peft_dir: Path, bundle: Bundle) -> tuple[dict[AdapterTarget, Factor], dict[str, Any]]:
-    """(factors with the scaling in b, the config as it stands). Raises as `convert_adapter`."""
-    config_path = peft_dir / CONFIG_FILE
-    config = read_config(config_path)
-    settings = parse_settings(config, str(config_path))
-    with PeftWeights(_weights_path(peft_dir)) as weights:
-        bindings = bind(settings, weights.shapes(), bundle.decoder)
-        factors = {
-            b.target: fold(b, weights.float32(b.tensor_a), weights.float32(b.tensor_b))
-            for b in bindings
-        }
-    return factors, config
+    """(factors with the scaling in b, the config as it stands) of plain LoRA, which needs nothing
+    of the base. Raises as `convert_adapter`; Unsupported for anything else."""
+    read = read_adapter(peft_dir, bundle, NoBase(), None)
+    if read.invocation_tokens:
+        raise Unsupported("alora_invocation_tokens cannot be carried to another format")
+    return read.factors, read.config
+
+
+def read_adapter(
+    peft_dir: Path, bundle: Bundle, base: BaseWeights, initial_dir: Path | None
+) -> PeftAdapter:
+    """`initial_dir` holds the adapter before its training. Raises as `convert_adapter`."""
+    settings, config = read_settings(peft_dir)
+    initial = None if initial_dir is None else read_settings(initial_dir)[0]
+    check_initial(settings, initial, str(peft_dir), str(initial_dir))
+    with ExitStack() as stack:
+        weights = stack.enter_context(open_weights(peft_dir))
+        bound = bind(settings, weights.shapes(), bundle.decoder)
+        branches: Branches = folded_tensors(weights)
+        if initial_dir is not None and initial is not None:
+            first = stack.enter_context(open_weights(initial_dir))
+            first_bound = bind(initial, first.shapes(), bundle.decoder)
+            branches = minus_initial(bound, weights, first_bound, first)
+        own = stack.enter_context(base)
+        factors = Assembly(bound, bundle.decoder, weights, branches, own).factors()
+        own.confirm()
+    return PeftAdapter(factors, config, settings.invocation_tokens)
 
 
 def check_bank(ranks: Mapping[AdapterTarget, int], bundle: Bundle) -> None:
@@ -88,11 +133,15 @@ def check_bank(ranks: Mapping[AdapterTarget, int], bundle: Bundle) -> None:
         )
 
 
-def _weights_path(peft_dir: Path) -> Path:
-    """Safetensors before a pickle, as PEFT takes them."""
-    path = peft_dir / PEFT_WEIGHTS
-    if path.exists():
-        return path
-    if (peft_dir / PICKLED_WEIGHTS).exists():
-        return peft_dir / PICKLED_WEIGHTS
-    raise AdapterInvalid(f"{peft_dir} has no {PEFT_WEIGHTS}: is it a PEFT adapter directory?")
+def base_weights(
+    bundle_dir: Path, bundle: Bundle, checkpoint: Path | None, progress: Progress | None
+) -> BaseWeights:
+    """The checkpoint where one is given, else what the bundle has of it."""
+    if checkpoint is None:
+        return BundleBase(bundle_dir, bundle)
+    from remora_build.adapters.base_checkpoint import CheckpointBase  # as heavy as an export
+
+    base = CheckpointBase(checkpoint, bundle)
+    if progress is not None:
+        base.advance = progress.stage("base weights", base.bytes)
+    return base

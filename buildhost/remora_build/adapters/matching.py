@@ -1,31 +1,29 @@
 """Which modules an adapter's config selects, at which rank and alpha: PEFT's rules, exactly.
 
-Owns module paths of the decoder and their inverse; knows no tensors and no files. Paths are those
-of the causal language model, before any fusion: `model.layers.3.self_attn.q_proj`.
+Works on module paths as the base model has them, `model.layers.3.self_attn.q_proj`; knows no
+tensors, no files and no decoder.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from remora_build.adapters.settings import ALL_LINEAR, LoraSettings
-from remora_build.families.naming import PLAIN_PROJECTIONS as MODULE_OF
-from remora_contract.bundle import DecoderSpec
-from remora_contract.errors import AdapterInvalid, Unsupported
-from remora_contract.targets import PROJECTIONS, AdapterTarget
+from remora_build.families.naming import PLAIN_PROJECTIONS
+from remora_contract.errors import AdapterInvalid
+from remora_contract.targets import AdapterTarget
 
 V = TypeVar("V")
 
-OTHER_WEIGHTS = ("model.embed_tokens", "lm_head")  # adaptable by PEFT, not carried
-_PROJECTION_OF = {module: projection for projection, module in MODULE_OF.items()}
+_PROJECTION_OF = {module: projection for projection, module in PLAIN_PROJECTIONS.items()}
 _MODULE = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,5})\.([a-z_]+\.[a-z_]+)")
 
 
 def module_path(target: AdapterTarget) -> str:
-    """`model.layers.3.self_attn.q_proj`."""
-    return f"model.layers.{target.layer}.{MODULE_OF[target.projection]}"
+    """`model.layers.3.self_attn.q_proj`, where a model names its modules as Llama does."""
+    return f"model.layers.{target.layer}.{PLAIN_PROJECTIONS[target.projection]}"
 
 
 def target_of(module: str) -> AdapterTarget | None:
@@ -36,44 +34,29 @@ def target_of(module: str) -> AdapterTarget | None:
     return AdapterTarget(int(match[1]), _PROJECTION_OF[match[2]])
 
 
-def selected_targets(settings: LoraSettings, decoder: DecoderSpec) -> frozenset[AdapterTarget]:
-    """The projections of this decoder that the config adapts.
+def selects(settings: LoraSettings, module: str, *, linear: bool) -> bool:
+    """PEFT's check_target_module_exists. `linear`: whether "all-linear" means this module too.
 
-    Raises Unsupported when it also adapts the embedding or the head, AdapterInvalid for a pattern
-    that is no regular expression.
+    Raises AdapterInvalid for a pattern that is no regular expression.
     """
-    for module in OTHER_WEIGHTS:
-        if not _all_linear(settings) and _selects(settings, module):
-            raise Unsupported(f"target_modules selects {module}: only projections are adapted")
-    return frozenset(t for t in _all_targets(decoder) if _selects(settings, module_path(t)))
-
-
-def rank_and_alpha(settings: LoraSettings, module: str) -> tuple[int, float]:
-    rank = _by_pattern(settings.rank_pattern, module, settings.r)
-    return rank, _by_pattern(settings.alpha_pattern, module, settings.lora_alpha)
-
-
-def _all_targets(decoder: DecoderSpec) -> Iterator[AdapterTarget]:
-    for layer in range(decoder.layers):
-        for projection in PROJECTIONS:
-            yield AdapterTarget(layer, projection)
-
-
-def _selects(settings: LoraSettings, module: str) -> bool:
-    """PEFT's check_target_module_exists. "all-linear" is every linear module but the head."""
     if _named(settings.exclude_modules, module):
         return False
     chosen = settings.target_modules
     if isinstance(chosen, str):
-        return _all_linear(settings) or _fullmatch(chosen, module)
+        return linear if chosen.lower() == ALL_LINEAR else _fullmatch(chosen, module)
     if module in chosen:  # a full path overrules layers_to_transform
         return True
     return _named(chosen, module) and _layer_selected(settings, module)
 
 
-def _all_linear(settings: LoraSettings) -> bool:
-    chosen = settings.target_modules
-    return isinstance(chosen, str) and chosen.lower() == ALL_LINEAR
+def selects_parameter(settings: LoraSettings, parameter: str) -> bool:
+    """Whether target_parameters names it, whole or its end at a dot."""
+    return _named(settings.target_parameters, parameter)
+
+
+def rank_and_alpha(settings: LoraSettings, module: str) -> tuple[int, float]:
+    rank = _by_pattern(settings.rank_pattern, module, settings.r)
+    return rank, _by_pattern(settings.alpha_pattern, module, settings.lora_alpha)
 
 
 def _named(names: str | Sequence[str], module: str) -> bool:

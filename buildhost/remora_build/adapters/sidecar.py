@@ -52,6 +52,7 @@ def write_adapter(
     base_digest: str,
     dtype: Dtype,
     source_config: Mapping[str, Any],
+    invocation_tokens: tuple[int, ...] = (),
     replace: bool = False,
 ) -> Adapter:
     """Writes OUT whole or not at all and returns its document.
@@ -67,26 +68,42 @@ def write_adapter(
             format_version=FORMAT_VERSION,
             base_digest=base_digest,
             dtype=dtype,
-            targets=tuple(
-                TargetRank(t.layer, t.projection, f.rank, f.scaling)
-                for t, f in sorted(factors.items())
-            ),
+            targets=target_ranks(factors),
             files=(BundleFile(WEIGHTS_FILE, weights.stat().st_size, digest_file(weights)),),
             source_config=dict(source_config),
             exporter=exporter_name(),
+            invocation_tokens=invocation_tokens,
         )
         (staging / ADAPTER_JSON).write_bytes(canonical_json(document))
     return document
 
 
+def target_ranks(factors: Mapping[AdapterTarget, Factor]) -> tuple[TargetRank, ...]:
+    """What the document says of each target."""
+    return tuple(
+        TargetRank(
+            t.layer, t.projection, f.rank, f.scaling, f.scale is not None, f.bias is not None
+        )
+        for t, f in sorted(factors.items())
+    )
+
+
 def cast_factors(
     factors: Mapping[AdapterTarget, Factor], dtype: Dtype
 ) -> dict[str, NDArray[np.floating]]:
-    """Sidecar tensor name -> array in `dtype`, contiguous. Raises AdapterInvalid."""
+    """Sidecar tensor name -> array, contiguous: factors in `dtype`, the vectors in float32, which
+    are few numbers. Raises AdapterInvalid."""
     tensors: dict[str, NDArray[np.floating]] = {}
     for target, factor in sorted(factors.items()):
-        tensors[target.tensor_a()] = _cast(factor.a, dtype, target.tensor_a())
-        tensors[target.tensor_b()] = _cast(factor.b, dtype, target.tensor_b())
+        if factor.rank:
+            tensors[target.tensor_a()] = _cast(factor.a, dtype, target.tensor_a())
+            tensors[target.tensor_b()] = _cast(factor.b, dtype, target.tensor_b())
+        for name, vector in (
+            (target.tensor_scale(), factor.scale),
+            (target.tensor_bias(), factor.bias),
+        ):
+            if vector is not None:
+                tensors[name] = _cast(vector, "float32", name)
     return tensors
 
 

@@ -1,6 +1,6 @@
 """Writes one safetensors file: the very bytes of `safetensors.numpy.save`, without its copies.
 
-Owns the layout for tensors of one dtype; knows nothing of adapters.
+Owns the layout; knows nothing of adapters.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 _NAMES = {"float16": "F16", "float32": "F32"}
+_WIDEST_FIRST = ("float32", "float16")
 _ALIGNMENT = 8
 
 
 def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
-    """`tensors`: float16 or float32, all of one dtype. Raises OSError."""
+    """`tensors`: float16 or float32. Raises OSError."""
     header, end = {}, 0
-    for name in sorted(tensors):
+    for name in sorted(tensors, key=lambda n: (_WIDEST_FIRST.index(tensors[n].dtype.name), n)):
         tensor = tensors[name]
         header[name] = {
             "dtype": _NAMES[tensor.dtype.name],

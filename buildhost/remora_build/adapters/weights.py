@@ -5,14 +5,16 @@ Owns nothing of the format (that is `remora_build.checkpoint`) nor what the tens
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from remora_build.checkpoint.safetensors_file import read_entries
-from remora_build.checkpoint.stream import read_tensor
+from remora_build.checkpoint.stream import TensorStream, read_tensor
 from remora_build.checkpoint.torch_file import read_torch_entries
 from remora_contract.errors import AdapterInvalid, CheckpointInvalid
 
@@ -53,3 +55,12 @@ class PeftWeights:
         except CheckpointInvalid as e:
             raise AdapterInvalid(str(e)) from e
         return tensor.astype(np.float32, copy=False)
+
+    def rows(self, name: str) -> Iterator[NDArray[Any]]:
+        """Some rows after each other, in the type they are stored in: for large tables."""
+        try:
+            with TensorStream() as stream:
+                for _, rows in stream.rows(self._entries[name]):
+                    yield rows
+        except CheckpointInvalid as e:
+            raise AdapterInvalid(str(e)) from e

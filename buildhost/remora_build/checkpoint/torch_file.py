@@ -58,6 +58,7 @@ class _Callable:
     """What a pickle may call. Without attributes, so that none can be set on it."""
 
     __slots__ = ("_call",)
+    _call: Callable[..., Any]
 
     def __init__(self, call: Callable[..., Any]) -> None:
         object.__setattr__(self, "_call", call)

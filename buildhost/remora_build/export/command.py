@@ -27,6 +27,12 @@ class Int4Block(str, enum.Enum):
     b128 = "128"
 
 
+class Adapt(str, enum.Enum):
+    embed = "embed"
+    head = "head"
+    experts = "experts"
+
+
 class Dialect(str, enum.Enum):
     native = "native"
     legacy = "legacy"
@@ -69,6 +75,22 @@ RankOption = Annotated[
         help="Sum of the ranks of all adapters resident at once; 0 leaves adapters out.",
     ),
 ]
+AdaptOption = Annotated[
+    list[Adapt] | None,
+    typer.Option(
+        "--adapt",
+        help="Let adapters change this too: the embedding, the output head, or the experts of a "
+        "mixture. May be given several times.",
+        show_default="the projections of the layers only",
+    ),
+]
+DoraOption = Annotated[
+    bool, typer.Option("--dora", help="Take DoRA adapters: a factor for each output.")
+]
+AdapterBiasOption = Annotated[
+    bool,
+    typer.Option("--adapter-bias", help="Take adapters with trained biases or a bias on B."),
+]
 GoldenOption = Annotated[
     Path | None,
     typer.Option(
@@ -90,6 +112,9 @@ def export(
     int4_block: Int4Option = None,
     max_context: ContextOption = None,
     max_bank_rank: RankOption = 64,
+    adapt: AdaptOption = None,
+    dora: DoraOption = False,
+    adapter_bias: AdapterBiasOption = False,
     dialect: Annotated[
         Dialect,
         typer.Option(
@@ -132,6 +157,9 @@ def export(
         dialect=dialect.value,
         golden=not no_golden,
         golden_file=golden,
+        adapt=tuple(part.value for part in adapt or ()),
+        dora=dora,
+        adapter_bias=adapter_bias,
     )
     began = time.monotonic()
     with progress_for(Console(stderr=True), silent=as_json) as progress:

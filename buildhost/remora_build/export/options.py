@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from remora_build.graph.ops import opset_of
 from remora_contract.bundle import DecoderSpec, GraphDialect, GraphSpec, QuantSpec
@@ -13,6 +13,7 @@ from remora_contract.targets import GROUPS, PARTS, PROJECTIONS
 
 DEFAULT_CONTEXT = 4096
 INT4_BLOCKS = (32, 128)
+Adapt = Literal["embed", "head", "experts"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,10 @@ class ExportOptions:
     dialect: GraphDialect = "native"
     golden: bool = True
     golden_file: Path | None = None  # None: built-in sentences
+    # What adapters may change beyond the layers' dense projections, and beyond A and B.
+    adapt: tuple[Adapt, ...] = ()
+    dora: bool = False
+    adapter_bias: bool = False
 
 
 def graph_spec(spec: DecoderSpec, options: ExportOptions) -> GraphSpec:
@@ -38,7 +43,21 @@ def graph_spec(spec: DecoderSpec, options: ExportOptions) -> GraphSpec:
         max_bank_rank=options.max_bank_rank,
         opset=opset_of(options.dialect, quant),
         quant=quant,
+        adapt=_adapt(spec, options),
+        dora=options.dora,
+        adapter_bias=options.adapter_bias,
     )
+
+
+def _adapt(spec: DecoderSpec, options: ExportOptions) -> tuple[Adapt, ...]:
+    """In the order of `Adapt`, each once. Raises RequestInvalid for what could never be used."""
+    if not options.max_bank_rank and (options.adapt or options.dora or options.adapter_bias):
+        raise RequestInvalid(
+            "--adapt, --dora and --adapter-bias need adapters: give --max-bank-rank"
+        )
+    if "experts" in options.adapt and spec.experts is None:
+        raise RequestInvalid("--adapt experts: this checkpoint has no experts")
+    return tuple(part for part in get_args(Adapt) if part in options.adapt)
 
 
 def _context(spec: DecoderSpec, wanted: int | None) -> int:

@@ -137,7 +137,7 @@ def _base_feed(
 ) -> Feed:
     """Positions from 0, an empty cache, no adapters: every other input of a cut model."""
     b, s = hidden.shape[:2]
-    sizes = {"b": b, "s": s, **{f"t_{group}": 0 for group in targets.GROUPS}}
+    sizes = {"b": b, "s": s, **{f"t_{group}": 0 for group in targets.ALL_GROUPS}}
     feed: Feed = {}
     for value in model.graph.input:
         if value.name == stream:
@@ -146,6 +146,8 @@ def _base_feed(
         shape = [sizes[d.dim_param] if d.dim_param else d.dim_value for d in dims]
         dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
         feed[value.name] = np.zeros(shape, dtype)
+        if value.name.startswith("lora_scale."):
+            feed[value.name][:] = 1
         if value.name == targets.POSITION_IDS:
             feed[value.name][:] = np.arange(s)
         if value.name == targets.LAST_INDEX:

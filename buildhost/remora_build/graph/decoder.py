@@ -27,7 +27,7 @@ def build_graph(spec: DecoderSpec, graph: GraphSpec, slots: dict[str, Slot]) -> 
     nodes = Nodes(slots, DATA_FILE, graph.opset)
     ops = dialect_of(nodes, spec, graph)
     inputs = add_inputs(nodes, spec, graph)
-    gates = GateInputs(nodes, graph)
+    gates = GateInputs(nodes, spec, graph)
     steps = add_steps(nodes, ops, spec, graph, inputs)
     weights = MatrixWeights(nodes, graph)
     kit = Kit(nodes, ops, spec, graph, weights, Linear(nodes, spec, graph, weights, gates))

@@ -14,13 +14,11 @@ EMBEDDED = "embed.output"
 def embedded(kit: Kit, input_ids: ir.Value) -> ir.Value:
     """[b, s, hidden]"""
     nodes, factor = kit.nodes, kit.spec.embedding_scale
-    found = nodes.add(
-        "Gather",
-        "embed.gather",
-        [nodes.weight(layout.EMBED), input_ids],
-        {"axis": 0},
-        output=EMBEDDED if factor == 1.0 else None,
-    )
+    table = nodes.weight(layout.EMBED)
+    found = nodes.add("Gather", "embed.gather", [table, input_ids], {"axis": 0})
+    found = kit.linear.embedding(input_ids, found)
+    if factor == 1.0:
+        found.name = EMBEDDED
     return kit.stream(kit.scaled("embed.scaled", found, factor, output=EMBEDDED))
 
 
@@ -35,7 +33,7 @@ def logits(kit: Kit, hidden: ir.Value, last_index: ir.Value) -> ir.Value:
         embedding = nodes.weight(layout.EMBED)
         weight = nodes.add("Transpose", "head.transpose", [embedding], {"perm": [1, 0]})
     raw = nodes.add("MatMul", "head.matmul", [normed, weight])
-    return _finished(kit, raw)
+    return _finished(kit, kit.linear.head(normed, raw))
 
 
 def _finished(kit: Kit, raw: ir.Value) -> ir.Value:

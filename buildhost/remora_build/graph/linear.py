@@ -2,6 +2,10 @@
 
     y = x W [+ bias] + ((x A) * gate) B        A [k, T]   B [T, n]   gate [b, 1, T]
 
+and, in a graph that was asked for them, with DoRA's factors and the adapters' own biases:
+
+    y = scale * (x W + ((x A) * gate) B) [+ bias] + adapter bias      both [b, 1, n]
+
 Owns which inputs an adapter takes; knows nothing of attention or the MLP.
 """
 
@@ -13,19 +17,20 @@ from remora_build.families.shape import has_bias
 from remora_build.graph import layout
 from remora_build.graph.nodes import Dims, Nodes
 from remora_contract import targets
-from remora_contract.bundle import DecoderSpec, GraphSpec
-from remora_contract.targets import GROUPS, PARTS, Group
+from remora_contract.bundle import DecoderSpec, GraphSpec, bank_groups, model_bank_groups
+from remora_contract.targets import ALL_GROUPS, MODEL_GROUPS, PARTS, Group
 
 
 class GateInputs:
     """The gate of each group, shared by all layers; none in a graph without a bank."""
 
-    def __init__(self, nodes: Nodes, graph: GraphSpec) -> None:
+    def __init__(self, nodes: Nodes, spec: DecoderSpec, graph: GraphSpec) -> None:
+        used = {g for layer in range(spec.layers) for g in bank_groups(spec, graph, layer)}
+        used.update(model_bank_groups(graph))
         self._gates: dict[Group, ir.Value] = {}
-        if graph.max_bank_rank:
-            for group in GROUPS:
-                shape: Dims = ["b", 1, columns(group)]
-                self._gates[group] = nodes.input(targets.lora_gate(group), graph.dtype, shape)
+        for group in (g for g in ALL_GROUPS if g in used):
+            shape: Dims = ["b", 1, columns(group)]
+            self._gates[group] = nodes.input(targets.lora_gate(group), graph.dtype, shape)
 
     def get(self, group: Group) -> ir.Value | None:
         return self._gates.get(group)
@@ -72,20 +77,71 @@ class Linear:
         nodes, at = self._nodes, f"layers.{layer}.{group}"
         weight = self._weights.value(layout.group_weight(layer, group), f"{at}.dequantize")
         y = nodes.add("MatMul", f"{at}.matmul", [x, weight])
-        if has_bias(self._spec, PARTS[group][0]):
-            y = nodes.add("Add", f"{at}.bias_add", [y, nodes.weight(f"{at}.bias")])
-        gate = self._gates.get(group)
-        return y if gate is None else self._adapted(layer, group, x, y, gate)
+        bias = nodes.weight(f"{at}.bias") if has_bias(self._spec, PARTS[group][0]) else None
+        return self._adapted(layer, group, x, y, bias)
+
+    def embedding(self, input_ids: ir.Value, found: ir.Value) -> ir.Value:
+        """The looked up rows [b, s, hidden], before the decoder's own scaling, with what adapters
+        add to them: A is looked up by token as the table is."""
+        return self._adapted(0, "embed", input_ids, found, None)
+
+    def head(self, x: ir.Value, raw: ir.Value) -> ir.Value:
+        """The head's products [b, vocab] of x [b, hidden] with what adapters add to them."""
+        if self._gates.get("head") is None:
+            return raw
+        nodes, row = self._nodes, self._nodes.integers(1)
+        wide = [
+            nodes.add("Unsqueeze", name, [value, row])
+            for name, value in (("head.lora_rows", x), ("head.rows", raw))
+        ]
+        adapted = self._adapted(0, "head", wide[0], wide[1], None)
+        return nodes.add("Squeeze", "head.lora_squeezed", [adapted, row])
 
     def _adapted(
-        self, layer: int, group: Group, x: ir.Value, y: ir.Value, gate: ir.Value
+        self, layer: int, group: Group, x: ir.Value, y: ir.Value, bias: ir.Value | None
     ) -> ir.Value:
+        """y = x W, whole: with the base's bias and all that adapters do."""
+        gate = self._gates.get(group)
+        scaled = gate is not None and self._graph.dora
+        at = node_stem(layer, group)
+        if bias is not None and not scaled:
+            y = self._nodes.add("Add", f"{at}.bias_add", [y, bias])
+        if gate is None:
+            return y
+        y = self._nodes.add("Add", f"{at}.adapted", [y, self._branch(layer, group, x, gate)])
+        if scaled:
+            scale = self._vector(targets.lora_scale(layer, group), group)
+            y = self._nodes.add("Mul", f"{at}.rescaled", [y, scale])
+            if bias is not None:
+                y = self._nodes.add("Add", f"{at}.bias_add", [y, bias])
+        if self._graph.adapter_bias and group != "embed":
+            added = self._vector(targets.lora_bias(layer, group), group)
+            y = self._nodes.add("Add", f"{at}.rebiased", [y, added])
+        return y
+
+    def _branch(self, layer: int, group: Group, x: ir.Value, gate: ir.Value) -> ir.Value:
+        """((x A) * gate) B"""
         nodes, t = self._nodes, columns(group)
         k, n = layout.group_in(self._spec, group), layout.group_out(self._spec, group)
         a = nodes.input(targets.lora_a(layer, group), self._graph.dtype, [k, t])
         b = nodes.input(targets.lora_b(layer, group), self._graph.dtype, [t, n])
-        at = f"layers.{layer}"
-        down = nodes.add("MatMul", f"{at}.lora_a.{group}", [x, a])
-        gated = nodes.add("Mul", f"{at}.lora_gate.{group}", [down, gate])
-        up = nodes.add("MatMul", f"{at}.lora_b.{group}", [gated, b])
-        return nodes.add("Add", f"{at}.{group}.adapted", [y, up])
+        if group == "embed":
+            down = nodes.add("Gather", _step("lora_a", layer, group), [a, x], {"axis": 0})
+        else:
+            down = nodes.add("MatMul", _step("lora_a", layer, group), [x, a])
+        gated = nodes.add("Mul", _step("lora_gate", layer, group), [down, gate])
+        return nodes.add("MatMul", _step("lora_b", layer, group), [gated, b])
+
+    def _vector(self, name: str, group: Group) -> ir.Value:
+        shape: Dims = ["b", 1, layout.group_out(self._spec, group)]
+        return self._nodes.input(name, self._graph.dtype, shape)
+
+
+def node_stem(layer: int, group: Group) -> str:
+    """`layers.3.qkv`, `head`"""
+    return group if group in MODEL_GROUPS else f"layers.{layer}.{group}"
+
+
+def _step(step: str, layer: int, group: Group) -> str:
+    """`layers.3.lora_a.qkv`, `head.lora_a`"""
+    return f"{group}.{step}" if group in MODEL_GROUPS else f"layers.{layer}.{step}.{group}"

@@ -7,8 +7,9 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from remora_build.adapters.convert import check_bank, convert_adapter, read_peft
+from remora_build.adapters.convert import Help, check_bank, convert_adapter, read_peft
 from remora_build.adapters.formats.carried import Carried
 from remora_build.adapters.formats.registry import (
     STORED_DTYPES,
@@ -37,6 +38,9 @@ CARRIES: dict[TargetFormat, frozenset[str]] = {
 }
 MAX_TP_SIZE = 1024
 
+if TYPE_CHECKING:
+    from remora_build.export.progress import Progress
+
 log = logging.getLogger(__name__)
 
 
@@ -51,9 +55,18 @@ class Options:
     tp_size: int = 1
     gate_up: GateUpOrder | None = None
     replace: bool = False
+    checkpoint: Path | None = None  # of the base, and the adapter before training: for PEFT alone
+    initial: Path | None = None
 
 
-def translate(directory: Path, out: Path, *, base: Path, options: Options) -> None:
+def translate(
+    directory: Path,
+    out: Path,
+    *,
+    base: Path,
+    options: Options,
+    progress: Progress | None = None,
+) -> None:
     """Writes OUT whole or not at all.
 
     Raises UsageWrong for options that do not go together; Unsupported, AdapterInvalid, Refused,
@@ -64,7 +77,13 @@ def translate(directory: Path, out: Path, *, base: Path, options: Options) -> No
     check_options(source, options)
     if (source, options.target) == ("peft", "remora"):
         convert_adapter(
-            directory, out, base=base, dtype=_sidecar_dtype(options.dtype), replace=options.replace
+            directory,
+            out,
+            base=base,
+            dtype=_sidecar_dtype(options.dtype),
+            replace=options.replace,
+            help=Help(options.checkpoint, options.initial),
+            progress=progress,
         )
         return
     bundle = load_bundle(base)
@@ -97,6 +116,9 @@ def check_options(source: SourceFormat, options: Options) -> None:
         raise UsageWrong(f"--tp-size belongs to --format trtllm, not to {target}")
     if not 1 <= options.tp_size <= MAX_TP_SIZE:
         raise UsageWrong(f"--tp-size must be 1 to {MAX_TP_SIZE}")
+    helped = options.checkpoint is not None or options.initial is not None
+    if helped and (source, target) != ("peft", "remora"):
+        raise UsageWrong("--checkpoint and --initial help to convert a PEFT adapter to remora's")
     if options.gate_up is not None and source != "trtllm":
         raise UsageWrong(f"--gate-up-order tells how to read trtllm, not {source}")
 
