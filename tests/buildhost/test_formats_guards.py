@@ -20,7 +20,13 @@ from remora_build.adapters.formats.translate import Options, translate
 from remora_build.adapters.sidecar import Factor
 from remora_contract.adapter import ADAPTER_JSON, WEIGHTS_FILE, Adapter, load_adapter
 from remora_contract.digests import canonical_json, digest_file
-from remora_contract.errors import AdapterInvalid, ArtifactInvalid, DocumentInvalid, Unsupported
+from remora_contract.errors import (
+    AdapterInvalid,
+    ArtifactInvalid,
+    DocumentInvalid,
+    Incompatible,
+    Unsupported,
+)
 from remora_contract.targets import AdapterTarget
 from tests.buildhost.adapter_formats import FOREIGN, random_factors, rewritten, save_pair
 from tests.buildhost.documents import (
@@ -108,7 +114,7 @@ def test_a_tensor_a_sidecar_holds_beside_its_factors_is_refused_by_name(
     base: Path, sidecar: Path, tmp_path: Path, target: TargetFormat
 ) -> None:
     with_tensors(sidecar, lambda t: t.update({"layers.0.q.magnitude": np.ones(32, np.float32)}))
-    with pytest.raises(Unsupported, match=r"tensor layers\.0\.q\.magnitude cannot be carried"):
+    with pytest.raises(Unsupported, match=r"tensor layers\.0\.q\.magnitude is none that"):
         translate(sidecar, tmp_path / "out", base=base, options=Options(target=target))
     assert not (tmp_path / "out").exists()
 
@@ -135,21 +141,56 @@ def test_a_sidecar_whose_tensors_are_not_what_it_says_is_an_error(
         translate(sidecar, tmp_path / "out", base=base, options=Options(target="trtllm"))
 
 
-@pytest.mark.parametrize("target", ["remora", "edgellm"])
-def test_dora_goes_on_to_tensorrt_llm_and_nowhere_else(
-    base: Path, tmp_path: Path, target: TargetFormat
-) -> None:
-    """Cut for two ranks it is read, joined and cut again."""
+def dora_row(directory: Path) -> Path:
+    """q of layer 1 with a magnitude, as TensorRT-LLM stores it."""
     row = np.concatenate([np.ones(2 * 64), np.full(32, 0.5)]).astype(np.float32)
-    source = save_pair(tmp_path / "dora", row[None], [[1, 1, 2, 1]])
+    return save_pair(directory, row[None], [[1, 1, 2, 1]])
+
+
+def test_dora_rows_are_cut_and_joined_again(base: Path, tmp_path: Path) -> None:
+    source = dora_row(tmp_path / "dora")
     cut, joined = tmp_path / "cut", tmp_path / "joined"
     translate(source, cut, base=base, options=Options(target="trtllm", tp_size=2))
     translate(cut, joined, base=base, options=Options(target="trtllm"))
-    assert np.array_equal(np.load(joined / "model.lora_weights.npy")[0, 0], row)
-    assert np.load(joined / "model.lora_config.npy").tolist() == [[[1, 1, 2, 1]]]
+    for name in ("model.lora_weights.npy", "model.lora_config.npy"):
+        assert np.array_equal(np.load(joined / name), np.load(source / name))
 
+
+def test_edgellm_has_no_place_for_dora(base: Path, tmp_path: Path) -> None:
     with pytest.raises(Unsupported, match=r"layers\.1\.q: its DoRA magnitude cannot be carried"):
-        translate(cut, tmp_path / "out", base=base, options=Options(target=target))
+        translate(
+            dora_row(tmp_path / "dora"),
+            tmp_path / "out",
+            base=base,
+            options=Options(target="edgellm"),
+        )
+
+
+def test_dora_needs_a_bundle_that_was_exported_for_it(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(Incompatible, match="--dora"):
+        translate(dora_row(tmp_path / "dora"), tmp_path / "out", base=base, options=Options())
+
+
+@pytest.mark.parametrize(
+    ("vector", "what"),
+    [("bias", "its bias"), ("scale", "its DoRA magnitude")],
+)
+def test_vectors_of_a_sidecar_reach_the_formats_check(
+    base: Path, sidecar: Path, tmp_path: Path, vector: str, what: str
+) -> None:
+    name = {"bias": "layers.0.q.bias", "scale": "layers.0.q.m"}[vector]
+    with_tensors(sidecar, lambda t: t.update({name: np.ones(32, np.float32)}))
+    retargeted(sidecar, **{"bias": {"bias": True}, "scale": {"dora": True}}[vector])
+    with pytest.raises(Unsupported, match=rf"layers\.0\.q: {what} cannot be carried"):
+        translate(sidecar, tmp_path / "out", base=base, options=Options(target="edgellm"))
+
+
+def test_invocation_tokens_go_nowhere_else(base: Path, sidecar: Path, tmp_path: Path) -> None:
+    rewritten(sidecar / ADAPTER_JSON, invocation_tokens=[1, 2])
+    with pytest.raises(Unsupported, match="alora_invocation_tokens"):
+        translate(sidecar, tmp_path / "out", base=base, options=Options(target="trtllm"))
+    translate(sidecar, tmp_path / "again", base=base, options=Options(dtype="float16"))
+    assert load_adapter(tmp_path / "again").invocation_tokens == (1, 2)
 
 
 def retargeted(sidecar: Path, **changes: object) -> None:

@@ -20,8 +20,9 @@ from remora_contract.errors import AdapterInvalid, Unsupported
 from remora_contract.targets import PROJECTIONS, AdapterTarget
 
 _FACTOR = frozenset({"a", "b", "scaling"})
+_HAVE_NO_PLACE = "cannot be carried into this format"
 _CALLED = {"scale": "its DoRA magnitude", "bias": "its bias"}
-_TARGET = frozenset({"layer", "projection", "rank", "scaling"})
+_TARGET = frozenset({"layer", "projection", "rank", "scaling", "dora", "bias"})
 _DOCUMENT = frozenset(
     {
         "format_version",
@@ -32,6 +33,7 @@ _DOCUMENT = frozenset(
         "source_config",
         "exporter",
         "notes",
+        "invocation_tokens",
     }
 )
 
@@ -44,6 +46,7 @@ class Carried:
 
     factors: Mapping[AdapterTarget, Factor]
     source_config: Mapping[str, Any] = field(default_factory=dict)
+    invocation_tokens: tuple[int, ...] = ()  # of activated LoRA
 
     def __post_init__(self) -> None:
         if not self.factors:
@@ -56,9 +59,11 @@ class Carried:
         return {target: factor.rank for target, factor in self.factors.items()}
 
     def check_only(self, also: frozenset[str]) -> None:
-        """Raises Unsupported naming what a factor holds beside its plain part and `also`, which are
-        fields of `Factor`."""
-        for target, factor in self.factors.items():
+        """Raises Unsupported naming what the adapter holds beside plain factors and `also`, which
+        are fields of `Factor` or of this class."""
+        if self.invocation_tokens and "invocation_tokens" not in also:
+            raise Unsupported("its invocation tokens (alora_invocation_tokens) " + _HAVE_NO_PLACE)
+        for target, factor in sorted(self.factors.items()):
             _refuse_beyond(factor, _FACTOR | also, target.name())
 
 
@@ -98,9 +103,7 @@ def check_finite(values: NDArray[np.float32], where: str) -> None:
 def _refuse_beyond(value: Any, known: frozenset[str], where: str) -> None:
     for entry in dataclasses.fields(value):
         if entry.name not in known and not _says_nothing(getattr(value, entry.name)):
-            raise Unsupported(
-                f"{where}: {_CALLED.get(entry.name, entry.name)} cannot be carried into this format"
-            )
+            raise Unsupported(f"{where}: {_CALLED.get(entry.name, entry.name)} {_HAVE_NO_PLACE}")
 
 
 def _says_nothing(value: Any) -> bool:
