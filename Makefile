@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TENSORRT := $(VENV)/.tensorrt
 JOBS ?= auto
 
 .PHONY: help demo test test-all test-slow lint format protos clean
@@ -17,16 +18,22 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $(STAMP)
 
+# A large wheel that only some tests need: where it cannot be had, they say so and are skipped.
+$(TENSORRT): $(STAMP)
+	@$(BIN)/python -m pip install --quiet --editable '.[tensorrt]' \
+		|| echo "tensorrt-rtx cannot be installed here: its tests are skipped"
+	@touch $(TENSORRT)
+
 demo: $(STAMP)  ## the whole story on this machine; CHECKPOINT=dir uses your own model
 	$(BIN)/python -m examples.demo $(if $(CHECKPOINT),--checkpoint '$(CHECKPOINT)')
 
-test: $(STAMP)  ## the tests that belong to every change
+test: $(TENSORRT)  ## the tests that belong to every change
 	$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
 
-test-all: $(STAMP)  ## these and the slow ones, as CI runs them
+test-all: $(TENSORRT)  ## these and the slow ones, as CI runs them
 	$(BIN)/python -m pytest -n $(JOBS) -m 'not gpu' $(PYTEST_ARGS)
 
-test-slow: $(STAMP)  ## only the slow ones
+test-slow: $(TENSORRT)  ## only the slow ones
 	$(BIN)/python -m pytest -n $(JOBS) -m 'slow and not gpu' $(PYTEST_ARGS)
 
 lint: $(STAMP)  ## style, types, import contract, protocol drift

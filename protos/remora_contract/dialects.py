@@ -38,12 +38,10 @@ class JetPack:
 
 
 SUPPORT = (
-    Support(
-        "tensorrt", (10, 3), ("legacy",), "its parser lacks Attention and the other new operators"
-    ),
-    Support("tensorrt", (10, 15), ("native", "legacy"), "has all operators of the native graph"),
+    Support("tensorrt", (10, 3), ("legacy",), "lacks operators newer than opset 20"),
+    Support("tensorrt", (10, 15), ("native", "legacy"), "has the operators of both"),
     Support("tensorrt_rtx", (1, 7), ("native", "legacy"), "both are built in the tests"),
-    Support("onnxruntime", (1, 23), ("native",), "the engine's rewrite reads the native graph"),
+    Support("onnxruntime", (1, 23), ("native", "legacy"), "one rewrite reads both"),
 )
 JETPACKS = (
     JetPack("6.2", "Orin", "10.3", "12.6", "3.10"),

@@ -2,20 +2,76 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from tests.buildhost.test_export_numerics import FORMS, compared, export
+from remora_build.export.exporter import export_checkpoint
+from remora_build.export.options import ExportOptions
+from remora_build.families import FAMILIES
+from remora_contract.bundle import GOLDEN_JSON
+from remora_contract.golden import Golden
+from remora_contract.strict import loads
+from tests.buildhost.test_export_numerics import compared
+from tests.support.checkpoints import make_checkpoint
+from tests.support.portable import PortableModel
+
+CONTEXT = 128
+Exported = Callable[..., tuple[Path, Path]]
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_the_float32_legacy_graph_equals_transformers(tmp_path, form):
-    have, want = compared(*export(tmp_path, form, dtype="float32", dialect="legacy"))
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> Exported:
+    """(checkpoint, bundle), the checkpoint of a family made once."""
+    root = tmp_path_factory.mktemp("dialects")
+
+    def export(family: str, **options) -> tuple[Path, Path]:
+        checkpoint = root / family
+        if not checkpoint.exists():
+            make_checkpoint(checkpoint, family, seed=1)
+        bundle = root / f"{family}-bundle"
+        chosen = {"dialect": "legacy", "golden": False, **options}
+        settings = ExportOptions(max_context=CONTEXT, max_bank_rank=8, **chosen)
+        export_checkpoint(checkpoint, bundle, settings, replace=True)
+        return checkpoint, bundle
+
+    return export
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_float32_legacy_graph_equals_transformers(exported, family):
+    have, want = compared(*exported(family, dtype="float32"))
     assert np.abs(have - want).max() <= 1e-4
     assert (have.argmax(-1) == want.argmax(-1)).all()
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_the_float16_legacy_graph_stays_close_to_transformers(tmp_path, form):
-    have, want = compared(*export(tmp_path, form, dtype="float16", dialect="legacy"))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_float16_legacy_graph_stays_close_to_transformers(exported, family):
+    have, want = compared(*exported(family, dtype="float16"))
     assert np.abs(have - want).max() <= 2e-2
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_the_int4_legacy_graph_equals_the_native_one(exported, family):
+    """Which test_export_numerics compares with transformers."""
+    tokens = np.random.default_rng(2).integers(0, 320, (2, 48))
+    answers = []
+    for dialect in ("native", "legacy"):
+        _, bundle = exported(family, dialect=dialect, dtype="float32", int4_block=32)
+        answers.append(PortableModel(bundle, rows=2).forced(tokens, 40))
+    assert np.abs(answers[0] - answers[1]).max() <= 1e-4
+
+
+@pytest.mark.parametrize("block", [None, 32], ids=["plain", "int4"])
+def test_golden_prompts_are_recorded_from_the_legacy_graph(exported, block):
+    """The cache is shrunk while recording: no node may know its capacity."""
+    _, bundle = exported("qwen3", dtype="float32", int4_block=block, golden=True)
+    golden = loads(Golden, (bundle / GOLDEN_JSON).read_bytes(), GOLDEN_JSON)
+    for prompt in golden.prompts:
+        count = len(prompt.expected)
+        model = PortableModel(bundle)
+        logits = model.forced(np.array([prompt.tokens]), len(prompt.tokens) - count + 1)[0]
+        assert np.abs(logits.max(-1) - prompt.logit).max() <= 1e-4
+        assert logits.argmax(-1).tolist() == list(prompt.expected)

@@ -143,3 +143,11 @@ def test_artifacts_that_do_not_belong_together_are_refused_by_name(things, tmp_p
     found = release_refusals(contents(every, bundle, other, wide))
     assert [r.code for r in found] == ["adapter_base", "adapter_rank"]
     assert [r.code for r in release_refusals(contents(every, sql, bundle))] == ["bundle", "adapter"]
+
+
+def test_a_graph_that_none_of_a_devices_backends_takes_is_refused_before_it_ships(tmp_path):
+    legacy = artifacts.publish(tmp_path, "bundle", "tiny", "1", [b"x"], dialect="legacy")
+    wanted = contents({legacy.digest: legacy}, legacy)
+    (refusal,) = device_refusals(device(), wanted)
+    assert refusal.code == "dialect"
+    assert device_refusals(device(backends={"tensorrt": "10.3.0"}), wanted) == []

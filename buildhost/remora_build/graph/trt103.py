@@ -34,6 +34,7 @@ class Rule:
     inputs: int | None = None  # at most
     outputs: int | None = None  # at most
     attributes: Mapping[str, tuple[int | str, ...]] = field(default_factory=dict)  # allowed values
+    note: str = ""  # what fits no column, as `_against_more` checks it
 
 
 _REDUCTION = Rule(_NUMBER, constant=(1,))
@@ -54,15 +55,19 @@ OPERATORS: dict[str, Rule] = {
     **dict.fromkeys(("Squeeze", "Unsqueeze"), Rule(_ANY, constant=(1,))),
     "Cast": Rule(_ANY | {"UINT8"}),
     "CumSum": Rule(_FLOAT, constant=(1,)),
-    # Symmetric only; the parser looks at the scales and wants them positive.
-    "DequantizeLinear": Rule(_QUANTIZED, constant=(1,), inputs=2),
+    # Symmetric only. Scales must be positive too, which the quantizer sees to.
+    "DequantizeLinear": Rule(
+        _QUANTIZED, constant=(1,), inputs=2, note="the last dimension of INT4 is even"
+    ),
     "If": Rule(_BOOL),  # both branches: outputs of one rank, values of different names
     "LayerNormalization": Rule(_FLOAT, outputs=1),
     "MatMul": Rule(_FLOAT, data=(0, 1)),
     "OneHot": Rule(_NUMBER, constant=(1,)),
     "Range": Rule(_NUMBER),
     "Slice": Rule(_ANY, constant=(3,)),
-    "TopK": Rule(_NUMBER, constant=(1,), attributes={"sorted": (1,)}),
+    "TopK": Rule(
+        _NUMBER, constant=(1,), attributes={"sorted": (1,)}, note=f"k is below {MAX_TOPK}"
+    ),
     "Where": Rule(_ANY, data=(1, 2)),
 }  # fmt: skip
 
@@ -106,7 +111,7 @@ def _against(node: ir.Node, rule: Rule, types: Mapping[str, str]) -> Iterator[st
 
 
 def _against_more(node: ir.Node) -> Iterator[str]:
-    """What fits no column: the bound of TopK's k, and INT4's even rows."""
+    """The notes of the table."""
     if node.op_type == "TopK" and _largest(node.inputs[1]) >= MAX_TOPK:
         yield f"{node.name}: TopK of {MAX_TOPK} or more"
     if node.op_type == "DequantizeLinear" and _is_odd_int4(node.inputs[0]):

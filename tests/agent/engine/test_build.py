@@ -18,8 +18,16 @@ from remora_agent.engine.build import never
 from remora_agent.engine.cache import EngineCache
 from remora_agent.engine.child import ChildLimits, anonymous_bytes, run_child
 from remora_agent.engine.opening import EngineOptions, ensure_built, open_engine
+from remora_contract import dialects
 from remora_contract.bundle import GRAPH_FILE
-from remora_contract.errors import ArtifactInvalid, Cancelled, EngineFault, Exhausted, Refused
+from remora_contract.errors import (
+    ArtifactInvalid,
+    Cancelled,
+    EngineFault,
+    Exhausted,
+    Incompatible,
+    Refused,
+)
 from tests.agent.engine.portable import FLOAT32, QWEN2, random_bundle, write_bundle_json
 
 OPTIONS = EngineOptions(rows=1, threads=1)
@@ -52,6 +60,17 @@ def test_the_accuracy_level_is_part_of_the_build(bundle: Path, cache: EngineCach
     ensure_built(bundle, cache, OPTIONS)
     other = ensure_built(bundle, cache, replace(OPTIONS, accuracy_level=1))
     assert not other.from_cache
+
+
+def test_a_graph_of_another_dialect_is_refused_with_what_would_take_it(
+    tmp_path, cache, monkeypatch
+):
+    others = tuple(row for row in dialects.SUPPORT if row.backend != "onnxruntime")
+    monkeypatch.setattr(dialects, "SUPPORT", others)
+    legacy = replace(FLOAT32, dialect="legacy", opset=20)
+    bundle = random_bundle(tmp_path / "legacy", graph=legacy)
+    with pytest.raises(Incompatible, match=r"dialect: needs tensorrt >= 10\.3"):
+        ensure_built(bundle, cache, OPTIONS)
 
 
 def test_a_damaged_engine_is_built_again(bundle: Path, cache: EngineCache):

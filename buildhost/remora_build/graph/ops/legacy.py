@@ -1,7 +1,7 @@
 """The legacy dialect: opset 20, operators that TensorRT 10.3 (JetPack 6.2) takes. Norms, rotary
 embedding, cache and attention are spelled out; inputs, outputs and weights are the native graph's.
 
-int4 weights raise the operator set to 21, where ONNX has the type (docs/adr/0007).
+int4 weights raise the operator set to 21, where ONNX has the type (docs/adr/0008).
 """
 
 from __future__ import annotations

@@ -17,7 +17,6 @@ from remora_agent.engine.ort import names
 from remora_agent.engine.ort.rewrite import (
     adapters,
     attention,
-    canonical,
     ends,
     matmul,
     mlp,
@@ -25,6 +24,7 @@ from remora_agent.engine.ort.rewrite import (
     slices,
 )
 from remora_agent.engine.ort.rewrite.edit import MICROSOFT, Editor, refuse
+from remora_agent.engine.ort.rewrite.plain import join_plain
 from remora_contract import targets
 from remora_contract.bundle import DecoderSpec
 from remora_contract.errors import EngineFault
@@ -50,6 +50,7 @@ _KNOWN = {
     ("", "Reshape"),
     ("", "SimplifiedLayerNormalization"),
     ("", "Split"),
+    ("", "Squeeze"),
     ("", "Tanh"),
     ("", "Unsqueeze"),
     ("", "Where"),
@@ -61,7 +62,8 @@ _KNOWN = {
 }
 _INPUTS = re.compile(
     rf"{targets.INPUT_IDS}|{targets.POSITION_IDS}|{targets.LAST_INDEX}|{names.BATCH_SHAPE}|{names.GROUP_SHAPE}"
-    rf"|{names.LAST_POSITION}|{names.TOTAL_LENGTH}|past_(key|value)\.\d+|slot_(a|b)\.\d+\.\w+"
+    rf"|{names.LAST_POSITION}|{names.TOTAL_LENGTH}|past_(key|value)\.\d+|slot_(a|b|scale|bias)\.\d+\.\w+"
+    rf"|{names.SLOT_EMBED}"
 )
 
 
@@ -82,7 +84,7 @@ def rewrite(
     """
     LiftConstantsToInitializersPass(lift_all_constants=True)(model)
     editor = Editor(model.graph)
-    canonical.join_attention(editor)
+    join_plain(editor)
     attention.fuse_attention(editor, decoder, window_excess)
     _drop_dead(model)
     slices.merge_slices(editor)
