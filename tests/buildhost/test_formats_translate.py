@@ -4,6 +4,8 @@ refused with the thing and the next step named."""
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -305,3 +307,21 @@ def test_the_order_of_a_fused_gate_and_up_can_be_given(base: Path, tmp_path: Pat
     assert isinstance(refused.exception, RemoraError)
     told = ("--gate-up-order", "gate-up")
     assert run("adapter", source, tmp_path / "out", "--base", base, *told).exit_code == 0
+
+
+def test_a_plain_conversion_loads_no_graph_library(
+    base: Path, peft_dir: Path, tmp_path: Path
+) -> None:
+    """They would take longer than all of its work."""
+    script = (
+        "import sys; from remora_build.cli import main\n"
+        "try: main()\n"
+        "finally: print(*sorted({'onnx', 'onnx_ir', 'onnxruntime', 'torch'} & set(sys.modules)))"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", script, "adapter", peft_dir, tmp_path / "out", "--base", base],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stdout.splitlines()[-1] == ""
