@@ -9,7 +9,7 @@ import onnx
 from remora_agent.engine.ort import names
 from remora_contract.bundle import DecoderSpec
 from remora_contract.errors import EngineFault
-from remora_contract.targets import MODEL_GROUPS, PARTS
+from remora_contract.targets import EXPERT_GROUPS, MODEL_GROUPS, PARTS
 
 _BANK = ("slot_",)
 _HEAD_ROWS = ("head.rows", "head.lora_squeezed")
@@ -58,7 +58,7 @@ def _factor_nodes(graph: onnx.GraphProto, decoder: DecoderSpec) -> dict[str, str
     adders = {n.name: n for n in graph.node if n.op_type == "Add"}
     base_of = {}
     for layer in range(decoder.layers):
-        for parts in (PARTS[g] for g in decoder.groups(layer)):
+        for parts in (PARTS[g] for g in decoder.groups(layer) if g not in EXPERT_GROUPS):
             found = [adders[n] for p in parts if (n := names.adapted(layer, p)) in adders]
             if len(found) not in (1, len(parts)):
                 raise EngineFault(f"the adapter branch of layer {layer} {parts} was optimised away")
