@@ -56,8 +56,8 @@ def make_peft_adapter(
     """Saves an adapter for the checkpoint as `peft` itself saves it; returns `out_dir`.
 
     Whatever it trains is drawn from a normal distribution (seeded), so the adapter visibly changes
-    the model. `target_modules` defaults to all seven projections; any further LoraConfig field may be
-    given. `dtype` is that of the saved tensors: float32, float16 or bfloat16.
+    the model. `target_modules` defaults to all seven projections; any further LoraConfig field may
+    be given. `dtype` is that of the saved tensors: float32, float16 or bfloat16.
     """
     import peft
     import torch
@@ -81,8 +81,8 @@ def make_peft_adapter(
 
 @contextmanager
 def peft_quiet() -> Iterator[None]:
-    """peft calls what the installed transformers deprecates, and gives advice on merging; tests turn
-    warnings into errors."""
+    """peft calls what the installed transformers deprecates, and gives advice on merging; tests
+    turn warnings into errors."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", UserWarning)
