@@ -82,7 +82,7 @@ def node_of(model: ir.Model, op: str) -> ir.Node:
     return next(n for n in model.graph if n.op_type == op)
 
 
-def add_node(model: ir.Model, op: str, inputs: list[ir.Value], **attributes) -> None:
+def add_node(model: ir.Model, op: str, inputs: list[ir.Value | None], **attributes) -> None:
     """At the end, its first value a graph output: nothing but TensorRT objects to it."""
     outputs = 2 if op == "TopK" else 1
     node = ir.node(op, inputs, attributes, name="new", num_outputs=outputs)
@@ -140,6 +140,18 @@ def wide_top(model: ir.Model) -> None:
     add_node(model, "TopK", [logits, constant(model, "k", np.array([3840]))])
 
 
+def loop_over_data(model: ir.Model) -> None:
+    """As many turns as the first row's first position, none of them with a condition."""
+    number, more = ir.Value(name="number"), ir.Value(name="more")
+    number.type, more.type = ir.TensorType(ir.DataType.INT64), ir.TensorType(ir.DataType.BOOL)
+    same = ir.node("Identity", [more], name="same")
+    turn = ir.node("Identity", [number], name="turn")
+    same.outputs[0].name, turn.outputs[0].name = "same", "turn"
+    outputs = [same.outputs[0], turn.outputs[0]]
+    body = ir.Graph([number, more], outputs, nodes=[same, turn], name="body")
+    add_node(model, "Loop", [positions(model), None], body=body)
+
+
 BREAKAGES = {
     "a newer opset without int4": (newer_opset, "operator set 21"),
     "a newer file format": (newer_file, "file format 11"),
@@ -148,6 +160,7 @@ BREAKAGES = {
     "a scatter that adds": (reduced_scatter, "reduction of ScatterElements is 'add'"),
     "an unsorted TopK": (unsorted_top, "sorted of TopK is 0"),
     "a wide TopK": (wide_top, "TopK of 3840"),
+    "a Loop over data": (loop_over_data, "number of turns is data.*without a condition"),
 }
 
 

@@ -50,13 +50,14 @@ def make_peft_adapter(
     alpha_pattern: Mapping[str, int] | None = None,
     layers_to_transform: list[int] | int | None = None,
     dtype: str = "float32",
+    save_embedding_layers: bool = False,
     **lora_config: Any,
 ) -> Path:
     """Saves an adapter for the checkpoint as `peft` itself saves it; returns `out_dir`.
 
-    A and B are drawn from a normal distribution (seeded), so the adapter visibly changes the
-    model. `target_modules` defaults to all seven projections; any further LoraConfig field may be
-    given. `dtype` is that of the saved tensors: float32, float16 or bfloat16.
+    Whatever it trains is drawn from a normal distribution (seeded), so the adapter visibly changes
+    the model. `target_modules` defaults to all seven projections; any further LoraConfig field may
+    be given. `dtype` is that of the saved tensors: float32, float16 or bfloat16.
     """
     import peft
     import torch
@@ -74,19 +75,28 @@ def make_peft_adapter(
         **lora_config,
     )
     with peft_quiet():
-        _save(checkpoint_dir, out_dir, config, seed, getattr(torch, dtype))
+        _save(checkpoint_dir, out_dir, config, seed, getattr(torch, dtype), save_embedding_layers)
     return out_dir
 
 
 @contextmanager
 def peft_quiet() -> Iterator[None]:
-    """peft calls what the installed transformers deprecates; tests turn warnings into errors."""
+    """peft calls what the installed transformers deprecates, and gives advice on merging; tests
+    turn warnings into errors."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", UserWarning)
         yield
 
 
-def _save(checkpoint_dir: Path, out_dir: Path, config: Any, seed: int, dtype: Any) -> None:
+def _save(
+    checkpoint_dir: Path,
+    out_dir: Path,
+    config: Any,
+    seed: int,
+    dtype: Any,
+    save_embedding_layers: bool,
+) -> None:
     import peft
     import torch
     import transformers
@@ -98,10 +108,22 @@ def _save(checkpoint_dir: Path, out_dir: Path, config: Any, seed: int, dtype: An
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
-            if "lora_" in name:
-                noise = torch.randn(parameter.shape, generator=generator)
-                parameter.data = (noise * 0.1).to(dtype)
-    model.save_pretrained(out_dir, save_embedding_layers=False)
+            noise = torch.randn(parameter.shape, generator=generator)
+            if "lora_magnitude_vector" in name:
+                drawn = parameter * (1 + 0.2 * noise)
+            elif "lora_" in name:
+                drawn = noise * 0.1
+            elif "trainable_tokens_delta" in name:
+                drawn = noise * 0.5
+            elif name.endswith(".bias") and parameter.requires_grad:
+                drawn = parameter + 0.3 * noise
+            else:
+                continue
+            if dtype is parameter.dtype:
+                parameter.copy_(drawn)  # in place: tied parameters share their memory
+            else:
+                parameter.data = drawn.to(dtype)
+    model.save_pretrained(out_dir, save_embedding_layers=save_embedding_layers)
 
 
 def random_tensors(

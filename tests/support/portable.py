@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from remora_contract import targets
 from remora_contract.bundle import GRAPH_FILE, Bundle, load_bundle
-from remora_contract.targets import GROUPS
 
 Feed = dict[str, NDArray[np.generic]]
 ACCURATE_INT4 = "1"  # dequantized weights in float32; the default 4 also quantizes activations
@@ -39,19 +38,16 @@ class PortableModel:
         self.adapter_feed: Feed = self.no_adapters()
 
     def no_adapters(self) -> Feed:
-        """T = 0 everywhere."""
-        spec, graph = self.bundle.decoder, self.bundle.graph
-        if not graph.max_bank_rank:
-            return {}
+        """T = 0 everywhere: every adapter input the graph has, empty."""
         feed: Feed = {}
-        for group in GROUPS:
-            feed[targets.lora_gate(group)] = np.zeros((self._rows, 1, 0), self._dtype)
-            k = spec.in_features(targets.PARTS[group][0])
-            n = sum(spec.out_features(p) for p in targets.PARTS[group])
-            for layer in range(spec.layers):
-                feed[targets.lora_a(layer, group)] = np.zeros((k, 0), self._dtype)
-                feed[targets.lora_b(layer, group)] = np.zeros((0, n), self._dtype)
+        for value in self.inputs:
+            if value.name.startswith("lora_"):
+                shape = [self._size(d) for d in value.shape]
+                feed[value.name] = np.zeros(shape, self._dtype)
         return feed
+
+    def _size(self, dim: int | str) -> int:
+        return dim if isinstance(dim, int) else self._rows if dim == "b" else 0
 
     def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         """Reads tokens [rows, s] after what was read before; logits [rows, vocab] of the last."""

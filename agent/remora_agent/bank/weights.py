@@ -6,14 +6,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from remora_contract.adapter import WEIGHTS_FILE, Adapter, TargetRank, load_adapter
+from remora_contract.adapter import WEIGHTS_FILE, Adapter, load_adapter
 from remora_contract.bundle import Bundle, DecoderSpec
 from remora_contract.compat import adapter_refusals
 from remora_contract.digests import digest_bytes
@@ -30,27 +31,45 @@ _DTYPES: dict[str, tuple[str, np.dtype[np.floating]]] = {
 
 
 @dataclass(frozen=True)
+class Vectors:
+    """What stands around a target's factors, [n] float32 each; None: 1 and 0."""
+
+    scale: NDArray[np.float32] | None = None
+    bias: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True)
 class AdapterWeights:
-    """`tensors[target] = (a [k, r], b [r, n])`, scale already in b; float16 or float32."""
+    """`tensors[target] = (a [k, r], b [r, n])`, scale already in b; float16 or float32. Experts'
+    have one of each for every expert, a [E, k, r], b [E, r, n]. `vectors` as adapter.json says."""
 
     digest: str
     tensors: Mapping[AdapterTarget, Factors]
+    vectors: Mapping[AdapterTarget, Vectors] = field(default_factory=dict)
 
     @property
     def rank(self) -> int:
         """The most columns it takes in any projection."""
-        return max(int(a.shape[1]) for a, _ in self.tensors.values())
+        return max((int(a.shape[-1]) for a, _ in self.tensors.values()), default=0)
 
     def rank_of(self, projection: Projection) -> int:
         """Largest rank over the layers; 0 when the projection is not adapted."""
         ranks = (
-            int(a.shape[1]) for t, (a, _) in self.tensors.items() if t.projection == projection
+            int(a.shape[-1]) for t, (a, _) in self.tensors.items() if t.projection == projection
         )
         return max(ranks, default=0)
 
     @property
+    def dora(self) -> bool:
+        """Whether it rescales outputs, so that no other adapter's part may be beside its own."""
+        return any(v.scale is not None for v in self.vectors.values())
+
+    @property
     def bytes(self) -> int:
-        return sum(a.nbytes + b.nbytes for a, b in self.tensors.values())
+        vectors = (v for pair in self.vectors.values() for v in (pair.scale, pair.bias))
+        return sum(a.nbytes + b.nbytes for a, b in self.tensors.values()) + sum(
+            v.nbytes for v in vectors if v is not None
+        )
 
 
 def load_weights(directory: Path, bundle: Bundle) -> AdapterWeights:
@@ -65,17 +84,45 @@ def load_weights(directory: Path, bundle: Bundle) -> AdapterWeights:
         raise Incompatible(refusals)
     path = directory / WEIGHTS_FILE
     data = _read(path, adapter, bundle.decoder)
-    tensors = _tensors(path, data, adapter, bundle.decoder)
-    return AdapterWeights(adapter.digest, tensors)
-
-
-def expected_shapes(target: TargetRank, decoder: DecoderSpec) -> dict[str, tuple[int, int]]:
-    """Sidecar tensor name -> shape: A [k, r] and B [r, n] of one target."""
-    k, n = decoder.in_features(target.projection), decoder.out_features(target.projection)
-    return {
-        target.target.tensor_a(): (k, target.rank),
-        target.target.tensor_b(): (target.rank, n),
+    arrays = _arrays(path, data, expected_tensors(adapter, bundle.decoder))
+    targets = [t.target for t in adapter.targets]
+    factors = {
+        t: (arrays[t.tensor_a()], arrays[t.tensor_b()]) for t in targets if t.tensor_a() in arrays
     }
+    vectors = {
+        t: Vectors(arrays.get(t.tensor_scale()), arrays.get(t.tensor_bias()))
+        for t in targets
+        if t.tensor_scale() in arrays or t.tensor_bias() in arrays
+    }
+    return AdapterWeights(adapter.digest, factors, vectors)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A tensor that adapter.json promises."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def bytes(self) -> int:
+        return prod(self.shape) * _DTYPES[self.dtype][1].itemsize
+
+
+def expected_tensors(adapter: Adapter, decoder: DecoderSpec) -> dict[str, Expected]:
+    """Sidecar tensor name -> what it must be."""
+    found: dict[str, Expected] = {}
+    for t in adapter.targets:
+        k, n = decoder.in_features(t.projection), decoder.out_features(t.projection)
+        copies = (decoder.copies(t.projection),) if t.projection.startswith("expert_") else ()
+        if t.rank:
+            found[t.target.tensor_a()] = Expected((*copies, k, t.rank), adapter.dtype)
+            found[t.target.tensor_b()] = Expected((*copies, t.rank, n), adapter.dtype)
+        if t.dora:
+            found[t.target.tensor_scale()] = Expected((n,), "float32")
+        if t.bias:
+            found[t.target.tensor_bias()] = Expected((n,), "float32")
+    return found
 
 
 def _read(path: Path, adapter: Adapter, decoder: DecoderSpec) -> bytes:
@@ -83,9 +130,8 @@ def _read(path: Path, adapter: Adapter, decoder: DecoderSpec) -> bytes:
     declared = next((f for f in adapter.files if f.path == WEIGHTS_FILE), None)
     if declared is None:
         raise ArtifactInvalid(f"{path.parent}: adapter.json does not list {WEIGHTS_FILE}")
-    width = _DTYPES[adapter.dtype][1].itemsize
-    shapes = (s for t in adapter.targets for s in expected_shapes(t, decoder).values())
-    limit = 8 + _MAX_HEADER_BYTES + width * sum(rows * columns for rows, columns in shapes)
+    promised = expected_tensors(adapter, decoder).values()
+    limit = 8 + _MAX_HEADER_BYTES + sum(e.bytes for e in promised)
     try:
         size = path.stat().st_size
         if size != declared.size or size > limit:
@@ -98,24 +144,14 @@ def _read(path: Path, adapter: Adapter, decoder: DecoderSpec) -> bytes:
     return data
 
 
-def _tensors(
-    path: Path, data: bytes, adapter: Adapter, decoder: DecoderSpec
-) -> dict[AdapterTarget, Factors]:
+def _arrays(path: Path, data: bytes, promised: Mapping[str, Expected]) -> dict[str, NDArray[Any]]:
     header, start = _header(path, data)
-    shapes = {n: s for t in adapter.targets for n, s in expected_shapes(t, decoder).items()}
-    if unbound := sorted(set(header) - set(shapes)):
+    if unbound := sorted(set(header) - set(promised)):
         raise AdapterInvalid(f"{path}: no declared target takes tensor {unbound[0][:80]!r}")
-    if missing := sorted(set(shapes) - set(header)):
+    if missing := sorted(set(promised) - set(header)):
         raise AdapterInvalid(f"{path}: tensor {missing[0]!r} of a declared target is missing")
     body = memoryview(data)[start:]
-    arrays = {
-        name: _tensor(path, body, name, header[name], shape, adapter.dtype)
-        for name, shape in shapes.items()
-    }
-    return {
-        t.target: (arrays[t.target.tensor_a()], arrays[t.target.tensor_b()])
-        for t in adapter.targets
-    }
+    return {name: _tensor(path, body, name, header[name], e) for name, e in promised.items()}
 
 
 def _header(path: Path, data: bytes) -> tuple[dict[str, Any], int]:
@@ -134,14 +170,14 @@ def _header(path: Path, data: bytes) -> tuple[dict[str, Any], int]:
 
 
 def _tensor(
-    path: Path, body: memoryview, name: str, entry: object, shape: tuple[int, int], dtype: str
-) -> NDArray[np.floating]:
-    """A read-only view [rows, columns] into `body`, finite."""
-    code, numpy_dtype = _DTYPES[dtype]
-    begin, end = _span(path, name, entry, code, shape)
-    if end - begin != shape[0] * shape[1] * numpy_dtype.itemsize or end > len(body):
+    path: Path, body: memoryview, name: str, entry: object, expected: Expected
+) -> NDArray[Any]:
+    """A read-only view into `body`, finite."""
+    code, numpy_dtype = _DTYPES[expected.dtype]
+    begin, end = _span(path, name, entry, code, expected.shape)
+    if end - begin != expected.bytes or end > len(body):
         raise AdapterInvalid(f"{path}: the byte range of tensor {name!r} does not fit its shape")
-    array: NDArray[np.floating] = np.frombuffer(body[begin:end], numpy_dtype).reshape(shape)
+    array: NDArray[Any] = np.frombuffer(body[begin:end], numpy_dtype).reshape(expected.shape)
     if not np.isfinite(array).all():
         raise AdapterInvalid(
             f"{path}: tensor {name!r} holds NaN or infinity; it would spoil every answer. "
@@ -151,7 +187,7 @@ def _tensor(
 
 
 def _span(
-    path: Path, name: str, entry: object, code: str, shape: tuple[int, int]
+    path: Path, name: str, entry: object, code: str, shape: tuple[int, ...]
 ) -> tuple[int, int]:
     if not isinstance(entry, dict) or entry.get("dtype") != code:
         raise AdapterInvalid(f"{path}: tensor {name!r} is not {code} as adapter.json says")

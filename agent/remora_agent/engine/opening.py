@@ -86,13 +86,18 @@ def open_engine(
 
 def load_engine(entry: CacheEntry, bundle: Bundle, options: EngineOptions) -> Engine:
     """Loads a built engine. Raises EngineFault, RequestInvalid (context the bundle has not)."""
-    from remora_agent.engine.ort.builder import FACT_BASE
+    from remora_agent.engine.ort.builder import FACT_BASE, FACT_PLAIN
     from remora_agent.engine.ort.engine import EngineFiles, OrtEngine
 
+    facts = entry.manifest.facts
     files = EngineFiles(
-        entry.directory, entry.manifest.digest, entry.manifest.facts.get(FACT_BASE) or None
+        entry.directory,
+        entry.manifest.digest,
+        facts.get(FACT_BASE) or None,
+        facts.get(FACT_PLAIN) or None,
     )
-    return OrtEngine(files, bundle.decoder, limits_of(bundle, options), options.threads)
+    limits = limits_of(bundle, options)
+    return OrtEngine(files, bundle.decoder, limits, options.threads, bundle.graph)
 
 
 def limits_of(bundle: Bundle, options: EngineOptions) -> EngineLimits:

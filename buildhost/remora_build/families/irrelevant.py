@@ -15,7 +15,8 @@ IRRELEVANT = frozenset(
     min_length model_type no_repeat_ngram_size num_beam_groups num_beams
     num_return_sequences output_attentions output_hidden_states output_router_logits output_scores
     pad_token_id prefix pretraining_tp problem_type remove_invalid_values repetition_penalty
-    resid_pdrop return_dict return_dict_in_generate sep_token_id suppress_tokens
+    resid_pdrop return_dict return_dict_in_generate router_aux_loss_coef
+    router_jitter_noise sep_token_id suppress_tokens
     task_specific_params temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p
     torch_dtype torchscript transformers_version typical_p unsloth_fixed unsloth_version
     use_bfloat16 use_cache

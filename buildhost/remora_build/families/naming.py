@@ -9,7 +9,7 @@ the order of `targets.PARTS`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from remora_build.families.shape import Norm, has_bias, has_norm_bias, layer_norms
@@ -40,12 +40,16 @@ class Words:
         self,
         projections: Mapping[Projection, str] = MappingProxyType({}),
         norms: Mapping[Norm, str] = MappingProxyType({}),
+        *,
+        router: str | None = None,
+        shared_gate: str | None = None,
     ) -> Words:
         """The same with some words of its own."""
-        return replace(
-            self,
+        return Words(
             projections={**self.projections, **projections},
             norms={**self.norms, **norms},
+            router=self.router if router is None else router,
+            shared_gate=self.shared_gate if shared_gate is None else shared_gate,
         )
 
 

@@ -51,7 +51,7 @@ class Cutter:
                 leaves.append(name)
                 continue
             chosen.add(node.name)
-            fresh = [i for i in node.input if i and i not in seen]
+            fresh = [i for i in _reads(node) if i not in seen]
             seen.update(fresh)
             wanted.extend(fresh)
         return [n for n in self._model.graph.node if n.name in chosen], sorted(leaves)
@@ -61,6 +61,19 @@ class Cutter:
 
     def _output_type(self, name: str) -> onnx.ValueInfoProto:
         return self._types.get(name) or onnx.helper.make_empty_tensor_value_info(name)
+
+
+def _reads(node: onnx.NodeProto) -> list[str]:
+    """Names of the values a node reads, also from within its subgraphs."""
+    names = [name for name in node.input if name]
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            inside = attribute.g
+            made = {name for n in inside.node for name in n.output}
+            made.update(value.name for value in inside.input)
+            read = [name for n in inside.node for name in _reads(n)]
+            names += [name for name in dict.fromkeys(read) if name not in made]
+    return names
 
 
 def shrink_cache(model: onnx.ModelProto, context: int) -> None:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from remora_build.graph.attention import Attention
 from remora_build.graph.ends import embedded, logits
+from remora_build.graph.experts import Experts
 from remora_build.graph.kit import Kit
 from remora_build.graph.layout import Slot
 from remora_build.graph.linear import GateInputs, Linear, MatrixWeights
@@ -31,7 +32,9 @@ def build_graph(spec: DecoderSpec, graph: GraphSpec, slots: dict[str, Slot]) -> 
     steps = add_steps(nodes, ops, spec, graph, inputs)
     weights = MatrixWeights(nodes, graph)
     kit = Kit(nodes, ops, spec, graph, weights, Linear(nodes, spec, graph, weights, gates))
-    layers = _Layers(kit, Attention(kit, inputs, steps), Mlp(kit))
+    mlp = Mlp(kit)
+    experts = spec.experts and Experts(kit, spec.experts, mlp, gates, inputs.position_ids)
+    layers = _Layers(kit, Attention(kit, inputs, steps), mlp, experts)
     hidden = embedded(kit, inputs.input_ids)
     presents: list[ir.Value] = []
     for layer in range(spec.layers):
@@ -46,10 +49,11 @@ def build_graph(spec: DecoderSpec, graph: GraphSpec, slots: dict[str, Slot]) -> 
 class _Layers:
     """One decoder layer after the other on the residual stream [b, s, hidden]."""
 
-    def __init__(self, kit: Kit, attention: Attention, mlp: Mlp) -> None:
+    def __init__(self, kit: Kit, attention: Attention, mlp: Mlp, experts: Experts | None) -> None:
         self._kit = kit
         self._attention = attention
         self._mlp = mlp
+        self._experts = experts
 
     def layer(self, layer: int, hidden: ir.Value) -> tuple[ir.Value, tuple[ir.Value, ir.Value]]:
         """The stream after the layer, and its present key and value."""
@@ -64,7 +68,8 @@ class _Layers:
             normed = kit.layer_norm(layer, "norm_mlp", stream)
         elif block == "post":
             normed = stream
-        made = self._mlp(layer, normed)
+        mixes = self._experts is not None and kit.spec.kind(layer).experts
+        made = self._experts(layer, normed) if mixes else self._mlp(layer, normed)
         if behind:
             made = kit.layer_norm(layer, "norm_mlp_out", made)
         return kit.stream(self._added(layer, "mlp", stream, made)), present

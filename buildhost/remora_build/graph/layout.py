@@ -13,10 +13,11 @@ from typing import Literal
 from remora_build.families.shape import has_bias, has_norm_bias, layer_norms
 from remora_build.graph import rope
 from remora_contract.bundle import DecoderSpec, GraphSpec, RopeSpec
-from remora_contract.targets import GROUPS, PARTS, Group
+from remora_contract.targets import EXPERT_GROUPS, PARTS, Group
 
-StoredDtype = Literal["float16", "float32", "int4", "int64"]
-BITS: dict[StoredDtype, int] = {"float16": 16, "float32": 32, "int4": 4, "int64": 64}
+StoredDtype = Literal["float16", "float32", "int4", "int32", "int64"]
+BITS: dict[StoredDtype, int] = {"float16": 16, "float32": 32, "int4": 4, "int32": 32, "int64": 64}
+CODES_A_WORD = 8  # of experts' int4 weights, which lie in int32 (`stacks`)
 ALIGNMENT = 4096  # what runtimes need to map a tensor instead of copying it
 
 EMBED = "embed.weight"
@@ -68,6 +69,16 @@ def group_weight(layer: int, group: Group) -> str:
 
 def group_bias(layer: int, group: Group) -> str:
     return f"layers.{layer}.{group}.bias"
+
+
+def router_weight(layer: int) -> str:
+    """[hidden, experts]"""
+    return f"layers.{layer}.router.weight"
+
+
+def shared_gate_weight(layer: int) -> str:
+    """[hidden, 1]"""
+    return f"layers.{layer}.share.weight"
 
 
 def codes(weight: str) -> str:
@@ -122,16 +133,37 @@ def _initializers(spec: DecoderSpec, graph: GraphSpec) -> Iterator[_Initializer]
             yield f"layers.{layer}.{norm}.weight", dtype, shape
             if has_norm_bias(spec, norm):
                 yield f"layers.{layer}.{norm}.bias", dtype, shape
-        for group in GROUPS:
+        yield from _routing(spec, layer, dtype)
+        for group in spec.groups(layer):
             n = group_out(spec, group)
             if has_bias(spec, PARTS[group][0]):
                 yield group_bias(layer, group), dtype, (n,)
-            yield from _matrix(group_weight(layer, group), group_in(spec, group), n, graph)
+            if group in EXPERT_GROUPS:
+                yield from _stack(spec, graph, layer, group)
+            else:
+                yield from _matrix(group_weight(layer, group), group_in(spec, group), n, graph)
     yield f"{FINAL_NORM}.weight", dtype, (spec.hidden,)
     if spec.norm_bias:
         yield f"{FINAL_NORM}.bias", dtype, (spec.hidden,)
     if has_head(spec, graph):
         yield from _matrix(HEAD, spec.hidden, spec.vocab, graph)
+
+
+def _routing(spec: DecoderSpec, layer: int, dtype: StoredDtype) -> Iterator[_Initializer]:
+    if spec.experts is not None and spec.kind(layer).experts:
+        yield router_weight(layer), dtype, (spec.hidden, spec.experts.count)
+        if spec.experts.shared_gate:
+            yield shared_gate_weight(layer), dtype, (spec.hidden, 1)
+
+
+def _stack(spec: DecoderSpec, graph: GraphSpec, layer: int, group: Group) -> Iterator[_Initializer]:
+    name, count = group_weight(layer, group), spec.copies(PARTS[group][0])
+    k, n, block = group_in(spec, group), group_out(spec, group), graph.quant.block
+    if block is None:
+        yield name, graph.dtype, (count, k, n)
+    else:
+        yield codes(name), "int32", (count, k // CODES_A_WORD, n)
+        yield scales(name), graph.dtype, (count, k // block, n)
 
 
 def _matrix(name: str, k: int, n: int, graph: GraphSpec) -> Iterator[_Initializer]:

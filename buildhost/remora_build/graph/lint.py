@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import onnx
 import onnx_ir as ir
+from onnx_ir.traversal import RecursiveGraphIterator
 
 from remora_build.graph import trt103
 from remora_contract.bundle import GraphDialect
@@ -34,7 +35,7 @@ def lint(model: ir.Model) -> Iterator[str]:
         if domain != "":
             yield f"operator set {domain!r} beside the default one"
     names: set[str] = set()
-    for node in graph:
+    for node in RecursiveGraphIterator(graph):
         yield from _lint_node(node)
         if not node.name or node.name in names:
             yield f"node name {node.name!r} is missing or used twice"
@@ -45,11 +46,18 @@ def lint(model: ir.Model) -> Iterator[str]:
 def element_types(model: ir.Model) -> dict[str, str]:
     """The element type of every value that ONNX can derive, by its name: `FLOAT16`."""
     proto = onnx.shape_inference.infer_shapes(ir.to_proto(model))
-    graph = proto.graph
+    typed = _element_types(proto.graph)
+    return {name: onnx.TensorProto.DataType.Name(kind) for name, kind in typed.items()}
+
+
+def _element_types(graph: onnx.GraphProto) -> dict[str, int]:
     typed = {i.name: i.data_type for i in graph.initializer}
     for value in (*graph.input, *graph.output, *graph.value_info):
         typed[value.name] = value.type.tensor_type.elem_type
-    return {name: onnx.TensorProto.DataType.Name(kind) for name, kind in typed.items()}
+    bodies = [a.g for node in graph.node for a in node.attribute if a.HasField("g")]
+    for body in bodies:
+        typed |= _element_types(body)
+    return typed
 
 
 def _lint_node(node: ir.Node) -> Iterator[str]:
@@ -91,8 +99,7 @@ def _lint_values(graph: ir.Graph) -> Iterator[str]:
             yield f"initializer {value.name} is unused"
         if value.dtype == ir.DataType.UINT4:
             yield f"initializer {value.name} is UINT4"
-    outputs = set(graph.outputs)
-    for node in graph:
+    for node in RecursiveGraphIterator(graph):
         for value in node.outputs:
-            if not value.uses() and value not in outputs:
+            if not value.uses() and not value.is_graph_output():
                 yield f"{node.name}: nobody reads {value.name}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from remora_build.graph.kit import Kit
+from remora_build.graph.nodes import Nodes
+from remora_build.graph.ops import dialect_of
 from remora_contract.targets import PARTS, Group
 
 
@@ -26,9 +28,11 @@ class Mlp:
         return kit.linear(layer, out, product)
 
 
-def activated(kit: Kit, at: str, x: ir.Value) -> ir.Value:
-    """The decoder's activation, of any shape."""
+def activated(kit: Kit, at: str, x: ir.Value, body: Nodes | None = None) -> ir.Value:
+    """The decoder's activation, of any shape; in a subgraph's `body` if one is given."""
+    nodes = body or kit.nodes
     if kit.spec.activation != "silu":
-        return kit.ops.gelu(f"{at}.gelu", x, tanh=kit.spec.activation == "gelu_tanh")
-    sigmoid = kit.nodes.add("Sigmoid", f"{at}.sigmoid", [x])
-    return kit.nodes.add("Mul", f"{at}.silu", [x, sigmoid])
+        ops = kit.ops if body is None else dialect_of(body, kit.spec, kit.graph)
+        return ops.gelu(f"{at}.gelu", x, tanh=kit.spec.activation == "gelu_tanh")
+    sigmoid = nodes.add("Sigmoid", f"{at}.sigmoid", [x])
+    return nodes.add("Mul", f"{at}.silu", [x, sigmoid])

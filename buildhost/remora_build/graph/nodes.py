@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -16,11 +16,13 @@ from remora_build.graph.layout import Slot, StoredDtype
 from remora_build.version import exporter_name
 
 Dims = Sequence[int | str]  # a text is a symbolic dimension
+ElementDtype = StoredDtype | Literal["bool"]
 _IR_VERSION = {20: 9, 21: 10, 24: 11}  # the file format that an operator set came with
 IR_DTYPE: dict[StoredDtype, ir.DataType] = {
     "float16": ir.DataType.FLOAT16,
     "float32": ir.DataType.FLOAT,
     "int4": ir.DataType.INT4,
+    "int32": ir.DataType.INT32,
     "int64": ir.DataType.INT64,
 }
 
@@ -37,19 +39,19 @@ class Nodes:
         self._inputs: list[ir.Value] = []
         self._outputs: list[ir.Value] = []
 
-    def input(self, name: str, dtype: StoredDtype, shape: Dims) -> ir.Value:
+    def input(self, name: str, dtype: ElementDtype, shape: Dims) -> ir.Value:
         value = _typed(ir.Value(name=name), dtype, shape)
         self._inputs.append(value)
         return value
 
-    def output(self, value: ir.Value, dtype: StoredDtype, shape: Dims) -> None:
+    def output(self, value: ir.Value, dtype: ElementDtype, shape: Dims) -> None:
         self._outputs.append(_typed(value, dtype, shape))
 
     def add(
         self,
         op: str,
         name: str,
-        inputs: Sequence[ir.Value],
+        inputs: Sequence[ir.Value | None],
         attributes: Mapping[str, Any] | None = None,
         *,
         output: str | None = None,
@@ -59,6 +61,30 @@ class Nodes:
         node.outputs[0].name = output or name
         self._nodes.append(node)
         return node.outputs[0]
+
+    def add_pair(
+        self,
+        op: str,
+        name: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, Any] | None = None,
+    ) -> tuple[ir.Value, ir.Value]:
+        """A node with two outputs, called `name` and `name`.second."""
+        node = ir.node(op, inputs, attributes or {}, name=name, num_outputs=2)
+        node.outputs[0].name, node.outputs[1].name = name, f"{name}.second"
+        self._nodes.append(node)
+        return node.outputs[0], node.outputs[1]
+
+    def body(self) -> Nodes:
+        """Nodes of a subgraph. It may read every value of this graph, and its weights and constants
+        are this graph's."""
+        inner = Nodes(self._slots, self._data_file, self._opset)
+        inner._initializers = self._initializers
+        return inner
+
+    def subgraph(self, name: str) -> ir.Graph:
+        """What `body` made, as the attribute of a node."""
+        return ir.Graph(self._inputs, self._outputs, nodes=self._nodes, name=name)
 
     def annotate(self, value: ir.Value, dtype: StoredDtype, shape: Dims) -> ir.Value:
         """Records type and shape: a value at which the graph may be cut."""
@@ -84,10 +110,19 @@ class Nodes:
         name = "const." + "_".join(map(str, values))
         return self._constant(name, np.array(values, np.int64))
 
+    def words(self, values: Sequence[int]) -> ir.Value:
+        """A shared int32 tensor [values, 1, 1] inside the model file."""
+        name = "const.int32." + "_".join(map(str, values))
+        return self._constant(name, np.array(values, np.int32).reshape(-1, 1, 1))
+
     def number(self, value: float, dtype: StoredDtype) -> ir.Value:
         """A shared scalar inside the model file."""
         name = f"const.{dtype}." + re.sub("[^0-9a-z.]", "minus_", str(value))
         return self._constant(name, np.array(value, dtype))
+
+    def true(self) -> ir.Value:
+        """A shared scalar of truth inside the model file."""
+        return self._constant("const.true", np.array(True))
 
     def ones(self, count: int, dtype: StoredDtype) -> ir.Value:
         """A shared vector of ones inside the model file."""
@@ -124,7 +159,7 @@ def _initializer(name: str, tensor: ir.TensorProtocol) -> ir.Value:
     return ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor)
 
 
-def _typed(value: ir.Value, dtype: StoredDtype, shape: Dims) -> ir.Value:
-    value.type = ir.TensorType(IR_DTYPE[dtype])
+def _typed(value: ir.Value, dtype: ElementDtype, shape: Dims) -> ir.Value:
+    value.type = ir.TensorType(ir.DataType.BOOL if dtype == "bool" else IR_DTYPE[dtype])
     value.shape = ir.Shape(shape)
     return value

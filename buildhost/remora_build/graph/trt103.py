@@ -60,6 +60,7 @@ OPERATORS: dict[str, Rule] = {
         _QUANTIZED, constant=(1,), inputs=2, note="the last dimension of INT4 is even"
     ),
     "If": Rule(_BOOL),  # both branches: outputs of one rank, values of different names
+    "Loop": Rule(_NUMBER, note="its number of turns follows from shapes; with a condition"),
     "LayerNormalization": Rule(_FLOAT, outputs=1),
     "MatMul": Rule(_FLOAT, data=(0, 1)),
     "OneHot": Rule(_NUMBER, constant=(1,)),
@@ -116,6 +117,21 @@ def _against_more(node: ir.Node) -> Iterator[str]:
         yield f"{node.name}: TopK of {MAX_TOPK} or more"
     if node.op_type == "DequantizeLinear" and _is_odd_int4(node.inputs[0]):
         yield f"{node.name}: an odd last dimension of INT4"
+    if node.op_type == "Loop":
+        if not _follows_from_shapes(node.inputs[0]):
+            yield f"{node.name}: a Loop whose number of turns is data"
+        if len(node.inputs) < 2 or node.inputs[1] is None:
+            yield f"{node.name}: a Loop without a condition"
+
+
+def _follows_from_shapes(value: ir.Value | None) -> bool:
+    """Whether a value is known before anything runs: made of shapes and initializers."""
+    if value is None:
+        return False
+    node = value.producer()
+    if node is None:
+        return value.is_initializer()
+    return node.op_type == "Shape" or all(_follows_from_shapes(x) for x in node.inputs)
 
 
 def _largest(value: ir.Value | None) -> int:

@@ -19,10 +19,11 @@ from remora_build.families.shape import has_bias, has_norm_bias, layer_norms
 from remora_build.graph import layout, rope
 from remora_build.graph.data_file import DataFile
 from remora_build.graph.layout import Slot
+from remora_build.graph.stacks import StackWriter
 from remora_build.quantize import pack_nibbles, problem, quantize
 from remora_contract.bundle import GraphSpec
 from remora_contract.errors import CheckpointInvalid, InternalFault
-from remora_contract.targets import GROUPS, PARTS, Group
+from remora_contract.targets import EXPERT_GROUPS, PARTS, Group
 
 _PACKED_ROWS = 64  # even, so that a panel ends at a whole byte
 
@@ -54,6 +55,7 @@ class WeightWriter:
         self._pool = pool
         self._advance = advance
         self._dtype = np.dtype(graph.dtype)
+        self._stacks = StackWriter(naming, slots, out, pool, self._columns, self._checked_rows)
 
     def write_all(self) -> None:
         """In the order of the layout."""
@@ -61,7 +63,8 @@ class WeightWriter:
         self._embedding()
         for layer in range(self._spec.layers):
             self._norms(layer)
-            for group in GROUPS:
+            self._routing(layer)
+            for group in self._spec.groups(layer):
                 self._group(layer, group)
         self._norm(layout.FINAL_NORM, [self._naming.final_norm])
         if self._spec.norm_bias:
@@ -102,7 +105,20 @@ class WeightWriter:
         if has_bias(self._spec, PARTS[group][0]):
             biases = self._naming.biases(layer, group)
             self._vector(layout.group_bias(layer, group), [b.tensor for b in biases])
-        self._matrix(layout.group_weight(layer, group), self._naming.weights(layer, group))
+        if group in EXPERT_GROUPS:
+            self._stacks.write(layer, group, self._graph.quant.block)
+        else:
+            self._matrix(layout.group_weight(layer, group), self._naming.weights(layer, group))
+
+    def _routing(self, layer: int) -> None:
+        experts, naming = self._spec.experts, self._naming
+        if experts is None or not self._spec.kind(layer).experts:
+            return
+        router = Source(naming.router(layer), 0, experts.count)
+        self._plain_matrix(self._slots[layout.router_weight(layer)], [router])
+        if experts.shared_gate:
+            gate = Source(naming.shared_gate(layer), 0, 1)
+            self._plain_matrix(self._slots[layout.shared_gate_weight(layer)], [gate])
 
     def _vector(self, name: str, sources: Sequence[str], plus: int = 0) -> None:
         """Vectors [n] one after the other."""

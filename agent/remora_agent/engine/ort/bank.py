@@ -4,7 +4,8 @@ One packed mix, for each layer and group:
     a    [1, k, parts * r]       the group's A factors side by side, each r wide
     b_p  [1, r, n_p]             for each part p; the mix's weights are folded in here
 r is the widest part's rank in that layer; narrower ones are padded with zeros. A mix of several
-adapters is their columns side by side: x [A1 A2] [w1 B1; w2 B2] = w1 x A1 B1 + w2 x A2 B2.
+adapters is their columns side by side: x [A1 A2] [w1 B1; w2 B2] = w1 x A1 B1 + w2 x A2 B2. Where
+the graph takes more than factors on projections, `extras` says what a mix binds besides.
 """
 
 from __future__ import annotations
@@ -18,6 +19,13 @@ from numpy.typing import NDArray
 
 from remora_agent.bank.weights import AdapterWeights
 from remora_agent.engine.ort import names
+from remora_agent.engine.ort.extras import (
+    Extras,
+    Vectors,
+    check_together,
+    embedding_change,
+    uses_extras,
+)
 from remora_agent.engine.ort.values import Buffer
 from remora_agent.engine.protocol import Mix, MixEntry
 from remora_contract.bundle import DecoderSpec
@@ -34,7 +42,13 @@ class Bank:
     many as requests choose weights, are kept while used: at least one for each row, so that a step
     of rows with as many mixes packs nothing anew."""
 
-    def __init__(self, decoder: DecoderSpec, max_rank: int, rows: int = _COMPOSED_KEPT) -> None:
+    def __init__(
+        self,
+        decoder: DecoderSpec,
+        max_rank: int,
+        rows: int = _COMPOSED_KEPT,
+        extras: Extras | None = None,
+    ) -> None:
         self._decoder = decoder
         self._max_rank = max_rank
         self._composed_kept = max(_COMPOSED_KEPT, rows)
@@ -42,7 +56,9 @@ class Bank:
         self._packed: OrderedDict[Mix, Packed] = OrderedDict()
         self._forgotten: list[Packed] = []
         self._next_handle = 1
-        self.empty = pack(decoder, ())
+        self._extras = extras or Extras()
+        self._vectors = Vectors(decoder, self._extras)
+        self.empty = self._pack(())
 
     def add(self, weights: AdapterWeights) -> int:
         """Raises Exhausted, AdapterInvalid. Packing is done here, not at the first request."""
@@ -71,11 +87,29 @@ class Bank:
             return self.empty
         known = self._packed.get(mix)
         if known is None:
-            entries = tuple((self._find(e.handle), e.weight) for e in mix)
-            known = self._packed[mix] = pack(self._decoder, entries, self._twin(mix))
+            entries = self._entries(mix)
+            check_together(entries)
+            known = self._packed[mix] = self._pack(entries, self._twin(mix))
             self._forget_old()
         self._packed.move_to_end(mix)
         return known
+
+    def uses_extras(self, mix: Mix) -> bool:
+        """Whether it changes more than the layers' projections by factors. Raises NotFound."""
+        return any(uses_extras(self._find(e.handle)) for e in mix)
+
+    def embedding_change(self, mix: Mix, tokens: NDArray[np.int64]) -> NDArray[np.float32] | None:
+        """[m, hidden] for tokens [m]; None for nothing. Raises NotFound."""
+        return embedding_change(self._entries(mix), tokens)
+
+    def _entries(self, mix: Mix) -> tuple[tuple[AdapterWeights, float], ...]:
+        return tuple((self._find(e.handle), e.weight) for e in mix)
+
+    def _pack(
+        self, entries: tuple[tuple[AdapterWeights, float], ...], twin: Packed | None = None
+    ) -> Packed:
+        factors = pack(self._decoder, entries, twin, self._extras)
+        return {**factors, **self._vectors.packed(entries)}
 
     def take_forgotten(self) -> list[Packed]:
         """Mixes forgotten since the last call; whoever holds their arrays lets go of them."""
@@ -99,6 +133,7 @@ class Bank:
         return self._resident[handle]
 
     def _check(self, weights: AdapterWeights) -> None:
+        self._check_taken(weights)
         for target, (a, b) in weights.tensors.items():
             k = self._decoder.in_features(target.projection)
             n = self._decoder.out_features(target.projection)
@@ -107,25 +142,53 @@ class Bank:
                     f"adapter {weights.digest[:19]}: {target.name()} does not exist; the model "
                     f"has {self._decoder.layers} layers"
                 )
-            if a.shape != (k, a.shape[1]) or b.shape != (a.shape[1], n) or a.shape[1] == 0:
+            if (
+                a.ndim != 2
+                or a.shape != (k, a.shape[1])
+                or b.shape != (a.shape[1], n)
+                or a.shape[1] == 0
+            ):
                 raise AdapterInvalid(
                     f"adapter {weights.digest[:19]}: {target.name()} has A {list(a.shape)} and "
                     f"B {list(b.shape)}, not [{k}, r] and [r, {n}]"
                 )
+
+    def _check_taken(self, weights: AdapterWeights) -> None:
+        """The graph has an input for all that it changes."""
+        taken = {"embed": self._extras.embed, "head": self._extras.head}
+        for target in weights.tensors.keys() | weights.vectors.keys():
+            experts = target.projection.startswith("expert_")
+            if experts or not taken.get(target.projection, True):
+                raise AdapterInvalid(
+                    f"adapter {weights.digest[:19]} changes {target.name()}, for which the engine "
+                    "has no input; export the bundle with --adapt"
+                )
+        for target, vectors in weights.vectors.items():
+            n = self._decoder.out_features(target.projection)
+            for what, vector, has in (
+                ("--dora", vectors.scale, self._extras.dora),
+                ("--adapter-bias", vectors.bias, self._extras.bias),
+            ):
+                if vector is not None and (not has or vector.shape != (n,)):
+                    raise AdapterInvalid(
+                        f"adapter {weights.digest[:19]}: {target.name()} has a vector "
+                        f"{list(vector.shape)}; the engine takes [{n}] of a bundle exported with "
+                        f"{what}"
+                    )
 
 
 def pack(
     decoder: DecoderSpec,
     entries: tuple[tuple[AdapterWeights, float], ...],
     twin: Packed | None = None,
+    extras: Extras | None = None,
 ) -> Packed:
     """One mix as bound arrays. Without entries it adds zeros. The A factors of `twin`, the same
     adapters packed with other weights, are shared and not copied."""
     packed: dict[str, Buffer] = {}
-    for layer in range(decoder.layers):
-        for group in decoder.groups(layer):
-            arrays = _pack_group(decoder, layer, group, entries, twin)
-            packed |= {name: Buffer(array) for name, array in arrays.items()}
+    for layer, group in (extras or Extras()).groups(decoder):
+        arrays = _pack_group(decoder, layer, group, entries, twin)
+        packed |= {name: Buffer(array) for name, array in arrays.items()}
     return packed
 
 

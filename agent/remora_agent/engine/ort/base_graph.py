@@ -9,30 +9,52 @@ import onnx
 from remora_agent.engine.ort import names
 from remora_contract.bundle import DecoderSpec
 from remora_contract.errors import EngineFault
-from remora_contract.targets import PARTS
+from remora_contract.targets import MODEL_GROUPS, PARTS
 
-_BANK = ("slot_a.", "slot_b.")
+_BANK = ("slot_",)
+_HEAD_ROWS = ("head.rows", "head.lora_squeezed")
 
 
 def without_adapters(model: onnx.ModelProto, decoder: DecoderSpec) -> onnx.ModelProto:
     """A copy in which every adapted value is its base value. Raises EngineFault when a branch
     cannot be found or removed."""
+    bypassed = _factor_nodes(model.graph, decoder) | _extra_nodes(model.graph, decoder)
+    return _without(model, bypassed, _BANK)
+
+
+def without_extras(model: onnx.ModelProto, decoder: DecoderSpec) -> onnx.ModelProto | None:
+    """A copy in which adapters have nothing but factors on the layers' projections; None where that
+    is all they have."""
+    extras = _extra_nodes(model.graph, decoder)
+    return _without(model, extras, _extra_inputs()) if extras else None
+
+
+def _extra_inputs() -> tuple[str, ...]:
+    head = [names.slot_a(0, "head"), names.slot_b(0, "head")]
+    return ("slot_scale.", "slot_bias.", names.SLOT_EMBED, *head)
+
+
+def _without(
+    model: onnx.ModelProto, bypassed: dict[str, str], inputs: tuple[str, ...]
+) -> onnx.ModelProto:
     result = onnx.ModelProto()
     result.CopyFrom(model)
     graph = result.graph
-    base_of = _base_values(graph, decoder)
+    bypassed |= _head_rows(graph)
     for node in graph.node:
         for i, name in enumerate(node.input):
-            node.input[i] = base_of.get(name, name)
-    _keep_live(graph)
+            while name in bypassed:
+                name = bypassed[name]
+            node.input[i] = name
+    _keep_live(graph, inputs)
     for value in tuple(graph.input):
-        if value.name.startswith(_BANK):
+        if value.name.startswith(inputs):
             graph.input.remove(value)
     return result
 
 
-def _base_values(graph: onnx.GraphProto, decoder: DecoderSpec) -> dict[str, str]:
-    """Adapted value -> the value before the adapter's part was added."""
+def _factor_nodes(graph: onnx.GraphProto, decoder: DecoderSpec) -> dict[str, str]:
+    """Adapted value -> the value before the factors' part was added."""
     adders = {n.name: n for n in graph.node if n.op_type == "Add"}
     base_of = {}
     for layer in range(decoder.layers):
@@ -44,7 +66,31 @@ def _base_values(graph: onnx.GraphProto, decoder: DecoderSpec) -> dict[str, str]
     return base_of
 
 
-def _keep_live(graph: onnx.GraphProto) -> None:
+def _extra_nodes(graph: onnx.GraphProto, decoder: DecoderSpec) -> dict[str, str]:
+    """The same of what is beyond factors on projections: DoRA, biases, embedding and head. Raises
+    EngineFault when an input for it has lost its node."""
+    known = {names.adapted(0, group) for group in MODEL_GROUPS}
+    places = [(layer, g) for layer in range(decoder.layers) for g in decoder.groups(layer)]
+    for layer, group in (*places, *((0, g) for g in MODEL_GROUPS)):
+        known |= {names.rescaled(layer, group), names.rebiased(layer, group)}
+    found = {n.output[0]: n.input[0] for n in graph.node if n.name in known}
+    given = [v.name for v in graph.input if v.name.startswith(_extra_inputs())]
+    if len(given) != len(found) + (names.slot_b(0, "head") in given):
+        raise EngineFault("a part of the adapter branches was optimised away")
+    return found
+
+
+def _head_rows(graph: onnx.GraphProto) -> dict[str, str]:
+    """The head's products go straight on where nothing stands between turning them into rows and
+    back."""
+    nodes = {n.name: n for n in graph.node if n.name in _HEAD_ROWS}
+    if len(nodes) != len(_HEAD_ROWS):
+        return {}
+    first, last = (nodes[name] for name in _HEAD_ROWS)
+    return {last.output[0]: first.input[0]}
+
+
+def _keep_live(graph: onnx.GraphProto, gone: tuple[str, ...]) -> None:
     """Drops nodes and initializers no output needs. Nodes are in topological order."""
     needed = {v.name for v in graph.output}
     live = []
@@ -52,7 +98,7 @@ def _keep_live(graph: onnx.GraphProto) -> None:
         if needed & set(node.output):
             needed |= set(node.input)
             live.append(node)
-    if any(name.startswith(_BANK) for name in needed):
+    if any(name.startswith(gone) for name in needed):
         raise EngineFault("the graph without adapters still reads an adapter input")
     initializers = [t for t in graph.initializer if t.name in needed]
     del graph.node[:], graph.initializer[:]

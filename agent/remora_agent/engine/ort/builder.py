@@ -3,6 +3,7 @@
 OUT/model.onnx   with the adapter branch, when the bundle has a bank
 OUT/base.onnx    without it, reading the same weights; only where prepacked weights are in the
                  data file, because otherwise a second session would pack them a second time
+OUT/plain.onnx   with factors on the layers' projections only, where the bundle takes more
 OUT/model.data   weights, plain and prepacked, mapped and not read at load
 """
 
@@ -16,7 +17,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
-from remora_agent.engine.ort.base_graph import without_adapters
+from remora_agent.engine.ort.base_graph import without_adapters, without_extras
 from remora_agent.engine.ort.rewrite.rewrite import REWRITE_VERSION, rewrite
 from remora_agent.engine.ort.windows import window_excess
 from remora_agent.engine.recipe import Recipe, this_machine
@@ -30,7 +31,9 @@ BACKEND = "onnxruntime"
 MODEL = "model.onnx"
 BASE = "base.onnx"
 DATA = "model.data"
+PLAIN = "plain.onnx"
 FACT_BASE = "base"
+FACT_PLAIN = "plain"
 _LOG_ERRORS = 3  # onnxruntime's severity: the runtime's warnings are about our own choices
 
 
@@ -59,7 +62,10 @@ def build_ort(
     progress("optimising", 0.6)
     _optimise(rewritten / MODEL, out_dir)
     progress("finishing", 0.95)
-    return {FACT_BASE: _save_base(out_dir, bundle.decoder) if done.adapter_branches else ""}
+    if not done.adapter_branches:
+        return {FACT_BASE: ""}
+    base, plain = _save_reduced(out_dir, bundle.decoder)
+    return {FACT_BASE: base} | ({FACT_PLAIN: plain} if plain else {})
 
 
 def _save(model: ir.Model, path: Path, progress: Progress) -> None:
@@ -90,13 +96,18 @@ def _optimise(model: Path, out_dir: Path) -> None:
         raise EngineFault(f"onnxruntime {ort.__version__} refuses the rewritten graph: {e}") from e
 
 
-def _save_base(out_dir: Path, decoder: DecoderSpec) -> str:
-    """The name of the graph without adapters, "" where it would double the weights in memory."""
+def _save_reduced(out_dir: Path, decoder: DecoderSpec) -> tuple[str, str]:
+    """The names of the graph without adapters and of the one that takes nothing but factors on
+    projections; "" where it would double the weights in memory, or be the whole graph."""
     proto = onnx.load(out_dir / MODEL, load_external_data=False)
     if not _prepacked(proto):
-        return ""
+        return "", ""
     (out_dir / BASE).write_bytes(without_adapters(proto, decoder).SerializeToString())
-    return BASE
+    plain = without_extras(proto, decoder)
+    if plain is None:
+        return BASE, ""
+    (out_dir / PLAIN).write_bytes(plain.SerializeToString())
+    return BASE, PLAIN
 
 
 def _prepacked(proto: onnx.ModelProto) -> bool:

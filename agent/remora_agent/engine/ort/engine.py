@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from remora_agent.bank.weights import AdapterWeights
 from remora_agent.engine.ort.bank import Bank, Packed
 from remora_agent.engine.ort.builder import BACKEND, MODEL
+from remora_agent.engine.ort.extras import Extras, uses_extras
 from remora_agent.engine.ort.kv import KvCache
 from remora_agent.engine.ort.session import Lora, Rows, Session
 from remora_agent.engine.ort.slots import RowSlots
 from remora_agent.engine.protocol import EngineLimits, Mix, RowStep
-from remora_contract.bundle import DecoderSpec
+from remora_contract.bundle import DecoderSpec, GraphSpec
 from remora_contract.errors import PromptTooLong, RequestInvalid, Unavailable
 
 # Bounds the memory of one call: attention scores are [heads, chunk, length].
@@ -29,18 +30,25 @@ _PREFILL_CHUNK = 512
 
 @dataclass(frozen=True)
 class EngineFiles:
-    """What the build left: the model, and where there is one the model without adapters."""
+    """What the build left: the model, and where there are such the one without adapters and the one
+    that takes only factors on the layers' projections."""
 
     directory: Path
     digest: str
     base: str | None
+    plain: str | None = None
 
 
 class OrtEngine:
     """See `engine.protocol.Engine`. Driven by one thread."""
 
     def __init__(
-        self, files: EngineFiles, decoder: DecoderSpec, limits: EngineLimits, threads: int | None
+        self,
+        files: EngineFiles,
+        decoder: DecoderSpec,
+        limits: EngineLimits,
+        threads: int | None,
+        graph: GraphSpec | None = None,
     ) -> None:
         """Loads what serves without adapters; the rest with the first adapter. EngineFault."""
         self._files = files
@@ -48,10 +56,12 @@ class OrtEngine:
         self._threads = threads
         self._decoder = decoder
         self._cache = KvCache(decoder, limits.rows, limits.context)
-        self._bank = Bank(decoder, limits.max_bank_rank, limits.rows)
+        self._extras = Extras.of(graph)
+        self._bank = Bank(decoder, limits.max_bank_rank, limits.rows, self._extras)
         self._slots: RowSlots | None = None
         self._slot_views: dict[tuple[Rows, int], Lora] = {}
         self._base: Session | None = None
+        self._plain: Session | None = None
         self._full: Session | None = None
         self._closed = False
         if files.base is not None:
@@ -76,8 +86,7 @@ class OrtEngine:
     def add_adapter(self, weights: AdapterWeights) -> int:
         self._check_open()
         handle = self._bank.add(weights)
-        if self._full is None:
-            self._full = self._load(MODEL)
+        self._adapted(uses_extras(weights))
         return handle
 
     def remove_adapter(self, handle: int) -> None:
@@ -133,7 +142,7 @@ class OrtEngine:
 
     def close(self) -> None:
         self._closed = True
-        self._base = self._full = self._slots = None
+        self._base = self._plain = self._full = self._slots = None
         self._slot_views.clear()
         self._bank = Bank(self._decoder, 0)
         self._cache.clear()
@@ -149,16 +158,32 @@ class OrtEngine:
         distinct = set(mixes.values())
         if self._base is not None and distinct == {()}:
             return self._base.run(self._cache, rows, tokens, last_positions, None, False)
-        if len(distinct) == 1:
-            lora: Lora = self._packed(distinct.pop())
-            return self._adapted().run(self._cache, rows, tokens, last_positions, lora, False)
-        lora = self._fill_slots(rows, mixes)
-        return self._adapted().run(self._cache, rows, tokens, last_positions, lora, True)
+        session = self._adapted(any(self._bank.uses_extras(mix) for mix in distinct))
+        grouped = len(distinct) > 1
+        lora = self._fill_slots(rows, mixes) if grouped else self._packed(next(iter(distinct)))
+        embed = self._embedding_change(rows, tokens, mixes)
+        return session.run(self._cache, rows, tokens, last_positions, lora, grouped, embed)
+
+    def _embedding_change(
+        self, rows: Rows, tokens: NDArray[np.int64], mixes: dict[int, Mix]
+    ) -> NDArray[np.float32] | None:
+        """[count, s, hidden] that the rows' mixes add to the embedding; None for nothing."""
+        if not self._extras.embed:
+            return None
+        total: NDArray[np.float32] | None = None
+        for row, mix in mixes.items():
+            at = row - rows.first
+            change = self._bank.embedding_change(mix, tokens[at])
+            if change is not None:
+                if total is None:
+                    total = np.zeros((*tokens.shape, self._decoder.hidden), np.float32)
+                total[at] = change
+        return total
 
     def _fill_slots(self, rows: Rows, mixes: dict[int, Mix]) -> Lora:
         """The row slots of `rows`, holding each row's mix."""
         if self._slots is None:
-            self._slots = RowSlots(self._decoder, self._limits.rows)
+            self._slots = RowSlots(self._decoder, self._limits.rows, self._extras)
         wanted = [(row, self._packed(mix)) for row, mix in mixes.items()]
         self._slots.fill(wanted)
         key = (rows, self._slots.generation)
@@ -176,13 +201,19 @@ class OrtEngine:
 
     def _let_go(self, gone: list[Packed]) -> None:
         """No binding and no slot keeps the arrays of mixes that are no longer there."""
-        if gone and self._full is not None:
-            self._full.unbind(list(gone))
+        for session in (self._plain, self._full):
+            if gone and session is not None:
+                session.unbind(list(gone))
         if self._slots is not None:
             for mix in gone:
                 self._slots.forget(mix)
 
-    def _adapted(self) -> Session:
+    def _adapted(self, extras: bool) -> Session:
+        """The session for mixes with or without `extras`, the latter costing nothing of them."""
+        if self._files.plain is not None and not extras:
+            if self._plain is None:
+                self._plain = self._load(self._files.plain)
+            return self._plain
         if self._full is None:
             self._full = self._load(MODEL)
         return self._full

@@ -27,9 +27,32 @@ def slot_b(layer: int, projection: Projection) -> str:
     return f"slot_b.{layer}.{projection}"
 
 
+def slot_scale(layer: int, group: Group) -> str:
+    """Input [g, 1, n] of a packed group: DoRA's factors."""
+    return f"slot_scale.{layer}.{group}"
+
+
+def slot_bias(layer: int, group: Group) -> str:
+    """Input [g, 1, n] of a packed group: adapters' biases."""
+    return f"slot_bias.{layer}.{group}"
+
+
+SLOT_EMBED = "slot_embed"  # float32 [g, m, hidden]: what adapters add to the looked up rows
+
+
 def adapted(layer: int, projection: Projection) -> str:
     """The Add node that brings the adapter's part into a projection, or into its packed group."""
     return f"layers.{layer}.{projection}{_ADAPTED}"
+
+
+def rescaled(layer: int, group: Group) -> str:
+    """The Mul node of a group's `slot_scale`."""
+    return f"layers.{layer}.{group}.rescaled{_ADAPTED}"
+
+
+def rebiased(layer: int, group: Group) -> str:
+    """The Add node of a group's `slot_bias`."""
+    return f"layers.{layer}.{group}.rebiased{_ADAPTED}"
 
 
 def is_adapted(node_name: str | None) -> bool:

@@ -48,8 +48,9 @@ class Session:
             )
         except Exception as e:  # the runtime's exceptions share no base class
             raise EngineFault(f"onnxruntime {ort.__version__} cannot load {path}: {e}") from e
+        self._hidden = _width(self._session, names.SLOT_EMBED)
         self._vocab = vocab
-        self._positions = targets.POSITION_IDS in {i.name for i in self._session.get_inputs()}
+        self._inputs = frozenset(i.name for i in self._session.get_inputs())
         self._bound: dict[Rows, _Binding] = {}
 
     def run(
@@ -60,17 +61,21 @@ class Session:
         last_positions: NDArray[np.int64],
         lora: Lora | None,
         grouped: bool,
+        embed: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
         """One step: tokens [count, s] whose last ones go to `last_positions` [count].
 
-        `lora` holds arrays of one group, or, `grouped`, of one group per row. Returns logits
-        [count, vocab] in memory that the next call for the same rows overwrites. EngineFault.
+        `lora` holds arrays of one group, or, `grouped`, of one group per row; `embed`
+        [count, s, hidden] is added to the tokens' embeddings. Returns logits [count, vocab] in
+        memory that the next call for the same rows overwrites. EngineFault.
         """
         binding = self._bound.get(rows)
         if binding is None:
-            binding = _Binding(self._session, cache, rows, self._vocab, self._positions)
+            binding = _Binding(self._session, cache, rows, self._vocab, self._inputs)
             self._bound[rows] = binding
         binding.set_step(tokens, last_positions, grouped)
+        if self._hidden:
+            binding.set_embed(embed, self._hidden)
         if lora is not None:
             binding.set_lora(lora)
         try:
@@ -95,10 +100,10 @@ class _Binding:
         cache: KvCache,
         rows: Rows,
         vocab: int,
-        takes_positions: bool,
+        taken: frozenset[str],
     ) -> None:
         count = rows.count
-        self._takes_positions = takes_positions
+        self._taken = taken
         self.io = session.io_binding()
         self.lora: Lora | None = None
         self.logits = zeros((count, vocab), np.float32)
@@ -109,6 +114,7 @@ class _Binding:
         self._total_length = zeros((), np.int32)
         self._last_index = zeros((count, 1), np.int64)
         self._positions: Buffer | None = None  # bound with the first step
+        self._embed: Buffer | None = None  # the same
         inputs = {
             targets.INPUT_IDS: self._tokens,
             names.BATCH_SHAPE: self._batch_shape,
@@ -139,7 +145,7 @@ class _Binding:
         self._group_shape.array[:2] = shape
         self._last_position.array[...] = last_positions
         self._total_length.array[...] = last_positions.max() + 1
-        if self._takes_positions:
+        if targets.POSITION_IDS in self._taken:
             self._set_positions(last_positions, s)
         self._last_index.array[...] = s - 1
 
@@ -149,8 +155,23 @@ class _Binding:
             self.io.bind_ortvalue_input(targets.POSITION_IDS, self._positions.value)
         self._positions.array[...] = last_positions[:, None] + np.arange(1 - s, 1)
 
+    def set_embed(self, embed: NDArray[np.float32] | None, hidden: int) -> None:
+        shape = (*self._tokens.array.shape, hidden)
+        if self._embed is None or self._embed.array.shape != shape:
+            self._embed = zeros(shape, np.float32)
+            self.io.bind_ortvalue_input(names.SLOT_EMBED, self._embed.value)
+        self._embed.array[...] = 0 if embed is None else embed.reshape(shape)
+
     def set_lora(self, lora: Lora) -> None:
+        """Of the arrays, those that this graph reads."""
         if self.lora is not lora:
             for name, buffer in lora.items():
-                self.io.bind_ortvalue_input(name, buffer.value)
+                if name in self._taken:
+                    self.io.bind_ortvalue_input(name, buffer.value)
             self.lora = lora
+
+
+def _width(session: ort.InferenceSession, name: str) -> int:
+    """Of an input's last dimension; 0 when there is no such input."""
+    found = next((i for i in session.get_inputs() if i.name == name), None)
+    return 0 if found is None else int(found.shape[-1])

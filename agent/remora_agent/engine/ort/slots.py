@@ -1,6 +1,6 @@
 """Row slots: for a batch whose rows use different mixes, each row's arrays lie in its own slot.
 
-    a    [rows, k, parts * r]     b_p  [rows, r, n_p]
+    a    [rows, k, parts * r]     b_p  [rows, r, n_p]     scale, bias  [rows, 1, n]
 
 r of a layer and group is what the widest of the current mixes needs. Slots are refilled only when a
 row's mix changes; they widen when they must and shrink when twice too wide.
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from remora_agent.engine.ort import names
 from remora_agent.engine.ort.bank import Packed
+from remora_agent.engine.ort.extras import Extras
 from remora_agent.engine.ort.values import Buffer
 from remora_contract.bundle import DecoderSpec
 from remora_contract.targets import PARTS, Group
@@ -23,12 +24,15 @@ from remora_contract.targets import PARTS, Group
 class RowSlots:
     """Owns the slot arrays of all layers and groups."""
 
-    def __init__(self, decoder: DecoderSpec, rows: int) -> None:
+    def __init__(self, decoder: DecoderSpec, rows: int, extras: Extras | None = None) -> None:
+        extras = extras or Extras()
         self._rows = rows
-        self._groups = [
-            _GroupSlots(decoder, layer, group, rows)
-            for layer in range(decoder.layers)
-            for group in decoder.groups(layer)
+        self._groups: list[_GroupSlots | _VectorSlots] = [
+            *(_GroupSlots(decoder, layer, group, rows) for layer, group in extras.groups(decoder)),
+            *(
+                _VectorSlots(decoder, name, group, rows)
+                for name, _, _, group in extras.vectors(decoder)
+            ),
         ]
         self._held: list[Packed | None] = [None] * rows
         self.generation = 0  # counts reallocations: bindings of older arrays are stale
@@ -64,6 +68,21 @@ class RowSlots:
         for slots in self._groups:
             found |= {n: Buffer(a[first : first + count]) for n, a in slots.arrays.items()}
         return found
+
+
+class _VectorSlots:
+    """The slots of one vector of a packed group; their size never changes."""
+
+    def __init__(self, decoder: DecoderSpec, name: str, group: Group, rows: int) -> None:
+        self._name = name
+        width = sum(decoder.out_features(p) for p in PARTS[group])
+        self.arrays = {name: np.zeros((rows, 1, width), np.float32)}
+
+    def fit(self, mixes: Sequence[Packed]) -> bool:
+        return False
+
+    def fill(self, row: int, mix: Packed) -> None:
+        self.arrays[self._name][row] = mix[self._name].array[0]
 
 
 class _GroupSlots:

@@ -4,12 +4,15 @@ Portable:   y += ((x A) * gate) B         A [k, T], B [T, n] block-diagonal over
 Grouped:    y_p += (x A_p) B_p            x [g, m, k]; A [g, k, parts * r]; B_p [g, r, n_p]
 
 One group has one mix of adapters, its weights folded into B, so there is no gate, no zero block
-and no column of somebody else's adapter in a row's product.
+and no column of somebody else's adapter in a row's product. DoRA's factors and adapters' biases
+become inputs [g, 1, n]. What adapters add to the embedding is one input: it is looked up where the
+tokens are known, outside.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 import onnx_ir as ir
 
@@ -25,42 +28,93 @@ from remora_agent.engine.ort.rewrite.edit import (
 from remora_contract import targets
 from remora_contract.bundle import DecoderSpec
 from remora_contract.errors import EngineFault
-from remora_contract.targets import PARTS, Group
+from remora_contract.targets import ALL_GROUPS, EXPERT_GROUPS, PARTS, Group
 
-_INPUT = re.compile(r"lora_(a|b|gate)\.")
-_SLOT = re.compile(r"slot_(a|b)\.")
-_BANK_A = re.compile(r"lora_a\.(\d+)\.(qkv|o|gate_up|down)")
+_INPUT = re.compile(r"lora_(a|b|gate|scale|bias)\.")
+_OF_GROUP = re.compile(r"lora_(a|scale|bias)\.(?:(\d+)\.)?([a-z_]+)")
 _FLOAT = ir.DataType.FLOAT
 
 
 def group_adapters(editor: Editor, decoder: DecoderSpec) -> int:
     """Rewrites every branch; how many there are. Raises EngineFault when an input stays unused."""
     bank = [v for v in editor.graph.inputs if _INPUT.match(v.name or "")]
-    branches = 0
+    branches: set[tuple[int, Group]] = set()
     for value in bank:
-        match = _BANK_A.fullmatch(value.name or "")
-        if match:
-            group: Group = match[2]  # type: ignore[assignment]  # the pattern lists the groups
-            _rewrite(editor, value, int(match[1]), group, decoder)
-            branches += 1
+        match = _OF_GROUP.fullmatch(value.name or "")
+        if match is None:
+            continue
+        layer, group = int(match[2] or 0), _group(value, match[3])
+        if match[1] == "scale":
+            _revalue(
+                editor, value, "Mul", names.slot_scale(layer, group), names.rescaled(layer, group)
+            )
+        elif match[1] == "bias":
+            _revalue(
+                editor, value, "Add", names.slot_bias(layer, group), names.rebiased(layer, group)
+            )
+        elif group == "embed":
+            _rewrite_embedding(editor, value, decoder)
+            branches.add((layer, group))
+        else:
+            _rewrite(editor, value, layer, group, decoder)
+            branches.add((layer, group))
     for value in bank:
         editor.graph.inputs.remove(value)
-    _check_complete(editor, bank, branches, decoder)
-    return branches
+    _check_complete(bank, branches, decoder)
+    return len(branches)
 
 
-def _rewrite(
-    editor: Editor, bank_a: ir.Value, layer: int, group: Group, decoder: DecoderSpec
-) -> None:
-    down = _only_reader(bank_a, "MatMul", 1)
+def _group(value: ir.Value, name: str) -> Group:
+    for group in ALL_GROUPS:
+        if group == name:
+            return group
+    raise EngineFault(f"graph input {value.name!r} names no group of projections")
+
+
+def _revalue(editor: Editor, value: ir.Value, op_type: str, slot: str, node_name: str) -> None:
+    """A vector [b, 1, n] of rows -> one [g, 1, n] of groups."""
+    node = _only_reader(value, op_type, 1)
+    shape = value.shape
+    if shape is None or len(shape) != 3:
+        refuse(node, "expected a vector [b, 1, n]")
+    node.replace_input_with(1, editor.input(slot, _FLOAT, ["g", 1, _size(node, shape[2])]))
+    node.name = node_name
+
+
+def _size(node: ir.Node, size: object) -> int:
+    if not isinstance(size, int):
+        refuse(node, "expected a vector of known width")
+    return size
+
+
+def _rewrite_embedding(editor: Editor, bank_a: ir.Value, decoder: DecoderSpec) -> None:
+    looked_up = _only_reader(bank_a, "Gather", 0)
+    if input_of(looked_up, 1).name != targets.INPUT_IDS:
+        refuse(looked_up, f"expected a lookup of {targets.INPUT_IDS}")
+    add = _branch_end(looked_up, 0, "embed")
+    base = other_input(add, input_of(add, 1))
+    delta = editor.input(names.SLOT_EMBED, _FLOAT, ["g", "m", decoder.hidden])
+    (result,) = editor.emit("Add", [base, delta], names.adapted(0, "embed"))
+    editor.replace(add.outputs[0], result)
+
+
+def _branch_end(down: ir.Node, layer: int, group: Group) -> ir.Node:
+    """From the product with A to the Add that brings the branch in."""
     gated = only_user(down.outputs[0], "Mul", down)
     if other_input(gated, down.outputs[0]).name != targets.lora_gate(group):
         refuse(gated, f"expected the gate {targets.lora_gate(group)}")
     up = only_user(gated.outputs[0], "MatMul", gated)
     if input_of(up, 1).name != targets.lora_b(layer, group):
         refuse(up, f"expected {targets.lora_b(layer, group)}")
-    add = only_user(up.outputs[0], "Add", up)
-    base = other_input(add, up.outputs[0])
+    return only_user(up.outputs[0], "Add", up)
+
+
+def _rewrite(
+    editor: Editor, bank_a: ir.Value, layer: int, group: Group, decoder: DecoderSpec
+) -> None:
+    down = _only_reader(bank_a, "MatMul", 1)
+    add = _branch_end(down, layer, group)
+    base = input_of(add, 0)
     deltas = _deltas(editor, input_of(down, 0), layer, group, decoder)
     _apply(editor, add, base, layer, group, deltas)
 
@@ -145,20 +199,27 @@ def _only_reader(value: ir.Value, op_type: str, index: int) -> ir.Node:
 
 
 def _check_complete(
-    editor: Editor, bank: list[ir.Value], branches: int, decoder: DecoderSpec
+    bank: list[ir.Value], branches: set[tuple[int, Group]], decoder: DecoderSpec
 ) -> None:
-    """All layers and groups have a branch, or none has. A dropped adapter must not pass."""
-    needed = sum(len(decoder.groups(layer)) for layer in range(decoder.layers))
-    if bank and branches != needed:
+    """All layers have a branch in each group, or none has; every A has its B. A dropped adapter
+    must not pass."""
+    stems = Counter((v.name or "").partition(".")[0] for v in bank)
+    if stems["lora_a"] != len(branches) or stems["lora_b"] != len(branches):
         raise EngineFault(
-            f"the graph has {branches} adapter branches, not {needed}: "
-            "an adapter would be applied in part; export the bundle again"
+            f"the graph has {stems['lora_a']} inputs A and {stems['lora_b']} B for {len(branches)} "
+            "adapter branches; export the bundle again"
         )
-    expected: set[str] = set()
-    for layer in range(decoder.layers if bank else 0):
-        expected |= {names.slot_a(layer, group) for group in decoder.groups(layer)}
-        expected |= {names.slot_b(layer, p) for p in decoder.projections(layer)}
-    found = {v.name or "" for v in editor.graph.inputs if _SLOT.match(v.name or "")}
-    if found != expected:
-        odd = sorted(found ^ expected)[0]
-        raise EngineFault(f"adapter input {odd!r} stays unbound after the rewrite")
+    experts = any(group in EXPERT_GROUPS for _, group in branches)
+    needed = {
+        (layer, group)
+        for layer in range(decoder.layers)
+        for group in decoder.groups(layer)
+        if experts or group not in EXPERT_GROUPS
+    }
+    missing = needed - branches
+    if bank and missing:
+        layer, group = min(missing)
+        raise EngineFault(
+            f"the graph has {len(branches)} adapter branches, none of them for {group} of layer "
+            f"{layer}: an adapter would be applied in part; export the bundle again"
+        )

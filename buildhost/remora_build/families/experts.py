@@ -1,0 +1,54 @@
+"""Which layers of Qwen's mixtures of experts mix, and what their checkpoints call the parts."""
+
+from __future__ import annotations
+
+from remora_build.families.fields import ConfigFields
+from remora_build.families.naming import PLAIN, Words
+from remora_contract.bundle import MAX_EXPERTS, MAX_LAYERS, MAX_WIDTH, ExpertsSpec
+
+SPLIT = PLAIN.but(
+    {
+        "expert_gate": "mlp.experts.{expert}.gate_proj",
+        "expert_up": "mlp.experts.{expert}.up_proj",
+        "expert_down": "mlp.experts.{expert}.down_proj",
+        "shared_gate": "mlp.shared_expert.gate_proj",
+        "shared_up": "mlp.shared_expert.up_proj",
+        "shared_down": "mlp.shared_expert.down_proj",
+    },
+    router="mlp.gate",
+    shared_gate="mlp.shared_expert_gate",
+)
+# transformers 5 holds all experts in two parameters and may save them so.
+_STACKS = {
+    "expert_gate": "mlp.experts.gate_up_proj",
+    "expert_up": "mlp.experts.gate_up_proj",
+    "expert_down": "mlp.experts.down_proj",
+}
+
+
+def read_mixing(fields: ConfigFields, layers: int) -> tuple[bool, ...]:
+    """Which layers have experts: every `decoder_sparse_step`-th but for `mlp_only_layers`."""
+    step = fields.whole("decoder_sparse_step", MAX_LAYERS, 1)
+    dense = fields.take("mlp_only_layers", [])
+    if not isinstance(dense, list) or not all(type(layer) is int for layer in dense):
+        raise fields.invalid("mlp_only_layers", "a list of layers", dense)
+    return tuple(layer not in dense and (layer + 1) % step == 0 for layer in range(layers))
+
+
+def read_experts(
+    fields: ConfigFields, count_keys: tuple[str, ...], *, default_renormalize: bool = False
+) -> ExpertsSpec:
+    """Of a Qwen mixture, without a shared expert. `count_keys`: the fields that may hold the
+    number of experts."""
+    given = [fields.take(key) for key in count_keys]
+    count = next((value for value in given if value is not None), None)
+    return ExpertsSpec(
+        count=fields.check_whole(count_keys[0], count, MAX_EXPERTS),
+        active=fields.whole("num_experts_per_tok", count or MAX_EXPERTS),
+        intermediate=fields.whole("moe_intermediate_size", MAX_WIDTH),
+        renormalize=fields.flag("norm_topk_prob", default_renormalize),
+    )
+
+
+def stacked(words: Words) -> Words:
+    return words.but(_STACKS)
