@@ -18,6 +18,7 @@ COMMAND_MODULES = (
     "remora_build.use_cases.command",
     "remora_build.publish.command",
     "remora_build.inspect.command",
+    "remora_build.insert.command",
 )
 
 

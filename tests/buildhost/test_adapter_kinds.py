@@ -219,7 +219,7 @@ def test_a_bundle_without_the_inputs_refuses_and_says_how_to_export(
     bare = World(world.checkpoint, tmp_path / "bundle", world.engine)
     with pytest.raises(Incompatible, match=f"exported with {option}"):
         converted(bare, tmp_path, "one", **KINDS[kind])
-    peft_dir, out = converted(world, tmp_path, "two", **KINDS[kind])
+    _, out = converted(world, tmp_path, "two", **KINDS[kind])
     with pytest.raises(Incompatible, match=f"exported with {option}"):
         load_weights(out, load_bundle(tmp_path / "bundle"))
 

@@ -56,8 +56,8 @@ def make_peft_adapter(
     """Saves an adapter for the checkpoint as `peft` itself saves it; returns `out_dir`.
 
     Whatever it trains is drawn from a normal distribution (seeded), so the adapter visibly changes
-    the model. `target_modules` defaults to all seven projections; any further LoraConfig field may be
-    given. `dtype` is that of the saved tensors: float32, float16 or bfloat16.
+    the model. `target_modules` defaults to all seven projections; any further LoraConfig field may
+    be given. `dtype` is that of the saved tensors: float32, float16 or bfloat16.
     """
     import peft
     import torch
@@ -81,8 +81,8 @@ def make_peft_adapter(
 
 @contextmanager
 def peft_quiet() -> Iterator[None]:
-    """peft calls what the installed transformers deprecates, and gives advice on merging; tests turn
-    warnings into errors."""
+    """peft calls what the installed transformers deprecates, and gives advice on merging; tests
+    turn warnings into errors."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", UserWarning)
@@ -156,6 +156,7 @@ def write_sidecar(
     dtype: Dtype = "float32",
     scaling: float = 1.0,
     source_config: Mapping[str, Any] | None = None,
+    invocation_tokens: tuple[int, ...] = (),
 ) -> Adapter:
     """Writes a sidecar with the product's writer; b is taken as it is (scale already in it)."""
     factors = {t: Factor(a, b, scaling) for t, (a, b) in tensors.items()}
@@ -165,6 +166,7 @@ def write_sidecar(
         base_digest=base_digest,
         dtype=dtype,
         source_config=source_config or {"peft_type": "LORA"},
+        invocation_tokens=invocation_tokens,
     )
 
 

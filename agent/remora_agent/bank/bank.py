@@ -37,6 +37,7 @@ class Wanted:
 
     adapter: Registered
     weight: float
+    start: int | None = 0  # the first token it acts on; None: it is not invoked and never acts
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,12 @@ class Lease:
     number: int
     digests: tuple[str, ...]
     mix: Mix
+    starts: tuple[int | None, ...]  # of each entry: the first token it acts on; None: never
+
+    def mix_at(self, position: int) -> Mix:
+        """What the row's token at `position` goes through."""
+        pairs = zip(self.mix, self.starts, strict=True)
+        return tuple(entry for entry, start in pairs if start is not None and start <= position)
 
 
 @dataclass(frozen=True)
@@ -280,7 +287,8 @@ class Bank:
             )
             for digest in digests
         )
-        lease = Lease(next(self._numbers), digests, mix)
+        starts = {w.adapter.digest: w.start for w in wanted}  # equal digests start alike
+        lease = Lease(next(self._numbers), digests, mix, tuple(starts[d] for d in digests))
         self._leases[lease.number] = lease
         if len(mix) > 1 or any(entry.weight != 1.0 for entry in mix):
             self._counters = replace(self._counters, compositions=self._counters.compositions + 1)

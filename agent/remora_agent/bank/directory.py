@@ -34,6 +34,7 @@ class Registered:
     directory: Path
     rank: int  # bank columns it takes
     bytes: int  # of its files
+    invocation_tokens: tuple[int, ...] = ()  # Activated LoRA: acts from them on; empty: always
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,15 @@ class AdapterDirectory:
         check_name(revision, "adapter revision")
         if refusals := adapter_refusals(self._bundle, adapter):
             raise Incompatible(refusals)
-        return Registered(name, revision, adapter.digest, directory, adapter.rank, adapter.bytes)
+        return Registered(
+            name,
+            revision,
+            adapter.digest,
+            directory,
+            adapter.rank,
+            adapter.bytes,
+            adapter.invocation_tokens,
+        )
 
     def _find(self, name: str, revision: str | None) -> Registered:
         if revision is None and name in self._aliases:

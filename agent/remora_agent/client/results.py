@@ -55,6 +55,7 @@ class Adapter:
     leases: int  # requests using it now
     draining: bool
     alias_target: bool  # new requests for the name use this revision
+    invocation_tokens: tuple[int, ...] = ()  # acts from these in the prompt on; empty: always
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,10 @@ def provenance(message: pb.Provenance) -> Provenance:
         bundle_digest=message.bundle_digest,
         engine_digest=message.engine_digest,
         adapters=tuple(
-            AnsweringAdapter(a.name, a.revision, a.digest, a.weight) for a in message.adapters
+            AnsweringAdapter(
+                a.name, a.revision, a.digest, a.weight, None if a.not_invoked else a.active_from
+            )
+            for a in message.adapters
         ),
     )
 
@@ -166,6 +170,7 @@ def adapter(info: pb.AdapterInfo) -> Adapter:
         leases=info.leases,
         draining=info.draining,
         alias_target=info.alias_target,
+        invocation_tokens=tuple(info.invocation_tokens),
     )
 
 

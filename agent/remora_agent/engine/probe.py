@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,9 +34,11 @@ _CHILD = "remora_agent.engine.probe_child"
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far a logit may move, in units of the spread (standard deviation) of the logits."""
+    """How far a logit may move, in units of the spread (standard deviation) of the logits, and the
+    share of the checked positions that may lie further apart."""
 
     spreads: float
+    outliers: float = 0.0
 
     def absolute(self, logits: NDArray[np.float32]) -> float:
         return self.spreads * float(logits.std())
@@ -46,13 +48,24 @@ FLOAT32_TOLERANCE = Tolerance(1e-3)
 FLOAT16_TOLERANCE = Tolerance(2e-2)
 # Activations quantized to int8 in blocks move a logit by up to about a third of the spread.
 INT8_ACTIVATIONS_TOLERANCE = Tolerance(0.5)
+# Rounding sends a token that two experts want almost equally to the other one, and its answer with
+# it. That is no fault of the engine; one that computes something else is wrong nearly everywhere.
+ROUTING_OUTLIERS = 0.25
 
 
 def tolerance_of(bundle: Bundle, options: EngineOptions) -> Tolerance:
     """What the numeric form of this engine explains."""
     if bundle.graph.quant.kind == "int4" and options.accuracy_level == 4:
-        return INT8_ACTIVATIONS_TOLERANCE
-    return FLOAT32_TOLERANCE if bundle.graph.dtype == "float32" else FLOAT16_TOLERANCE
+        tolerance = INT8_ACTIVATIONS_TOLERANCE
+    elif bundle.graph.dtype == "float32":
+        return FLOAT32_TOLERANCE
+    else:
+        tolerance = FLOAT16_TOLERANCE
+    return tolerance if bundle.decoder.experts is None else _routed(tolerance)
+
+
+def _routed(tolerance: Tolerance) -> Tolerance:
+    return replace(tolerance, outliers=ROUTING_OUTLIERS)
 
 
 def load_golden(bundle_dir: Path) -> Golden:
@@ -67,12 +80,18 @@ def prove(engine: Engine, golden: Golden, tolerance: Tolerance, progress: Progre
     Raises EngineFault naming prompt and position, or when there is nothing to check.
     """
     checked = 0
+    faults: list[EngineFault] = []
     for i, prompt in enumerate(golden.prompts):
         progress("answering golden prompts", i / len(golden.prompts))
         if len(prompt.tokens) > engine.limits.context:
             log.info("engine.golden_skipped", extra={"prompt": i, "tokens": len(prompt.tokens)})
             continue
-        checked += _prove_prompt(engine, i, prompt, tolerance)
+        faults += _prove_prompt(engine, i, prompt, tolerance)
+        checked += len(prompt.expected)
+        if faults and not tolerance.outliers:
+            raise faults[0]
+    if len(faults) > tolerance.outliers * checked:
+        raise faults[0]
     if not checked:
         raise EngineFault(
             "no golden prompt could be checked, so the engine is not proven; "
@@ -81,7 +100,11 @@ def prove(engine: Engine, golden: Golden, tolerance: Tolerance, progress: Progre
     return checked
 
 
-def _prove_prompt(engine: Engine, index: int, prompt: GoldenPrompt, tolerance: Tolerance) -> int:
+def _prove_prompt(
+    engine: Engine, index: int, prompt: GoldenPrompt, tolerance: Tolerance
+) -> list[EngineFault]:
+    """What is too far from the recording, position by position."""
+    faults = []
     first = len(prompt.tokens) - len(prompt.expected)
     tokens = np.array(prompt.tokens, np.int64)
     for i, wanted in enumerate(prompt.expected):
@@ -89,19 +112,24 @@ def _prove_prompt(engine: Engine, index: int, prompt: GoldenPrompt, tolerance: T
             logits = engine.prefill(0, tokens[: first + 1], 0)
         else:
             logits = engine.decode([RowStep(0, prompt.tokens[first + i], first + i)])[0]
-        _check(index, first + i, wanted, prompt.logit[i], logits, tolerance)
-    return len(prompt.expected)
+        fault = _fault(index, first + i, wanted, prompt.logit[i], logits, tolerance)
+        if fault is not None:
+            faults.append(fault)
+    return faults
 
 
-def _check(
+def _fault(
     prompt: int,
     position: int,
     wanted: int,
     recorded: float,
     logits: NDArray[np.float32],
     tolerance: Tolerance,
-) -> None:
-    """The recorded token wins, or loses by no more than both logits may have moved."""
+) -> EngineFault | None:
+    """The recorded token wins, or loses by no more than both logits may have moved; else why not.
+
+    Raises EngineFault for what no numeric form explains.
+    """
     where = f"golden prompt {prompt}, position {position}"
     if not 0 <= wanted < len(logits):
         raise EngineFault(f"{where}: expects token {wanted}, which the model has not")
@@ -110,17 +138,18 @@ def _check(
     allowed = tolerance.absolute(logits)
     best = int(logits.argmax())
     if logits[best] - logits[wanted] > 2 * allowed:
-        raise EngineFault(
+        return EngineFault(
             f"{where}: the engine answers token {best}, not {wanted}, by "
             f"{logits[best] - logits[wanted]:.4g}; {2 * allowed:.4g} is explained by its numeric "
             "form. Either the bundle's golden prompts are not its own (export it again) or this "
             "engine computes something else (remove it from the cache)"
         )
     if abs(float(logits[wanted]) - recorded) > allowed:
-        raise EngineFault(
+        return EngineFault(
             f"{where}: token {wanted} has logit {logits[wanted]:.5g}, recorded {recorded:.5g}, "
             f"further apart than {allowed:.4g}"
         )
+    return None
 
 
 def prove_mix(engine: Engine, golden: Golden, mix: Mix) -> None:

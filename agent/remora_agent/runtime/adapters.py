@@ -48,6 +48,7 @@ class AdapterInfo:
     leases: int  # running requests that use it
     draining: bool
     alias_target: bool
+    invocation_tokens: tuple[int, ...] = ()  # acts from them on; empty: always
 
 
 class Adapters:
@@ -167,4 +168,5 @@ def _describe(record: Registered, snapshot: BankSnapshot, alias_target: bool) ->
         leases=0 if place is None else place.leases,
         draining=place is not None and place.draining,
         alias_target=alias_target,
+        invocation_tokens=record.invocation_tokens,
     )

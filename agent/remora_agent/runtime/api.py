@@ -59,6 +59,7 @@ class AnsweringAdapter:
     revision: str
     digest: str
     weight: float
+    active_from: int | None = 0  # first prompt token it acted on; None: it was not invoked
 
 
 @dataclass(frozen=True)

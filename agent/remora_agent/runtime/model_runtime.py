@@ -18,9 +18,11 @@ from remora_agent.bank.host import HostCache
 from remora_agent.bank.loader import Load, Loader
 from remora_agent.bank.weights import AdapterWeights, load_weights
 from remora_agent.engine.protocol import Engine
+from remora_agent.runtime.activation import activation_start
 from remora_agent.runtime.adapters import Adapters
 from remora_agent.runtime.answer import Answer
 from remora_agent.runtime.api import (
+    AdapterRef,
     AnsweringAdapter,
     GenerationRequest,
     OnEvent,
@@ -116,12 +118,12 @@ class ModelRuntime:
         """
         now = self._clock()
         check_request(request, self._limits, self.options, now)
-        wanted = tuple(
-            Wanted(self._directory.resolve(a.name, a.revision), a.weight) for a in request.adapters
-        )
+        resolved = tuple(self._resolve(request.prompt, a) for a in request.adapters)
+        wanted = tuple(w for w in resolved if w.start is not None)
         self._bank.check_fits(wanted)
-        answer = self._answer(self._clipped(request), wanted, on_event, now)
-        job = Job(request.request_id, len(request.prompt), request.deadline_s)
+        answer = self._answer(self._clipped(request), resolved, on_event, now)
+        borders = tuple(sorted({w.start for w in wanted if w.start}))
+        job = Job(request.request_id, len(request.prompt), request.deadline_s, borders)
         self._stepper.add(answer, wanted, job)
         self._loop.wake()
 
@@ -215,6 +217,10 @@ class ModelRuntime:
     def _defaults(self) -> SamplingDefaults:
         return layered(self._sampling, self._generation.sampling)
 
+    def _resolve(self, prompt: tuple[int, ...], named: AdapterRef) -> Wanted:
+        record = self._directory.resolve(named.name, named.revision)
+        return Wanted(record, named.weight, activation_start(prompt, record.invocation_tokens))
+
     def _clipped(self, request: GenerationRequest) -> GenerationRequest:
         """max_tokens within what the prompt leaves of the context."""
         room = self._limits.context - len(request.prompt)
@@ -241,7 +247,9 @@ class ModelRuntime:
 
     def _provenance(self, wanted: tuple[Wanted, ...]) -> Provenance:
         adapters = tuple(
-            AnsweringAdapter(w.adapter.name, w.adapter.revision, w.adapter.digest, w.weight)
+            AnsweringAdapter(
+                w.adapter.name, w.adapter.revision, w.adapter.digest, w.weight, w.start
+            )
             for w in wanted
         )
         return Provenance(self.bundle.digest, self._engine.digest, adapters)

@@ -27,6 +27,7 @@ class Job:
     request_id: str
     prompt_tokens: int  # >= 1; the row holds prompt and answer, checked before
     deadline_s: float | None = None
+    borders: tuple[int, ...] = ()  # prompt positions that begin a chunk: the mix changes there
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,8 @@ class Scheduler:
         if prefilling is None:
             return None
         start = prefilling.read
-        stop = min(start + self._limits.prefill_chunk, prefilling.job.prompt_tokens)
+        ahead = (b for b in prefilling.job.borders if b > start)
+        stop = min(start + self._limits.prefill_chunk, prefilling.job.prompt_tokens, *ahead)
         last = stop == prefilling.job.prompt_tokens
         return PrefillChunk(prefilling.job.request_id, prefilling.row, start, stop, last)
 

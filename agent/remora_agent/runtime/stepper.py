@@ -41,9 +41,8 @@ class Request:
     wanted: tuple[Wanted, ...]
     lease: Lease | None = None  # from admission on
 
-    @property
-    def mix(self) -> Mix:
-        return self.lease.mix if self.lease is not None else ()
+    def mix_at(self, position: int) -> Mix:
+        return self.lease.mix_at(position) if self.lease is not None else ()
 
     @property
     def id(self) -> str:
@@ -211,10 +210,11 @@ class Stepper:
         if isinstance(work, PrefillChunk):
             (request,) = requests
             tokens = np.asarray(request.answer.request.prompt[work.start : work.stop], np.int64)
-            logits = self._engine.prefill(work.row, tokens, work.start, request.mix)
+            mix = request.mix_at(work.start)
+            logits = self._engine.prefill(work.row, tokens, work.start, mix)
             return [logits] if work.last else []
         steps = [
-            RowStep(row, r.answer.tokens[-1], r.answer.position, r.mix)
+            RowStep(row, r.answer.tokens[-1], r.answer.position, r.mix_at(r.answer.position))
             for row, r in zip(work.rows, requests, strict=True)
         ]
         return list(self._engine.decode(steps))

@@ -42,6 +42,7 @@ def adapter_info(info: AdapterInfo) -> pb.AdapterInfo:
         leases=info.leases,
         draining=info.draining,
         alias_target=info.alias_target,
+        invocation_tokens=info.invocation_tokens,
     )
 
 

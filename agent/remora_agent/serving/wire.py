@@ -210,7 +210,14 @@ def provenance(provenance: api.Provenance) -> pb.Provenance:
         bundle_digest=provenance.bundle_digest,
         engine_digest=provenance.engine_digest,
         adapters=[
-            pb.AnsweringAdapter(name=a.name, revision=a.revision, digest=a.digest, weight=a.weight)
+            pb.AnsweringAdapter(
+                name=a.name,
+                revision=a.revision,
+                digest=a.digest,
+                weight=a.weight,
+                active_from=a.active_from or 0,
+                not_invoked=a.active_from is None,
+            )
             for a in provenance.adapters
         ],
     )

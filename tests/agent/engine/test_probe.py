@@ -91,6 +91,21 @@ def test_a_near_tie_may_fall_either_way(bench: Bench, engine: Engine):
         prove(engine, Golden(1, (tied,)), strict)
 
 
+@pytest.mark.parametrize(("wrong", "proven"), [(1, True), (2, False)])
+def test_a_share_of_positions_may_fall_out_where_experts_are_chosen(
+    bench: Bench, engine: Engine, wrong: int, proven: bool
+):
+    good = record(bench.reference)
+    expected = [(t + (i < wrong)) % bench.spec.vocab for i, t in enumerate(good.expected)]
+    golden = Golden(1, (replace(good, expected=tuple(expected)),))
+    routed = replace(FLOAT32_TOLERANCE, outliers=0.25)
+    if proven:
+        assert prove(engine, golden, routed) == 6
+    else:
+        with pytest.raises(EngineFault, match=r"position 4.*answers token"):
+            prove(engine, golden, routed)
+
+
 @pytest.mark.parametrize("prompts", [0, 1])
 def test_an_engine_that_could_not_be_checked_is_not_proven(
     bench: Bench, engine: Engine, prompts: int

@@ -164,16 +164,20 @@ class Provenance(_message.Message):
     def __init__(self, bundle_digest: _Optional[str] = ..., engine_digest: _Optional[str] = ..., adapters: _Optional[_Iterable[_Union[AnsweringAdapter, _Mapping]]] = ...) -> None: ...
 
 class AnsweringAdapter(_message.Message):
-    __slots__ = ("name", "revision", "digest", "weight")
+    __slots__ = ("name", "revision", "digest", "weight", "active_from", "not_invoked")
     NAME_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_FROM_FIELD_NUMBER: _ClassVar[int]
+    NOT_INVOKED_FIELD_NUMBER: _ClassVar[int]
     name: str
     revision: str
     digest: str
     weight: float
-    def __init__(self, name: _Optional[str] = ..., revision: _Optional[str] = ..., digest: _Optional[str] = ..., weight: _Optional[float] = ...) -> None: ...
+    active_from: int
+    not_invoked: bool
+    def __init__(self, name: _Optional[str] = ..., revision: _Optional[str] = ..., digest: _Optional[str] = ..., weight: _Optional[float] = ..., active_from: _Optional[int] = ..., not_invoked: bool = ...) -> None: ...
 
 class GenerateEvent(_message.Message):
     __slots__ = ("accepted", "delta", "finished")
@@ -272,7 +276,7 @@ class DetokenizeResponse(_message.Message):
     def __init__(self, text: _Optional[str] = ...) -> None: ...
 
 class AdapterInfo(_message.Message):
-    __slots__ = ("name", "revision", "digest", "tier", "rank", "bank_bytes", "pinned", "leases", "draining", "alias_target")
+    __slots__ = ("name", "revision", "digest", "tier", "rank", "bank_bytes", "pinned", "leases", "draining", "alias_target", "invocation_tokens")
     NAME_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -283,6 +287,7 @@ class AdapterInfo(_message.Message):
     LEASES_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     ALIAS_TARGET_FIELD_NUMBER: _ClassVar[int]
+    INVOCATION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     name: str
     revision: str
     digest: str
@@ -293,7 +298,8 @@ class AdapterInfo(_message.Message):
     leases: int
     draining: bool
     alias_target: bool
-    def __init__(self, name: _Optional[str] = ..., revision: _Optional[str] = ..., digest: _Optional[str] = ..., tier: _Optional[_Union[Tier, str]] = ..., rank: _Optional[int] = ..., bank_bytes: _Optional[int] = ..., pinned: bool = ..., leases: _Optional[int] = ..., draining: bool = ..., alias_target: bool = ...) -> None: ...
+    invocation_tokens: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, name: _Optional[str] = ..., revision: _Optional[str] = ..., digest: _Optional[str] = ..., tier: _Optional[_Union[Tier, str]] = ..., rank: _Optional[int] = ..., bank_bytes: _Optional[int] = ..., pinned: bool = ..., leases: _Optional[int] = ..., draining: bool = ..., alias_target: bool = ..., invocation_tokens: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class RegisterAdapterRequest(_message.Message):
     __slots__ = ("name", "revision", "path", "set_alias")

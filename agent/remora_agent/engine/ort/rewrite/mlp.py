@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 from remora_agent.engine.ort.rewrite.edit import MICROSOFT, Editor, input_of, refuse
+
+_SHARE = re.compile(r"layers\.\d+\.share\.sigmoid")  # weighs the shared expert
 
 
 def fuse_silu(editor: Editor) -> None:
@@ -10,6 +14,8 @@ def fuse_silu(editor: Editor) -> None:
     for sigmoid in editor.nodes("Sigmoid"):
         gate = input_of(sigmoid, 0)
         users = [use.node for use in sigmoid.outputs[0].uses()]
+        if _SHARE.fullmatch(sigmoid.name or ""):
+            continue
         if len(users) != 1 or users[0].op_type != "Mul" or gate not in users[0].inputs:
             refuse(sigmoid, "expected gate * Sigmoid(gate)")
         (silu,) = editor.emit(

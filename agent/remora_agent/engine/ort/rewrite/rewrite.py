@@ -18,6 +18,7 @@ from remora_agent.engine.ort.rewrite import (
     adapters,
     attention,
     ends,
+    experts,
     matmul,
     mlp,
     norms,
@@ -33,6 +34,7 @@ from remora_contract.errors import EngineFault
 REWRITE_VERSION = 2
 _OPSET = 21
 _IR_VERSION = 10
+_FLOATS = (None, ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
 _KNOWN = {
     ("", "Add"),
@@ -90,6 +92,7 @@ def rewrite(
     slices.merge_slices(editor)
     branches = adapters.group_adapters(editor, decoder)
     mlp.fuse_silu(editor)
+    experts.adapt_experts(editor, decoder)
     ends.fuse_tied_head(editor)
     ends.drop_final_cast(editor)
     ends.widen_embedding(editor)
@@ -106,8 +109,9 @@ def rewrite(
 
 def check(graph: ir.Graph, decoder: DecoderSpec) -> None:
     """Known operators and inputs, one attention and one cache a layer. Raises EngineFault."""
-    for node in graph:
-        if (node.domain, node.op_type) not in _KNOWN:
+    known = _KNOWN | experts.KNOWN if decoder.experts else _KNOWN
+    for node in graph.all_nodes():
+        if (node.domain, node.op_type) not in known:
             refuse(node, "no rewrite took it")
     for value in graph.inputs:
         if not _INPUTS.fullmatch(value.name or ""):
@@ -143,11 +147,18 @@ def _finish(model: ir.Model) -> None:
         elif (value.name or "").startswith("past_") and value.shape is not None:
             value.shape = ir.Shape(["b", value.shape[1], "capacity", value.shape[3]])
     outputs = set(graph.outputs)
-    for node in graph:
+    for node in graph.all_nodes():
         node.version = None
         for value in node.outputs:
             value.shape = None
-            value.type = ir.TensorType(ir.DataType.FLOAT) if value in outputs else None
+            if value not in outputs and value.dtype in _FLOATS:
+                value.type = None
+            elif value in outputs:
+                value.type = ir.TensorType(ir.DataType.FLOAT)
+    for loop in (node for node in graph if node.op_type == "Loop"):
+        for value in loop.attributes["body"].as_graph().outputs:
+            if value.dtype == ir.DataType.FLOAT16 or value.type is None:
+                value.type = ir.TensorType(ir.DataType.FLOAT)
     graph.sort()
     graph.opset_imports.clear()
     graph.opset_imports.update({"": _OPSET, MICROSOFT: 1})

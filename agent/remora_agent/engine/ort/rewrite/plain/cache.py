@@ -13,16 +13,18 @@ from remora_contract import targets
 
 
 def join_cache(editor: Editor) -> None:
-    """Rewrites every ScatterElements. Raises EngineFault on one that writes something else."""
+    """Rewrites every ScatterElements into a graph input. Raises EngineFault on one that is no write
+    of new keys or values."""
     for scatter in editor.nodes("ScatterElements"):
-        _join(editor, scatter)
+        if input_of(scatter, 0).is_graph_input():
+            _join(editor, scatter)
 
 
 def _join(editor: Editor, scatter: ir.Node) -> None:
     past, index, new = (input_of(scatter, i) for i in range(3))
     expand = producer(index, "Expand", scatter)
     positions = input_of(expand, 0)
-    if not past.is_graph_input() or integer(scatter, "axis", 0) not in (2, -2):
+    if integer(scatter, "axis", 0) not in (2, -2):
         refuse(scatter, "expected a write into the cache along its positions")
     if not reaches(positions, targets.POSITION_IDS) or "reduction" in scatter.attributes:
         refuse(scatter, f"expected a plain write at {targets.POSITION_IDS}")

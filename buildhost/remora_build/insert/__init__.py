@@ -1,0 +1,1 @@
+"""The adapter bank for ONNX decoders that Remora did not export (docs/insert-lora.md)."""
