@@ -155,17 +155,15 @@ class Bank:
 
     def _check_taken(self, weights: AdapterWeights) -> None:
         """The graph has an input for all that it changes."""
-        taken = {"embed": self._extras.embed, "head": self._extras.head}
+        features = {"embed": self._extras.embed, "head": self._extras.head}
         for target in weights.tensors.keys() | weights.vectors.keys():
-            if target.projection.startswith("expert_"):
-                raise AdapterInvalid(
-                    f"adapter {weights.digest[:19]} changes {target.name()}: this engine has no "
-                    "inputs for adapters on experts; merge it with `remora-build merge`"
-                )
-            if not taken.get(target.projection, True):
+            expert = target.group in EXPERT_GROUPS
+            taken = self._extras.experts if expert else features.get(target.projection, True)
+            if not taken:
+                feature = "experts" if expert else target.projection
                 raise AdapterInvalid(
                     f"adapter {weights.digest[:19]} changes {target.name()}, for which the engine "
-                    f"has no input; export the bundle with --adapt {target.projection}"
+                    f"has no input; export the bundle with --adapt {feature}"
                 )
         for target, vectors in weights.vectors.items():
             n = self._decoder.out_features(target.projection)
