@@ -156,6 +156,7 @@ def write_sidecar(
     dtype: Dtype = "float32",
     scaling: float = 1.0,
     source_config: Mapping[str, Any] | None = None,
+    invocation_tokens: tuple[int, ...] = (),
 ) -> Adapter:
     """Writes a sidecar with the product's writer; b is taken as it is (scale already in it)."""
     factors = {t: Factor(a, b, scaling) for t, (a, b) in tensors.items()}
@@ -165,6 +166,7 @@ def write_sidecar(
         base_digest=base_digest,
         dtype=dtype,
         source_config=source_config or {"peft_type": "LORA"},
+        invocation_tokens=invocation_tokens,
     )
 
 

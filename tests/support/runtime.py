@@ -82,10 +82,11 @@ def add_adapter(
     *,
     seed: int,
     r: int = 4,
+    invocation_tokens: tuple[int, ...] = (),
 ) -> Registered:
     """Writes a real sidecar of random tensors to `path` and registers it."""
     tensors = random_tensors(bundle.decoder, seed=seed, r=r, projections=("q", "v"))
-    write_sidecar(path, bundle.base_digest, tensors)
+    write_sidecar(path, bundle.base_digest, tensors, invocation_tokens=invocation_tokens)
     return directory.register(name, revision, path)
 
 

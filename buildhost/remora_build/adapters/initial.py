@@ -7,10 +7,13 @@ base W the trained adapter is
 
 a plain LoRA of twice the rank, as PEFT's own `path_initial_model_for_weight_conversion` makes it.
 A0 and B0 are the adapter as it was saved before training. With DoRA the magnitudes stay what they
-are: the norm is of the same sum.
+are: the norm is of the same sum. PEFT's own conversion has no config for use_rslora beside patterns;
+here the scaling is in the factors, so that they are no exception.
 """
 
 from __future__ import annotations
+
+import numpy as np
 
 from remora_build.adapters.assemble import Branches, Tensors, folded_tensors
 from remora_build.adapters.bound import Binding, Bound
@@ -39,6 +42,11 @@ def check_initial(
             "weights; give the adapter as it was saved before training with --initial, or save it "
             "with path_initial_model_for_weight_conversion, which turns it into plain LoRA"
         )
+    if initial.mutated_init not in (None, trained.mutated_init):  # PEFT advises to save it as true
+        raise AdapterInvalid(
+            f"{initial_where}: init_lora_weights = {initial.mutated_init!r}, but {where} was "
+            f"initialised by {trained.mutated_init!r}: it is no initial state of it"
+        )
     for name in _SCALING:
         if getattr(trained, name) != getattr(initial, name):
             raise AdapterInvalid(
@@ -56,9 +64,32 @@ def minus_initial(
     if set(by_name) != names:
         odd = sorted(set(by_name) ^ names)[0]
         raise AdapterInvalid(f"the adapter and its initial state differ in adapting {odd}")
+    _check_moved(bound, tensors, initial, initial_tensors)
     now, first = folded_tensors(tensors), folded_tensors(initial_tensors)
 
     def branches(binding: Binding, experts: int) -> Folded:
         return now(binding, experts).minus(first(by_name[binding.place.name], experts))
 
     return branches
+
+
+def _check_moved(bound: Bound, tensors: Tensors, initial: Bound, initial_tensors: Tensors) -> None:
+    """Whether the initial state took something out of the base, and training then changed it: what
+    a wrong directory betrays itself by. Single modules may lack either. Raises AdapterInvalid."""
+    if not any(initial_tensors.float32(b.tensor_b).any() for b in initial.factors):
+        raise AdapterInvalid(
+            "every B of the initial state is zero, so it took nothing out of the base weights: it "
+            "is no state before the training of this adapter"
+        )
+    trained = {b.place.name: b for b in bound.factors}
+    for first in initial.factors:
+        now = trained[first.place.name]
+        pairs = ((now.tensor_a, first.tensor_a), (now.tensor_b, first.tensor_b))
+        if not all(
+            np.array_equal(tensors.float32(a), initial_tensors.float32(b)) for a, b in pairs
+        ):
+            return
+    raise AdapterInvalid(
+        "the adapter and its initial state are the same: together they change nothing. Give the "
+        "trained adapter first, and the one saved before training with --initial"
+    )

@@ -21,6 +21,7 @@ def describe_adapter(directory: Path, *, verify: bool = False) -> Report:
     adapter = load_adapter(directory)
     verified = verified_text(directory, adapter.files, verify)
     source = adapter.source_config
+    invoked = (("acts from", _invocation(adapter)),) if adapter.invocation_tokens else ()
     facts = (
         ("digest", adapter.digest),
         ("base", adapter.base_digest),
@@ -28,6 +29,7 @@ def describe_adapter(directory: Path, *, verify: bool = False) -> Report:
         ("dtype", adapter.dtype),
         ("rank", f"{adapter.rank} bank columns"),
         ("projections", ", ".join(adapter.projections())),
+        *invoked,
         ("size", size_text(adapter.bytes)),
         ("PEFT", ", ".join(f"{k} = {source[k]}" for k in _SHOWN_SETTINGS if source.get(k))),
         ("written by", adapter.exporter),
@@ -39,6 +41,13 @@ def describe_adapter(directory: Path, *, verify: bool = False) -> Report:
         facts=facts,
         tables=(targets_table(adapter.targets), files_table(adapter.files)),
     )
+
+
+def _invocation(adapter: Adapter) -> str:
+    shown = ", ".join(map(str, adapter.invocation_tokens[:16]))
+    more = len(adapter.invocation_tokens) - 16
+    tail = f" and {more} more" if more > 0 else ""
+    return f"the last tokens {shown}{tail} in the prompt on; without them it is the base model"
 
 
 def _data(adapter: Adapter, *, verified: bool) -> dict[str, Any]:

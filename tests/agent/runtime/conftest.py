@@ -16,13 +16,30 @@ def serve(tmp_path):
     """Makes a runtime with the adapters given as name -> rank; closed after the test."""
     open_runtimes = []
 
-    def make(adapters=None, rows=4, context=64, max_bank_rank=16, options=None, **more):
+    def make(
+        adapters=None,
+        rows=4,
+        context=64,
+        max_bank_rank=16,
+        options=None,
+        invocations=None,
+        **more,
+    ):
         bundle = make_bundle(context, max_bank_rank)
         directory = AdapterDirectory(bundle)
         digests = {}
         for i, (name, rank) in enumerate((adapters or {}).items()):
             path = tmp_path / f"{len(open_runtimes)}-{name}"
-            digests[name] = add_adapter(directory, bundle, path, name, "r1", seed=i, r=rank).digest
+            digests[name] = add_adapter(
+                directory,
+                bundle,
+                path,
+                name,
+                "r1",
+                seed=i,
+                r=rank,
+                invocation_tokens=(invocations or {}).get(name, ()),
+            ).digest
         engine = ReferenceEngine(rows, context, VOCAB, max_bank_rank)
         runtime = ModelRuntime(
             engine, bundle, byte_text(), directory, options or RuntimeOptions(), **more
