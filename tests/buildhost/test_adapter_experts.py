@@ -1,4 +1,4 @@
-"""Adapters of mixtures of experts: their stacked weights, one by one, and what stands beside them."""
+"""Adapters of mixtures of experts: on stacked weights, on single experts, and on the router."""
 
 from __future__ import annotations
 

@@ -47,6 +47,11 @@ def expert_b(layer: int, group: Group) -> str:
     return f"slot_b.{layer}.{group}"
 
 
+def expert_adapted(layer: int, group: Group) -> str:
+    """The Add node of a branch inside the experts' loop."""
+    return f"layers.{layer}.{group}.adapted"
+
+
 def expert_gate(group: Group) -> str:
     """Input [b, 1, T], shared by all layers: 1 where a column is of the row's mix, else 0."""
     return f"slot_gate.{group}"

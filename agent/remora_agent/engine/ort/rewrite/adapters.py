@@ -70,7 +70,11 @@ def group_adapters(editor: Editor, decoder: DecoderSpec) -> int:
 def _keep_expert(value: ir.Value) -> bool:
     """An expert's branch stays as it is, inside the loop, under the slots' names; was it one?"""
     stem, _, place = (value.name or "").partition(".")
-    if place.rpartition(".")[2] not in EXPERT_GROUPS or stem not in ("lora_a", "lora_b", "lora_gate"):
+    if place.rpartition(".")[2] not in EXPERT_GROUPS or stem not in (
+        "lora_a",
+        "lora_b",
+        "lora_gate",
+    ):
         return False
     value.name = f"{stem.replace('lora', 'slot')}.{place}"
     return True
