@@ -1,4 +1,4 @@
-"""Activated LoRA in the sidecar: PEFT's alora_invocation_tokens carried, shown, bounded, refused."""
+"""Activated LoRA in the sidecar: alora_invocation_tokens carried, shown, bounded, refused."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_beside_a_changed_base_it_is_refused_by_name(
     base: Path, peft_dir: Path, tmp_path: Path
 ) -> None:
     other = with_config(copy(peft_dir, tmp_path / "p"), init_lora_weights="pissa")
-    with pytest.raises(Unsupported, match="alora_invocation_tokens beside .*'pissa'"):
+    with pytest.raises(Unsupported, match=r"alora_invocation_tokens beside .*'pissa'"):
         convert_adapter(other, tmp_path / "a", base=base, help=Help(initial=peft_dir))
 
 

@@ -7,8 +7,8 @@ base W the trained adapter is
 
 a plain LoRA of twice the rank, as PEFT's own `path_initial_model_for_weight_conversion` makes it.
 A0 and B0 are the adapter as it was saved before training. With DoRA the magnitudes stay what they
-are: the norm is of the same sum. PEFT cannot convert use_rslora beside patterns, for which its config
-has no numbers; here the scaling is in the factors, so that they are no exception.
+are: the norm is of the same sum. PEFT cannot convert use_rslora beside patterns, for which its
+config has no numbers; here the scaling is in the factors, so that they are no exception.
 """
 
 from __future__ import annotations
