@@ -30,6 +30,7 @@ from safetensors.numpy import save_file
 
 from remora_contract.bundle import (
     BUNDLE_JSON,
+    FORMAT_VERSION,
     GRAPH_FILE,
     Bundle,
     BundleFile,
@@ -195,7 +196,7 @@ def make_base(directory: Path) -> None:
         tied_embeddings=True,
     )
     bundle = Bundle(
-        format_version=1,
+        format_version=FORMAT_VERSION,
         base_digest=digest_bytes(b"benchmark"),
         decoder=decoder,
         graph=GraphSpec("native", "float16", 4096, 64, 24),

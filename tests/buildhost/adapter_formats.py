@@ -3,6 +3,7 @@ foreign ones: plain code that decodes what the other runtime documents, sharing 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from remora_build.adapters.formats.carried import Carried
+from remora_build.adapters.formats.registry import ForeignFormat
 from remora_build.adapters.sidecar import Factor
 from remora_contract.bundle import DecoderSpec
 from remora_contract.targets import PROJECTIONS, AdapterTarget, Projection
@@ -45,6 +47,8 @@ PROJECTION_OF_ID: dict[int, Projection] = {
     6: "down",
     7: "up",
 }
+
+FOREIGN: tuple[ForeignFormat, ...] = ("edgellm", "trtllm")
 
 Pairs = dict[AdapterTarget, tuple[np.ndarray, np.ndarray]]
 
@@ -112,3 +116,8 @@ def save_pair(directory: Path, weights: np.ndarray, config: Any, suffix: str = "
     np.save(directory / f"model.lora_weights{suffix}.npy", weights[None])
     np.save(directory / f"model.lora_config{suffix}.npy", np.array(config, np.int32)[None])
     return directory
+
+
+def rewritten(path: Path, **changes: Any) -> None:
+    """Sets keys of a JSON document, as a hand would."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))

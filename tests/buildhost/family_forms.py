@@ -19,8 +19,11 @@ FAMILIES: dict[str, Form] = {
         "mistral",
         "ministral",
         "ministral3",
+        "mixtral",
         "qwen2",
+        "qwen2_moe",
         "qwen3",
+        "qwen3_moe",
         "gemma",
         "gemma2",
         "gemma3_text",
@@ -48,6 +51,28 @@ VARIANTS: dict[str, Form] = {
     "mistral-without-window": ("mistral", {"sliding_window": None}),
     "mistral-head-dim": ("mistral", {"head_dim": 24}),
     "ministral3-window": ("ministral3", {"sliding_window": 24}),
+    "mixtral-sliding-one-active": (
+        "mixtral",
+        {"sliding_window": 24, "num_local_experts": 5, "num_experts_per_tok": 1},
+    ),
+    "qwen2moe-sparse-layers": (
+        "qwen2_moe",
+        SLIDING | {"layers": 3, "decoder_sparse_step": 2, "max_window_layers": 3},
+    ),
+    "qwen2moe-renormalized-all-active": (
+        "qwen2_moe",
+        {"norm_topk_prob": True, "num_experts_per_tok": 4, "qkv_bias": False},
+    ),
+    "qwen3moe-dense-layer-sliding": (
+        "qwen3_moe",
+        {
+            "layers": 3,
+            "mlp_only_layers": [1],
+            "use_sliding_window": True,
+            "sliding_window": 24,
+            "norm_topk_prob": False,
+        },
+    ),
     "qwen2-sliding": ("qwen2", SLIDING),
     "qwen2-layer-types": (
         "qwen2",

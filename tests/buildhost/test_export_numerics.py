@@ -5,16 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 import pytest
-import torch
 
 from remora_build.export.exporter import export_checkpoint
 from remora_build.export.options import ExportOptions
-from remora_contract.bundle import GRAPH_FILE
-from remora_contract.targets import GROUPS, PARTS
 from tests.buildhost.reference import load_reference, reference_logits
 from tests.support.checkpoints import LLAMA3_SCALING, make_checkpoint, use_old_config
+from tests.support.dequantized import DequantizedBundle
 from tests.support.portable import PortableModel
 
 PROMPT, STEPS, CONTEXT = 80, 32, 128  # past the original context of LLAMA3_SCALING
@@ -85,7 +82,7 @@ def test_int4_graph_equals_transformers_with_dequantized_weights(tmp_path, form,
     model = PortableModel(bundle, rows=2)
     tokens, have = greedy(model)
     reference = load_reference(checkpoint)
-    put_dequantized(reference, bundle, model.bundle.decoder)
+    DequantizedBundle(bundle, model.bundle.decoder).put_into(reference)
     want = reference_logits(reference, tokens)[:, PROMPT - 1 :]
     assert np.abs(have - want).max() <= 1e-4
     assert (have.argmax(-1) == want.argmax(-1)).all()
@@ -101,26 +98,3 @@ def test_old_and_new_config_words_mean_the_same_graph(tmp_path):
         for path in (new, old)
     ]
     assert bundles[0] == bundles[1]
-
-
-def put_dequantized(reference: torch.nn.Module, bundle: Path, spec) -> None:
-    """Overwrites the reference's projections with what the graph's integers stand for."""
-    values = {v.name: v for v in ir.load(bundle / GRAPH_FILE).graph.initializers.values()}
-
-    def matrix(name: str) -> torch.Tensor:
-        codes = values[f"{name}.q"].const_value.numpy().astype(np.float32)
-        scales = values[f"{name}.scale"].const_value.numpy().astype(np.float32)
-        block = codes.shape[0] // scales.shape[0]
-        return torch.from_numpy(codes * np.repeat(scales, block, axis=0)).T
-
-    modules = dict(reference.named_modules())
-    for layer in range(spec.layers):
-        for group in GROUPS:
-            packed, begin = matrix(f"layers.{layer}.{group}.weight"), 0
-            for part in PARTS[group]:
-                end = begin + spec.out_features(part)
-                block = "mlp" if part in ("gate", "up", "down") else "self_attn"
-                module = modules[f"model.layers.{layer}.{block}.{part}_proj"]
-                module.weight = torch.nn.Parameter(packed[begin:end].contiguous())
-                begin = end
-    reference.lm_head.weight = torch.nn.Parameter(matrix("head.weight").contiguous())

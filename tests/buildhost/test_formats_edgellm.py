@@ -262,7 +262,7 @@ Q = "model.layers.1.self_attn.q_proj"
                 }
             ),
             AdapterInvalid,
-            "layers.7.q: .*2 layers",
+            "layers.7.q: the base has 2 layers",
         ),
         (
             lambda t: t.update({f"{Q}.lora_A.weight": np.full((32, 2), np.nan, np.float16)}),

@@ -20,6 +20,7 @@ from remora_build.adapters.convert import read_peft
 from remora_build.adapters.formats.carried import Carried
 from remora_build.adapters.formats.edgellm import WEIGHTS, write_edgellm
 from remora_contract.bundle import Bundle
+from remora_contract.errors import AdapterInvalid
 from tests.buildhost.documents import decoder_spec, write_bundle
 from tests.support.adapters import make_peft_adapter
 
@@ -52,13 +53,13 @@ def convert(checkpoint: Path, tmp_path: Path) -> Any:
 
     def run(**settings: Any) -> tuple[Tensors, Tensors]:
         peft_dir = make_peft_adapter(checkpoint, tmp_path / "peft", seed=3, **settings)
-        factors, config = read_peft(peft_dir, bundle)
-        (tmp_path / "ours").mkdir()
-        write_edgellm(tmp_path / "ours", Carried(factors, config))
         given = ["--input_dir", str(peft_dir), "--output_dir", str(tmp_path / "theirs")]
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
         subprocess.run([str(tool_path()), *given], check=True, env=environment, timeout=300)
-        return load_file(tmp_path / "ours" / WEIGHTS), load_file(tmp_path / "theirs" / WEIGHTS)
+        theirs = load_file(tmp_path / "theirs" / WEIGHTS)
+        (tmp_path / "ours").mkdir()
+        write_edgellm(tmp_path / "ours", Carried(*read_peft(peft_dir, bundle)))
+        return load_file(tmp_path / "ours" / WEIGHTS), theirs
 
     return run
 
@@ -107,6 +108,13 @@ def test_the_tool_scales_every_module_alike(convert: Any) -> None:
     )
     different = {n.split(".")[4] for n in differing(ours, theirs)}
     assert different == {"q_proj", "v_proj"}
+
+
+def test_the_tool_stores_infinity_where_float16_ends(convert: Any, tmp_path: Path) -> None:
+    with pytest.raises(AdapterInvalid, match="more than float16 holds"):
+        convert(r=4, lora_alpha=4_000_000)
+    theirs = load_file(tmp_path / "theirs" / WEIGHTS)
+    assert any(np.isinf(t).any() for t in theirs.values())
 
 
 def test_the_tool_leaves_a_square_factor_untransposed(convert: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from remora_build.adapters.formats.trtllm_modules import BY_ID
 from remora_build.adapters.formats.trtllm_read import read_trtllm
 from remora_build.adapters.formats.trtllm_rows import Row
 from remora_build.adapters.sidecar import Factor
-from remora_contract.bundle import Bundle
+from remora_contract.bundle import Bundle, ExpertsSpec, LayerKind
 from remora_contract.errors import AdapterInvalid, Unsupported
 from remora_contract.targets import PROJECTIONS, AdapterTarget
 from tests.buildhost.adapter_formats import (
@@ -216,10 +217,50 @@ def test_modules_a_decoder_does_not_have_are_refused_by_name(
         read_trtllm(tmp_path, bundle, None)
 
 
-def test_a_dora_row_is_refused_by_name(bundle: Bundle, tmp_path: Path) -> None:
-    row = np.concatenate([q_row(), np.ones(32, np.float32)])
-    save_pair(tmp_path, row[None], [[1, 0, 2, 1]])
-    with pytest.raises(Unsupported, match="row 0: attn_q of layer 0 is a DoRA row"):
+def test_a_dense_module_in_a_layer_of_experts_is_an_error(tmp_path: Path) -> None:
+    """mlp_4h_to_h would be one expert's, and nobody could say whose."""
+    experts = ExpertsSpec(4, 2, DECODER.intermediate, True)
+    decoder = replace(DECODER, experts=experts, kinds=(LayerKind(experts=True), LayerKind()))
+    mixed = write_bundle(tmp_path / "base", decoder)
+    save_pair(tmp_path, np.ones((1, 160), np.float32), [[6, 0, 2]])
+    with pytest.raises(AdapterInvalid, match="row 0: the base's layer 0 has no mlp_4h_to_h"):
+        read_trtllm(tmp_path, mixed, None)
+    save_pair(tmp_path, np.ones((1, 160), np.float32), [[6, 1, 2]])
+    assert list(read_trtllm(tmp_path, mixed, None).factors) == [AdapterTarget(1, "down")]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_dora_rows_are_read_back_with_their_magnitudes(
+    bundle: Bundle, tmp_path: Path, ranks: int
+) -> None:
+    factors = random_factors(DECODER)
+    for target in list(factors)[::2]:
+        scale = np.arange(factors[target].b.shape[1], dtype=np.float32) / 8
+        factors[target] = replace(factors[target], scale=scale)
+    write_trtllm(tmp_path, Carried(factors), DECODER, "float16", ranks)
+
+    read = read_trtllm(tmp_path, bundle, None).factors
+
+    assert_same_factors(read, factors)
+    for target, factor in factors.items():
+        have = read[target].scale
+        assert (have is None) == (factor.scale is None)
+        assert have is None or np.array_equal(have, factor.scale)
+
+
+def test_the_magnitude_of_a_fused_row_belongs_to_its_parts(bundle: Bundle, tmp_path: Path) -> None:
+    magnitude = np.concatenate([np.full(32, 1.0), np.full(16, 2.0), np.full(16, 3.0)])
+    row = np.concatenate([np.ones(2 * (32 + 64)), magnitude]).astype(np.float32)
+    save_pair(tmp_path, row[None], [[0, 0, 2, 1]])
+    factors = read_trtllm(tmp_path, bundle, None).factors
+    for projection, value, n in (("q", 1.0, 32), ("k", 2.0, 16), ("v", 3.0, 16)):
+        scale = factors[AdapterTarget(0, projection)].scale  # type: ignore[arg-type]
+        assert scale is not None and scale.tolist() == [value] * n
+
+
+def test_a_dora_row_without_its_magnitude_is_an_error(bundle: Bundle, tmp_path: Path) -> None:
+    save_pair(tmp_path, q_row()[None], [[1, 0, 2, 1]])
+    with pytest.raises(AdapterInvalid, match="row 0: attn_q of rank 2 needs 160 values"):
         read_trtllm(tmp_path, bundle, None)
 
 

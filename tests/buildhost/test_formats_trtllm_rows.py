@@ -22,7 +22,6 @@ from remora_build.adapters.formats.trtllm_rows import (
     Row,
     factors_of,
     join,
-    normalised,
     row_from,
     row_values,
     rows_of,
@@ -216,34 +215,3 @@ def test_the_halves_of_a_fused_gate_and_up_lie_as_told(order: Any, first: str) -
     row = Row(module, 0, np.ones((1, decoder.hidden), np.float32), out)
     values = {t.projection: float(f.b[0, 0]) for t, f in factors_of(row, shape, 1.0, order).items()}
     assert values == {first: 1.0, "gate" if first == "up" else "up": 2.0}
-
-
-def test_a_normalised_magnitude_makes_the_row_what_peft_computes() -> None:
-    """PEFT: y = m / ‖W + s B A‖ ⊙ (x Wᵀ + s (x Aᵀ) Bᵀ) + bias, the norm taken for each output."""
-    import peft
-    import torch
-
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(6, 5))
-    config = peft.LoraConfig(r=2, lora_alpha=6, target_modules=["0"], use_dora=True)
-    layer = peft.get_peft_model(model, config).base_model.model[0]
-    with torch.no_grad():
-        layer.lora_B["default"].weight.normal_()
-        layer.lora_magnitude_vector["default"].weight.uniform_(0.5, 2.0)
-        x = torch.randn(3, 6)
-        need = layer(x).numpy()
-    a, b = (m["default"].weight.detach().numpy() for m in (layer.lora_A, layer.lora_B))
-    magnitude = layer.lora_magnitude_vector["default"].weight.detach().numpy()
-    weight, bias = (p.detach().numpy() for p in (layer.base_layer.weight, layer.base_layer.bias))
-
-    m = normalised(magnitude, weight, Factor(a.T, b.T * np.float32(3), 3.0))
-
-    have = m * (x.numpy() @ weight.T + x.numpy() @ a.T @ (3 * b.T)) + bias
-    assert np.allclose(have, need, atol=1e-5)
-    assert not np.allclose(m, magnitude)
-
-
-def test_a_weight_row_of_zero_has_no_normalised_magnitude() -> None:
-    factor = Factor(np.zeros((3, 1), np.float32), np.zeros((1, 2), np.float32), 1.0)
-    with pytest.raises(AdapterInvalid, match="is zero"):
-        normalised(np.ones(2, np.float32), np.zeros((2, 3), np.float32), factor)

@@ -1,5 +1,5 @@
-"""A bank joins a projection in whatever form an exporter wrote it: the branch reads the activation as
-the model computed it, before any quantizer's scale or rounding, and rows stay apart."""
+"""A bank joins a projection in whatever form an exporter wrote it: the branch reads the activation
+as the model computed it, before any quantizer's scale or rounding, and rows stay apart."""
 
 from __future__ import annotations
 

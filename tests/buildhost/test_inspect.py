@@ -160,7 +160,13 @@ def test_a_name_without_its_manifest_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("adapter_config.json", "remora-build adapter"), ("config.json", "export")]
+    ("name", "hint"),
+    [
+        ("adapter_config.json", "remora-build adapter"),
+        ("processed_adapter_model.safetensors", "Edge-LLM.*remora-build adapter"),
+        ("model.lora_weights.npy", "TensorRT-LLM.*remora-build adapter"),
+        ("config.json", "export"),
+    ],
 )
 def test_inspect_says_what_a_directory_may_be(tmp_path: Path, name: str, hint: str) -> None:
     (tmp_path / name).write_text("{}")

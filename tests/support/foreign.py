@@ -29,7 +29,7 @@ PARTS = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
 
 
 def torchscript_export(checkpoint: Path, path: Path, dtype: str = "float32") -> Path:
-    """torch.onnx's older exporter: nodes carry module paths, weights are folded to onnx::MatMul_7."""
+    """torch.onnx's older exporter: nodes carry module paths, weights become onnx::MatMul_7."""
     import torch
 
     axes = {0: "batch", 1: "sequence"}

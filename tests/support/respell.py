@@ -1,11 +1,11 @@
 """One decoder, its projections spelled as other exporters spell them.
 
     model = onnx.load(torchscript_export(...))
-    plain = respell(model, SPELLINGS["blocked_int4"])
+    plain = respell(model, RUNNABLE["int4_blocks"])
 
-A spelling replaces `y = MatMul(x, W)` by nodes that compute the same (or a quantized) y from the same
-x. `plain` says for each projection which values x and y are, so that tests know the truth without
-asking the code under test.
+A spelling replaces `y = MatMul(x, W)` by nodes that compute the same (or a quantized) y from the
+same x. `plain` says for each projection which values x and y are, so that tests know the truth
+without asking the code under test.
 """
 
 from __future__ import annotations
@@ -236,9 +236,7 @@ def int8_qdq(s: Scribe) -> str:
     codes, scale = _int8(s.weight, axis=None)
     weight = [s.const("weight_q", codes), s.const("weight_scale", scale)]
     zero = np.int8(0)
-    y = s.node(
-        "MatMul", [_qdq(s, s.x, "input", zero), s.node("DequantizeLinear", weight)]
-    )
+    y = s.node("MatMul", [_qdq(s, s.x, "input", zero), s.node("DequantizeLinear", weight)])
     return _qdq(s, y, "output", zero)
 
 

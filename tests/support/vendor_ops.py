@@ -1,6 +1,6 @@
-"""Stand-ins for TensorRT's and Edge-LLM's operators, so that onnx.reference can run graphs that have
-them. Their arithmetic is that of the operators' documentation; how the plugins pack a weight is not
-known and not needed: here it is plain int8.
+"""Stand-ins for TensorRT's and Edge-LLM's operators, so that onnx.reference can run graphs that
+have them. Their arithmetic is that of the operators' documentation; how the plugins pack a weight
+is not known and not needed: here it is plain int8.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 
 from remora_build.adapters.base import Array, Blocks, Rows, Table, same_rows
@@ -17,6 +17,9 @@ from remora_build.graph import layout
 from remora_contract.bundle import GRAPH_FILE, Bundle
 from remora_contract.errors import ArtifactInvalid, Refused
 from remora_contract.targets import PARTS, Projection
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 _CHUNK_BYTES = 4 << 20
 
@@ -133,6 +136,8 @@ class BundleBase:
 
 def _external(path: Path) -> dict[str, ir.ExternalTensor]:
     """The float initializers in the data file, by name. Raises ArtifactInvalid."""
+    import onnx_ir as ir  # takes longer than all of a plain conversion
+
     try:
         model = ir.load(path)
     except Exception as e:  # onnx_ir's and protobuf's errors share no base class

@@ -69,10 +69,8 @@ def convert_adapter(
     help = help or Help()
     own = base_weights(base, bundle, help.checkpoint, progress)
     read = read_adapter(peft_dir, bundle, own, help.initial)
-    check_bank({target: factor.rank for target, factor in read.factors.items()}, bundle)
+    check_fits(read.factors, bundle)
     check_invocation(read.invocation_tokens, bundle)
-    if refusals := target_refusals(bundle, target_ranks(read.factors)):
-        raise Incompatible(refusals)
     adapter = write_adapter(
         out,
         read.factors,
@@ -117,6 +115,14 @@ def read_adapter(
         factors = Assembly(bound, bundle.decoder, weights, branches, own).factors()
         own.confirm()
     return PeftAdapter(factors, config, settings.invocation_tokens)
+
+
+def check_fits(factors: Mapping[AdapterTarget, Factor], bundle: Bundle) -> None:
+    """Raises Refused when the bundle's bank is too narrow, Incompatible when its graph lacks inputs
+    that the adapter needs."""
+    check_bank({target: factor.rank for target, factor in factors.items()}, bundle)
+    if refusals := target_refusals(bundle, target_ranks(factors)):
+        raise Incompatible(refusals)
 
 
 def check_bank(ranks: Mapping[AdapterTarget, int], bundle: Bundle) -> None:

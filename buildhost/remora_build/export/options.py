@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from remora_build.families.shape import used_groups, used_projections
 from remora_build.graph.ops import opset_of
 from remora_contract.bundle import DecoderSpec, GraphDialect, GraphSpec, QuantSpec
 from remora_contract.errors import RequestInvalid, Unsupported
-from remora_contract.targets import GROUPS, PARTS, PROJECTIONS
+from remora_contract.targets import PARTS
 
 DEFAULT_CONTEXT = 4096
 INT4_BLOCKS = (32, 128)
@@ -75,7 +76,7 @@ def _quant(spec: DecoderSpec, block: int | None) -> QuantSpec:
         return QuantSpec()
     if block not in INT4_BLOCKS:
         raise Unsupported(f"--int4-block {block}: use one of {INT4_BLOCKS}")
-    for projection in PROJECTIONS:
+    for projection in used_projections(spec):
         k = spec.in_features(projection)
         if k % block:
             hint = _other_block(spec)
@@ -88,7 +89,8 @@ def _quant(spec: DecoderSpec, block: int | None) -> QuantSpec:
 
 def _refuse_odd_rows(spec: DecoderSpec) -> None:
     """TensorRT 10.3 packs INT4 along the last dimension and takes no odd one."""
-    widths = {g: sum(spec.out_features(p) for p in PARTS[g]) for g in GROUPS} | {"head": spec.vocab}
+    widths = {g: sum(spec.out_features(p) for p in PARTS[g]) for g in used_groups(spec)}
+    widths |= {"head": spec.vocab}
     for name, width in widths.items():
         if width % 2:
             raise Unsupported(
@@ -99,6 +101,6 @@ def _refuse_odd_rows(spec: DecoderSpec) -> None:
 
 def _other_block(spec: DecoderSpec) -> str:
     for block in INT4_BLOCKS:
-        if all(spec.in_features(p) % block == 0 for p in PROJECTIONS):
+        if all(spec.in_features(p) % block == 0 for p in used_projections(spec)):
             return f"use --int4-block {block}"
     return "export it without --int4-block"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from remora_build.families.fields import ConfigFields
 from remora_build.families.naming import PLAIN, Words
 from remora_contract.bundle import MAX_EXPERTS, MAX_LAYERS, MAX_WIDTH, ExpertsSpec
+from remora_contract.targets import Projection
 
 SPLIT = PLAIN.but(
     {
@@ -19,7 +20,7 @@ SPLIT = PLAIN.but(
     shared_gate="mlp.shared_expert_gate",
 )
 # transformers 5 holds all experts in two parameters and may save them so.
-_STACKS = {
+_STACKS: dict[Projection, str] = {
     "expert_gate": "mlp.experts.gate_up_proj",
     "expert_up": "mlp.experts.gate_up_proj",
     "expert_down": "mlp.experts.down_proj",

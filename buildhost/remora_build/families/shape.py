@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Literal
 
 from remora_contract.bundle import DecoderSpec
-from remora_contract.targets import Projection
+from remora_contract.targets import ALL_GROUPS, PARTS, Group, Projection
 
 # `_out` norms stand behind what a block computes, before it is added to the stream.
 Norm = Literal[
@@ -19,6 +19,16 @@ _PLACED: dict[str, tuple[Norm, ...]] = {
     "sandwich": ("norm_attention", "norm_attention_out", "norm_mlp", "norm_mlp_out"),
     "parallel": ("norm_attention",),
 }
+
+
+def used_groups(spec: DecoderSpec) -> tuple[Group, ...]:
+    """The packed projections that some layer has."""
+    used = {group for layer in range(spec.layers) for group in spec.groups(layer)}
+    return tuple(group for group in ALL_GROUPS if group in used)
+
+
+def used_projections(spec: DecoderSpec) -> tuple[Projection, ...]:
+    return tuple(projection for group in used_groups(spec) for projection in PARTS[group])
 
 
 def has_bias(spec: DecoderSpec, projection: Projection) -> bool:

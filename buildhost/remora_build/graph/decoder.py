@@ -33,7 +33,9 @@ def build_graph(spec: DecoderSpec, graph: GraphSpec, slots: dict[str, Slot]) -> 
     weights = MatrixWeights(nodes, graph)
     kit = Kit(nodes, ops, spec, graph, weights, Linear(nodes, spec, graph, weights, gates))
     mlp = Mlp(kit)
-    experts = spec.experts and Experts(kit, spec.experts, mlp, gates, inputs.position_ids)
+    experts = None
+    if spec.experts is not None:
+        experts = Experts(kit, spec.experts, mlp, gates, inputs.position_ids)
     layers = _Layers(kit, Attention(kit, inputs, steps), mlp, experts)
     hidden = embedded(kit, inputs.input_ids)
     presents: list[ir.Value] = []
@@ -68,8 +70,8 @@ class _Layers:
             normed = kit.layer_norm(layer, "norm_mlp", stream)
         elif block == "post":
             normed = stream
-        mixes = self._experts is not None and kit.spec.kind(layer).experts
-        made = self._experts(layer, normed) if mixes else self._mlp(layer, normed)
+        experts = self._experts if kit.spec.kind(layer).experts else None
+        made = (experts or self._mlp)(layer, normed)
         if behind:
             made = kit.layer_norm(layer, "norm_mlp_out", made)
         return kit.stream(self._added(layer, "mlp", stream, made)), present

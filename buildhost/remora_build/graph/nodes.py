@@ -110,10 +110,10 @@ class Nodes:
         name = "const." + "_".join(map(str, values))
         return self._constant(name, np.array(values, np.int64))
 
-    def words(self, values: Sequence[int]) -> ir.Value:
-        """A shared int32 tensor [values, 1, 1] inside the model file."""
-        name = "const.int32." + "_".join(map(str, values))
-        return self._constant(name, np.array(values, np.int32).reshape(-1, 1, 1))
+    def column(self, values: Sequence[float]) -> ir.Value:
+        """A shared float32 tensor [values, 1, 1] inside the model file."""
+        name = "const.float32.column." + "_".join(map(str, values))
+        return self._constant(name, np.array(values, np.float32).reshape(-1, 1, 1))
 
     def number(self, value: float, dtype: StoredDtype) -> ir.Value:
         """A shared scalar inside the model file."""

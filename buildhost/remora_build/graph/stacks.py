@@ -5,12 +5,9 @@ plain   NAME [E, k, n]
 int4    NAME.q int32 [E, k / 8, n], NAME.scale [E, k / block, n]
 
 Codes c lie eight in a word: of the k rows of a matrix, word row i holds rows i, i + k/8, ...,
-i + 7 k/8, the first in the lowest four bits,
-
-    word = sum over j < 7 of (c_j + 8) 16^j  +  c_7 16^7        -8 <= c_j <= 7
-
-so a word is an int32, its top code signed and the others shifted to be positive. An INT4 stack
-would have to be dequantized as a whole before a matrix is cut out of it.
+i + 7 k/8, the first in the lowest four bits, each as c + 8. The type is int32 because an INT4 stack
+would have to be dequantized as a whole before a matrix is cut out of it, and TensorRT keeps no
+smaller type as it is.
 """
 
 from __future__ import annotations
@@ -29,8 +26,8 @@ from remora_build.quantize import quantize
 from remora_contract.targets import PARTS, Group
 
 CODE_OFFSET = 8
-LOW_CODES = CODES_A_WORD - 1  # below the signed one
-TOP = 16**LOW_CODES
+CODES_A_HALF = CODES_A_WORD // 2
+HALF = 16**CODES_A_HALF  # of a word
 
 Rows = NDArray[np.generic]
 Columns = Iterable[tuple[int, Rows]]  # (column in a packed matrix, rows [m, k] of a source)
@@ -39,11 +36,10 @@ Columns = Iterable[tuple[int, Rows]]  # (column in a packed matrix, rows [m, k] 
 def pack_words(codes: NDArray[np.int8]) -> NDArray[np.int32]:
     """[k, n] codes in -8..7 -> [k / 8, n]."""
     k, n = codes.shape
-    slices = codes.reshape(CODES_A_WORD, k // CODES_A_WORD, n).astype(np.int32)
-    words: NDArray[np.int32] = slices[LOW_CODES] * np.int32(TOP)
-    for j in range(LOW_CODES):
-        words += (slices[j] + CODE_OFFSET) << (4 * j)
-    return words
+    words = np.zeros((k // CODES_A_WORD, n), np.uint32)
+    for j, slice_j in enumerate(codes.reshape(CODES_A_WORD, k // CODES_A_WORD, n)):
+        words |= (slice_j + np.int8(CODE_OFFSET)).astype(np.uint32) << np.uint32(4 * j)
+    return words.view(np.int32)
 
 
 class StackWriter:
@@ -79,11 +75,11 @@ class StackWriter:
 
     def _codes(self, name: str, experts: Iterable[Columns], block: int) -> None:
         words, scales = self._slots[layout.codes(name)], self._slots[layout.scales(name)]
-        _, rows, n = words.shape
+        k, n = words.shape[1] * CODES_A_WORD, words.shape[2]
         all_scales = np.empty(scales.shape, scales.dtype)
         self._out.begin(words)
         for own, columns in zip(all_scales, experts, strict=True):
-            codes = np.empty((rows * CODES_A_WORD, n), np.int8)
+            codes = np.empty((k, n), np.int8)
             for column, block_rows in columns:
                 part = quantize(np.ascontiguousarray(block_rows.T), block, self._pool)
                 end = column + len(block_rows)

@@ -13,7 +13,7 @@ from remora_contract.errors import InvalidInput
 
 MAX_MODEL_BYTES = (1 << 31) - 1  # protobuf's own limit
 MAX_STRUCTURE_BYTES = 128 << 20
-_MAX_FIELDS = 1 << 20
+_MAX_FIELDS = 1 << 19
 
 _MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_RAW_DATA = 7, 5, 9
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5

@@ -91,7 +91,7 @@ def insert_lora(
     if out is None:
         return
     with progress_for(Console(stderr=True), silent=as_json) as progress:
-        bank = insert_bank(analysis, out, wanted=wanted, replace=force, progress=progress)
+        bank = insert_bank(analysis, out, replace=force, progress=progress)
     _report(out, bank, time.monotonic() - began, as_json)
 
 

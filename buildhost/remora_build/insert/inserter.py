@@ -51,11 +51,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Analysis:
-    """A model that was read, and its attach points: derived ones may be incomplete."""
+    """A model that was read, and its attach points for the wanted projections: derived ones may be
+    incomplete. Good for one insertion, which changes the model."""
 
     source: SourceModel
     view: GraphView
     linears: tuple[Linear, ...]
+    wanted: tuple[Projection, ...]
     plan: AttachPlan
 
 
@@ -83,7 +85,7 @@ def analyse(
     else:
         plan = load_plan(attach).narrowed(wanted)
         check_accounted(plan, view, linears, modules_of(view, linears), wanted)
-    return Analysis(source, view, linears, plan)
+    return Analysis(source, view, linears, tuple(wanted), plan)
 
 
 def _check_bare(graph: Any) -> None:
@@ -111,13 +113,12 @@ def insert_bank(
     analysis: Analysis,
     out: Path,
     *,
-    wanted: Sequence[Projection] = PROJECTIONS,
     replace: bool = False,
     progress: Progress | None = None,
 ) -> InsertedBank:
     """Writes OUT whole or not at all. Raises InvalidInput naming what could not be mapped,
     Unsupported, Conflict (OUT exists), Exhausted (full disk)."""
-    check_complete(analysis.plan, analysis.view, wanted)
+    check_complete(analysis.plan, analysis.view, analysis.wanted)
     gates, branches = resolve(analysis.view, analysis.linears, analysis.plan)
     plan = resolved_plan(analysis.plan, branches)
     source = analysis.source

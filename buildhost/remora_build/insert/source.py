@@ -8,7 +8,6 @@ Owns files and what a reference may name; knows nothing of projections.
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,11 +51,10 @@ def _parse(path: Path) -> Any:
         size = path.stat().st_size
         if not 0 < size <= MAX_MODEL_BYTES:
             raise InvalidInput(f"{path}: {size} bytes; a model has 1 to {MAX_MODEL_BYTES}")
-        with path.open("rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            with memoryview(mapped) as view:
-                check_structure(view, str(path))
-            proto = onnx.ModelProto()
-            proto.ParseFromString(mapped[:])
+        data = path.read_bytes()
+        check_structure(memoryview(data), str(path))
+        proto = onnx.ModelProto()
+        proto.ParseFromString(data)
     except OSError as e:
         raise InvalidInput(f"{path} cannot be read: {e.strerror or e}") from e
     except DecodeError as e:

@@ -59,6 +59,10 @@ def _hint(path: Path) -> str:
 
     if (path / USE_CASES_JSON).exists():
         return ": it holds use cases; see remora-build use-cases show"
+    if (path / "processed_adapter_model.safetensors").exists():
+        return ": it is an Edge-LLM adapter; convert it with remora-build adapter"
+    if (path / "model.lora_weights.npy").exists():
+        return ": it is a TensorRT-LLM adapter; convert it with remora-build adapter"
     if (path / "adapter_config.json").exists():
         return ": it is a PEFT adapter; convert it with remora-build adapter"
     if (path / "config.json").exists():

@@ -157,11 +157,15 @@ class Bank:
         """The graph has an input for all that it changes."""
         taken = {"embed": self._extras.embed, "head": self._extras.head}
         for target in weights.tensors.keys() | weights.vectors.keys():
-            experts = target.projection.startswith("expert_")
-            if experts or not taken.get(target.projection, True):
+            if target.projection.startswith("expert_"):
+                raise AdapterInvalid(
+                    f"adapter {weights.digest[:19]} changes {target.name()}: this engine has no "
+                    "inputs for adapters on experts; merge it with `remora-build merge`"
+                )
+            if not taken.get(target.projection, True):
                 raise AdapterInvalid(
                     f"adapter {weights.digest[:19]} changes {target.name()}, for which the engine "
-                    "has no input; export the bundle with --adapt"
+                    f"has no input; export the bundle with --adapt {target.projection}"
                 )
         for target, vectors in weights.vectors.items():
             n = self._decoder.out_features(target.projection)

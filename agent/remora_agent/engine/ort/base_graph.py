@@ -4,12 +4,14 @@ map one file. For requests without an adapter this path costs exactly nothing.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import onnx
 
 from remora_agent.engine.ort import names
 from remora_contract.bundle import DecoderSpec
 from remora_contract.errors import EngineFault
-from remora_contract.targets import MODEL_GROUPS, PARTS
+from remora_contract.targets import EXPERT_GROUPS, MODEL_GROUPS, PARTS
 
 _BANK = ("slot_",)
 _HEAD_ROWS = ("head.rows", "head.lora_squeezed")
@@ -41,11 +43,7 @@ def _without(
     result.CopyFrom(model)
     graph = result.graph
     bypassed |= _head_rows(graph)
-    for node in graph.node:
-        for i, name in enumerate(node.input):
-            while name in bypassed:
-                name = bypassed[name]
-            node.input[i] = name
+    _bypass(graph, bypassed)
     _keep_live(graph, inputs)
     for value in tuple(graph.input):
         if value.name.startswith(inputs):
@@ -53,12 +51,24 @@ def _without(
     return result
 
 
+def _bypass(graph: onnx.GraphProto, bypassed: dict[str, str]) -> None:
+    """In the graph and in the bodies of its nodes."""
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            while name in bypassed:
+                name = bypassed[name]
+            node.input[i] = name
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                _bypass(body, bypassed)
+
+
 def _factor_nodes(graph: onnx.GraphProto, decoder: DecoderSpec) -> dict[str, str]:
     """Adapted value -> the value before the factors' part was added."""
     adders = {n.name: n for n in graph.node if n.op_type == "Add"}
     base_of = {}
     for layer in range(decoder.layers):
-        for parts in (PARTS[g] for g in decoder.groups(layer)):
+        for parts in (PARTS[g] for g in decoder.groups(layer) if g not in EXPERT_GROUPS):
             found = [adders[n] for p in parts if (n := names.adapted(layer, p)) in adders]
             if len(found) not in (1, len(parts)):
                 raise EngineFault(f"the adapter branch of layer {layer} {parts} was optimised away")
@@ -96,7 +106,7 @@ def _keep_live(graph: onnx.GraphProto, gone: tuple[str, ...]) -> None:
     live = []
     for node in reversed(graph.node):
         if needed & set(node.output):
-            needed |= set(node.input)
+            needed.update(_reads(node))
             live.append(node)
     if any(name.startswith(gone) for name in needed):
         raise EngineFault("the graph without adapters still reads an adapter input")
@@ -104,3 +114,13 @@ def _keep_live(graph: onnx.GraphProto, gone: tuple[str, ...]) -> None:
     del graph.node[:], graph.initializer[:]
     graph.node.extend(reversed(live))
     graph.initializer.extend(initializers)
+
+
+def _reads(node: onnx.NodeProto) -> Iterator[str]:
+    """What a node reads, its bodies included: those see the values of the graph around them."""
+    yield from node.input
+    for attribute in node.attribute:
+        for body in (attribute.g, *attribute.graphs):
+            for inner in body.node:
+                yield from _reads(inner)
+            yield from (v.name for v in body.output)

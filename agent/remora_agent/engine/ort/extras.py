@@ -20,7 +20,7 @@ from remora_agent.engine.ort import names
 from remora_agent.engine.ort.values import Buffer
 from remora_contract.bundle import DecoderSpec, GraphSpec
 from remora_contract.errors import RequestInvalid
-from remora_contract.targets import PARTS, AdapterTarget, Group
+from remora_contract.targets import EXPERT_GROUPS, PARTS, AdapterTarget, Group
 
 Entries = Sequence[tuple[AdapterWeights, float]]
 _EMBED = AdapterTarget(0, "embed")
@@ -45,7 +45,12 @@ class Extras:
 
     def groups(self, decoder: DecoderSpec) -> list[tuple[int, Group]]:
         """Every group with arrays of factors that a row binds."""
-        found = [(i, g) for i in range(decoder.layers) for g in decoder.groups(i)]
+        found = [
+            (layer, group)
+            for layer in range(decoder.layers)
+            for group in decoder.groups(layer)
+            if group not in EXPERT_GROUPS
+        ]
         if self.head:
             found.append((0, "head"))
         return found

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from remora_build.adapters.formats.carried import Carried, check_finite
+from remora_build.adapters.formats.carried import Carried, check_finite, check_target
 from remora_build.adapters.formats.cast import cast
 from remora_build.adapters.formats.manifest import manifest_for, restore
 from remora_build.adapters.matching import module_path, target_of
@@ -182,13 +182,14 @@ def _check_shapes(
 ) -> None:
     """A [k, r], B [r, n] of this base; from NVIDIA's tool also of the rank it scaled by, and not
     square, because it leaves a factor untransposed whose dimension equals the rank."""
+    check_target(target, decoder)
     k, n = decoder.in_features(target.projection), decoder.out_features(target.projection)
     (a, b), name = shapes, target.name()
     rank = a[-1] if a else 0
-    if target.layer >= decoder.layers or a != (k, rank) or b != (rank, n):
+    if a != (k, rank) or b != (rank, n):
         raise AdapterInvalid(
-            f"{name}: A {list(a)} and B {list(b)} do not fit the base, which has {decoder.layers} "
-            f"layers and needs [{k}, r] and [r, {n}]; give the bundle of the adapter's own base"
+            f"{name}: A {list(a)} and B {list(b)} do not fit the base, which needs [{k}, r] and "
+            f"[r, {n}]; give the bundle of the adapter's own base"
         )
     if not 1 <= rank <= MAX_RANK:
         raise AdapterInvalid(f"{name} has rank {rank}, outside 1 to {MAX_RANK}")

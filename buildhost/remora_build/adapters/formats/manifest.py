@@ -17,7 +17,7 @@ from typing import Any
 
 from remora_build.adapters.formats.carried import Carried
 from remora_build.adapters.formats.registry import ForeignFormat, StoredDtype
-from remora_build.adapters.sidecar import Factor
+from remora_build.adapters.sidecar import Factor, target_ranks
 from remora_build.version import exporter_name
 from remora_contract.adapter import TargetRank
 from remora_contract.bundle import Bundle, BundleFile, read_document, verify_files
@@ -119,10 +119,7 @@ def write_manifest(
         base_digest=base_digest,
         dtype=dtype,
         tp_size=tp_size,
-        targets=tuple(
-            TargetRank(t.layer, t.projection, f.rank, f.scaling)
-            for t, f in sorted(carried.factors.items())
-        ),
+        targets=target_ranks(carried.factors),
         files=files,
         source_config=dict(carried.source_config),
         exporter=exporter_name(),

@@ -1,5 +1,6 @@
-"""The formats an adapter comes in, the words of their options, and how a directory shows which one
-it is. Knows no contents.
+"""The formats an adapter comes in, the words of their options, how a directory shows which it is.
+
+Knows no contents.
 """
 
 from __future__ import annotations

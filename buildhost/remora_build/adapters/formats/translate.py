@@ -9,7 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from remora_build.adapters.convert import Help, check_bank, convert_adapter, read_peft
+from remora_build.adapters.convert import (
+    Help,
+    base_weights,
+    check_fits,
+    convert_adapter,
+    read_adapter,
+)
 from remora_build.adapters.formats.carried import Carried
 from remora_build.adapters.formats.registry import (
     STORED_DTYPES,
@@ -29,6 +35,12 @@ DTYPES: dict[TargetFormat, tuple[StoredDtype, ...]] = {
     "remora": ("float16", "float32"),
     "edgellm": ("float16",),
     "trtllm": STORED_DTYPES,
+}
+# What a format has a place for beside plain factors: fields of `Factor` and `Carried`.
+CARRIES: dict[TargetFormat, frozenset[str]] = {
+    "remora": frozenset({"scale", "bias", "invocation_tokens"}),
+    "edgellm": frozenset(),
+    "trtllm": frozenset({"scale"}),
 }
 MAX_TP_SIZE = 1024
 
@@ -81,15 +93,22 @@ def translate(
         )
         return
     bundle = load_bundle(base)
-    carried = read(directory, source, bundle, options.gate_up)
+    if source == "peft":
+        own = base_weights(base, bundle, options.checkpoint, progress)
+        peft = read_adapter(directory, bundle, own, options.initial)
+        carried = Carried(peft.factors, peft.config, peft.invocation_tokens)
+    else:
+        carried = read(directory, source, bundle, options.gate_up)
+    carried.check_only(CARRIES[options.target])
     if options.target == "remora":
-        check_bank(carried.ranks, bundle)
+        check_fits(carried.factors, bundle)
         write_adapter(
             out,
             carried.factors,
             base_digest=bundle.base_digest,
             dtype=_sidecar_dtype(options.dtype) or bundle.graph.dtype,
             source_config=carried.source_config,
+            invocation_tokens=carried.invocation_tokens,
             replace=options.replace,
         )
     else:
@@ -110,8 +129,8 @@ def check_options(source: SourceFormat, options: Options) -> None:
     if not 1 <= options.tp_size <= MAX_TP_SIZE:
         raise UsageWrong(f"--tp-size must be 1 to {MAX_TP_SIZE}")
     helped = options.checkpoint is not None or options.initial is not None
-    if helped and (source, target) != ("peft", "remora"):
-        raise UsageWrong("--checkpoint and --initial help to convert a PEFT adapter to remora's")
+    if helped and source != "peft":
+        raise UsageWrong(f"--checkpoint and --initial help to read peft, not {source}")
     if options.gate_up is not None and source != "trtllm":
         raise UsageWrong(f"--gate-up-order tells how to read trtllm, not {source}")
 
@@ -119,9 +138,7 @@ def check_options(source: SourceFormat, options: Options) -> None:
 def read(
     directory: Path, source: SourceFormat, bundle: Bundle, gate_up: GateUpOrder | None
 ) -> Carried:
-    """The adapter in memory, bound to the bundle's decoder."""
-    if source == "peft":
-        return Carried(*read_peft(directory, bundle))
+    """An adapter in memory that is not PEFT's, bound to the bundle's decoder."""
     if source == "remora":
         from remora_build.adapters.formats.remora import read_remora
 

@@ -71,12 +71,13 @@ class Entry:
     module: Module
     layer: int
     rank: int
+    dora: bool
     whole: Shape
     local: Shape  # of what each file holds of it
 
     @property
     def values(self) -> int:
-        return row_values(self.rank, self.local, dora=False)
+        return row_values(self.rank, self.local, self.dora)
 
 
 def read_trtllm(directory: Path, bundle: Bundle, gate_up: GateUpOrder | None) -> Carried:
@@ -86,6 +87,16 @@ def read_trtllm(directory: Path, bundle: Bundle, gate_up: GateUpOrder | None) ->
     manifest = manifest_for(directory, "trtllm", bundle)
     pairs = _pairs(directory, bundle.decoder)
     entries = _entries(pairs, bundle.decoder, gate_up)
+    try:
+        factors = _factors(pairs, entries, gate_up)
+    except OSError as e:
+        raise AdapterInvalid(f"{directory} cannot be read: {e.strerror or e}") from e
+    return Carried(factors) if manifest is None else restore(manifest, factors, directory)
+
+
+def _factors(
+    pairs: Sequence[Pair], entries: Sequence[Entry], gate_up: GateUpOrder | None
+) -> dict[AdapterTarget, Factor]:
     factors: dict[AdapterTarget, Factor] = {}
     for entry, row in _rows(pairs, entries):
         for target, factor in factors_of(row, entry.whole, 1.0, gate_up).items():
@@ -95,7 +106,7 @@ def read_trtllm(directory: Path, bundle: Bundle, gate_up: GateUpOrder | None) ->
                     "time, which one adapter cannot"
                 )
             factors[target] = factor
-    return Carried(factors) if manifest is None else restore(manifest, factors, directory)
+    return factors
 
 
 def _pairs(directory: Path, decoder: DecoderSpec) -> list[Pair]:
@@ -161,13 +172,13 @@ def _entries(
     seen: set[tuple[int, int]] = set()
     for index, line in enumerate(pairs[0].table().tolist()):
         where = _where(pairs[0], index)
-        module, layer, rank = _checked(line, where, decoder, gate_up)
+        module, layer, rank, dora = _checked(line, where, decoder, gate_up)
         if (module.id, layer) in seen:
             raise AdapterInvalid(f"{where}: {module.name} of layer {layer} is listed twice")
         seen.add((module.id, layer))
         whole = shape_of(module, decoder, gate_up)
         local = whole if len(pairs) == 1 else local_shape(module, whole, len(pairs))
-        entry = Entry(index, module, layer, rank, whole, local)
+        entry = Entry(index, module, layer, rank, dora, whole, local)
         for pair in pairs:
             if entry.values > pair.width:
                 raise AdapterInvalid(
@@ -180,8 +191,8 @@ def _entries(
 
 def _checked(
     line: list[int], where: str, decoder: DecoderSpec, gate_up: GateUpOrder | None
-) -> tuple[Module, int, int]:
-    """(module, layer, rank) of a line [id, layer, rank] or [id, layer, rank, DoRA]."""
+) -> tuple[Module, int, int, bool]:
+    """(module, layer, rank, DoRA) of a line [id, layer, rank] or [id, layer, rank, DoRA]."""
     id_, layer, rank = line[:3]
     module = BY_ID.get(id_)
     if module is None:
@@ -198,17 +209,14 @@ def _checked(
         )
     if not 0 <= layer < decoder.layers:
         raise AdapterInvalid(f"{where}: layer {layer}; the base has {decoder.layers} layers")
+    if not set(module.parts) <= set(decoder.projections(layer)):
+        raise AdapterInvalid(f"{where}: the base's layer {layer} has no {module.name}")
     if not 1 <= rank <= MAX_RANK:
         raise AdapterInvalid(f"{where}: rank {rank} is outside 1 to {MAX_RANK}")
     dora = line[3] if len(line) == 4 else 0
     if dora not in (0, 1):
         raise AdapterInvalid(f"{where}: its DoRA flag is {dora}, neither 0 nor 1")
-    if dora:
-        raise Unsupported(
-            f"{where}: {module.name} of layer {layer} is a DoRA row; DoRA is not carried from this "
-            "format yet"
-        )
-    return module, layer, rank
+    return module, layer, rank, bool(dora)
 
 
 def _rows(pairs: Sequence[Pair], entries: Sequence[Entry]) -> Iterator[tuple[Entry, Row]]:
@@ -233,7 +241,7 @@ def _row(pair: Pair, file: BinaryIO, entry: Entry) -> Row:
                 f"{where}: holds more than the {entry.values} values that rank {entry.rank} takes "
                 "on this base; give the bundle of the adapter's own base with --base"
             )
-    return row_from(numbers, entry.module, entry.layer, entry.rank, entry.local, dora=False)
+    return row_from(numbers, entry.module, entry.layer, entry.rank, entry.local, dora=entry.dora)
 
 
 def _where(pair: Pair, index: int) -> str:

@@ -5,8 +5,8 @@ parallelism and joined again. Pure; knows no files.
     TensorRT-LLM:  y += (x inᵀ) outᵀ         in [r, k] = aᵀ    out [n, r] = bᵀ
     with DoRA:     y = m ⊙ (x Wᵀ + (x inᵀ) outᵀ) + bias        m [n]
 
-m is PEFT's magnitude already divided by ‖W + out in‖ along k, row by row (`normalised`): the engine
-does not know how to divide. A flat row is in, out and m, one after the other, then zeros.
+m is PEFT's magnitude already divided by ‖W + out in‖ along k, row by row: the engine does
+not divide. A flat row is in, out and m, one after the other, then zeros.
 """
 
 from __future__ import annotations
@@ -83,19 +83,25 @@ def row_from(
 
 def rows_of(factors: Mapping[AdapterTarget, Factor]) -> list[Row]:
     """One row for each target, by layer and module number, in float32."""
-    rows = [Row(MODULE_OF[t.projection], t.layer, f.a.T, f.b.T) for t, f in factors.items()]
+    rows = [
+        Row(MODULE_OF[t.projection], t.layer, f.a.T, f.b.T, f.scale) for t, f in factors.items()
+    ]
     return sorted(rows, key=lambda row: (row.layer, row.module.id))
 
 
 def factors_of(
     row: Row, shape: Shape, scaling: float, gate_up: GateUpOrder | None
 ) -> dict[AdapterTarget, Factor]:
-    """The projections of a row without DoRA, in float32; the parts of a fused module share `in`."""
+    """The projections of a row, in float32; the parts of a fused module share `in`."""
     a = np.ascontiguousarray(row.in_.T, np.float32)
-    pieces = np.split(row.out, np.cumsum(shape.parts)[:-1])
+    edges = np.cumsum(shape.parts)[:-1]
+    outs = np.split(row.out, edges)
+    scales = [None] * len(outs) if row.magnitude is None else np.split(row.magnitude, edges)
     return {
-        AdapterTarget(row.layer, p): Factor(a, np.ascontiguousarray(piece.T, np.float32), scaling)
-        for p, piece in zip(parts_of(row.module, gate_up), pieces, strict=True)
+        AdapterTarget(row.layer, p): Factor(
+            a, np.ascontiguousarray(out.T, np.float32), scaling, scale
+        )
+        for p, out, scale in zip(parts_of(row.module, gate_up), outs, scales, strict=True)
     }
 
 
@@ -134,17 +140,6 @@ def join(rows: Sequence[Row], shape: Shape) -> Row:
     magnitudes = [row.magnitude for row in rows if row.magnitude is not None]
     whole = _join_parts(magnitudes, shape.parts) if magnitudes else None
     return Row(first.module, first.layer, first.in_, out, whole)
-
-
-def normalised(
-    magnitude: NDArray[np.float32], weight: NDArray[np.float32], factor: Factor
-) -> NDArray[np.float32]:
-    """PEFT's magnitude [n] as the engine multiplies with it, for the base's weight [n, k]:
-    magnitude / ‖weight + (a b)ᵀ‖ along k. Raises AdapterInvalid where that norm is zero."""
-    norm = np.linalg.norm(weight + (factor.a @ factor.b).T, axis=1)
-    if not norm.all():
-        raise AdapterInvalid("a row of the adapted weight is zero: its DoRA magnitude has no scale")
-    return np.asarray(magnitude / norm, np.float32)
 
 
 def _cut_parts(values: Values, parts: tuple[int, ...], tp_size: int) -> list[Values]:
