@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from remora_build.families import FAMILIES, naming, read_config
+from remora_build.families.wrappers import WRAPPERS
 from remora_build.graph.rope import inverse_frequencies, tables
 from remora_contract.bundle import RopeSpec
 from remora_contract.errors import CheckpointInvalid, Unsupported
@@ -102,13 +103,24 @@ def test_impossible_values_are_named(tmp_path, changes, word):
 
 
 @pytest.mark.parametrize(
-    ("model_type", "near"), [("qwen2_vl_moe", "qwen2_moe"), ("llama4", "llama")]
+    ("model_type", "near"),
+    [
+        ("qwen2_audio", "qwen2"),
+        ("llama4", "mixtral"),
+        ("gemma3n", "gemma3_text"),
+        ("zebra", "llama"),
+    ],
 )
 def test_an_unknown_family_names_the_nearest_supported_one(tmp_path, model_type, near):
     with pytest.raises(Unsupported, match=f"nearest is '{near}'") as caught:
         read(tmp_path, model_type=model_type)
-    for family in FAMILIES:
+    for family in (*FAMILIES, *WRAPPERS):
         assert family in str(caught.value)
+
+
+def test_an_unknown_mixture_of_experts_is_near_to_one(tmp_path):
+    with pytest.raises(Unsupported, match="nearest is 'mixtral'"):
+        read(tmp_path, model_type="zebra", n_routed_experts=64)
 
 
 def test_fields_that_change_nothing_are_accepted(tmp_path):
