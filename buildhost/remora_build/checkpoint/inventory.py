@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from remora_build.checkpoint.safetensors_file import TensorEntry
+from remora_build.checkpoint.safetensors_file import FLOATS, TensorEntry
 from remora_build.families.naming import Naming
 from remora_contract.bundle import DecoderSpec
 from remora_contract.digests import digest_document
-from remora_contract.errors import CheckpointInvalid
+from remora_contract.errors import CheckpointInvalid, Unsupported
 
 # Old Llama checkpoints store this table, which follows from the configuration.
 _DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
@@ -25,9 +25,18 @@ class Inventory:
     tied_copy: TensorEntry | None
 
 
-def take_inventory(naming: Naming, entries: Mapping[str, TensorEntry]) -> Inventory:
-    """Raises CheckpointInvalid naming the first tensor that is missing, misshapen or unexpected."""
-    spec, expected = naming.spec, naming.tensors()
+def take_inventory(
+    naming: Naming,
+    entries: Mapping[str, TensorEntry],
+    *,
+    stored: Collection[str] = (),
+    instead: Mapping[str, TensorEntry] | None = None,
+) -> Inventory:
+    """Of a quantized checkpoint the tensors `stored` are not there, and `instead` is, checked by
+    whoever found it. Raises CheckpointInvalid or Unsupported naming the first tensor that is
+    missing, misshapen, not of floats or unexpected."""
+    spec, codes = naming.spec, instead or {}
+    expected = {name: s for name, s in naming.tensors().items() if name not in stored}
     for name, shape in expected.items():
         if name not in entries:
             raise CheckpointInvalid(
@@ -38,12 +47,13 @@ def take_inventory(naming: Naming, entries: Mapping[str, TensorEntry]) -> Invent
     if tied_copy is not None:
         _check_shape(tied_copy, expected[naming.embedding])
     for name, entry in entries.items():
-        if name not in expected and entry is not tied_copy and not _DERIVED.fullmatch(name):
+        known = name in expected or name in codes or entry is tied_copy
+        if not known and not _DERIVED.fullmatch(name):
             raise CheckpointInvalid(
                 f"{entry.path} holds {name[:120]} {list(entry.shape)}, which a {spec.family} model "
                 "of this config.json does not have: it would be dropped silently"
             )
-    return Inventory(naming, {name: entries[name] for name in expected}, tied_copy)
+    return Inventory(naming, {n: entries[n] for n in expected} | dict(codes), tied_copy)
 
 
 def _misnamed(name: str, entries: Mapping[str, TensorEntry]) -> str:
@@ -58,6 +68,11 @@ def _misnamed(name: str, entries: Mapping[str, TensorEntry]) -> str:
 
 
 def _check_shape(entry: TensorEntry, shape: tuple[int, ...]) -> None:
+    if entry.dtype not in FLOATS:
+        raise Unsupported(
+            f"{entry.path}: {entry.name} is {entry.dtype}, where {', '.join(sorted(FLOATS))} is "
+            "read; export the original checkpoint"
+        )
     if entry.shape != shape:
         raise CheckpointInvalid(
             f"{entry.path}: {entry.name} has shape {list(entry.shape)}; "

@@ -5,8 +5,9 @@ family is one small file listed here.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from remora_build.checkpoint.directory import CONFIG, check_directory, read_json
 from remora_build.families import (
@@ -62,8 +63,11 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def read_config(directory: Path) -> DecoderSpec:
-    """The decoder a checkpoint directory describes. Raises CheckpointInvalid, Unsupported."""
+def read_config(directory: Path, *, quantized: bool = False) -> DecoderSpec:
+    """The decoder a checkpoint directory describes; a quantized one is refused unless `quantized`.
+
+    Raises CheckpointInvalid, Unsupported.
+    """
     check_directory(directory)
     path = directory / CONFIG
     data = read_json(path)
@@ -72,10 +76,23 @@ def read_config(directory: Path) -> DecoderSpec:
         raise CheckpointInvalid(f"{path}: has no model_type")
     if model_type not in FAMILIES:
         raise Unsupported(_unknown(path, model_type))
+    if not quantized:
+        _refuse_quantized(path, data)
     fields = ConfigFields(data, str(path))
     spec = FAMILIES[model_type].read(fields)
     fields.finish()
     return spec
+
+
+def _refuse_quantized(path: Path, data: Mapping[str, Any]) -> None:
+    for table in (data, data.get("text_config")):
+        found = table.get("quantization_config") if isinstance(table, dict) else None
+        if found:
+            method = found.get("quant_method") if isinstance(found, dict) else found
+            raise Unsupported(
+                f"{path}: quantization_config is {str(method)[:80]!r}: only remora-build export "
+                "reads quantized checkpoints; give the original one"
+            )
 
 
 def namings(spec: DecoderSpec) -> tuple[Naming, ...]:
