@@ -69,8 +69,16 @@ def targets_table(targets: tuple[TargetRank, ...]) -> Table:
         beside = " and ".join([*(["DoRA"] if t.dora else []), *(["bias"] if t.bias else [])])
         key = (ALL_PROJECTIONS.index(t.projection), t.rank, t.scaling, beside)
         layers[key].append(t.layer)
+    shown = any(beside for *_, beside in layers)
     rows = tuple(
-        (ALL_PROJECTIONS[p], str(rank), f"{scaling:g}", beside or "-", ranges(found))
+        (
+            ALL_PROJECTIONS[p],
+            str(rank),
+            f"{scaling:g}",
+            *((beside or "-",) if shown else ()),
+            ranges(found),
+        )
         for (p, rank, scaling, beside), found in sorted(layers.items())
     )
-    return Table("Targets", ("projection", "rank", "scaling", "beside", "layers"), rows)
+    columns = ("projection", "rank", "scaling", *(("beside",) if shown else ()), "layers")
+    return Table("Targets", columns, rows)
