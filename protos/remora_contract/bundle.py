@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from remora_contract.digests import check_digest, digest_document, digest_file
 from remora_contract.errors import ArtifactInvalid, DocumentInvalid
+from remora_contract.quant import QuantSpec as QuantSpec
 from remora_contract.strict import loads
 from remora_contract.targets import (
     ATTENTION_GROUPS,
@@ -245,20 +246,6 @@ class DecoderSpec:
         if width is None:
             raise ValueError(f"this decoder has no {projection}")
         return width
-
-
-@dataclass(frozen=True)
-class QuantSpec:
-    """How projection weights are stored. `int4` is signed, symmetric, blocks along k."""
-
-    kind: Literal["none", "int4"] = "none"
-    block: int | None = None
-
-    def __post_init__(self) -> None:
-        if (self.kind == "int4") != (self.block is not None):
-            raise ValueError(f"kind {self.kind} with a block of {self.block}")
-        if self.block is not None and not 1 <= self.block <= MAX_WIDTH:
-            raise ValueError(f"block is {self.block}, outside 1 to {MAX_WIDTH}")
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def test_a_bundle_is_explained(tmp_path: Path) -> None:
         "qwen3, 2 layers, hidden 32, intermediate 48",
         "4 heads, 2 for keys, 8 each",
         "native dialect, opset 24, float16",
-        "int4, symmetric, blocks of 128",
+        "int4 in blocks of 128",
         "context 128 tokens",
         "KV cache 128 bytes a token",
         "ranks add up to 64",

@@ -26,6 +26,9 @@ class PortableModel:
         options.intra_op_num_threads = 1
         options.log_severity_level = 3
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", ACCURATE_INT4)
+        if self.bundle.graph.quant.activations != "none":
+            # ONNX Runtime's own 8-bit products saturate on processors without VNNI.
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         self._session = onnxruntime.InferenceSession(
             str(directory / GRAPH_FILE), options, providers=["CPUExecutionProvider"]
         )

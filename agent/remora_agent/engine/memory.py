@@ -6,10 +6,13 @@ of the plan and not an afterthought.
 
 from __future__ import annotations
 
-from remora_contract.bundle import DecoderSpec, GraphSpec
+from remora_contract.bundle import DecoderSpec, GraphSpec, QuantSpec
 from remora_contract.errors import Refusal
+from remora_contract.targets import GROUP_OF
 
 _FLOAT32 = 4
+_INTEGER_BITS = {"int4": 4, "int8": 8}
+_LEAST_COLUMN_BLOCK = 32  # a column's one scale is repeated for blocks of at least so many
 
 
 def fits(
@@ -27,18 +30,25 @@ def fits(
 
 
 def engine_bytes(decoder: DecoderSpec, graph: GraphSpec) -> int:
-    """Weights a loaded engine keeps in memory: float32, or int4 with float32 scales.
+    """Weights a loaded engine keeps in memory: integers with float32 scales where the graph has
+    them, else float32, into which a processor's engine turns 8-bit and 4-bit floats too.
 
     The embedding table is mapped and read row by row, so it counts only where the head needs it.
     """
-    weights = decoder.hidden * decoder.vocab
+    total = _stored(decoder.hidden * decoder.vocab, graph.quant, "head")
     for layer in range(decoder.layers):
         for p in decoder.projections(layer):
-            copies = decoder.copies(p)
-            weights += copies * decoder.in_features(p) * decoder.out_features(p)
-    if graph.quant.block is None:
+            weights = decoder.copies(p) * decoder.in_features(p) * decoder.out_features(p)
+            total += _stored(weights, graph.quant, f"layers.{layer}.{GROUP_OF[p]}")
+    return total
+
+
+def _stored(weights: int, quant: QuantSpec, matrix: str) -> int:
+    if not quant.quantizes(matrix) or quant.kind not in _INTEGER_BITS:
         return weights * _FLOAT32
-    return weights // 2 + weights // graph.quant.block * _FLOAT32
+    scales = weights // (quant.block or _LEAST_COLUMN_BLOCK)
+    zeros = scales // 2 if quant.zero_points else 0
+    return weights * _INTEGER_BITS[quant.kind] // 8 + scales * _FLOAT32 + zeros
 
 
 def kv_bytes(decoder: DecoderSpec, rows: int, context: int, element_bytes: int = _FLOAT32) -> int:
@@ -50,14 +60,26 @@ def kv_bytes(decoder: DecoderSpec, rows: int, context: int, element_bytes: int =
     return rows * (context + 1) * per_token * element_bytes
 
 
-def bank_bytes(decoder: DecoderSpec, rank: int, element_bytes: int = _FLOAT32) -> int:
-    """Adapters of `rank` columns in all, on every projection of every layer."""
-    per_rank = sum(
-        decoder.copies(p) * (decoder.in_features(p) + decoder.out_features(p))
-        for layer in range(decoder.layers)
-        for p in decoder.projections(layer)
-    )
-    return per_rank * rank * element_bytes
+def bank_bytes(
+    decoder: DecoderSpec,
+    rank: int,
+    element_bytes: int = _FLOAT32,
+    graph: GraphSpec | None = None,
+) -> int:
+    """Adapters of `rank` columns in all, on every projection of every layer and on whatever else
+    the graph takes; of vectors as many as one adapter has."""
+    per_rank, outputs = 0, 0
+    for layer in range(decoder.layers):
+        for p in decoder.projections(layer):
+            k, n = decoder.in_features(p), decoder.out_features(p)
+            per_rank += decoder.copies(p) * (k + n)
+            outputs += n
+    if graph is None:
+        return per_rank * rank * element_bytes
+    ends = sum(part in graph.adapt for part in ("embed", "head"))
+    per_rank += ends * (decoder.hidden + decoder.vocab)
+    vectors = (graph.dora + graph.adapter_bias) * outputs
+    return (per_rank * rank + vectors) * element_bytes
 
 
 def row_slot_bytes(decoder: DecoderSpec, rows: int, rank: int) -> int:

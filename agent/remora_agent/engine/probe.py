@@ -46,7 +46,8 @@ class Tolerance:
 
 FLOAT32_TOLERANCE = Tolerance(1e-3)
 FLOAT16_TOLERANCE = Tolerance(2e-2)
-# Activations quantized to int8 in blocks move a logit by up to about a third of the spread.
+# Activations quantized to int8 in blocks move a logit by up to about a third of the spread; so may
+# inputs that the graph itself rounds, where float16 and float32 fall to different sides.
 INT8_ACTIVATIONS_TOLERANCE = Tolerance(0.5)
 # Rounding sends a token that two experts want almost equally to the other one, and its answer with
 # it. That is no fault of the engine; one that computes something else is wrong nearly everywhere.
@@ -55,7 +56,9 @@ ROUTING_OUTLIERS = 0.25
 
 def tolerance_of(bundle: Bundle, options: EngineOptions) -> Tolerance:
     """What the numeric form of this engine explains."""
-    if bundle.graph.quant.kind == "int4" and options.accuracy_level == 4:
+    quant = bundle.graph.quant
+    rounded = quant.kind in ("int4", "int8") and options.accuracy_level == 4
+    if rounded or quant.activations != "none":
         tolerance = INT8_ACTIVATIONS_TOLERANCE
     elif bundle.graph.dtype == "float32":
         return FLOAT32_TOLERANCE

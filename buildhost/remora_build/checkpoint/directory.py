@@ -7,10 +7,16 @@ name (a file itself may be a symbolic link, as in the Hugging Face cache).
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from remora_build.checkpoint.safetensors_file import TensorEntry, read_entries
+from remora_build.checkpoint.safetensors_file import (
+    FLOATS,
+    SourceDtype,
+    TensorEntry,
+    read_entries,
+)
 from remora_contract.errors import CheckpointInvalid, Unsupported
 
 CONFIG = "config.json"
@@ -50,12 +56,17 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def find_tensors(directory: Path) -> dict[str, TensorEntry]:
-    """Every tensor of the checkpoint by name. Raises CheckpointInvalid, Unsupported."""
+def find_tensors(
+    directory: Path, dtypes: Collection[SourceDtype] = FLOATS
+) -> dict[str, TensorEntry]:
+    """Every tensor of the checkpoint by name; a dtype that is not among `dtypes` is refused.
+
+    Raises CheckpointInvalid, Unsupported.
+    """
     if (directory / SINGLE_FILE).exists():
-        return read_entries(directory / SINGLE_FILE)
+        return read_entries(directory / SINGLE_FILE, dtypes)
     if (directory / INDEX_FILE).exists():
-        return _read_shards(directory, _weight_map(directory / INDEX_FILE))
+        return _read_shards(directory, _weight_map(directory / INDEX_FILE), dtypes)
     if any(directory.glob("*.bin")) or any(directory.glob("*.pth")):
         raise Unsupported(
             f"{directory} holds pickled weights only; save it again with "
@@ -84,8 +95,11 @@ def _is_plain(name: str) -> bool:
     return name.endswith(".safetensors") and not unsafe
 
 
-def _read_shards(directory: Path, weight_map: dict[str, str]) -> dict[str, TensorEntry]:
-    shards = {name: read_entries(directory / name) for name in sorted(set(weight_map.values()))}
+def _read_shards(
+    directory: Path, weight_map: dict[str, str], dtypes: Collection[SourceDtype]
+) -> dict[str, TensorEntry]:
+    files = sorted(set(weight_map.values()))
+    shards = {name: read_entries(directory / name, dtypes) for name in files}
     for tensor, name in weight_map.items():
         if tensor not in shards[name]:
             raise CheckpointInvalid(f"{directory / name} lacks {tensor}; the index puts it there")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from remora_build.checkpoint.safetensors_file import TensorEntry
+from remora_build.checkpoint.safetensors_file import FLOATS, TensorEntry
 from remora_build.families.naming import Naming
 from remora_contract.bundle import DecoderSpec
 from remora_contract.digests import digest_document
-from remora_contract.errors import CheckpointInvalid
+from remora_contract.errors import CheckpointInvalid, Unsupported
 
 # Old Llama checkpoints store this table, which follows from the configuration.
 _DERIVED = re.compile(r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
@@ -28,12 +28,20 @@ class Inventory:
 
 
 def take_inventory(
-    naming: Naming, entries: Mapping[str, TensorEntry], left_out: tuple[str, ...] = ()
+    naming: Naming,
+    entries: Mapping[str, TensorEntry],
+    left_out: tuple[str, ...] = (),
+    *,
+    stored: Collection[str] = (),
+    instead: Mapping[str, TensorEntry] | None = None,
 ) -> Inventory:
-    """`left_out`: beginnings of the names of tensors that are not the decoder's.
+    """`left_out`: beginnings of the names of tensors that are not the decoder's. Of a quantized
+    checkpoint the tensors `stored` are not there, and `instead` is, checked by whoever found it.
 
-    Raises CheckpointInvalid naming the first tensor that is missing, misshapen or unexpected."""
-    spec, expected = naming.spec, naming.tensors()
+    Raises CheckpointInvalid or Unsupported naming the first tensor that is missing, misshapen, not
+    of floats or unexpected."""
+    spec, codes = naming.spec, instead or {}
+    expected = {name: s for name, s in naming.tensors().items() if name not in stored}
     for name, shape in expected.items():
         if name not in entries:
             raise CheckpointInvalid(
@@ -45,13 +53,15 @@ def take_inventory(
         _check_shape(tied_copy, expected[naming.embedding])
     known = {*expected, naming.head} if tied_copy is not None else set(expected)
     for name, entry in entries.items():
-        if name not in known and not name.startswith(left_out) and not _is_derived(naming, name):
+        expected_here = name in known or name in codes or name.startswith(left_out)
+        if not expected_here and not _is_derived(naming, name):
             raise CheckpointInvalid(
                 f"{entry.path} holds {name[:120]} {list(entry.shape)}, which a {spec.family} model "
                 "of this config.json does not have: it would be dropped silently"
             )
     others = tuple(sorted(name for name in entries if name.startswith(left_out)))
-    return Inventory(naming, {name: entries[name] for name in expected}, tied_copy, others)
+    tensors = {n: entries[n] for n in expected} | dict(codes)
+    return Inventory(naming, tensors, tied_copy, others)
 
 
 def _is_derived(naming: Naming, name: str) -> bool:
@@ -70,6 +80,11 @@ def _misnamed(name: str, entries: Mapping[str, TensorEntry]) -> str:
 
 
 def _check_shape(entry: TensorEntry, shape: tuple[int, ...]) -> None:
+    if entry.dtype not in FLOATS:
+        raise Unsupported(
+            f"{entry.path}: {entry.name} is {entry.dtype}, where {', '.join(sorted(FLOATS))} is "
+            "read; export the original checkpoint"
+        )
     if entry.shape != shape:
         raise CheckpointInvalid(
             f"{entry.path}: {entry.name} has shape {list(entry.shape)}; "

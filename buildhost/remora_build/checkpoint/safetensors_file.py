@@ -7,16 +7,30 @@ before a tensor's byte is read. Owns the format; knows no model.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from remora_contract.errors import CheckpointInvalid, Unsupported
 
-SourceDtype = Literal["BF16", "F16", "F32"]
-ITEM_BYTES: dict[SourceDtype, int] = {"BF16": 2, "F16": 2, "F32": 4}
+SourceDtype = Literal[
+    "BF16", "F16", "F32", "F8_E4M3", "F8_E8M0", "I8", "U8", "I32", "I64"
+]  # fmt: skip
+FLOATS: frozenset[SourceDtype] = frozenset(("BF16", "F16", "F32"))  # of plain weights
+ITEM_BYTES: dict[SourceDtype, int] = {
+    "BF16": 2,
+    "F16": 2,
+    "F32": 4,
+    # Of quantized checkpoints: codes, scales, packed words, shapes.
+    "F8_E4M3": 1,
+    "F8_E8M0": 1,
+    "I8": 1,
+    "U8": 1,
+    "I32": 4,
+    "I64": 8,
+}
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _MAX_RANK = 8
@@ -38,11 +52,11 @@ class TensorEntry:
         return prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
-def read_entries(path: Path) -> dict[str, TensorEntry]:
+def read_entries(path: Path, dtypes: Collection[SourceDtype] = FLOATS) -> dict[str, TensorEntry]:
     """All tensors of the file, none of them read.
 
     Raises CheckpointInvalid naming the file and tensor (absent, truncated, damaged header),
-    Unsupported for a dtype that is no plain float.
+    Unsupported for a dtype that is not among `dtypes`.
     """
     try:
         size = path.stat().st_size
@@ -54,7 +68,9 @@ def read_entries(path: Path) -> dict[str, TensorEntry]:
         raise CheckpointInvalid(f"{path} cannot be read: {e.strerror or e}") from e
     data = _LENGTH_BYTES + len(header)
     fields = _decode(path, header)
-    entries = [_entry(path, name, value, data) for name, value in fields if name != "__metadata__"]
+    entries = [
+        _entry(path, name, value, data, dtypes) for name, value in fields if name != "__metadata__"
+    ]
     _check_layout(path, entries, data, size)
     return {e.name: e for e in entries}
 
@@ -86,15 +102,18 @@ def _decode(path: Path, header: bytes) -> list[tuple[str, Any]]:
     return pairs
 
 
-def _entry(path: Path, name: str, pairs: Any, data: int) -> TensorEntry:
+def _entry(
+    path: Path, name: str, pairs: Any, data: int, dtypes: Collection[SourceDtype]
+) -> TensorEntry:
     where = f"{path}: tensor {name[:120]}"
     if not isinstance(pairs, list) or not all(isinstance(p, tuple) for p in pairs):
         raise CheckpointInvalid(f"{where}: its header entry is damaged")
     fields = dict(pairs)
     if set(fields) != {"dtype", "shape", "data_offsets"}:
         raise CheckpointInvalid(f"{where}: its header entry has the keys {sorted(fields)}")
-    if fields["dtype"] not in get_args(SourceDtype):
-        known = ", ".join(get_args(SourceDtype))
+    dtype = next((d for d in dtypes if d == fields["dtype"]), None)
+    if dtype is None:
+        known = ", ".join(sorted(dtypes))
         raise Unsupported(
             f"{where} has dtype {fields['dtype']!r}; only {known} are read: export the original, "
             "unquantized checkpoint"
@@ -103,7 +122,7 @@ def _entry(path: Path, name: str, pairs: Any, data: int) -> TensorEntry:
     offsets = _naturals(fields["data_offsets"], where, "data_offsets", 2)
     if len(offsets) != 2:
         raise CheckpointInvalid(f"{where}: data_offsets are not two numbers")
-    entry = TensorEntry(name, fields["dtype"], shape, path, data + offsets[0])
+    entry = TensorEntry(name, dtype, shape, path, data + offsets[0])
     if offsets[1] - offsets[0] != entry.bytes:
         raise CheckpointInvalid(
             f"{where}: shape {list(shape)} of {entry.dtype} takes {entry.bytes} bytes, "

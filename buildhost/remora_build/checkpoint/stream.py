@@ -23,6 +23,12 @@ NUMPY: dict[SourceDtype, np.dtype[np.generic]] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F16": np.dtype("<f2"),
     "F32": np.dtype("<f4"),
+    "F8_E4M3": np.dtype(np.uint8),  # bits: what they stand for is the reader's business
+    "F8_E8M0": np.dtype(np.uint8),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "I32": np.dtype("<i4"),
+    "I64": np.dtype("<i8"),
 }
 
 

@@ -33,6 +33,13 @@ class Adapt(str, enum.Enum):
     experts = "experts"
 
 
+class Quant(str, enum.Enum):
+    int4 = "int4"
+    int8 = "int8"
+    mxfp8 = "mxfp8"
+    nvfp4 = "nvfp4"
+
+
 class Dialect(str, enum.Enum):
     native = "native"
     legacy = "legacy"
@@ -41,7 +48,7 @@ class Dialect(str, enum.Enum):
 Checkpoint = Annotated[
     Path,
     typer.Argument(
-        help="Hugging Face checkpoint directory in safetensors; docs/export.md lists the families."
+        help="Hugging Face checkpoint directory with safetensors, of a family in docs/support.md."
     ),
 ]
 Out = Annotated[Path, typer.Argument(help="Bundle directory to create.")]
@@ -53,8 +60,30 @@ Int4Option = Annotated[
     Int4Block | None,
     typer.Option(
         "--int4-block",
-        help="Store projections and head as 4-bit integers with one scale per 32 or 128 weights.",
-        show_default="not quantized",
+        help="With --quant int4, which it implies: weights that share a scale.",
+        show_default="32",
+    ),
+]
+QuantOption = Annotated[
+    Quant | None,
+    typer.Option(
+        "--quant",
+        help="Quantize projections and head: int4, int8, mxfp8 (Ada and later), nvfp4 (Blackwell).",
+        show_default="as the checkpoint has them",
+    ),
+]
+OriginalOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--original",
+        help="Of a quantized checkpoint: the one it was made from. Adapters trained on that fit.",
+    ),
+]
+OwnAdaptersOption = Annotated[
+    bool,
+    typer.Option(
+        "--own-adapters",
+        help="Of a quantized checkpoint: adapters were trained on it, not on its original.",
     ),
 ]
 ContextOption = Annotated[
@@ -109,7 +138,10 @@ def export(
     checkpoint: Checkpoint,
     out: Out,
     dtype: DtypeOption = Dtype.float16,
+    quant: QuantOption = None,
     int4_block: Int4Option = None,
+    original: OriginalOption = None,
+    own_adapters: OwnAdaptersOption = False,
     max_context: ContextOption = None,
     max_bank_rank: RankOption = 64,
     adapt: AdaptOption = None,
@@ -149,9 +181,16 @@ def export(
 
     if golden is not None and no_golden:
         raise typer.BadParameter("--golden and --no-golden exclude each other")
+    if original is not None and own_adapters:
+        raise typer.BadParameter("--original and --own-adapters exclude each other")
+    if int4_block is not None and quant not in (None, Quant.int4):
+        raise typer.BadParameter(f"--int4-block goes with --quant int4, not {quant.value}")
     options = ExportOptions(
         dtype=dtype.value,
+        quant=quant.value if quant else None,
         int4_block=int(int4_block.value) if int4_block else None,
+        original=original,
+        own_adapters=own_adapters,
         max_context=max_context,
         max_bank_rank=max_bank_rank,
         dialect=dialect.value,
@@ -194,4 +233,4 @@ def _precision(bundle: Bundle) -> str:
     quant = bundle.graph.quant
     if quant.kind == "none":
         return bundle.graph.dtype
-    return f"{quant.kind} in blocks of {quant.block}, {bundle.graph.dtype}"
+    return f"{quant.describe()}, {bundle.graph.dtype}"

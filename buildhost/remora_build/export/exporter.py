@@ -17,12 +17,12 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 
-from remora_build.checkpoint.directory import CONFIG, find_tensors, read_json
-from remora_build.checkpoint.inventory import Inventory, base_digest, check_tied, take_inventory
+from remora_build.checkpoint.directory import CONFIG, read_json
+from remora_build.checkpoint.inventory import base_digest, check_tied
 from remora_build.checkpoint.stream import TensorStream
 from remora_build.export.options import ExportOptions, graph_spec
 from remora_build.export.progress import Progress, SilentProgress
-from remora_build.families import naming, read_config, wrapper_of
+from remora_build.export.source import Source, read_source
 from remora_build.golden.prompts import Prompt, builtin_prompts, read_prompts
 from remora_build.golden.record import record
 from remora_build.golden.runtime import require_runtime
@@ -52,6 +52,7 @@ from remora_contract.bundle import (
 )
 from remora_contract.digests import canonical_json, digest_file
 from remora_contract.errors import InternalFault, RequestInvalid
+from remora_contract.quant import least_compute_capability
 
 log = logging.getLogger(__name__)
 
@@ -66,10 +67,9 @@ class _Plan:
     checkpoint: Path
     name: str
     options: ExportOptions
-    spec: DecoderSpec
+    source: Source
     graph: GraphSpec
     slots: dict[str, Slot]
-    inventory: Inventory
     special: SpecialTokens
     prompts: tuple[Prompt, ...]
 
@@ -123,19 +123,16 @@ def _checked_name(name: str) -> str:
 
 
 def _plan(checkpoint: Path, name: str, options: ExportOptions) -> _Plan:
-    config, wrapper = read_config(checkpoint), wrapper_of(checkpoint)
-    tensors = find_tensors(checkpoint)
-    names = naming(config, tensors)
-    inventory = take_inventory(names, tensors, wrapper.left_out if wrapper else ())
-    spec, graph = names.spec, graph_spec(names.spec, options)
+    source = read_source(checkpoint, options)
+    spec, quantized = source.spec, source.quantized
+    graph = graph_spec(spec, options, quantized.quant if quantized else None)
     return _Plan(
         checkpoint=checkpoint,
         name=name,
         options=options,
-        spec=spec,
+        source=source,
         graph=graph,
-        slots=lay_out(spec, graph),
-        inventory=inventory,
+        slots=lay_out(spec, graph, quantized.forms if quantized else None),
         special=special_tokens(checkpoint, spec.vocab),
         prompts=_prompts(checkpoint, options, spec, graph),
     )
@@ -155,14 +152,19 @@ def _prompts(
 
 
 def _write_graph(plan: _Plan, staging: Path) -> None:
-    model = build_graph(plan.spec, plan.graph, plan.slots)
+    forms = plan.source.quantized.forms if plan.source.quantized else None
+    model = build_graph(plan.source.spec, plan.graph, plan.slots, forms)
     check_graph(model, plan.graph.dialect)
     ir.save(model, staging / GRAPH_FILE)
 
 
 def _write_weights(plan: _Plan, staging: Path, progress: Progress) -> tuple[BundleFile, str]:
     """The data file's entry, and the base digest that fell out of reading."""
-    inventory, tensors, tied_copy = plan.inventory, plan.inventory.tensors, plan.inventory.tied_copy
+    inventory, tensors, tied_copy = (
+        plan.source.inventory,
+        plan.source.inventory.tensors,
+        plan.source.inventory.tied_copy,
+    )
     advance = progress.stage("weights", sum(e.bytes for e in tensors.values()))
     with (
         TensorStream() as stream,
@@ -172,16 +174,25 @@ def _write_weights(plan: _Plan, staging: Path, progress: Progress) -> tuple[Bund
         if tied_copy is not None:
             stream.digest(tied_copy)
         WeightWriter(
-            inventory.naming, plan.graph, plan.slots, tensors, stream, out, pool, advance
+            inventory.naming,
+            plan.graph,
+            plan.slots,
+            tensors,
+            stream,
+            out,
+            pool,
+            advance,
+            plan.source.quantized,
         ).write_all()
         if tied_copy is not None:
             check_tied(inventory.naming, tied_copy, stream.digests)
-        return out.finish(DATA_FILE), base_digest(plan.spec, tensors, stream.digests)
+        own = base_digest(plan.source.spec, tensors, stream.digests)
+        return out.finish(DATA_FILE), plan.source.base_digest or own
 
 
 def _write_golden(plan: _Plan, staging: Path, progress: Progress) -> None:
-    advance = progress.stage("golden prompts", plan.spec.layers)
-    golden = record(staging, plan.spec, plan.graph, plan.slots, plan.prompts, advance)
+    advance = progress.stage("golden prompts", plan.source.spec.layers)
+    golden = record(staging, plan.source.spec, plan.graph, plan.slots, plan.prompts, advance)
     (staging / GOLDEN_JSON).write_bytes(canonical_json(golden))
 
 
@@ -196,7 +207,7 @@ def _document(plan: _Plan, base: str, files: tuple[BundleFile, ...]) -> Bundle:
     return Bundle(
         format_version=FORMAT_VERSION,
         base_digest=base,
-        decoder=plan.spec,
+        decoder=plan.source.spec,
         graph=plan.graph,
         files=files,
         eos_token_ids=plan.special.eos,
@@ -205,7 +216,9 @@ def _document(plan: _Plan, base: str, files: tuple[BundleFile, ...]) -> Bundle:
         source=SourceInfo(
             name=plan.name,
             model_type=str(read_json(plan.checkpoint / CONFIG)["model_type"]),
-            dtype=_DTYPE_NAMES[plan.inventory.tensors[plan.inventory.naming.embedding].dtype],
+            dtype=_DTYPE_NAMES[
+                plan.source.inventory.tensors[plan.source.inventory.naming.embedding].dtype
+            ],
         ),
         exporter=exporter_name(),
         notes=_notes(plan),
@@ -214,12 +227,20 @@ def _document(plan: _Plan, base: str, files: tuple[BundleFile, ...]) -> Bundle:
 
 def _notes(plan: _Plan) -> dict[str, Any]:
     notes: dict[str, Any] = {}
-    if plan.inventory.left_out:
-        notes["left_out"] = _by_beginning(plan.inventory.left_out)
+    if plan.source.notes:
+        notes["quantized"] = plan.source.notes
+    if plan.source.inventory.left_out:
+        notes["left_out"] = _by_beginning(plan.source.inventory.left_out)
     if not plan.prompts:
         notes["golden"] = "not recorded (--no-golden): engines are not proven before they serve"
     if plan.graph.dtype == "float32" and plan.graph.dialect == "native":
         notes["engines"] = "ONNX Runtime only: TensorRT has no float32 Attention kernel"
+    least = least_compute_capability(plan.graph.quant)
+    if least is not None:
+        notes["weights"] = (
+            f"{plan.graph.quant.kind}: TensorRT needs compute capability "
+            f"{least // 10}.{least % 10} or later; on ONNX Runtime they take the memory of float32"
+        )
     return notes
 
 

@@ -6,21 +6,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from remora_build import quantize_formats
 from remora_build.families.shape import used_groups, used_projections
 from remora_build.graph.ops import opset_of
 from remora_contract.bundle import DecoderSpec, GraphDialect, GraphSpec, QuantSpec
 from remora_contract.errors import RequestInvalid, Unsupported
-from remora_contract.targets import PARTS
+from remora_contract.targets import PARTS, Projection
 
 DEFAULT_CONTEXT = 4096
 INT4_BLOCKS = (32, 128)
 Adapt = Literal["embed", "head", "experts"]
+MadeQuant = Literal["int4", "int8", "mxfp8", "nvfp4"]
+_BLOCKS: dict[MadeQuant, int | None] = {
+    "int8": None,
+    "mxfp8": quantize_formats.MXFP8_BLOCK,
+    "nvfp4": quantize_formats.NVFP4_BLOCK,
+}
+_DEFAULT_INT4_BLOCK = 32
+# The head keeps the graph's dtype in these, as the tools that invented them do.
+_PLAIN_HEAD = ("mxfp8", "nvfp4")
 
 
 @dataclass(frozen=True)
 class ExportOptions:
     dtype: Literal["float16", "float32"] = "float16"
-    int4_block: int | None = None  # None: weights stay in dtype
+    quant: MadeQuant | None = None  # None: weights stay in dtype, or as the checkpoint has them
+    int4_block: int | None = None  # of int4, which it implies
+    original: Path | None = None  # of a quantized checkpoint: what it was made from
+    own_adapters: bool = False  # adapters are trained on the quantized checkpoint itself
     max_context: int | None = None  # None: the checkpoint's limit, at most DEFAULT_CONTEXT
     max_bank_rank: int = 64
     dialect: GraphDialect = "native"
@@ -32,11 +45,25 @@ class ExportOptions:
     adapter_bias: bool = False
 
 
-def graph_spec(spec: DecoderSpec, options: ExportOptions) -> GraphSpec:
-    """Raises RequestInvalid, Unsupported for what this decoder or version cannot do."""
-    quant = _quant(spec, options.int4_block)
-    if options.dialect == "legacy" and quant.kind == "int4":
-        _refuse_odd_rows(spec)
+def refuse_quantizing(options: ExportOptions) -> None:
+    """Of a checkpoint that is quantized already. Raises RequestInvalid."""
+    if options.quant is not None or options.int4_block is not None:
+        raise RequestInvalid(
+            "the checkpoint is quantized already and is exported as it is: leave out --quant and "
+            "--int4-block, or export the original checkpoint"
+        )
+
+
+def graph_spec(
+    spec: DecoderSpec, options: ExportOptions, found: QuantSpec | None = None
+) -> GraphSpec:
+    """`found`: how a quantized checkpoint's weights are stored.
+
+    Raises RequestInvalid, Unsupported for what this decoder or version cannot do.
+    """
+    quant = _quant(spec, options) if found is None else found
+    if options.dialect == "legacy":
+        _check_legacy(spec, quant)
     return GraphSpec(
         dialect=options.dialect,
         dtype=options.dtype,
@@ -71,20 +98,51 @@ def _context(spec: DecoderSpec, wanted: int | None) -> int:
     return wanted
 
 
-def _quant(spec: DecoderSpec, block: int | None) -> QuantSpec:
-    if block is None:
+def _quant(spec: DecoderSpec, options: ExportOptions) -> QuantSpec:
+    kind, block = options.quant, options.int4_block
+    if kind is None and block is None:
         return QuantSpec()
+    if kind in (None, "int4"):
+        return QuantSpec("int4", _int4_block(spec, block or _DEFAULT_INT4_BLOCK))
+    if spec.experts is not None:
+        raise Unsupported(f"--quant {kind} has no form for experts yet; use --quant int4")
+    if block is not None:
+        raise RequestInvalid(f"--int4-block goes with --quant int4, not with {kind}")
+    size = _BLOCKS[kind]
+    wrong = None if size is None else _undivided(spec, size)
+    if wrong is not None:
+        raise Unsupported(
+            f"--quant {kind} has blocks of {size}, which do not divide the "
+            f"{spec.in_features(wrong)} inputs of the {wrong} projection; use --quant int8"
+        )
+    return QuantSpec(kind, size, plain=("head",) if kind in _PLAIN_HEAD else ())
+
+
+def _int4_block(spec: DecoderSpec, block: int) -> int:
     if block not in INT4_BLOCKS:
         raise Unsupported(f"--int4-block {block}: use one of {INT4_BLOCKS}")
-    for projection in used_projections(spec):
-        k = spec.in_features(projection)
-        if k % block:
-            hint = _other_block(spec)
-            raise Unsupported(
-                f"--int4-block {block} does not divide the {k} inputs of the {projection} "
-                f"projection; {hint}"
-            )
-    return QuantSpec("int4", block)
+    projection = _undivided(spec, block)
+    if projection is not None:
+        raise Unsupported(
+            f"--int4-block {block} does not divide the {spec.in_features(projection)} inputs of "
+            f"the {projection} projection; {_other_block(spec)}"
+        )
+    return block
+
+
+def _undivided(spec: DecoderSpec, block: int) -> Projection | None:
+    """A projection whose inputs are no multiple of `block`."""
+    return next((p for p in used_projections(spec) if spec.in_features(p) % block), None)
+
+
+def _check_legacy(spec: DecoderSpec, quant: QuantSpec) -> None:
+    """Raises Unsupported."""
+    if quant.kind != "int4" and quant.block is not None:
+        raise Unsupported(
+            f"{quant.describe()}: TensorRT 10.3 takes blocks of int4 only; use --dialect native"
+        )
+    if quant.kind == "int4":
+        _refuse_odd_rows(spec)
 
 
 def _refuse_odd_rows(spec: DecoderSpec) -> None:
@@ -101,6 +159,6 @@ def _refuse_odd_rows(spec: DecoderSpec) -> None:
 
 def _other_block(spec: DecoderSpec) -> str:
     for block in INT4_BLOCKS:
-        if all(spec.in_features(p) % block == 0 for p in used_projections(spec)):
+        if _undivided(spec, block) is None:
             return f"use --int4-block {block}"
     return "export it without --int4-block"

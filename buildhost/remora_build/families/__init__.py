@@ -36,7 +36,7 @@ from remora_build.families.fields import ConfigFields
 from remora_build.families.kinds import drop_plain_layer_types
 from remora_build.families.naming import NESTED_PLACES, PLACES, Naming
 from remora_build.families.nearest import nearest
-from remora_build.families.wrappers import WRAPPERS, Wrapper
+from remora_build.families.wrappers import WRAPPERS
 from remora_contract.bundle import DecoderSpec
 from remora_contract.errors import CheckpointInvalid, Unsupported
 
@@ -66,16 +66,19 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def read_config(directory: Path) -> DecoderSpec:
-    """The decoder a checkpoint directory describes; of a multimodal one the text part.
+def read_config(directory: Path, *, quantized: bool = False) -> DecoderSpec:
+    """The decoder a checkpoint directory describes; of a multimodal one the text part. A quantized
+    checkpoint is refused unless `quantized`.
 
     Raises CheckpointInvalid, Unsupported.
     """
     path, model_type, data = _read(directory)
-    fields = ConfigFields(data, str(path))
     wrapper = WRAPPERS.get(model_type)
     if wrapper is None and model_type not in FAMILIES:
         raise Unsupported(_unknown(path, model_type, data))
+    if not quantized:
+        _refuse_quantized(path, data)
+    fields = ConfigFields(data, str(path))
     if wrapper is None:
         spec = FAMILIES[model_type].read(fields)
     else:
@@ -88,9 +91,13 @@ def read_config(directory: Path) -> DecoderSpec:
     return spec
 
 
-def wrapper_of(directory: Path) -> Wrapper | None:
-    """What the decoder is wrapped in. Raises CheckpointInvalid."""
-    return WRAPPERS.get(_read(directory)[1])
+def left_out_of(directory: Path) -> tuple[str, ...]:
+    """Beginnings of the names of tensors that are not the decoder's, in a multimodal checkpoint.
+
+    Raises CheckpointInvalid.
+    """
+    wrapper = WRAPPERS.get(_read(directory)[1])
+    return wrapper.left_out if wrapper else ()
 
 
 def _read(directory: Path) -> tuple[Path, str, dict[str, Any]]:
@@ -102,6 +109,17 @@ def _read(directory: Path) -> tuple[Path, str, dict[str, Any]]:
     if not isinstance(model_type, str):
         raise CheckpointInvalid(f"{path}: has no model_type")
     return path, model_type, data
+
+
+def _refuse_quantized(path: Path, data: Mapping[str, Any]) -> None:
+    for table in (data, data.get("text_config")):
+        found = table.get("quantization_config") if isinstance(table, dict) else None
+        if found:
+            method = found.get("quant_method") if isinstance(found, dict) else found
+            raise Unsupported(
+                f"{path}: quantization_config is {str(method)[:80]!r}: only remora-build export "
+                "reads quantized checkpoints; give the original one"
+            )
 
 
 def namings(spec: DecoderSpec) -> tuple[Naming, ...]:

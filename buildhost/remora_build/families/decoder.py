@@ -49,7 +49,7 @@ def read_plain(
     kv_heads = fields.whole("num_key_value_heads", heads, default=heads)
     if heads % kv_heads:
         raise fields.invalid("num_key_value_heads", f"a divisor of {heads}", kv_heads)
-    _refuse_quantized(fields)
+    fields.take("quantization_config")  # remora_build.quantized reads it, or read_config refuses it
     head_dim = _head_dim(fields, hidden, heads)
     max_position = fields.whole("max_position_embeddings", MAX_POSITION)
     return DecoderSpec(
@@ -81,12 +81,3 @@ def _activation(fields: ConfigFields, key: str) -> Activation:
     if not isinstance(name, str) or name not in ACTIVATIONS:
         raise fields.unsupported(key, name, f"carried are {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
-
-
-def _refuse_quantized(fields: ConfigFields) -> None:
-    quantized = fields.take("quantization_config")
-    if quantized:
-        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
-        raise fields.unsupported(
-            "quantization_config", method, "export the original checkpoint; remora quantizes itself"
-        )

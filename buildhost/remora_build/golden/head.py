@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from remora_build.golden.slots import SlotReader
+from remora_build.golden.stored_head import head_columns, prepared
 from remora_build.graph import layout
 from remora_build.graph.layout import Slot
-from remora_build.quantize import Int4, dequantize
 from remora_contract.bundle import DecoderSpec, GraphSpec
 
 CHUNK = 8192  # vocabulary entries
@@ -59,6 +59,7 @@ def winners(
     token = np.zeros(len(x), np.int64)
     first = np.full(len(x), -np.inf, np.float32)
     second = first.copy()
+    x = prepared(x, data, slots, graph)
     for begin, weight in _chunks(data, slots, spec, graph):
         logits = x @ weight
         best = logits.argmax(axis=1)
@@ -81,13 +82,7 @@ def _chunks(
             end = min(begin + CHUNK, spec.vocab)
             if not layout.has_head(spec, graph):
                 yield begin, reader.rows(layout.EMBED, begin, end).astype(np.float32).T
-            elif graph.quant.block is None:
+            elif layout.HEAD in slots:
                 yield begin, reader.columns(layout.HEAD, begin, end).astype(np.float32)
             else:
-                yield begin, _dequantized(reader, begin, end, graph.quant.block)
-
-
-def _dequantized(reader: SlotReader, begin: int, end: int, block: int) -> NDArray[np.float32]:
-    codes = reader.code_columns(layout.codes(layout.HEAD), begin, end)
-    scales = reader.columns(layout.scales(layout.HEAD), begin, end)
-    return dequantize(Int4(codes, scales.astype(np.float32)), block)
+                yield begin, head_columns(reader, slots, graph, begin, end)

@@ -16,6 +16,7 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
+from remora_build.golden.dense import make_dense
 from remora_build.golden.head import Winners, winners
 from remora_build.golden.prompts import Prompt
 from remora_build.golden.slots import SlotReader
@@ -58,6 +59,7 @@ def record(
         after = f"layers.{layer}.output"
         model = cutter.cut(after, [stream])
         shrink_cache(model, tokens.shape[1])
+        make_dense(model, bundle / DATA_FILE, slots)
         hidden = _run(model, bundle, stream, hidden, last)
         _check_finite(hidden, after)
         stream = after
@@ -113,6 +115,9 @@ def _run(
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", _FLOAT_INT4)
+    if _rounds_inputs(model):
+        # Its own 8-bit products saturate on some processors; these are float32 of rounded numbers.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(bundle)
     )
@@ -122,6 +127,10 @@ def _run(
     feed = {stream: hidden} | _base_feed(model, hidden, stream, last_index)
     result: Hidden = session.run(None, feed)[0]
     return result
+
+
+def _rounds_inputs(model: onnx.ModelProto) -> bool:
+    return any(node.op_type == "QuantizeLinear" for node in model.graph.node)
 
 
 def _check_finite(hidden: Hidden, name: str) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from remora_build.graph.forms import NUMPY
 from remora_build.graph.layout import Slot
 from remora_build.quantize import unpack_nibbles
 from remora_contract.errors import InternalFault
@@ -25,23 +26,23 @@ class SlotReader:
     def rows(self, name: str, begin: int, end: int) -> NDArray[np.generic]:
         """[end - begin, columns]"""
         slot = self._slots[name]
-        block = np.empty((end - begin, slot.shape[1]), slot.dtype)
+        block = np.empty((end - begin, slot.shape[1]), NUMPY[slot.dtype])
         row_bytes = block.itemsize * slot.shape[1]
         self._read(block, slot.offset + begin * row_bytes)
         return block
 
     def columns(self, name: str, begin: int, end: int) -> NDArray[np.generic]:
-        """[rows, end - begin]"""
+        """[rows, end - begin] of a matrix; a vector is one row."""
         slot = self._slots[name]
-        rows, n = slot.shape
-        block = np.empty((rows, end - begin), slot.dtype)
+        rows, n = slot.shape if len(slot.shape) == 2 else (1, *slot.shape)
+        block = np.empty((rows, end - begin), NUMPY[slot.dtype])
         for row in range(rows):
             self._read(block[row], slot.offset + (row * n + begin) * block.itemsize)
         return block
 
     def code_columns(self, name: str, begin: int, end: int) -> NDArray[np.int8]:
-        """[rows, end - begin] of an int4 matrix. With an odd number of columns every other row
-        starts in the middle of a byte."""
+        """[rows, end - begin] of a matrix of 4-bit codes, signed. With an odd number of columns
+        every other row starts in the middle of a byte."""
         slot = self._slots[name]
         rows, n = slot.shape
         raw = np.zeros((rows, (end - begin) // 2 + 1), np.uint8)
@@ -52,6 +53,13 @@ class SlotReader:
         codes = unpack_nibbles(raw)
         shifted = np.where((starts % 2 == 1)[:, None], codes[:, 1:], codes[:, :-1])
         return np.ascontiguousarray(shifted[:, : end - begin])
+
+    def whole(self, name: str) -> NDArray[np.generic]:
+        """A small initializer, in its shape."""
+        slot = self._slots[name]
+        block = np.empty(slot.shape, NUMPY[slot.dtype])
+        self._read(block, slot.offset)
+        return block
 
     def _read(self, block: NDArray[np.generic], offset: int) -> None:
         view = block.reshape(-1).view(np.uint8).data

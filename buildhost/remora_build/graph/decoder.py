@@ -11,9 +11,11 @@ import onnx_ir as ir
 from remora_build.graph.attention import Attention
 from remora_build.graph.ends import embedded, logits
 from remora_build.graph.experts import Experts
+from remora_build.graph.forms import Forms
 from remora_build.graph.kit import Kit
 from remora_build.graph.layout import Slot
-from remora_build.graph.linear import GateInputs, Linear, MatrixWeights
+from remora_build.graph.linear import GateInputs, Linear
+from remora_build.graph.matrix import MatrixWeights
 from remora_build.graph.mlp import Mlp
 from remora_build.graph.nodes import Nodes
 from remora_build.graph.ops import dialect_of
@@ -23,14 +25,16 @@ from remora_contract.bundle import DecoderSpec, GraphSpec
 DATA_FILE = "model.onnx.data"
 
 
-def build_graph(spec: DecoderSpec, graph: GraphSpec, slots: dict[str, Slot]) -> ir.Model:
+def build_graph(
+    spec: DecoderSpec, graph: GraphSpec, slots: dict[str, Slot], forms: Forms | None = None
+) -> ir.Model:
     """The model, its weights still to be written to DATA_FILE at the slots' offsets."""
     nodes = Nodes(slots, DATA_FILE, graph.opset)
     ops = dialect_of(nodes, spec, graph)
     inputs = add_inputs(nodes, spec, graph)
     gates = GateInputs(nodes, spec, graph)
     steps = add_steps(nodes, ops, spec, graph, inputs)
-    weights = MatrixWeights(nodes, graph)
+    weights = MatrixWeights(nodes, graph, forms)
     kit = Kit(nodes, ops, spec, graph, weights, Linear(nodes, spec, graph, weights, gates))
     mlp = Mlp(kit)
     experts = None

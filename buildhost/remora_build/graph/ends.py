@@ -28,11 +28,11 @@ def logits(kit: Kit, hidden: ir.Value, last_index: ir.Value) -> ir.Value:
     chosen = nodes.add("GatherND", "head.select", [hidden, last_index], {"batch_dims": 1})
     normed = kit.final_norm(chosen)
     if layout.has_head(kit.spec, kit.graph):
-        weight = kit.weights.value(layout.HEAD, "head.dequantize")
+        raw = kit.weights.product(layout.HEAD, "head", normed, rank=2)
     else:
         embedding = nodes.weight(layout.EMBED)
         weight = nodes.add("Transpose", "head.transpose", [embedding], {"perm": [1, 0]})
-    raw = nodes.add("MatMul", "head.matmul", [normed, weight])
+        raw = nodes.add("MatMul", "head.matmul", [normed, weight])
     return _finished(kit, kit.linear.head(normed, raw))
 
 

@@ -10,7 +10,8 @@ import onnx_ir as ir
 
 from remora_build.families.shape import Norm, has_norm_bias
 from remora_build.graph import layout
-from remora_build.graph.linear import Linear, MatrixWeights
+from remora_build.graph.linear import Linear
+from remora_build.graph.matrix import MatrixWeights
 from remora_build.graph.nodes import Dims, Nodes
 from remora_build.graph.ops import Dialect
 from remora_contract.bundle import DecoderSpec, GraphSpec

@@ -5,18 +5,20 @@ Owns names, shapes and offsets (docs/graph.md); reads no checkpoint, builds no n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
 from remora_build.families.shape import has_bias, has_norm_bias, layer_norms
+from remora_build.graph import forms as matrix_forms
 from remora_build.graph import rope
+from remora_build.graph.forms import BITS, Forms, Initializer, StoredDtype
+from remora_build.graph.forms import codes as codes
+from remora_build.graph.forms import scales as scales
 from remora_contract.bundle import DecoderSpec, GraphSpec, RopeSpec
 from remora_contract.targets import EXPERT_GROUPS, PARTS, Group
 
-StoredDtype = Literal["float16", "float32", "int4", "int32", "int64"]
-BITS: dict[StoredDtype, int] = {"float16": 16, "float32": 32, "int4": 4, "int32": 32, "int64": 64}
 CODES_A_WORD = 8  # of experts' int4 weights, which lie in int32 (`stacks`)
 ALIGNMENT = 4096  # what runtimes need to map a tensor instead of copying it
 
@@ -43,6 +45,7 @@ class Slot:
         return (prod(self.shape) * BITS[self.dtype] + 7) // 8
 
 
+Slots = Mapping[str, Slot]
 RopeName = Literal["main", "local"]
 
 
@@ -81,14 +84,6 @@ def shared_gate_weight(layer: int) -> str:
     return f"layers.{layer}.share.weight"
 
 
-def codes(weight: str) -> str:
-    return f"{weight}.q"
-
-
-def scales(weight: str) -> str:
-    return f"{weight}.scale"
-
-
 def group_in(spec: DecoderSpec, group: Group) -> int:
     """k of the packed weight."""
     return spec.in_features(PARTS[group][0])
@@ -101,28 +96,25 @@ def group_out(spec: DecoderSpec, group: Group) -> int:
 
 def has_head(spec: DecoderSpec, graph: GraphSpec) -> bool:
     """Whether the head has a weight of its own; else it is the embedding, transposed."""
-    return not spec.tied_embeddings or graph.quant.kind != "none"
+    return not spec.tied_embeddings or graph.quant.quantizes("head")
 
 
-def lay_out(spec: DecoderSpec, graph: GraphSpec) -> dict[str, Slot]:
-    """Every initializer by name, in file order."""
+def lay_out(spec: DecoderSpec, graph: GraphSpec, forms: Forms | None = None) -> dict[str, Slot]:
+    """Every initializer by name, in file order. `forms` None: as graph.quant says for all."""
     slots: dict[str, Slot] = {}
     end = 0
-    for name, dtype, shape in _initializers(spec, graph):
+    for name, dtype, shape in _initializers(spec, graph, forms or Forms(graph.quant)):
         slot = Slot(name, dtype, shape, -(-end // ALIGNMENT) * ALIGNMENT)
         slots[name] = slot
         end = slot.offset + slot.bytes
     return slots
 
 
-_Initializer = tuple[str, StoredDtype, tuple[int, ...]]
-
-
-def _initializers(spec: DecoderSpec, graph: GraphSpec) -> Iterator[_Initializer]:
+def _initializers(spec: DecoderSpec, graph: GraphSpec, forms: Forms) -> Iterator[Initializer]:
     dtype = graph.dtype
-    for name, found in ropes(spec).items():
+    for rope_name, found in ropes(spec).items():
         rows, pairs = rope.rows(found, graph.context), rope.turning(found, spec.head_dim) // 2
-        for table in rope_tables(name):
+        for table in rope_tables(rope_name):
             yield table, dtype, (rows, pairs)
     if spec.query_scale is not None:
         yield QUERY_SCALE, dtype, (graph.context,)
@@ -138,25 +130,28 @@ def _initializers(spec: DecoderSpec, graph: GraphSpec) -> Iterator[_Initializer]
             n = group_out(spec, group)
             if has_bias(spec, PARTS[group][0]):
                 yield group_bias(layer, group), dtype, (n,)
+            name, k = group_weight(layer, group), group_in(spec, group)
             if group in EXPERT_GROUPS:
                 yield from _stack(spec, graph, layer, group)
             else:
-                yield from _matrix(group_weight(layer, group), group_in(spec, group), n, graph)
+                yield from matrix_forms.initializers(name, k, n, forms.of(name), dtype)
     yield f"{FINAL_NORM}.weight", dtype, (spec.hidden,)
     if spec.norm_bias:
         yield f"{FINAL_NORM}.bias", dtype, (spec.hidden,)
     if has_head(spec, graph):
-        yield from _matrix(HEAD, spec.hidden, spec.vocab, graph)
+        form = forms.of(HEAD)
+        yield from matrix_forms.initializers(HEAD, spec.hidden, spec.vocab, form, dtype)
 
 
-def _routing(spec: DecoderSpec, layer: int, dtype: StoredDtype) -> Iterator[_Initializer]:
+def _routing(spec: DecoderSpec, layer: int, dtype: StoredDtype) -> Iterator[Initializer]:
     if spec.experts is not None and spec.kind(layer).experts:
         yield router_weight(layer), dtype, (spec.hidden, spec.experts.count)
         if spec.experts.shared_gate:
             yield shared_gate_weight(layer), dtype, (spec.hidden, 1)
 
 
-def _stack(spec: DecoderSpec, graph: GraphSpec, layer: int, group: Group) -> Iterator[_Initializer]:
+def _stack(spec: DecoderSpec, graph: GraphSpec, layer: int, group: Group) -> Iterator[Initializer]:
+    """Of experts: as floats or in int4."""
     name, count = group_weight(layer, group), spec.copies(PARTS[group][0])
     k, n, block = group_in(spec, group), group_out(spec, group), graph.quant.block
     if block is None:
@@ -164,11 +159,3 @@ def _stack(spec: DecoderSpec, graph: GraphSpec, layer: int, group: Group) -> Ite
     else:
         yield codes(name), "int32", (count, k // CODES_A_WORD, n)
         yield scales(name), graph.dtype, (count, k // block, n)
-
-
-def _matrix(name: str, k: int, n: int, graph: GraphSpec) -> Iterator[_Initializer]:
-    if graph.quant.block is None:
-        yield name, graph.dtype, (k, n)
-    else:
-        yield codes(name), "int4", (k, n)
-        yield scales(name), graph.dtype, (k // graph.quant.block, n)

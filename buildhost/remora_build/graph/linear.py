@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from remora_build.families.shape import has_bias
 from remora_build.graph import layout
+from remora_build.graph.matrix import MatrixWeights
 from remora_build.graph.nodes import Dims, Nodes
 from remora_contract import targets
 from remora_contract.bundle import DecoderSpec, GraphSpec, bank_groups, model_bank_groups
@@ -41,21 +42,6 @@ def columns(group: Group) -> str:
     return f"t_{group}"
 
 
-class MatrixWeights:
-    """A matrix [k, n] to multiply with, dequantized in the graph where it is stored as int4."""
-
-    def __init__(self, nodes: Nodes, graph: GraphSpec) -> None:
-        self._nodes = nodes
-        self._block = graph.quant.block
-
-    def value(self, name: str, node_name: str) -> ir.Value:
-        if self._block is None:
-            return self._nodes.weight(name)
-        packed = [self._nodes.weight(layout.codes(name)), self._nodes.weight(layout.scales(name))]
-        attributes = {"axis": 0, "block_size": self._block}
-        return self._nodes.add("DequantizeLinear", node_name, packed, attributes)
-
-
 class Linear:
     """Calls are the packed projections: `linear(layer, group, x [b, s, k]) -> [b, s, n]`."""
 
@@ -75,8 +61,7 @@ class Linear:
 
     def __call__(self, layer: int, group: Group, x: ir.Value) -> ir.Value:
         nodes, at = self._nodes, f"layers.{layer}.{group}"
-        weight = self._weights.value(layout.group_weight(layer, group), f"{at}.dequantize")
-        y = nodes.add("MatMul", f"{at}.matmul", [x, weight])
+        y = self._weights.product(layout.group_weight(layer, group), at, x)
         bias = nodes.weight(f"{at}.bias") if has_bias(self._spec, PARTS[group][0]) else None
         return self._adapted(layer, group, x, y, bias)
 
@@ -121,16 +106,19 @@ class Linear:
 
     def _branch(self, layer: int, group: Group, x: ir.Value, gate: ir.Value) -> ir.Value:
         """((x A) * gate) B"""
-        nodes, t = self._nodes, columns(group)
+        nodes, t, at = self._nodes, columns(group), node_stem(layer, group)
+        weight = f"{at}.weight"
         k, n = layout.group_in(self._spec, group), layout.group_out(self._spec, group)
         a = nodes.input(targets.lora_a(layer, group), self._graph.dtype, [k, t])
         b = nodes.input(targets.lora_b(layer, group), self._graph.dtype, [t, n])
         if group == "embed":
             down = nodes.add("Gather", _step("lora_a", layer, group), [a, x], {"axis": 0})
         else:
+            x = self._weights.branch_input(weight, at, x)
             down = nodes.add("MatMul", _step("lora_a", layer, group), [x, a])
         gated = nodes.add("Mul", _step("lora_gate", layer, group), [down, gate])
-        return nodes.add("MatMul", _step("lora_b", layer, group), [gated, b])
+        up = nodes.add("MatMul", _step("lora_b", layer, group), [gated, b])
+        return self._weights.branch_output(weight, at, up)
 
     def _vector(self, name: str, group: Group) -> ir.Value:
         shape: Dims = ["b", 1, layout.group_out(self._spec, group)]

@@ -9,10 +9,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from remora_build.graph.layout import Slot, StoredDtype
+from remora_build.graph.forms import StoredDtype
+from remora_build.graph.layout import Slot
 from remora_build.version import exporter_name
 
 Dims = Sequence[int | str]  # a text is a symbolic dimension
@@ -22,8 +24,19 @@ IR_DTYPE: dict[StoredDtype, ir.DataType] = {
     "float16": ir.DataType.FLOAT16,
     "float32": ir.DataType.FLOAT,
     "int4": ir.DataType.INT4,
+    "int8": ir.DataType.INT8,
     "int32": ir.DataType.INT32,
     "int64": ir.DataType.INT64,
+    "float8e4m3": ir.DataType.FLOAT8E4M3FN,
+    "float4e2m1": ir.DataType.FLOAT4E2M1,
+}
+_NUMBERS: dict[StoredDtype, np.dtype[Any]] = {
+    "float16": np.dtype(np.float16),
+    "float32": np.dtype(np.float32),
+    "int8": np.dtype(np.int8),
+    "int32": np.dtype(np.int32),
+    "int64": np.dtype(np.int64),
+    "float8e4m3": np.dtype(ml_dtypes.float8_e4m3fn),
 }
 
 
@@ -118,7 +131,7 @@ class Nodes:
     def number(self, value: float, dtype: StoredDtype) -> ir.Value:
         """A shared scalar inside the model file."""
         name = f"const.{dtype}." + re.sub("[^0-9a-z.]", "minus_", str(value))
-        return self._constant(name, np.array(value, dtype))
+        return self._constant(name, np.array(value, _NUMBERS[dtype]))
 
     def true(self) -> ir.Value:
         """A shared scalar of truth inside the model file."""

@@ -57,13 +57,16 @@ OPERATORS: dict[str, Rule] = {
     "CumSum": Rule(_FLOAT, constant=(1,)),
     # Symmetric only. Scales must be positive too, which the quantizer sees to.
     "DequantizeLinear": Rule(
-        _QUANTIZED, constant=(1,), inputs=2, note="the last dimension of INT4 is even"
+        _QUANTIZED,
+        constant=(1, 2),
+        note="the last dimension of INT4 is even; a zero point is 0",
     ),
     "If": Rule(_BOOL),  # both branches: outputs of one rank, values of different names
     "Loop": Rule(_NUMBER, note="its number of turns follows from shapes; with a condition"),
     "LayerNormalization": Rule(_FLOAT, outputs=1),
     "MatMul": Rule(_FLOAT, data=(0, 1)),
     "OneHot": Rule(_NUMBER, constant=(1,)),
+    "QuantizeLinear": Rule(_FLOAT, constant=(1, 2), note="a zero point is 0"),
     "Range": Rule(_NUMBER),
     "Slice": Rule(_ANY, constant=(3,)),
     "TopK": Rule(
@@ -117,6 +120,8 @@ def _against_more(node: ir.Node) -> Iterator[str]:
         yield f"{node.name}: TopK of {MAX_TOPK} or more"
     if node.op_type == "DequantizeLinear" and _is_odd_int4(node.inputs[0]):
         yield f"{node.name}: an odd last dimension of INT4"
+    if node.op_type in ("QuantizeLinear", "DequantizeLinear") and _has_zero_point(node):
+        yield f"{node.name}: a zero point that is not 0"
     if node.op_type == "Loop":
         if not _follows_from_shapes(node.inputs[0]):
             yield f"{node.name}: a Loop whose number of turns is data"
@@ -137,6 +142,12 @@ def _follows_from_shapes(value: ir.Value | None) -> bool:
 def _largest(value: ir.Value | None) -> int:
     constant = None if value is None else value.const_value
     return 0 if constant is None else int(constant.numpy().max())
+
+
+def _has_zero_point(node: ir.Node) -> bool:
+    zero = node.inputs[2] if len(node.inputs) > 2 else None
+    constant = None if zero is None else zero.const_value
+    return zero is not None and (constant is None or bool(constant.numpy().any()))
 
 
 def _is_odd_int4(value: ir.Value | None) -> bool:

@@ -18,14 +18,17 @@ from remora_build.families.naming import Naming, Source
 from remora_build.families.shape import has_bias, has_norm_bias, layer_norms
 from remora_build.graph import layout, rope
 from remora_build.graph.data_file import DataFile
+from remora_build.graph.forms import Forms
 from remora_build.graph.layout import Slot
+from remora_build.graph.matrix_writer import MatrixWriter
 from remora_build.graph.stacks import StackWriter
-from remora_build.quantize import pack_nibbles, problem, quantize
+from remora_build.quantize import problem
+from remora_build.quantized.matrix import Quantized
+from remora_build.quantized.plan import QuantizedPlan
+from remora_build.quantized.stored import StoredMatrix
 from remora_contract.bundle import GraphSpec
 from remora_contract.errors import CheckpointInvalid, InternalFault
 from remora_contract.targets import EXPERT_GROUPS, PARTS, Group
-
-_PACKED_ROWS = 64  # even, so that a panel ends at a whole byte
 
 Rows = NDArray[np.generic]
 Advance = Callable[[int], None]  # bytes of the checkpoint read since the last call
@@ -44,6 +47,7 @@ class WeightWriter:
         out: DataFile,
         pool: Executor,
         advance: Advance,
+        quantized: QuantizedPlan | None = None,
     ) -> None:
         self._naming = naming
         self._spec = naming.spec
@@ -55,6 +59,9 @@ class WeightWriter:
         self._pool = pool
         self._advance = advance
         self._dtype = np.dtype(graph.dtype)
+        self._quantized = quantized
+        forms = Forms(graph.quant) if quantized is None else quantized.forms
+        self._matrices = MatrixWriter(slots, forms, self._dtype, out, pool, self._columns)
         self._stacks = StackWriter(naming, slots, out, pool, self._columns, self._checked_rows)
 
     def write_all(self) -> None:
@@ -73,6 +80,8 @@ class WeightWriter:
             naming = self._naming
             name = naming.embedding if self._spec.tied_embeddings else naming.head
             self._matrix(layout.HEAD, [Source(name, 0, self._spec.vocab)])
+        for entry in self._quantized.left_out.values() if self._quantized else ():
+            self._stream.digest(entry)
 
     def _tables(self) -> None:
         spec, context = self._spec, self._graph.context
@@ -115,10 +124,10 @@ class WeightWriter:
         if experts is None or not self._spec.kind(layer).experts:
             return
         router = Source(naming.router(layer), 0, experts.count)
-        self._plain_matrix(self._slots[layout.router_weight(layer)], [router])
+        self._matrices.plain(layout.router_weight(layer), [router])
         if experts.shared_gate:
             gate = Source(naming.shared_gate(layer), 0, 1)
-            self._plain_matrix(self._slots[layout.shared_gate_weight(layer)], [gate])
+            self._matrices.plain(layout.shared_gate_weight(layer), [gate])
 
     def _vector(self, name: str, sources: Sequence[str], plus: int = 0) -> None:
         """Vectors [n] one after the other."""
@@ -128,31 +137,29 @@ class WeightWriter:
         self._out.put(slot, whole.astype(self._dtype).reshape(slot.shape))
 
     def _matrix(self, name: str, sources: Sequence[Source]) -> None:
-        """Matrices [n, k] transposed and side by side: [k, sum n], quantized when the graph is."""
-        if self._graph.quant.block is None:
-            self._plain_matrix(self._slots[name], sources)
+        """Matrices [n, k] transposed and side by side: [k, sum n], in the form the graph has."""
+        plan = self._quantized
+        if plan is None:
+            self._matrices.write(name, sources)
+            return
+        vectors = plan.vectors[name.removesuffix(".weight")]
+        if sources[0].tensor in plan.stored:
+            self._matrices.write_codes(name, self._stored(plan.stored, sources), vectors)
         else:
-            self._int4_matrix(name, sources, self._graph.quant.block)
+            self._matrices.write_plain(name, sources, vectors)
 
-    def _plain_matrix(self, slot: Slot, sources: Sequence[Source]) -> None:
-        packed = np.empty(slot.shape, self._dtype)
-        for column, rows in self._columns(sources):
-            packed[:, column : column + len(rows)] = rows.astype(self._dtype).T
-        self._out.put(slot, packed)
-
-    def _int4_matrix(self, name: str, sources: Sequence[Source], block: int) -> None:
-        code_slot, scale_slot = self._slots[layout.codes(name)], self._slots[layout.scales(name)]
-        codes = np.empty(code_slot.shape, np.int8)
-        scales = np.empty(scale_slot.shape, self._dtype)
-        for column, rows in self._columns(sources):
-            part = quantize(np.ascontiguousarray(rows.T), block, self._pool)
-            end = column + len(rows)
-            codes[:, column:end] = part.codes
-            scales[:, column:end] = part.scales
-        self._out.begin(code_slot)
-        for first in range(0, len(codes), _PACKED_ROWS):
-            self._out.append(pack_nibbles(codes[first : first + _PACKED_ROWS]))
-        self._out.put(scale_slot, scales)
+    def _stored(
+        self, stored: Mapping[str, StoredMatrix], sources: Sequence[Source]
+    ) -> Iterator[tuple[int, Quantized]]:
+        """(column in the packed matrix, columns of it) of a quantized checkpoint."""
+        base = 0
+        for source in sources:
+            matrix = stored[source.tensor]
+            whole = matrix.read(self._stream, self._dtype)
+            matrix.digest(self._stream)
+            self._advance(sum(e.bytes for e in matrix.pieces.values()))
+            yield base, whole.columns(source.begin, source.end)
+            base += source.end - source.begin
 
     def _columns(self, sources: Sequence[Source]) -> Iterator[tuple[int, Rows]]:
         """(column in the packed matrix, rows [m, k] of a source)."""

@@ -12,6 +12,7 @@ from remora_build.inspect.render import Report, Table, size_text
 from remora_build.publish.source import kv_bytes_per_token
 from remora_contract.bundle import Bundle, load_bundle
 from remora_contract.digests import short
+from remora_contract.quant import least_compute_capability
 from remora_contract.strict import plain
 
 
@@ -60,7 +61,13 @@ def _quant_text(bundle: Bundle) -> str:
     quant = bundle.graph.quant
     if quant.kind == "none":
         return f"{bundle.graph.dtype}, not quantized"
-    return f"{quant.kind}, symmetric, blocks of {quant.block}"
+    words = quant.describe()
+    if quant.plain:
+        words += f"; {len(quant.plain)} matrices stay {bundle.graph.dtype}"
+    least = least_compute_capability(quant)
+    if least is not None:
+        words += f"; TensorRT needs compute capability {least // 10}.{least % 10}"
+    return words
 
 
 def _bank_text(bundle: Bundle) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from hypothesis import given
@@ -15,6 +16,7 @@ from remora_agent.engine.memory import bank_bytes, engine_bytes, fits, kv_bytes,
 from remora_agent.engine.ort.bank import pack
 from remora_agent.engine.ort.kv import KvCache
 from remora_agent.engine.ort.slots import RowSlots
+from remora_contract.bundle import QuantSpec
 from tests.agent.engine.conftest import Bench, Case
 from tests.agent.engine.portable import FLOAT32, INT4, QWEN2, QWEN3, random_adapter
 
@@ -34,6 +36,21 @@ def test_the_engine_estimate_is_what_the_kernels_read():
     weights = 2 * (64 * 128 + 64 * 64 + 64 * 192 + 96 * 64) + 64 * 160
     assert engine_bytes(QWEN2, FLOAT32) == 4 * weights
     assert engine_bytes(QWEN2, INT4) == weights // 2 + 4 * weights // 32
+
+
+def test_the_engine_estimate_knows_every_kind_of_weight_and_what_stays_plain():
+    head = 64 * 160
+    rest = 2 * (64 * 128 + 64 * 64 + 64 * 192 + 96 * 64)
+    sizes = {
+        QuantSpec("int8"): rest + head + 4 * ((rest + head) // 32),
+        QuantSpec("int8", 64, plain=("head",)): rest + 4 * (rest // 64) + 4 * head,
+        QuantSpec("int4", 64, zero_points=True, plain=("head",)): (
+            rest // 2 + 4 * (rest // 64) + rest // 128 + 4 * head
+        ),
+        QuantSpec("nvfp4", 16, plain=("head",)): 4 * (rest + head),
+    }
+    for quant, size in sizes.items():
+        assert engine_bytes(QWEN2, replace(FLOAT32, quant=quant)) == size
 
 
 def test_the_cache_estimate_is_what_the_cache_allocates():

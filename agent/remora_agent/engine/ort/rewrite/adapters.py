@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
+import numpy as np
 import onnx_ir as ir
 
 from remora_agent.engine.ort import names
@@ -28,7 +29,7 @@ from remora_agent.engine.ort.rewrite.edit import (
 from remora_contract import targets
 from remora_contract.bundle import DecoderSpec
 from remora_contract.errors import EngineFault
-from remora_contract.targets import ALL_GROUPS, EXPERT_GROUPS, PARTS, Group
+from remora_contract.targets import ALL_GROUPS, EXPERT_GROUPS, PARTS, Group, Projection
 
 _INPUT = re.compile(r"lora_(a|b|gate|scale|bias)\.")
 _OF_GROUP = re.compile(r"lora_(a|scale|bias)\.(?:(\d+)\.)?([a-z_]+)")
@@ -44,7 +45,9 @@ def group_adapters(editor: Editor, decoder: DecoderSpec) -> int:
         if match is None:
             continue
         layer, group = int(match[2] or 0), _group(value, match[3])
-        if match[1] == "scale":
+        if group in EXPERT_GROUPS:
+            branches.add((layer, group))
+        elif match[1] == "scale":
             _revalue(
                 editor, value, "Mul", names.slot_scale(layer, group), names.rescaled(layer, group)
             )
@@ -58,10 +61,24 @@ def group_adapters(editor: Editor, decoder: DecoderSpec) -> int:
         else:
             _rewrite(editor, value, layer, group, decoder)
             branches.add((layer, group))
-    for value in bank:
-        editor.graph.inputs.remove(value)
     _check_complete(bank, branches, decoder)
+    for value in bank:
+        if not _keep_expert(value):
+            editor.graph.inputs.remove(value)
     return len(branches)
+
+
+def _keep_expert(value: ir.Value) -> bool:
+    """An expert's branch stays as it is, inside the loop, under the slots' names; was it one?"""
+    stem, _, place = (value.name or "").partition(".")
+    if place.rpartition(".")[2] not in EXPERT_GROUPS or stem not in (
+        "lora_a",
+        "lora_b",
+        "lora_gate",
+    ):
+        return False
+    value.name = f"{stem.replace('lora', 'slot')}.{place}"
+    return True
 
 
 def _group(value: ir.Value, name: str) -> Group:
@@ -91,32 +108,72 @@ def _rewrite_embedding(editor: Editor, bank_a: ir.Value, decoder: DecoderSpec) -
     looked_up = _only_reader(bank_a, "Gather", 0)
     if input_of(looked_up, 1).name != targets.INPUT_IDS:
         refuse(looked_up, f"expected a lookup of {targets.INPUT_IDS}")
-    add = _branch_end(looked_up, 0, "embed")
+    add, factor = _branch_end(looked_up, 0, "embed")
+    if factor is not None:
+        refuse(add, "expected no factor of an embedding's branch")
     base = other_input(add, input_of(add, 1))
     delta = editor.input(names.SLOT_EMBED, _FLOAT, ["g", "m", decoder.hidden])
     (result,) = editor.emit("Add", [base, delta], names.adapted(0, "embed"))
     editor.replace(add.outputs[0], result)
 
 
-def _branch_end(down: ir.Node, layer: int, group: Group) -> ir.Node:
-    """From the product with A to the Add that brings the branch in."""
+def _branch_end(
+    down: ir.Node, layer: int, group: Group
+) -> tuple[ir.Node, ir.TensorProtocol | None]:
+    """From the product with A to the Add that brings the branch in; what its answer is multiplied
+    by before."""
     gated = only_user(down.outputs[0], "Mul", down)
     if other_input(gated, down.outputs[0]).name != targets.lora_gate(group):
         refuse(gated, f"expected the gate {targets.lora_gate(group)}")
     up = only_user(gated.outputs[0], "MatMul", gated)
     if input_of(up, 1).name != targets.lora_b(layer, group):
         refuse(up, f"expected {targets.lora_b(layer, group)}")
-    return only_user(up.outputs[0], "Add", up)
+    answer, factor = _answer(up)
+    return only_user(answer, "Add", up), factor
 
 
 def _rewrite(
     editor: Editor, bank_a: ir.Value, layer: int, group: Group, decoder: DecoderSpec
 ) -> None:
     down = _only_reader(bank_a, "MatMul", 1)
-    add = _branch_end(down, layer, group)
+    add, factor = _branch_end(down, layer, group)
     base = input_of(add, 0)
     deltas = _deltas(editor, input_of(down, 0), layer, group, decoder)
+    if factor is not None:
+        deltas = _scaled(editor, deltas, factor, f"layers.{layer}.{group}", decoder, PARTS[group])
     _apply(editor, add, base, layer, group, deltas)
+
+
+def _answer(up: ir.Node) -> tuple[ir.Value, ir.TensorProtocol | None]:
+    """What the branch adds, and the vector [n] that multiplies it where the base's outputs bear a
+    folded scale (docs/quantization.md). Raises EngineFault."""
+    users = [use.node for use in up.outputs[0].uses()]
+    if len(users) != 1 or users[0].op_type != "Mul":
+        return up.outputs[0], None
+    factor = other_input(users[0], up.outputs[0])
+    if not factor.is_initializer() or factor.const_value is None:
+        refuse(users[0], "expected a constant vector")
+    return users[0].outputs[0], factor.const_value
+
+
+def _scaled(
+    editor: Editor,
+    deltas: list[ir.Value],
+    factor: ir.TensorProtocol,
+    stem: str,
+    decoder: DecoderSpec,
+    parts: tuple[Projection, ...],
+) -> list[ir.Value]:
+    """Each part's delta times its own outputs' factors."""
+    vector, begin = np.asarray(factor.numpy()).astype(np.float32), 0
+    scaled: list[ir.Value] = []
+    for projection, delta in zip(parts, deltas, strict=True):
+        end = begin + decoder.out_features(projection)
+        name = f"{stem}.adapter.factor.{projection}"
+        own = editor.initializer(vector[begin:end], name)
+        scaled += editor.emit("Mul", [delta, own], f"{name}.applied")
+        begin = end
+    return scaled
 
 
 def _deltas(

@@ -23,6 +23,7 @@ from remora_agent.engine.ort.rewrite import (
     mlp,
     norms,
     slices,
+    stored,
 )
 from remora_agent.engine.ort.rewrite.edit import MICROSOFT, Editor, refuse
 from remora_agent.engine.ort.rewrite.plain import join_plain
@@ -31,7 +32,7 @@ from remora_contract.bundle import DecoderSpec
 from remora_contract.errors import EngineFault
 
 # Part of the build key: raise it whenever the rewritten bytes change.
-REWRITE_VERSION = 2
+REWRITE_VERSION = 3
 _OPSET = 21
 _IR_VERSION = 10
 _FLOATS = (None, ir.DataType.FLOAT, ir.DataType.FLOAT16)
@@ -40,6 +41,7 @@ _KNOWN = {
     ("", "Add"),
     ("", "Cast"),
     ("", "Concat"),
+    ("", "DequantizeLinear"),
     ("", "Div"),
     ("", "Gather"),
     ("", "GatherND"),
@@ -49,6 +51,7 @@ _KNOWN = {
     ("", "LayerNormalization"),
     ("", "MatMul"),
     ("", "Mul"),
+    ("", "QuantizeLinear"),
     ("", "Reshape"),
     ("", "SimplifiedLayerNormalization"),
     ("", "Split"),
@@ -65,7 +68,7 @@ _KNOWN = {
 _INPUTS = re.compile(
     rf"{targets.INPUT_IDS}|{targets.POSITION_IDS}|{targets.LAST_INDEX}|{names.BATCH_SHAPE}|{names.GROUP_SHAPE}"
     rf"|{names.LAST_POSITION}|{names.TOTAL_LENGTH}|past_(key|value)\.\d+|slot_(a|b|scale|bias)\.\d+\.\w+"
-    rf"|{names.SLOT_EMBED}"
+    rf"|{names.SLOT_EMBED}|slot_gate\.\w+"
 )
 
 
@@ -86,6 +89,7 @@ def rewrite(
     """
     LiftConstantsToInitializersPass(lift_all_constants=True)(model)
     editor = Editor(model.graph)
+    stored.widen_float_codes(editor)
     join_plain(editor)
     attention.fuse_attention(editor, decoder, window_excess)
     _drop_dead(model)
@@ -97,7 +101,7 @@ def rewrite(
     ends.drop_final_cast(editor)
     ends.widen_embedding(editor)
     ends.choose_last(editor)
-    matmul.fuse_int4(editor, accuracy_level)
+    matmul.fuse_integers(editor, accuracy_level)
     norms.fuse_norms(editor)
     _drop_dead(model)
     ends.widen_rest(editor)

@@ -1,0 +1,1 @@
+"""Checkpoints that a quantization tool has written: read as they are, code by code."""
