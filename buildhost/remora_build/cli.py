@@ -15,6 +15,7 @@ from remora_contract.command_line import run
 COMMAND_MODULES = (
     "remora_build.export.command",
     "remora_build.adapters.command",
+    "remora_build.merge.command",
     "remora_build.use_cases.command",
     "remora_build.publish.command",
     "remora_build.inspect.command",

@@ -88,13 +88,18 @@ def load_tokenizer(checkpoint: Path, spec: DecoderSpec) -> Tokenizer:
 
 
 def special_tokens(checkpoint: Path, vocab: int) -> SpecialTokens:
-    """From generation_config.json, then config.json. Raises CheckpointInvalid for an alien id."""
+    """From generation_config.json and config.json, or what a text_config in it says where they say
+    nothing. Raises CheckpointInvalid for an alien id."""
     sources = [checkpoint / GENERATION_CONFIG, checkpoint / CONFIG]
     documents = [(str(path), read_json(path)) for path in sources if path.is_file()]
-    found = {
-        key: [i for where, d in documents for i in _ids(d.get(key), f"{where}: {key}", vocab)]
-        for key in ("eos_token_id", "bos_token_id", "pad_token_id")
-    }
+    nested = [(f"{where}: text_config", d.get("text_config")) for where, d in documents]
+    texts = [(where, d) for where, d in nested if isinstance(d, dict)]
+
+    def listed(key: str, among: list[tuple[str, dict[str, Any]]]) -> list[int]:
+        return [i for where, d in among for i in _ids(d.get(key), f"{where}: {key}", vocab)]
+
+    keys = ("eos_token_id", "bos_token_id", "pad_token_id")
+    found = {key: listed(key, documents) or listed(key, texts) for key in keys}
     return SpecialTokens(
         eos=tuple(dict.fromkeys(found["eos_token_id"])),
         bos=next(iter(found["bos_token_id"]), None),

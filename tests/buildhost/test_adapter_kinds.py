@@ -251,3 +251,22 @@ def test_dora_on_a_quantized_bundle_asks_for_the_checkpoint_and_proves_it(
             peft_dir, tmp_path / "no", base=tmp_path / "int4", help=Help(checkpoint=other)
         )
     assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("kind", ["dora bias", "embed and head", "tokens"])
+def test_on_quantized_weights_engine_and_graph_agree(kind: str, tmp_path: Path) -> None:
+    options = replace(EVERYTHING, int4_block=32)
+    world = make_world(tmp_path, "qwen2", True, options)
+    bundle, tokens = load_bundle(world.bundle_dir), some_tokens(2)
+    peft_dir = make_peft_adapter(world.checkpoint, tmp_path / "peft", seed=7, **KINDS[kind])
+    help = Help(checkpoint=world.checkpoint)
+    convert_adapter(peft_dir, tmp_path / "out", base=world.bundle_dir, help=help)
+
+    model = PortableModel(world.bundle_dir, rows=2)
+    model.adapter_feed = feed(bundle, [tmp_path / "out"], [[1.0], [0.0]])
+    graph = model.forced(tokens, PROMPT)
+    handle = world.engine.add_adapter(load_weights(tmp_path / "out", bundle))
+    found = engine_logits(world.engine, tokens, [(MixEntry(handle, 1.0),), ()])
+
+    world.engine.close()
+    assert float(np.abs(found - graph).max()) <= TOLERANCE

@@ -64,6 +64,34 @@ def test_the_int4_legacy_graph_equals_the_native_one(exported, family):
     assert np.abs(answers[0] - answers[1]).max() <= 1e-4
 
 
+ADAPT_ALL = {"adapt": ("embed", "head", "experts"), "dora": True, "adapter_bias": True}
+BANKS = {
+    "qwen3": {**ADAPT_ALL, "adapt": ("embed", "head")},
+    "gemma2": {},
+    "qwen2_moe": ADAPT_ALL,
+    "qwen3_moe": {"adapt": ("experts",), "int4_block": 32},
+}
+
+
+@pytest.mark.parametrize("family", BANKS)
+def test_the_dialects_agree_with_every_adapter_input_filled(exported, family):
+    rng, answers = np.random.default_rng(3), []
+    tokens = rng.integers(0, 320, (2, 48))
+    filled: dict[str, np.ndarray] = {}
+    for dialect in ("native", "legacy"):
+        _, bundle = exported(family, dialect=dialect, dtype="float32", **BANKS[family])
+        model = PortableModel(bundle, rows=2)
+        for name, empty in model.adapter_feed.items():
+            shape = [n or 4 for n in empty.shape]
+            filled.setdefault(name, rng.normal(0.0, 0.2, shape).astype(empty.dtype))
+        assert set(filled) == set(model.adapter_feed)
+        base = PortableModel(bundle, rows=2).forced(tokens, 40)
+        model.adapter_feed = filled
+        answers.append(model.forced(tokens, 40))
+        assert np.abs(answers[-1] - base).max() > 0.1
+    assert np.abs(answers[0] - answers[1]).max() <= 1e-4
+
+
 @pytest.mark.parametrize("block", [None, 32], ids=["plain", "int4"])
 def test_golden_prompts_are_recorded_from_the_legacy_graph(exported, block):
     """The cache is shrunk while recording: no node may know its capacity."""

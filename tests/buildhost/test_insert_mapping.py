@@ -17,8 +17,7 @@ from remora_build.insert.inserter import analyse, insert_bank, write_plan
 from remora_build.insert.naming import parse_module
 from remora_contract.errors import DocumentInvalid, InvalidInput, Refused, RemoraError, Unsupported
 from tests.support.respell import strip_names
-
-HIDDEN, WIDE, LAYERS = 8, 12, 2
+from tests.support.skeleton import Decoder, named
 
 
 @pytest.mark.parametrize(
@@ -51,55 +50,6 @@ def test_a_name_that_says_nothing_is_no_module(path: str) -> None:
     assert parse_module(path) is None
 
 
-class Decoder:
-    """A decoder's skeleton: all its projections, the rest simplified to what keeps the shapes."""
-
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.weights: list[onnx.TensorProto] = []
-        x = "x"
-        for layer in range(LAYERS):
-            x = self.layer(f"/model/layers.{layer}", x)
-        self.linear("/lm_head", x, HIDDEN, 5, output="logits")
-
-    def linear(self, path: str, x: str, k: int, n: int, output: str | None = None) -> str:
-        name = f"onnx::MatMul_{len(self.weights)}"
-        weight = np.random.default_rng(len(self.weights)).normal(size=(k, n)).astype(np.float32)
-        self.weights.append(numpy_helper.from_array(weight, name))
-        y = output or f"{path}/MatMul_output_0"
-        self.nodes.append(helper.make_node("MatMul", [x, name], [y], name=f"{path}/MatMul"))
-        return y
-
-    def op(self, op: str, *inputs: str, **attributes: Any) -> str:
-        name = f"{op}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op, list(inputs), [name], name=name, **attributes))
-        return name
-
-    def layer(self, path: str, x: str) -> str:
-        q, k, v = (
-            self.linear(f"{path}/self_attn/{p}_proj", x, HIDDEN, HIDDEN) for p in ("q", "k", "v")
-        )
-        scores = self.op("MatMul", q, self.op("Transpose", k, perm=[0, 2, 1]))
-        mixed = self.op("MatMul", self.op("Softmax", scores), v)
-        x = self.op("Add", x, self.linear(f"{path}/self_attn/o_proj", mixed, HIDDEN, HIDDEN))
-        gate, up = (self.linear(f"{path}/mlp/{p}_proj", x, HIDDEN, WIDE) for p in ("gate", "up"))
-        inner = self.op("Mul", self.op("Mul", gate, self.op("Sigmoid", gate)), up)
-        return self.op("Add", x, self.linear(f"{path}/mlp/down_proj", inner, WIDE, HIDDEN))
-
-    def model(self) -> onnx.ModelProto:
-        def value(name: str, width: int) -> onnx.ValueInfoProto:
-            return helper.make_tensor_value_info(name, 1, ["batch", "sequence", width])
-
-        graph = helper.make_graph(
-            self.nodes, "g", [value("x", HIDDEN)], [value("logits", 5)], self.weights
-        )
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-
-
-def named(model: onnx.ModelProto, name: str) -> onnx.NodeProto:
-    return next(n for n in model.graph.node if n.name == name)
-
-
 def plan_of(model: onnx.ModelProto, directory: Path, **options: Any):
     onnx.save(model, directory / "model.onnx")
     return analyse(directory / "model.onnx", **options)
@@ -107,13 +57,6 @@ def plan_of(model: onnx.ModelProto, directory: Path, **options: Any):
 
 def insert_into(model: onnx.ModelProto, directory: Path, **options: Any) -> None:
     insert_bank(plan_of(model, directory, **options), directory / "out")
-
-
-def answer(path: Path, feed: dict[str, np.ndarray]) -> np.ndarray:
-    import onnxruntime as ort
-
-    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return session.run(None, feed)[0]
 
 
 def test_all_fourteen_are_found_and_the_head_is_left(tmp_path: Path) -> None:

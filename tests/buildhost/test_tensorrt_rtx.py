@@ -1,7 +1,7 @@
 """Both dialects of every family pass a real TensorRT parser and builder, without a GPU.
 
-Needs the wheel `tensorrt-rtx`. Every build runs in a child process: a malformed graph can take the
-parser down with it. One build is for all processors; a few are in `make test`, the rest are slow.
+Needs the wheel `tensorrt-rtx`. Every build runs in a child process: a graph can take the parser or
+the builder down. One build is for all processors; a few are in `make test`, the rest are slow.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ Build = tuple[str, str, dict[str, Any], dict[str, Any]]  # family, dialect, chec
 BANK = {"max_bank_rank": RANK}
 NO_BANK = {"max_bank_rank": 0}
 INT4 = {"int4_block": 32, **BANK}
+ADAPT_ALL = {"adapt": ("embed", "head", "experts"), "dora": True, "adapter_bias": True}
 # Widths of which every matrix is a multiple of 128.
 WIDE = {"hidden": 128, "intermediate": 256, "head_dim": 32}
 
@@ -64,6 +65,11 @@ for _dialect in DIALECTS:
         "biased": ("llama", _dialect, {"attention_bias": True, "mlp_bias": True}, BANK),
         "tied-int4-128": ("qwen2", _dialect, {"tied": True, **WIDE}, {**INT4, "int4_block": 128}),
         "one-head-a-group": ("qwen2", _dialect, {"kv_heads": 4}, BANK),
+        "dora": ("qwen3", _dialect, {}, {"dora": True, **BANK}),
+        "adapter-bias": ("qwen3", _dialect, {}, {"adapter_bias": True, **BANK}),
+        "adapt-ends": ("qwen3", _dialect, {}, {"adapt": ("embed", "head"), **INT4}),
+        "adapt-experts": ("qwen3_moe", _dialect, {}, {"adapt": ("experts",), **BANK}),
+        "adapt-all": ("qwen2_moe", _dialect, {}, ADAPT_ALL | INT4),
     }
     BUILDS |= {f"{_dialect}-{name}": chosen for name, chosen in _more.items()}
 BUILDS["legacy-fp32"] = ("qwen3", "legacy", {}, {"dtype": "float32", **BANK})

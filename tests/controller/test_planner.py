@@ -146,8 +146,8 @@ def test_artifacts_that_do_not_belong_together_are_refused_by_name(things, tmp_p
 
 
 def test_a_graph_that_none_of_a_devices_backends_takes_is_refused_before_it_ships(tmp_path):
-    legacy = artifacts.publish(tmp_path, "bundle", "tiny", "1", [b"x"], dialect="legacy")
-    wanted = contents({legacy.digest: legacy}, legacy)
-    (refusal,) = device_refusals(device(), wanted)
+    native = artifacts.publish(tmp_path, "bundle", "tiny", "1", [b"x"], dialect="native")
+    wanted = contents({native.digest: native}, native)
+    (refusal,) = device_refusals(device(backends={"tensorrt": "10.3.0"}), wanted)
     assert refusal.code == "dialect"
-    assert device_refusals(device(backends={"tensorrt": "10.3.0"}), wanted) == []
+    assert device_refusals(device(), wanted) == []

@@ -19,9 +19,8 @@ import numpy as np
 
 from remora_build.adapters.sidecar import Dtype, Factor, write_adapter
 from remora_contract.adapter import WEIGHTS_FILE, Adapter, load_adapter
-from remora_contract.bundle import Bundle, DecoderSpec
+from remora_contract.bundle import Bundle, DecoderSpec, bank_groups
 from remora_contract.targets import (
-    GROUPS,
     PARTS,
     PROJECTIONS,
     AdapterTarget,
@@ -86,6 +85,7 @@ def peft_quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("ignore", RuntimeWarning)  # it looks for patterns in modules only
         yield
 
 
@@ -189,11 +189,13 @@ def bank_feed(
     leaves alone hold zeros.
     """
     feed: dict[str, np.ndarray] = {}
-    for group in GROUPS:
+    decoder, layers = bundle.decoder, range(bundle.decoder.layers)
+    groups = {layer: bank_groups(decoder, bundle.graph, layer) for layer in layers}
+    for group in dict.fromkeys(g for found in groups.values() for g in found):
         widths = [[_width(tensors, p) for p in PARTS[group]] for tensors in resident]
         gate = [np.repeat(row, [sum(w) for w in widths]) for row in weights]
         feed[lora_gate(group)] = np.array(gate, bundle.graph.dtype)[:, None, :]
-        for layer in range(bundle.decoder.layers):
+        for layer in (n for n in layers if group in groups[n]):
             blocks = [
                 _block(bundle, t, w, layer, group) for t, w in zip(resident, widths, strict=True)
             ]

@@ -191,6 +191,67 @@ def make_checkpoint(
     return directory
 
 
+def make_multimodal(
+    directory: Path, model_type: str, text: str, *, seed: int = 0, **config: Any
+) -> Path:
+    """A multimodal checkpoint around a tiny `text` model, as transformers saves one; further
+    keywords go into the text part's configuration. "gemma3", "mistral3", "llava", "qwen2_vl" and
+    "qwen2_5_vl" are known."""
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    directory.mkdir(parents=True, exist_ok=True)
+    eos, bos, pad = _make_tokenizer(directory, text, 320)
+    settings: dict[str, Any] = {
+        "model_type": text,
+        "num_hidden_layers": 2,
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 96,
+        "vocab_size": 320,
+        "max_position_embeddings": 512,
+        "eos_token_id": eos,
+        "bos_token_id": bos,
+        "pad_token_id": pad,
+        **PRESETS.get(text, {}),
+        **config,
+    }
+    outer = AutoConfig.for_model(
+        model_type, text_config=settings, vision_config=_VISION[model_type], **_IMAGES[model_type]
+    )
+    model = AutoModelForImageTextToText.from_config(outer)
+    _randomize(model, seed, norm=0.0 if text in PLUS_ONE else 1.0)
+    model.generation_config.eos_token_id = eos
+    model.generation_config.pad_token_id = pad
+    model.save_pretrained(directory)
+    return directory
+
+
+_TOWER = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 16,
+}
+_QWEN_TOWER = {"depth": 1, "num_heads": 2, "patch_size": 14}
+_VISION: dict[str, dict[str, Any]] = {
+    "gemma3": _TOWER | {"model_type": "siglip_vision_model"},
+    "mistral3": _TOWER | {"model_type": "pixtral", "head_dim": 16},
+    "llava": _TOWER | {"model_type": "clip_vision_model", "projection_dim": 32},
+    "qwen2_vl": _QWEN_TOWER | {"embed_dim": 32, "hidden_size": 64},
+    "qwen2_5_vl": _QWEN_TOWER | {"hidden_size": 32, "out_hidden_size": 64, "intermediate_size": 48},
+}
+_IMAGES: dict[str, dict[str, Any]] = {
+    "gemma3": {"mm_tokens_per_image": 4},
+    "mistral3": {"tie_word_embeddings": False},
+    "llava": {},
+    "qwen2_vl": {},
+    "qwen2_5_vl": {},
+}
+
+
 def use_old_config(directory: Path) -> None:
     """Rewrites config.json as transformers 4 wrote it: rope_theta, rope_scaling, torch_dtype."""
     path = directory / "config.json"

@@ -16,7 +16,7 @@ from remora_build.adapters.modules import Parts
 from remora_build.checkpoint.directory import find_tensors
 from remora_build.checkpoint.inventory import base_digest, take_inventory
 from remora_build.checkpoint.stream import TensorStream
-from remora_build.families import naming, read_config
+from remora_build.families import left_out_of, naming, read_config
 from remora_contract.bundle import Bundle
 from remora_contract.digests import short
 from remora_contract.errors import Refused
@@ -33,7 +33,7 @@ class CheckpointBase:
         spec, entries = read_config(directory), find_tensors(directory)
         if spec != bundle.decoder:
             raise Refused(f"{directory} is not the base of the bundle: its config.json differs")
-        self._inventory = take_inventory(naming(spec, entries), entries)
+        self._inventory = take_inventory(naming(spec, entries), entries, left_out_of(directory))
         self._stream = TensorStream()
 
     @property

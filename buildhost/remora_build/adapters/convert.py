@@ -22,7 +22,7 @@ from remora_contract.adapter import Adapter
 from remora_contract.bundle import Bundle, load_bundle
 from remora_contract.compat import target_refusals
 from remora_contract.digests import short
-from remora_contract.errors import Incompatible, Refused, Unsupported
+from remora_contract.errors import AdapterInvalid, Incompatible, Refused, Unsupported
 from remora_contract.targets import AdapterTarget
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def convert_adapter(
     own = base_weights(base, bundle, help.checkpoint, progress)
     read = read_adapter(peft_dir, bundle, own, help.initial)
     check_fits(read.factors, bundle)
+    check_invocation(read.invocation_tokens, bundle)
     adapter = write_adapter(
         out,
         read.factors,
@@ -136,6 +137,16 @@ def check_bank(ranks: Mapping[AdapterTarget, int], bundle: Bundle) -> None:
         raise Refused(
             f"{widest.name()} has rank {ranks[widest]}, the bundle's bank holds {limit}: "
             "export the base again with a larger --max-bank-rank"
+        )
+
+
+def check_invocation(tokens: tuple[int, ...], bundle: Bundle) -> None:
+    """Raises AdapterInvalid for tokens that no prompt of this base can hold."""
+    highest, vocab = max(tokens, default=0), bundle.decoder.vocab
+    if highest >= vocab:
+        raise AdapterInvalid(
+            f"alora_invocation_tokens has token {highest}, the base's tokens are 0 to {vocab - 1}: "
+            "it was trained on another base; give the bundle of that base with --base"
         )
 
 

@@ -7,8 +7,8 @@ base W the trained adapter is
 
 a plain LoRA of twice the rank, as PEFT's own `path_initial_model_for_weight_conversion` makes it.
 A0 and B0 are the adapter as it was saved before training. With DoRA the magnitudes stay what they
-are: the norm is of the same sum. PEFT's own conversion has no config for use_rslora beside patterns;
-here the scaling is in the factors, so that they are no exception.
+are: the norm is of the same sum. PEFT cannot convert use_rslora beside patterns, for which its
+config has no numbers; here the scaling is in the factors, so that they are no exception.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 
 from remora_build.adapters.assemble import Branches, Tensors, folded_tensors
 from remora_build.adapters.bound import Binding, Bound
+from remora_build.adapters.fields import MERGE
 from remora_build.adapters.fold import Folded
 from remora_build.adapters.settings import LoraSettings
 from remora_contract.errors import AdapterInvalid, Unsupported
@@ -41,6 +42,12 @@ def check_initial(
             f"{where}: init_lora_weights = {trained.mutated_init!r}: training changed the base "
             "weights; give the adapter as it was saved before training with --initial, or save it "
             "with path_initial_model_for_weight_conversion, which turns it into plain LoRA"
+        )
+    if trained.invocation_tokens:
+        raise Unsupported(
+            f"{where}: alora_invocation_tokens beside init_lora_weights = "
+            f"{trained.mutated_init!r}: before the invocation it was trained on the changed base, "
+            f"which no adapter that acts from there on can bring back; {MERGE}"
         )
     if initial.mutated_init not in (None, trained.mutated_init):  # PEFT advises to save it as true
         raise AdapterInvalid(

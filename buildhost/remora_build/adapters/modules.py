@@ -65,4 +65,5 @@ def module_table(decoder: DecoderSpec, names: Collection[str]) -> ModuleTable:
 
 def _known(table: ModuleTable, names: Collection[str]) -> int:
     containers = {p.rpartition(".")[0] for p in table.parameters}
-    return sum(n in table.modules or n.removesuffix(_WRAPPED) in containers for n in names)
+    known = table.modules.keys() | containers | table.unadaptable
+    return sum(n.removesuffix(_WRAPPED) in known for n in names)

@@ -13,28 +13,33 @@ from remora_contract.digests import digest_document
 from remora_contract.errors import CheckpointInvalid, Unsupported
 
 # Old Llama checkpoints store this table, which follows from the configuration.
-_DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+_DERIVED = re.compile(r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
 
 @dataclass(frozen=True)
 class Inventory:
-    """`tensors` are all that is exported; `tied_copy` repeats the embedding and must equal it."""
+    """`tensors` are all that is exported; `tied_copy` repeats the embedding and must equal it;
+    `left_out` are a multimodal model's other tensors."""
 
     naming: Naming
     tensors: dict[str, TensorEntry]
     tied_copy: TensorEntry | None
+    left_out: tuple[str, ...] = ()
 
 
 def take_inventory(
     naming: Naming,
     entries: Mapping[str, TensorEntry],
+    left_out: tuple[str, ...] = (),
     *,
     stored: Collection[str] = (),
     instead: Mapping[str, TensorEntry] | None = None,
 ) -> Inventory:
-    """Of a quantized checkpoint the tensors `stored` are not there, and `instead` is, checked by
-    whoever found it. Raises CheckpointInvalid or Unsupported naming the first tensor that is
-    missing, misshapen, not of floats or unexpected."""
+    """`left_out`: beginnings of the names of tensors that are not the decoder's. Of a quantized
+    checkpoint the tensors `stored` are not there, and `instead` is, checked by whoever found it.
+
+    Raises CheckpointInvalid or Unsupported naming the first tensor that is missing, misshapen, not
+    of floats or unexpected."""
     spec, codes = naming.spec, instead or {}
     expected = {name: s for name, s in naming.tensors().items() if name not in stored}
     for name, shape in expected.items():
@@ -46,14 +51,21 @@ def take_inventory(
     tied_copy = entries.get(naming.head) if spec.tied_embeddings else None
     if tied_copy is not None:
         _check_shape(tied_copy, expected[naming.embedding])
+    known = {*expected, naming.head} if tied_copy is not None else set(expected)
     for name, entry in entries.items():
-        known = name in expected or name in codes or entry is tied_copy
-        if not known and not _DERIVED.fullmatch(name):
+        expected_here = name in known or name in codes or name.startswith(left_out)
+        if not expected_here and not _is_derived(naming, name):
             raise CheckpointInvalid(
                 f"{entry.path} holds {name[:120]} {list(entry.shape)}, which a {spec.family} model "
                 "of this config.json does not have: it would be dropped silently"
             )
-    return Inventory(naming, {n: entries[n] for n in expected} | dict(codes), tied_copy)
+    others = tuple(sorted(name for name in entries if name.startswith(left_out)))
+    tensors = {n: entries[n] for n in expected} | dict(codes)
+    return Inventory(naming, tensors, tied_copy, others)
+
+
+def _is_derived(naming: Naming, name: str) -> bool:
+    return _DERIVED.fullmatch(name.removeprefix(naming.place.prefix)) is not None
 
 
 def _misnamed(name: str, entries: Mapping[str, TensorEntry]) -> str:

@@ -48,7 +48,7 @@ class Dialect(str, enum.Enum):
 Checkpoint = Annotated[
     Path,
     typer.Argument(
-        help="Hugging Face checkpoint directory: Llama 3, Qwen2, Qwen2.5 or Qwen3 in safetensors."
+        help="Hugging Face checkpoint directory with safetensors, of a family in docs/support.md."
     ),
 ]
 Out = Annotated[Path, typer.Argument(help="Bundle directory to create.")]

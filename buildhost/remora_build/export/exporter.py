@@ -7,6 +7,7 @@ Owns the order of work; each step's rules are elsewhere. bundle.json is written 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,6 +230,8 @@ def _notes(plan: _Plan) -> dict[str, Any]:
     notes: dict[str, Any] = {}
     if plan.source.notes:
         notes["quantized"] = plan.source.notes
+    if plan.source.inventory.left_out:
+        notes["left_out"] = _by_beginning(plan.source.inventory.left_out)
     if not plan.prompts:
         notes["golden"] = "not recorded (--no-golden): engines are not proven before they serve"
     if plan.graph.dtype == "float32" and plan.graph.dialect == "native":
@@ -240,3 +243,12 @@ def _notes(plan: _Plan) -> dict[str, Any]:
             f"{least // 10}.{least % 10} or later; on ONNX Runtime they take the memory of float32"
         )
     return notes
+
+
+def _by_beginning(tensors: tuple[str, ...]) -> dict[str, str]:
+    """What a multimodal checkpoint holds beside its text part: `vision_tower` -> `439 tensors`."""
+    counts: Counter[str] = Counter()
+    for name in tensors:
+        head, _, rest = name.partition(".")
+        counts[f"model.{rest.partition('.')[0]}" if head == "model" else head] += 1
+    return {name: f"{count} tensors" for name, count in sorted(counts.items())}

@@ -13,7 +13,7 @@ from remora_build.checkpoint.inventory import Inventory, take_inventory
 from remora_build.checkpoint.safetensors_file import SourceDtype
 from remora_build.export.options import ExportOptions, refuse_quantizing
 from remora_build.export.progress import Progress
-from remora_build.families import naming, read_config
+from remora_build.families import left_out_of, naming, read_config
 from remora_build.quantized.original import restore
 from remora_build.quantized.plan import QuantizedPlan, plan_quantized
 from remora_build.quantized.scheme import read_scheme
@@ -50,23 +50,24 @@ class Source:
 def read_source(checkpoint: Path, options: ExportOptions, progress: Progress) -> Source:
     """Raises CheckpointInvalid, RequestInvalid, Unsupported."""
     scheme = read_scheme(checkpoint)
-    spec = read_config(checkpoint, quantized=scheme is not None)
+    spec, left_out = read_config(checkpoint, quantized=scheme is not None), left_out_of(checkpoint)
     if scheme is None:
         if options.original is not None or options.own_adapters:
             raise RequestInvalid("--original and --own-adapters are for quantized checkpoints")
         tensors = find_tensors(checkpoint)
-        return Source(spec, take_inventory(naming(spec, tensors), tensors))
+        names = naming(spec, tensors)
+        return Source(names.spec, take_inventory(names, tensors, left_out))
     refuse_quantizing(options)
     tensors = find_tensors(checkpoint, get_args(SourceDtype))
     names = naming(spec, scheme.layout.logical(tensors))
     plan = plan_quantized(names, scheme, tensors)
-    inventory = take_inventory(names, tensors, stored=plan.stored, instead=plan.tensors)
+    inventory = take_inventory(names, tensors, left_out, stored=plan.stored, instead=plan.tensors)
     if options.original is not None:
         advance = progress.stage("comparing with the original", spec.layers)
         restored = restore(inventory, plan, options.original, advance)
-        return Source(spec, inventory, restored.plan, restored.base_digest)
+        return Source(names.spec, inventory, restored.plan, restored.base_digest)
     _check_adapters(scheme, plan, options)
-    return Source(spec, inventory, plan)
+    return Source(names.spec, inventory, plan)
 
 
 def _check_adapters(scheme: Scheme, plan: QuantizedPlan, options: ExportOptions) -> None:

@@ -4,8 +4,8 @@ family is one small file listed here.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,9 @@ from remora_build.families import (
 )
 from remora_build.families.family import Family
 from remora_build.families.fields import ConfigFields
-from remora_build.families.naming import PLACES, Naming
+from remora_build.families.naming import NESTED_PLACES, PLACES, Naming
+from remora_build.families.nearest import nearest
+from remora_build.families.wrappers import WRAPPERS
 from remora_contract.bundle import DecoderSpec
 from remora_contract.errors import CheckpointInvalid, Unsupported
 
@@ -64,24 +66,46 @@ FAMILIES: dict[str, Family] = {
 
 
 def read_config(directory: Path, *, quantized: bool = False) -> DecoderSpec:
-    """The decoder a checkpoint directory describes; a quantized one is refused unless `quantized`.
+    """The decoder a checkpoint directory describes; of a multimodal one the text part. A quantized
+    checkpoint is refused unless `quantized`.
 
     Raises CheckpointInvalid, Unsupported.
     """
+    path, model_type, data = _read(directory)
+    wrapper = WRAPPERS.get(model_type)
+    if wrapper is None and model_type not in FAMILIES:
+        raise Unsupported(_unknown(path, model_type, data))
+    if not quantized:
+        _refuse_quantized(path, data)
+    fields = ConfigFields(data, str(path))
+    if wrapper is None:
+        spec = FAMILIES[model_type].read(fields)
+    else:
+        family, text = wrapper.text_fields(fields)
+        spec = FAMILIES[family].read(text)
+        text.finish()
+    fields.finish()
+    return spec
+
+
+def left_out_of(directory: Path) -> tuple[str, ...]:
+    """Beginnings of the names of tensors that are not the decoder's, in a multimodal checkpoint.
+
+    Raises CheckpointInvalid.
+    """
+    wrapper = WRAPPERS.get(_read(directory)[1])
+    return wrapper.left_out if wrapper else ()
+
+
+def _read(directory: Path) -> tuple[Path, str, dict[str, Any]]:
+    """config.json, its model_type and all of it."""
     check_directory(directory)
     path = directory / CONFIG
     data = read_json(path)
     model_type = data.get("model_type")
     if not isinstance(model_type, str):
         raise CheckpointInvalid(f"{path}: has no model_type")
-    if model_type not in FAMILIES:
-        raise Unsupported(_unknown(path, model_type))
-    if not quantized:
-        _refuse_quantized(path, data)
-    fields = ConfigFields(data, str(path))
-    spec = FAMILIES[model_type].read(fields)
-    fields.finish()
-    return spec
+    return path, model_type, data
 
 
 def _refuse_quantized(path: Path, data: Mapping[str, Any]) -> None:
@@ -108,12 +132,18 @@ def namings(spec: DecoderSpec) -> tuple[Naming, ...]:
 
 def naming(spec: DecoderSpec, tensors: Collection[str] = ()) -> Naming:
     """The naming of the checkpoint that holds `tensors`: the one that names most of them, the
-    usual one when none does."""
-    return max(namings(spec), key=lambda n: sum(name in tensors for name in n.tensors()))
+    usual one when none does. Inside a multimodal model a head that is there is the head, whatever
+    the config says of tying: so do transformers, and such configs leave it to defaults."""
+    found = max(namings(spec), key=lambda n: sum(name in tensors for name in n.tensors()))
+    if found.place in NESTED_PLACES and found.head in tensors:
+        return replace(found, spec=replace(spec, tied_embeddings=False))
+    return found
 
 
-def _unknown(path: Path, model_type: str) -> str:
-    near = difflib.get_close_matches(model_type, FAMILIES, n=1, cutoff=0.5)
-    hint = f"; the nearest is {near[0]!r}, which computes differently" if near else ""
-    known = ", ".join(FAMILIES)
-    return f"{path}: model_type {model_type[:80]!r} is not supported (supported: {known}){hint}"
+def _unknown(path: Path, model_type: str, data: Mapping[str, Any]) -> str:
+    shown, known = model_type[:80], ", ".join((*FAMILIES, *WRAPPERS))
+    near = nearest(model_type, data, FAMILIES)
+    return (
+        f"{path}: model_type {shown!r} is not supported; the nearest is {near!r}, which computes "
+        f"differently (supported: {known})"
+    )

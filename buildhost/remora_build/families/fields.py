@@ -36,6 +36,12 @@ class ConfigFields:
             raise self.invalid(key, "a table", value)
         return ConfigFields(value, f"{self.where}: {key}")
 
+    def rest(self, *but: str) -> ConfigFields:
+        """All that is left, taken, except the fields named."""
+        data = {key: value for key, value in self._left.items() if key not in but}
+        self._left = {key: value for key, value in self._left.items() if key in but}
+        return ConfigFields(data, self.where)
+
     def left(self) -> dict[str, Any]:
         """What nobody has taken and is not null."""
         return {k: v for k, v in self._left.items() if v is not None}

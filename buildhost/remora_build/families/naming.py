@@ -67,6 +67,7 @@ PLACES = (
     Place("model.language_model."),
     Place("language_model.model.", "language_model.lm_head"),
 )
+NESTED_PLACES = PLACES[1:]
 
 
 @dataclass(frozen=True)

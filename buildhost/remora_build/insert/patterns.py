@@ -38,8 +38,8 @@ _CLOSED = (
 
 @dataclass(frozen=True)
 class Linear:
-    """`x` as the node reads it, `y` [.., n] its result before any bias. `refusal` says why no branch
-    can be added; k and n are then 0."""
+    """`x` as the node reads it, `y` [.., n] its result before any bias. `refusal` says why there
+    can be no branch; k and n are then 0."""
 
     node: int
     x: str

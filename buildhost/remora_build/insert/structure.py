@@ -32,6 +32,7 @@ _ACTIVATIONS = (
     "Sigmoid", "Gelu", "FastGelu", "QuickGelu", "BiasGelu", "Tanh", "Erf", "Relu", "Swish", "Silu",
     "HardSwish",
 )  # fmt: skip
+_PRODUCTS = ("MatMul", "FusedMatMul")
 _MEASURING = ("Shape", "Size")
 _MOST_STEPS = 50_000_000
 _QKV: tuple[Parts, ...] = (("q",), ("k",), ("v",))
@@ -89,7 +90,7 @@ class _Flow:
         if (node.domain, node.op_type) in _ATTENTION_OPS:
             return True
         dynamic = [i for i in node.input[:2] if not self._view.is_constant(i)]
-        return node.op_type == "MatMul" and len(dynamic) == 2
+        return node.op_type in _PRODUCTS and len(dynamic) == 2
 
 
 def structural_modules(view: GraphView, linears: Sequence[Linear]) -> dict[int, Module]:
@@ -127,11 +128,11 @@ def _attention_layers(view: GraphView, flow: _Flow) -> list[_Attention]:
     for number, node in enumerate(view.nodes):
         if number in taken or not flow.is_attention(number):
             continue
-        if node.op_type != "MatMul":
+        if node.op_type not in _PRODUCTS:
             layers.append(_Attention(_operands(number, node), node.output[0]))
             continue
         mixes = [n for n, slot in flow.from_value(node.output[0]).attention if slot == 0]
-        if len(mixes) == 1 and view.nodes[mixes[0]].op_type == "MatMul":
+        if len(mixes) == 1 and view.nodes[mixes[0]].op_type in _PRODUCTS:
             taken.add(mixes[0])
             places = ((number, 0), (number, 1), (mixes[0], 1))
             operands = dict(zip(places, _QKV, strict=True))

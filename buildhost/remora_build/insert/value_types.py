@@ -10,7 +10,14 @@ from collections.abc import Iterable
 from typing import Any
 
 from remora_build.insert.patterns import packed_sizes
-from remora_build.insert.view import Dim, Shape, TensorType, is_dequantize, is_quantize
+from remora_build.insert.view import (
+    Dim,
+    Shape,
+    TensorType,
+    attribute,
+    is_dequantize,
+    is_quantize,
+)
 from remora_contract.errors import InvalidInput
 
 _MOST_INLINE_BYTES = 1024  # a shape or an axis; inference reads it
@@ -72,7 +79,7 @@ def _add_reference(graph: Any, name: str, dims: Iterable[int], dtype: int) -> No
 
 
 def _add_standard(graph: Any, node: Any) -> None:
-    """A standard node that makes the first output in its shape; the node itself when none does."""
+    """A standard node that gives the first output its shape; the node itself where none does."""
     sizes = packed_sizes(node)
     if not node.input or not node.output:
         return
@@ -80,10 +87,19 @@ def _add_standard(graph: Any, node: Any) -> None:
         weight = f"{node.output[0]}.weight"
         _add_reference(graph, weight, sizes, 1)
         graph.node.add(op_type="MatMul", input=[node.input[0], weight], output=node.output[:1])
+    elif node.op_type == "FusedMatMul" and not _moves_batch(node):
+        left, right = (attribute(node, name) for name in ("transA", "transB"))
+        equation = f"...{'ji' if left else 'ij'},...{'kj' if right else 'jk'}->...ik"
+        product = graph.node.add(op_type="Einsum", input=node.input, output=node.output)
+        product.attribute.add(name="equation", type=3, s=equation.encode())
     elif node.op_type in _SHAPELESS or is_quantize(node) or is_dequantize(node):
         graph.node.add(op_type="Identity", input=node.input[:1], output=node.output[:1])
     else:
         graph.node.append(node)
+
+
+def _moves_batch(node: Any) -> bool:
+    return bool(attribute(node, "transBatchA") or attribute(node, "transBatchB"))
 
 
 def _tensor_type(type_proto: Any) -> TensorType | None:

@@ -11,7 +11,7 @@ from remora_build.inspect.render import Report, Table, ranges, size_text
 from remora_contract.adapter import Adapter, TargetRank, load_adapter
 from remora_contract.digests import short
 from remora_contract.strict import plain
-from remora_contract.targets import PROJECTIONS
+from remora_contract.targets import ALL_PROJECTIONS
 
 _SHOWN_SETTINGS = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
 
@@ -63,12 +63,22 @@ def _data(adapter: Adapter, *, verified: bool) -> dict[str, Any]:
 
 
 def targets_table(targets: tuple[TargetRank, ...]) -> Table:
-    """One row for all layers that share projection, rank and scaling."""
-    layers: dict[tuple[int, int, float], list[int]] = defaultdict(list)
+    """One row for all layers that share projection, rank, scaling and what stands beside them."""
+    layers: dict[tuple[int, int, float, str], list[int]] = defaultdict(list)
     for t in targets:
-        layers[(PROJECTIONS.index(t.projection), t.rank, t.scaling)].append(t.layer)
+        beside = " and ".join([*(["DoRA"] if t.dora else []), *(["bias"] if t.bias else [])])
+        key = (ALL_PROJECTIONS.index(t.projection), t.rank, t.scaling, beside)
+        layers[key].append(t.layer)
+    shown = any(beside for *_, beside in layers)
     rows = tuple(
-        (PROJECTIONS[p], str(rank), f"{scaling:g}", ranges(found))
-        for (p, rank, scaling), found in sorted(layers.items())
+        (
+            ALL_PROJECTIONS[p],
+            str(rank),
+            f"{scaling:g}",
+            *((beside or "-",) if shown else ()),
+            ranges(found),
+        )
+        for (p, rank, scaling, beside), found in sorted(layers.items())
     )
-    return Table("Targets", ("projection", "rank", "scaling", "layers"), rows)
+    columns = ("projection", "rank", "scaling", *(("beside",) if shown else ()), "layers")
+    return Table("Targets", columns, rows)

@@ -16,11 +16,12 @@ from remora_agent.engine.probe import load_golden, prove, tolerance_of
 from remora_agent.engine.protocol import Engine, Mix, MixEntry, RowStep
 from remora_build.export.exporter import export_checkpoint
 from remora_build.export.options import ExportOptions
-from remora_contract.bundle import load_bundle
+from remora_contract.bundle import Bundle, bank_groups, load_bundle
 from remora_contract.digests import digest_bytes
+from remora_contract.targets import PARTS
 from tests.buildhost import family_forms
 from tests.buildhost.reference import load_reference, reference_logits
-from tests.support.adapters import bank_feed, random_tensors
+from tests.support.adapters import Tensors, bank_feed, random_tensors
 from tests.support.checkpoints import make_checkpoint
 from tests.support.portable import PortableModel
 
@@ -54,10 +55,20 @@ def base_and_adapted(engine: Engine, tokens: np.ndarray, mix: Mix) -> np.ndarray
     return np.stack(logits, axis=1)
 
 
+def adapter_tensors(bundle: Bundle) -> Tensors:
+    """Random factors of every projection that the bank takes."""
+    decoder, tensors = bundle.decoder, {}
+    for layer in range(decoder.layers):
+        groups = bank_groups(decoder, bundle.graph, layer)
+        parts = [p for group in groups for p in PARTS[group]]
+        tensors |= random_tensors(decoder, seed=4 + layer, projections=parts, layers=[layer])
+    return tensors
+
+
 def check(tmp_path: Path, form: str, tolerance: float = 1e-4, **options) -> None:
     checkpoint, bundle = export(tmp_path, form, **options)
     described = load_bundle(bundle)
-    tensors = random_tensors(described.decoder, seed=4, r=4)
+    tensors = adapter_tensors(described)
     engine = opened(tmp_path, bundle)
     mix = (MixEntry(engine.add_adapter(AdapterWeights(digest_bytes(b"a"), tensors)), 0.7),)
     tokens = np.random.default_rng(2).integers(0, described.decoder.vocab, PROMPT + STEPS)

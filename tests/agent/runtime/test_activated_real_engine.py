@@ -6,14 +6,16 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from remora_agent.bank.directory import AdapterDirectory
+from remora_agent.cli import build_app
 from remora_agent.client import Client
 from remora_agent.engine.cache import EngineCache
 from remora_agent.engine.opening import EngineOptions, open_engine
@@ -25,6 +27,7 @@ from remora_agent.runtime.options import RuntimeOptions
 from remora_agent.serving.address import parse_address
 from remora_agent.serving.stack import ServingStack, StackOptions
 from remora_agent.serving.standalone import local_assignment
+from remora_agent.text.pipeline import TextPipeline
 from remora_build.adapters.convert import convert_adapter
 from remora_build.export.exporter import export_checkpoint
 from remora_build.export.options import ExportOptions
@@ -283,3 +286,40 @@ def test_the_served_model_answers_as_peft_and_says_where_it_began(world: World, 
             assert listed == {"plain": (), "act": INVOKE, "late": LATE}
     finally:
         stack.stop(5.0)
+
+
+def test_a_file_of_requests_is_answered_as_peft_does(world: World, tmp_path: Path):
+    """Text in, text out: the invocation is what the tokenizer makes of a word in the prompt."""
+    text = TextPipeline.load(world.bundle)
+    prompts = ["the fish swims", "the fish waits"]
+    ids = [text.encode(p).token_ids for p in prompts]
+    invocation = ids[0][-3:]
+    assert activation_start(ids[0], invocation) and activation_start(ids[1], invocation) is None
+    settings = {**ADAPTERS["act"], "alora_invocation_tokens": list(invocation)}
+    peft_dir = make_peft_adapter(world.checkpoint, tmp_path / "peft", seed=1, **settings)
+    convert_adapter(peft_dir, tmp_path / "swims", base=world.bundle)
+    document = {
+        "temperature": 0.0,
+        "max_generate_length": COUNT,
+        "batch_size": 2,
+        "apply_chat_template": False,
+        "available_lora_weights": {"swims": str(tmp_path / "swims")},
+        "requests": [
+            {"messages": [{"role": "user", "content": p}], "lora_name": "swims"} for p in prompts
+        ],
+    }
+    (tmp_path / "in.json").write_text(json.dumps(document))
+    arguments = [
+        *("generate", "--bundle", str(world.bundle), "--threads", "1"),
+        *("--input", str(tmp_path / "in.json"), "--output", str(tmp_path / "out.json")),
+        *("--cache-dir", str(tmp_path / "cache")),
+    ]
+    assert CliRunner().invoke(build_app(), arguments).exit_code == 0
+    answered = json.loads((tmp_path / "out.json").read_text())["responses"]
+    there = replace(world, peft={"swims": peft_dir})
+    for prompt, response in zip(ids, answered, strict=True):
+        tokens = tuple(generated(there, prompt, {"swims": 1.0}).argmax(-1).tolist())
+        whole = text.decode((*prompt, *tokens))
+        assert whole.removeprefix(text.decode(prompt)) == response["output_text"]
+        (told,) = response["remora"]["provenance"]["adapters"]
+        assert told.get("active_from") == activation_start(prompt, invocation)

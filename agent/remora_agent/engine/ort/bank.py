@@ -30,7 +30,7 @@ from remora_agent.engine.ort.values import Buffer
 from remora_agent.engine.protocol import Mix, MixEntry
 from remora_contract.bundle import DecoderSpec
 from remora_contract.errors import AdapterInvalid, Exhausted, NotFound
-from remora_contract.targets import PARTS, AdapterTarget, Group
+from remora_contract.targets import EXPERT_GROUPS, PARTS, AdapterTarget, Group
 
 Packed = Mapping[str, Buffer]  # input name -> array with a leading axis of 1
 
@@ -87,7 +87,7 @@ class Bank:
             return self.empty
         known = self._packed.get(mix)
         if known is None:
-            entries = self._entries(mix)
+            entries = self.entries(mix)
             check_together(entries)
             known = self._packed[mix] = self._pack(entries, self._twin(mix))
             self._forget_old()
@@ -100,9 +100,10 @@ class Bank:
 
     def embedding_change(self, mix: Mix, tokens: NDArray[np.int64]) -> NDArray[np.float32] | None:
         """[m, hidden] for tokens [m]; None for nothing. Raises NotFound."""
-        return embedding_change(self._entries(mix), tokens)
+        return embedding_change(self.entries(mix), tokens)
 
-    def _entries(self, mix: Mix) -> tuple[tuple[AdapterWeights, float], ...]:
+    def entries(self, mix: Mix) -> tuple[tuple[AdapterWeights, float], ...]:
+        """The adapters of a mix and their weights. Raises NotFound."""
         return tuple((self._find(e.handle), e.weight) for e in mix)
 
     def _pack(
@@ -142,12 +143,10 @@ class Bank:
                     f"adapter {weights.digest[:19]}: {target.name()} does not exist; the model "
                     f"has {self._decoder.layers} layers"
                 )
-            if (
-                a.ndim != 2
-                or a.shape != (k, a.shape[1])
-                or b.shape != (a.shape[1], n)
-                or a.shape[1] == 0
-            ):
+            copies = self._decoder.copies(target.projection)
+            lead = (copies,) if target.group in EXPERT_GROUPS else ()
+            rank = a.shape[-1] if a.ndim else 0
+            if not rank or a.shape != (*lead, k, rank) or b.shape != (*lead, rank, n):
                 raise AdapterInvalid(
                     f"adapter {weights.digest[:19]}: {target.name()} has A {list(a.shape)} and "
                     f"B {list(b.shape)}, not [{k}, r] and [r, {n}]"
@@ -155,17 +154,15 @@ class Bank:
 
     def _check_taken(self, weights: AdapterWeights) -> None:
         """The graph has an input for all that it changes."""
-        taken = {"embed": self._extras.embed, "head": self._extras.head}
+        features = {"embed": self._extras.embed, "head": self._extras.head}
         for target in weights.tensors.keys() | weights.vectors.keys():
-            if target.projection.startswith("expert_"):
-                raise AdapterInvalid(
-                    f"adapter {weights.digest[:19]} changes {target.name()}: this engine has no "
-                    "inputs for adapters on experts; merge it with `remora-build merge`"
-                )
-            if not taken.get(target.projection, True):
+            expert = target.group in EXPERT_GROUPS
+            taken = self._extras.experts if expert else features.get(target.projection, True)
+            if not taken:
+                feature = "experts" if expert else target.projection
                 raise AdapterInvalid(
                     f"adapter {weights.digest[:19]} changes {target.name()}, for which the engine "
-                    f"has no input; export the bundle with --adapt {target.projection}"
+                    f"has no input; export the bundle with --adapt {feature}"
                 )
         for target, vectors in weights.vectors.items():
             n = self._decoder.out_features(target.projection)

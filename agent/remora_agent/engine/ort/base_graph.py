@@ -28,12 +28,20 @@ def without_extras(model: onnx.ModelProto, decoder: DecoderSpec) -> onnx.ModelPr
     """A copy in which adapters have nothing but factors on the layers' projections; None where that
     is all they have."""
     extras = _extra_nodes(model.graph, decoder)
-    return _without(model, extras, _extra_inputs()) if extras else None
+    if not extras:
+        return None
+    return _without(model, extras, (*_extra_inputs(), *_expert_inputs(model.graph)))
 
 
 def _extra_inputs() -> tuple[str, ...]:
     head = [names.slot_a(0, "head"), names.slot_b(0, "head")]
     return ("slot_scale.", "slot_bias.", names.SLOT_EMBED, *head)
+
+
+def _expert_inputs(graph: onnx.GraphProto) -> tuple[str, ...]:
+    """All of the experts' branches."""
+    ends = tuple(f".{group}" for group in EXPERT_GROUPS)
+    return tuple(v.name for v in graph.input if v.name.startswith(_BANK) and v.name.endswith(ends))
 
 
 def _without(
@@ -58,9 +66,11 @@ def _bypass(graph: onnx.GraphProto, bypassed: dict[str, str]) -> None:
             while name in bypassed:
                 name = bypassed[name]
             node.input[i] = name
-        for attribute in node.attribute:
-            for body in (attribute.g, *attribute.graphs):
-                _bypass(body, bypassed)
+        for body in _bodies(node):
+            _bypass(body, bypassed)
+            for value in body.output:  # known to the node by their order, not their names
+                value.name = bypassed.get(value.name, value.name)
+            _prune(body)
 
 
 def _factor_nodes(graph: onnx.GraphProto, decoder: DecoderSpec) -> dict[str, str]:
@@ -87,7 +97,30 @@ def _extra_nodes(graph: onnx.GraphProto, decoder: DecoderSpec) -> dict[str, str]
     given = [v.name for v in graph.input if v.name.startswith(_extra_inputs())]
     if len(given) != len(found) + (names.slot_b(0, "head") in given):
         raise EngineFault("a part of the adapter branches was optimised away")
-    return found
+    return found | _expert_nodes(graph, decoder)
+
+
+def _expert_nodes(graph: onnx.GraphProto, decoder: DecoderSpec) -> dict[str, str]:
+    """Of the branches inside the experts' loops. Raises EngineFault when one is not found."""
+    inputs = {v.name for v in graph.input}
+    wanted = {
+        names.expert_adapted(layer, group)
+        for layer in range(decoder.layers)
+        for group in EXPERT_GROUPS
+        if names.expert_a(layer, group) in inputs
+    }
+    bodies = [body for node in graph.node for body in _bodies(node)]
+    nodes = [n for body in bodies for n in body.node if n.name in wanted]
+    if len(nodes) != len(wanted):
+        raise EngineFault("a part of the adapter branches of experts was optimised away")
+    return {n.output[0]: n.input[0] for n in nodes}
+
+
+def _bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            yield attribute.g
+        yield from attribute.graphs
 
 
 def _head_rows(graph: onnx.GraphProto) -> dict[str, str]:
@@ -102,25 +135,38 @@ def _head_rows(graph: onnx.GraphProto) -> dict[str, str]:
 
 def _keep_live(graph: onnx.GraphProto, gone: tuple[str, ...]) -> None:
     """Drops nodes and initializers no output needs. Nodes are in topological order."""
-    needed = {v.name for v in graph.output}
-    live = []
-    for node in reversed(graph.node):
-        if needed & set(node.output):
-            needed.update(_reads(node))
-            live.append(node)
+    live = _live(graph)
+    needed = {v.name for v in graph.output}.union(*(_reads(node) for node in live))
     if any(name.startswith(gone) for name in needed):
         raise EngineFault("the graph without adapters still reads an adapter input")
     initializers = [t for t in graph.initializer if t.name in needed]
     del graph.node[:], graph.initializer[:]
-    graph.node.extend(reversed(live))
+    graph.node.extend(live)
     graph.initializer.extend(initializers)
 
 
 def _reads(node: onnx.NodeProto) -> Iterator[str]:
     """What a node reads, its bodies included: those see the values of the graph around them."""
     yield from node.input
-    for attribute in node.attribute:
-        for body in (attribute.g, *attribute.graphs):
-            for inner in body.node:
-                yield from _reads(inner)
-            yield from (v.name for v in body.output)
+    for body in _bodies(node):
+        for inner in body.node:
+            yield from _reads(inner)
+        yield from (v.name for v in body.output)
+
+
+def _prune(body: onnx.GraphProto) -> None:
+    """Drops what none of the body's outputs needs."""
+    live = _live(body)
+    del body.node[:]
+    body.node.extend(live)
+
+
+def _live(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """The nodes that outputs need, in their order, which is topological."""
+    needed = {v.name for v in graph.output}
+    live = []
+    for node in reversed(graph.node):
+        if needed & set(node.output):
+            needed.update(_reads(node))
+            live.append(node)
+    return live[::-1]

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from remora_agent.bank.weights import AdapterWeights
 from remora_agent.engine.ort.bank import Bank, Packed
 from remora_agent.engine.ort.builder import BACKEND, MODEL
+from remora_agent.engine.ort.expert_slots import ExpertSlots
 from remora_agent.engine.ort.extras import Extras, uses_extras
 from remora_agent.engine.ort.kv import KvCache
-from remora_agent.engine.ort.session import Lora, Rows, Session
+from remora_agent.engine.ort.session import Lora, Rows, Session, Step
 from remora_agent.engine.ort.slots import RowSlots
 from remora_agent.engine.protocol import EngineLimits, Mix, RowStep
 from remora_contract.bundle import DecoderSpec, GraphSpec
@@ -58,6 +59,7 @@ class OrtEngine:
         self._cache = KvCache(decoder, limits.rows, limits.context)
         self._extras = Extras.of(graph)
         self._bank = Bank(decoder, limits.max_bank_rank, limits.rows, self._extras)
+        self._experts = ExpertSlots(decoder, self._bank.entries)
         self._slots: RowSlots | None = None
         self._slot_views: dict[tuple[Rows, int], Lora] = {}
         self._base: Session | None = None
@@ -92,6 +94,7 @@ class OrtEngine:
     def remove_adapter(self, handle: int) -> None:
         self._check_open()
         self._let_go(self._bank.remove(handle))
+        self._experts.forget()
 
     def prefill(
         self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()
@@ -145,6 +148,7 @@ class OrtEngine:
         self._base = self._plain = self._full = self._slots = None
         self._slot_views.clear()
         self._bank = Bank(self._decoder, 0)
+        self._experts.forget()
         self._cache.clear()
 
     def _run(
@@ -161,8 +165,14 @@ class OrtEngine:
         session = self._adapted(any(self._bank.uses_extras(mix) for mix in distinct))
         grouped = len(distinct) > 1
         lora = self._fill_slots(rows, mixes) if grouped else self._packed(next(iter(distinct)))
-        embed = self._embedding_change(rows, tokens, mixes)
-        return session.run(self._cache, rows, tokens, last_positions, lora, grouped, embed)
+        more = Step(self._embedding_change(rows, tokens, mixes), self._experts_of(rows, mixes))
+        return session.run(self._cache, rows, tokens, last_positions, lora, grouped, more)
+
+    def _experts_of(self, rows: Rows, mixes: dict[int, Mix]) -> Lora:
+        """What rows bind of adapters on experts."""
+        if not self._extras.experts:
+            return {}
+        return self._experts.bound(rows.count, {r - rows.first: m for r, m in mixes.items()})
 
     def _embedding_change(
         self, rows: Rows, tokens: NDArray[np.int64], mixes: dict[int, Mix]

@@ -20,11 +20,10 @@ from remora_agent.engine.ort import names
 from remora_agent.engine.ort.values import Buffer
 from remora_contract.bundle import DecoderSpec, GraphSpec
 from remora_contract.errors import RequestInvalid
-from remora_contract.targets import EXPERT_GROUPS, PARTS, AdapterTarget, Group
+from remora_contract.targets import EXPERT_GROUPS, MODEL_GROUPS, PARTS, AdapterTarget, Group
 
 Entries = Sequence[tuple[AdapterWeights, float]]
 _EMBED = AdapterTarget(0, "embed")
-_HEAD = AdapterTarget(0, "head")
 
 
 @dataclass(frozen=True)
@@ -35,13 +34,16 @@ class Extras:
     bias: bool = False
     embed: bool = False
     head: bool = False
+    experts: bool = False
 
     @staticmethod
     def of(graph: GraphSpec | None) -> Extras:
         if graph is None or not graph.max_bank_rank:
             return Extras()
         adapt = graph.adapt
-        return Extras(graph.dora, graph.adapter_bias, "embed" in adapt, "head" in adapt)
+        return Extras(
+            graph.dora, graph.adapter_bias, "embed" in adapt, "head" in adapt, "experts" in adapt
+        )
 
     def groups(self, decoder: DecoderSpec) -> list[tuple[int, Group]]:
         """Every group with arrays of factors that a row binds."""
@@ -71,7 +73,8 @@ class Extras:
 
 def uses_extras(weights: AdapterWeights) -> bool:
     """Whether it needs more than factors on the layers' projections."""
-    return bool(weights.vectors) or _EMBED in weights.tensors or _HEAD in weights.tensors
+    beyond = {t.group for t in weights.tensors} & {*MODEL_GROUPS, *EXPERT_GROUPS}
+    return bool(weights.vectors or beyond)
 
 
 def check_together(entries: Entries) -> None:

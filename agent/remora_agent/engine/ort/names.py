@@ -37,6 +37,26 @@ def slot_bias(layer: int, group: Group) -> str:
     return f"slot_bias.{layer}.{group}"
 
 
+def expert_a(layer: int, group: Group) -> str:
+    """Input A [experts, k, T] of a packed group of experts: all mixes of a step side by side."""
+    return f"slot_a.{layer}.{group}"
+
+
+def expert_b(layer: int, group: Group) -> str:
+    """Input B [experts, T, n] of a packed group of experts, weights folded in."""
+    return f"slot_b.{layer}.{group}"
+
+
+def expert_adapted(layer: int, group: Group) -> str:
+    """The Add node of a branch inside the experts' loop."""
+    return f"layers.{layer}.{group}.adapted"
+
+
+def expert_gate(group: Group) -> str:
+    """Input [b, 1, T], shared by all layers: 1 where a column is of the row's mix, else 0."""
+    return f"slot_gate.{group}"
+
+
 SLOT_EMBED = "slot_embed"  # float32 [g, m, hidden]: what adapters add to the looked up rows
 
 

@@ -6,7 +6,7 @@ Knows shapes and memory, no rows' lengths and no adapters' names beyond the arra
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,15 @@ class Rows:
 
     first: int
     count: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step binds beyond its rows' factors: `embed` [count, s, hidden] is added to the
+    tokens' embeddings, `experts` are adapters on experts."""
+
+    embed: NDArray[np.float32] | None = None
+    experts: Lora = field(default_factory=dict)
 
 
 class Session:
@@ -61,13 +70,12 @@ class Session:
         last_positions: NDArray[np.int64],
         lora: Lora | None,
         grouped: bool,
-        embed: NDArray[np.float32] | None = None,
+        more: Step | None = None,
     ) -> NDArray[np.float32]:
         """One step: tokens [count, s] whose last ones go to `last_positions` [count].
 
-        `lora` holds arrays of one group, or, `grouped`, of one group per row; `embed`
-        [count, s, hidden] is added to the tokens' embeddings. Returns logits [count, vocab] in
-        memory that the next call for the same rows overwrites. EngineFault.
+        `lora` holds arrays of one group, or, `grouped`, of one group per row. Returns logits
+        [count, vocab] in memory that the next call for the same rows overwrites. EngineFault.
         """
         binding = self._bound.get(rows)
         if binding is None:
@@ -75,9 +83,11 @@ class Session:
             self._bound[rows] = binding
         binding.set_step(tokens, last_positions, grouped)
         if self._hidden:
-            binding.set_embed(embed, self._hidden)
+            binding.set_embed(None if more is None else more.embed, self._hidden)
         if lora is not None:
             binding.set_lora(lora)
+        if more is not None:
+            binding.set_experts(more.experts)
         try:
             self._session.run_with_iobinding(binding.io)
         except Exception as e:  # as above
@@ -106,6 +116,7 @@ class _Binding:
         self._taken = taken
         self.io = session.io_binding()
         self.lora: Lora | None = None
+        self._experts: Lora | None = None
         self.logits = zeros((count, vocab), np.float32)
         self._tokens = zeros((1, count), np.int64)
         self._batch_shape = Buffer(np.array([count, 1, -1], np.int64))
@@ -161,6 +172,13 @@ class _Binding:
             self._embed = zeros(shape, np.float32)
             self.io.bind_ortvalue_input(names.SLOT_EMBED, self._embed.value)
         self._embed.array[...] = 0 if embed is None else embed.reshape(shape)
+
+    def set_experts(self, experts: Lora) -> None:
+        if self._experts is not experts:
+            for name, buffer in experts.items():
+                if name in self._taken:
+                    self.io.bind_ortvalue_input(name, buffer.value)
+            self._experts = experts
 
     def set_lora(self, lora: Lora) -> None:
         """Of the arrays, those that this graph reads."""

@@ -45,7 +45,9 @@ def group_adapters(editor: Editor, decoder: DecoderSpec) -> int:
         if match is None:
             continue
         layer, group = int(match[2] or 0), _group(value, match[3])
-        if match[1] == "scale":
+        if group in EXPERT_GROUPS:
+            branches.add((layer, group))
+        elif match[1] == "scale":
             _revalue(
                 editor, value, "Mul", names.slot_scale(layer, group), names.rescaled(layer, group)
             )
@@ -59,10 +61,24 @@ def group_adapters(editor: Editor, decoder: DecoderSpec) -> int:
         else:
             _rewrite(editor, value, layer, group, decoder)
             branches.add((layer, group))
-    for value in bank:
-        editor.graph.inputs.remove(value)
     _check_complete(bank, branches, decoder)
+    for value in bank:
+        if not _keep_expert(value):
+            editor.graph.inputs.remove(value)
     return len(branches)
+
+
+def _keep_expert(value: ir.Value) -> bool:
+    """An expert's branch stays as it is, inside the loop, under the slots' names; was it one?"""
+    stem, _, place = (value.name or "").partition(".")
+    if place.rpartition(".")[2] not in EXPERT_GROUPS or stem not in (
+        "lora_a",
+        "lora_b",
+        "lora_gate",
+    ):
+        return False
+    value.name = f"{stem.replace('lora', 'slot')}.{place}"
+    return True
 
 
 def _group(value: ir.Value, name: str) -> Group:

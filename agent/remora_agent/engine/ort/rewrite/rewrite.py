@@ -68,7 +68,7 @@ _KNOWN = {
 _INPUTS = re.compile(
     rf"{targets.INPUT_IDS}|{targets.POSITION_IDS}|{targets.LAST_INDEX}|{names.BATCH_SHAPE}|{names.GROUP_SHAPE}"
     rf"|{names.LAST_POSITION}|{names.TOTAL_LENGTH}|past_(key|value)\.\d+|slot_(a|b|scale|bias)\.\d+\.\w+"
-    rf"|{names.SLOT_EMBED}"
+    rf"|{names.SLOT_EMBED}|slot_gate\.\w+"
 )
 
 
