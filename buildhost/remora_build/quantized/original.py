@@ -54,8 +54,9 @@ def restore(
 ) -> Restored:
     """Reads both checkpoints once; `advance(1)` after every layer. Raises Unsupported or
     CheckpointInvalid when one is no quantization of the other."""
-    spec, tensors = inventory.naming.spec, find_tensors(original)
-    names = naming(read_config(original), tensors)
+    spec, described = inventory.naming.spec, read_config(original)
+    tensors = find_tensors(original)
+    names = naming(described, tensors)
     if names.spec != spec:
         raise Unsupported(f"--original {original}: its config.json describes another decoder")
     theirs = take_inventory(names, tensors, left_out_of(original))
