@@ -12,7 +12,7 @@ each output's weights, off by about the rounding error / sqrt(k).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from remora_build.checkpoint.directory import find_tensors
 from remora_build.checkpoint.inventory import Inventory, base_digest, take_inventory
 from remora_build.checkpoint.stream import TensorStream
-from remora_build.families import naming, read_config
+from remora_build.families import left_out_of, naming, read_config
 from remora_build.families.shape import Norm, has_bias, has_norm_bias, layer_norms
 from remora_build.graph import layout
 from remora_build.graph.forms import Forms, MatrixForm
@@ -49,19 +49,23 @@ class Restored:
     base_digest: str
 
 
-def restore(inventory: Inventory, plan: QuantizedPlan, original: Path) -> Restored:
-    """Reads both checkpoints once, layer by layer. Raises Unsupported or CheckpointInvalid when one
-    is no quantization of the other."""
-    spec = inventory.naming.spec
-    if read_config(original) != spec:
-        raise Unsupported(f"--original {original}: its config.json describes another decoder")
+def restore(
+    inventory: Inventory, plan: QuantizedPlan, original: Path, advance: Callable[[int], None]
+) -> Restored:
+    """Reads both checkpoints once; `advance(1)` after every layer. Raises Unsupported or
+    CheckpointInvalid when one is no quantization of the other."""
+    spec, described = inventory.naming.spec, read_config(original)
     tensors = find_tensors(original)
-    theirs = take_inventory(naming(spec, tensors), tensors)
+    names = naming(described, tensors)
+    if names.spec != spec:
+        raise Unsupported(f"--original {original}: its config.json describes another decoder")
+    theirs = take_inventory(names, tensors, left_out_of(original))
     with TensorStream() as ours_stream, TensorStream() as stream:
         pair = _Pair(_Side(inventory, plan, ours_stream), _Side(theirs, None, stream), original)
         found: dict[str, Vectors] = {}
         for layer in range(spec.layers):
             found |= pair.layer(layer)
+            advance(1)
         pair.rest()
         digest = base_digest(spec, theirs.tensors, stream.digests)
     return Restored(_corrected(plan, found), digest)
