@@ -74,7 +74,7 @@ def nvfp4(weight: NDArray[Any], global_scale: float) -> Quantized:
 def e2m1_codes(x: NDArray[np.float32]) -> NDArray[np.uint8]:
     """The nearest e2m1 code 0..15, ties to the even one; what is past 6 becomes 6."""
     a = np.abs(x)
-    codes = np.left_shift((x < 0).view(np.uint8), 3, dtype=np.uint8)
+    codes: NDArray[np.uint8] = (x < 0).view(np.uint8) << np.uint8(3)
     for middle, upward in _E2M1_MIDDLES:
         codes += np.greater_equal(a, middle) if upward else np.greater(a, middle)
     return codes

@@ -11,9 +11,10 @@ import pytest
 from remora_build.families import FAMILIES, naming, read_config
 from remora_build.families.wrappers import WRAPPERS
 from remora_build.graph.rope import inverse_frequencies, tables
-from remora_contract.bundle import RopeSpec
+from remora_contract.bundle import ExpertsSpec, LayerKind, RopeSpec
 from remora_contract.errors import CheckpointInvalid, Unsupported
-from tests.support.checkpoints import LLAMA3_SCALING
+from tests.buildhost.published_configs import PUBLISHED
+from tests.support.checkpoints import LLAMA3_SCALING, LONGROPE_SCALING, YARN_SCALING
 
 BASE = {
     "model_type": "llama",
@@ -146,19 +147,204 @@ def test_biases_and_norms_appear_in_the_expected_tensors(tmp_path):
     assert "model.layers.0.mlp.up_proj.bias" not in shapes
 
 
-def test_rope_tables_equal_those_of_transformers(tmp_path):
+ROPES = {
+    "default": {"rope_type": "default"},
+    "linear": {"rope_type": "linear", "factor": 3.0},
+    "llama3": LLAMA3_SCALING,
+    "yarn": YARN_SCALING,
+    "yarn, tuned": YARN_SCALING | {"beta_fast": 8, "beta_slow": 2.0, "truncate": False},
+    "yarn, two scales": YARN_SCALING | {"mscale": 1.2, "mscale_all_dim": 0.7},
+    "yarn, given": YARN_SCALING | {"attention_factor": 1.25},
+}
+
+
+@pytest.mark.parametrize("rope", ROPES.values(), ids=ROPES.keys())
+def test_rope_tables_equal_those_of_transformers(tmp_path, rope):
     import torch
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-    rope = {**LLAMA3_SCALING, "rope_theta": 5e5}
+    table = {**rope, "rope_theta": 5e5}
     config = LlamaConfig(
-        hidden_size=512, num_attention_heads=4, max_position_embeddings=4096, rope_parameters=rope
+        hidden_size=512, num_attention_heads=4, max_position_embeddings=4096, rope_parameters=table
     )
     module = LlamaRotaryEmbedding(config)
     want_cos, want_sin = module(torch.zeros(1, 1), torch.arange(4096)[None])
-    spec = RopeSpec(5e5, "llama3", 8.0, 1.0, 4.0, 64)
+    spec = read(
+        tmp_path, hidden_size=512, max_position_embeddings=4096, rope_theta=5e5, rope_scaling=rope
+    ).rope
     cos, sin = tables(spec, 128, 4096)
     assert np.abs(inverse_frequencies(spec, 128) - module.inv_freq.numpy()).max() < 1e-7
     assert np.abs(cos - want_cos[0, :, :64].numpy()).max() < 5e-4
     assert np.abs(sin - want_sin[0, :, :64].numpy()).max() < 5e-4
+
+
+@pytest.mark.parametrize("length", [64, 65])
+def test_longrope_has_a_table_for_either_side_of_the_original_context(tmp_path, length):
+    import torch
+    from transformers import Phi3Config
+    from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
+
+    phi = {"model_type": "phi3", "original_max_position_embeddings": 64, "rope_theta": 1e4}
+    rope = LONGROPE_SCALING | {"partial_rotary_factor": 0.75, "rope_theta": 1e4}
+    config = Phi3Config(
+        hidden_size=64,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        original_max_position_embeddings=64,
+        rope_parameters=rope,
+    )
+    want_cos, want_sin = Phi3RotaryEmbedding(config)(torch.zeros(1, 1), torch.arange(length)[None])
+    spec = read(tmp_path, **phi, rope_scaling=LONGROPE_SCALING, partial_rotary_factor=0.75).rope
+    cos, sin = tables(spec, 16, 128)
+    begin = 0 if length <= 64 else 128
+    assert cos.shape == (256, 6)
+    assert np.abs(cos[begin : begin + length] - want_cos[0, :, :6].numpy()).max() < 1e-5
+    assert np.abs(sin[begin : begin + length] - want_sin[0, :, :6].numpy()).max() < 1e-5
+    assert tables(spec, 16, 64)[0].shape == (64, 6)  # what never leaves it needs one table
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_what_publishers_write_is_read(tmp_path, name):
+    config = PUBLISHED[name]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    spec = read_config(tmp_path)
+    assert (spec.family, spec.layers) == (config["model_type"], config["num_hidden_layers"])
+
+
+def published(tmp_path: Path, name: str):
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[name]))
+    return read_config(tmp_path)
+
+
+def test_published_configs_mean_what_their_authors_describe(tmp_path):
+    assert published(tmp_path, "Mistral-7B-v0.1").kinds == (LayerKind(4096),) * 32
+    assert published(tmp_path, "DeepSeek-R1-Distill-Qwen-7B").kinds == ()
+    smollm3 = published(tmp_path, "SmolLM3-3B")
+    assert [k.rope for k in smollm3.kinds[:5]] == ["main", "main", "main", "none", "main"]
+    assert smollm3.tied_embeddings
+    gemma3 = published(tmp_path, "gemma-3-1b-it")
+    assert [k.window for k in gemma3.kinds[:7]] == [512] * 5 + [None, 512]
+    assert gemma3.local_rope == RopeSpec(1e4) and gemma3.rope == RopeSpec(1e6)
+    gemma2 = published(tmp_path, "gemma-2-2b")
+    assert (gemma2.attention_softcap, gemma2.logit_softcap) == (50.0, 30.0)
+    assert gemma2.attention_scale == 256**-0.5 and gemma2.embedding_scale == 2304**0.5
+    assert published(tmp_path, "gemma-2b").activation == "gelu_tanh"
+    qwen3 = published(tmp_path, "Qwen3-30B-A3B")
+    assert qwen3.experts == ExpertsSpec(128, 8, 768, True)
+    phi4 = published(tmp_path, "Phi-4-mini-instruct").rope
+    assert (phi4.dims, phi4.original_context, len(phi4.long_factors)) == (96, 4096, 48)
+    granite = published(tmp_path, "granite-3.3-2b-instruct")
+    assert (granite.logit_scale, granite.residual_scale) == (1 / 8, 0.22)
+    stablelm = published(tmp_path, "stablelm-2-12b")
+    assert (stablelm.block, stablelm.qk_norm, stablelm.rope.dims) == ("parallel", "heads", 40)
+    glm = published(tmp_path, "GLM-4-9B-0414")
+    assert (glm.block, glm.rope.dims, glm.rope.interleaved) == ("sandwich", 64, True)
+
+
+FAMILY_REFUSALS = {
+    "windows in a plain mistral": (
+        {"model_type": "mistral", "layer_types": ["full_attention", "sliding_attention"]},
+        "ministral",
+    ),
+    "an unknown kind of layer": (
+        {"model_type": "ministral", "layer_types": ["chunked_attention"] * 2},
+        "chunked_attention",
+    ),
+    "both ways": ({"model_type": "gemma", "use_bidirectional_attention": True}, "bidirectional"),
+    "half a head in a llama": ({"partial_rotary_factor": 0.5}, "turns whole heads"),
+    "a bias on the head": ({"model_type": "phi3", "lm_head_bias": True}, "lm_head_bias"),
+    "a sliding llama": ({"use_sliding_window": True, "sliding_window": 8}, "use_sliding_window"),
+    "two ropes at odds": (
+        {"rope_scaling": {"rope_type": "linear", "factor": 2.0}, "rope_parameters": YARN_SCALING},
+        "rope_scaling",
+    ),
+    "dynamic": ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "length a sequence"),
+}
+
+
+@pytest.mark.parametrize(("changes", "word"), FAMILY_REFUSALS.values(), ids=FAMILY_REFUSALS.keys())
+def test_variants_that_are_not_carried_are_refused_by_name(tmp_path, changes, word):
+    with pytest.raises(Unsupported, match=word):
+        read(tmp_path, **changes)
+
+
+FAMILY_MISTAKES = {
+    "too few layer types": (
+        {"model_type": "ministral", "layer_types": ["full_attention"]},
+        "layer_types",
+    ),
+    "layers slide, but how far": (
+        {
+            "model_type": "ministral",
+            "layer_types": ["sliding_attention"] * 2,
+            "sliding_window": None,
+        },
+        "sliding_window",
+    ),
+    "a window of nothing": ({"model_type": "mistral", "sliding_window": 0}, "sliding_window"),
+    "more active experts than there are": (
+        {"model_type": "mixtral", "num_local_experts": 2, "num_experts_per_tok": 3},
+        "num_experts_per_tok",
+    ),
+    "a billion experts": (
+        {"model_type": "mixtral", "num_local_experts": 10**9, "num_experts_per_tok": 2},
+        "num_local_experts",
+    ),
+    "factors of another head": (
+        {
+            "model_type": "phi3",
+            "rope_scaling": LONGROPE_SCALING,
+            "partial_rotary_factor": 0.5,
+            "original_max_position_embeddings": 64,
+        },
+        "short_factor",
+    ),
+    "an odd part of a head": (
+        {"model_type": "stablelm", "layer_norm_eps": 1e-5, "partial_rotary_factor": 0.45},
+        "partial_rotary_factor",
+    ),
+    "a negative multiplier": ({"model_type": "granite", "logits_scaling": -8.0}, "logits_scaling"),
+}
+
+
+@pytest.mark.parametrize(("changes", "word"), FAMILY_MISTAKES.values(), ids=FAMILY_MISTAKES.keys())
+def test_impossible_values_of_a_family_are_named(tmp_path, changes, word):
+    with pytest.raises(CheckpointInvalid, match=word):
+        read(tmp_path, **changes)
+
+
+def test_null_is_not_the_default(tmp_path):
+    assert read(tmp_path, model_type="mistral").kinds == (LayerKind(4096),) * 2
+    assert read(tmp_path, model_type="mistral", sliding_window=None).kinds == ()
+    assert (
+        read(tmp_path, model_type="gemma2", attn_logit_softcapping=None).attention_softcap is None
+    )
+
+
+def test_old_words_of_ropes_and_windows_mean_the_new_ones(tmp_path):
+    gemma = {"model_type": "gemma3_text", "rope_theta": "absent", "sliding_window": 64}
+    old = read(
+        tmp_path,
+        **gemma | {"rope_theta": 1e6},
+        rope_local_base_freq=1e4,
+        rope_scaling={"type": "linear", "factor": 8.0},
+        sliding_window_pattern=2,
+    )
+    new = read(
+        tmp_path,
+        **gemma,
+        layer_types=["sliding_attention", "full_attention"],
+        rope_parameters={
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    )
+    assert old == new
+    su = LONGROPE_SCALING | {"type": "su", "rope_type": None}
+    phi = {"model_type": "phi3", "partial_rotary_factor": 0.75}
+    phi |= {"original_max_position_embeddings": 64}
+    del su["original_max_position_embeddings"]
+    assert read(tmp_path, **phi, rope_scaling=su) == read(
+        tmp_path, **phi, rope_scaling=LONGROPE_SCALING
+    )

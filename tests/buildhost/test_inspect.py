@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from remora_build.cli import build_app
 from remora_build.inspect.render import ranges, size_text
 from remora_build.inspect.repository import describe_repository
 from remora_contract.artifact import chunk_key
-from remora_contract.bundle import QuantSpec
+from remora_contract.bundle import ExpertsSpec, LayerKind, QuantSpec, QueryScale, RopeSpec
 from remora_contract.digests import short
 from remora_contract.errors import ArtifactInvalid, Conflict, DocumentInvalid
 from tests.buildhost.documents import (
@@ -74,6 +75,43 @@ def test_a_bundle_is_explained(tmp_path: Path) -> None:
     data = json_of("inspect", tmp_path / "b")
     assert (data["kind"], data["digest"]) == ("bundle", bundle.digest)
     assert data["document"]["graph"]["context"] == 128
+
+
+def test_what_sets_a_decoder_apart_is_explained(tmp_path: Path) -> None:
+    kinds = (
+        LayerKind(24, "local", experts=True),
+        LayerKind(rope="none", experts=True),
+        LayerKind(24),
+    )
+    decoder = replace(
+        decoder_spec(layers=3),
+        rope=RopeSpec(1e6, "yarn", 4.0, original_context=64, dims=6, interleaved=True),
+        local_rope=RopeSpec(1e4),
+        kinds=kinds,
+        experts=ExpertsSpec(6, 2, 16, True, shared_intermediate=24),
+        block="sandwich",
+        qk_norm="head",
+        activation="gelu_tanh",
+        attention_softcap=50.0,
+        query_scale=QueryScale(0.1, 64),
+        embedding_scale=8.0,
+        logit_softcap=30.0,
+    )
+    write_bundle(tmp_path / "b", decoder)
+    text = text_of("inspect", tmp_path / "b")
+    for part in (
+        "experts 6 of width 16, 2 for a token, and a shared one of 24; in layers 0-1",
+        "scores capped at 50, queries grow beyond position 64",
+        "window 24 tokens in layers 0, 2",
+        "theta 1e+06, scaling yarn by 4 from 64 tokens, 6 of 8 dimensions, interleaved",
+        "local rope theta 10000, scaling none; in layers 0",
+        "no rope in layers 1",
+        "norms rms, before and behind each block; queries and keys by head",
+        "scales embedding 8, logits' cap 30",
+        "expert_gate",
+        "shared_down",
+    ):
+        assert part in text
 
 
 def test_an_adapter_is_explained_by_projection_and_layers(tmp_path: Path) -> None:

@@ -289,3 +289,29 @@ def test_an_absurd_config_is_an_error_and_no_crash(make) -> None:
         path.write_text(json.dumps(config | {"quantization_config": wrong}))
         with pytest.raises((CheckpointInvalid, Unsupported)):
             export(made)
+
+
+@pytest.mark.parametrize("family", ["phi3", "gemma2", "olmo2"])
+@pytest.mark.parametrize("layout", ["modelopt-nvfp4", "autoawq", "modelopt-smoothquant"])
+def test_fused_tensors_and_other_placements_of_norms_are_read_too(
+    tmp_path: Path, family: str, layout: str
+) -> None:
+    plain = make_checkpoint(tmp_path / "plain", family, seed=2)
+    made = quantize_checkpoint(plain, tmp_path / "quantized", layout)
+    bundle = export(made)
+    runnable = tmp_path / "bundle"
+    if bundle.graph.quant.kind == "nvfp4":
+        runnable = dense_copy(runnable, tmp_path / "dense")
+    have = PortableModel(runnable, rows=2).step(TOKENS)
+    with torch.no_grad():
+        want = reference(plain, made)(torch.from_numpy(TOKENS)).logits[:, -1].numpy()
+    rounded = bundle.graph.quant.activations != "none"
+    assert np.abs(have - want).max() <= (1e-1 if rounded else 1e-3)
+
+
+def test_a_mixture_of_experts_is_refused_by_name(tmp_path: Path) -> None:
+    plain = make_checkpoint(tmp_path / "plain", "qwen3_moe")
+    with pytest.raises(Unsupported, match="experts"):
+        export_checkpoint(plain, tmp_path / "bundle", ExportOptions(quant="int8"))
+    made = quantize_checkpoint(plain, tmp_path / "quantized", "modelopt-int8")
+    refused(made, Unsupported, "mixture of experts")

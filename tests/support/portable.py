@@ -37,7 +37,7 @@ class PortableModel:
         self._rows = rows
         self._dtype = np.dtype(self.bundle.graph.dtype)
         self._length = 0
-        self._cache = self._empty_cache()
+        self.cache = self._empty_cache()
         self.adapter_feed: Feed = self.no_adapters()
 
     def no_adapters(self) -> Feed:
@@ -56,16 +56,23 @@ class PortableModel:
         """Reads tokens [rows, s] after what was read before; logits [rows, vocab] of the last."""
         rows, s = tokens.shape
         positions = np.broadcast_to(np.arange(self._length, self._length + s), (rows, s))
+        self._length += s
+        return self.step_at(tokens, positions)
+
+    def step_at(
+        self, tokens: NDArray[np.int64], positions: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """The same at given positions [rows, s], which may differ from row to row."""
+        rows, s = tokens.shape
         feed = {
             targets.INPUT_IDS: tokens.astype(np.int64),
             targets.POSITION_IDS: np.ascontiguousarray(positions, dtype=np.int64),
             targets.LAST_INDEX: np.full((rows, 1), s - 1, np.int64),
-            **self._cache,
+            **self.cache,
             **self.adapter_feed,
         }
         results = dict(zip(self._outputs, self._session.run(None, feed), strict=True))
-        self._length += s
-        self._cache = {
+        self.cache = {
             name.replace("present_", "past_"): value
             for name, value in results.items()
             if name.startswith("present_")

@@ -60,14 +60,26 @@ def kv_bytes(decoder: DecoderSpec, rows: int, context: int, element_bytes: int =
     return rows * (context + 1) * per_token * element_bytes
 
 
-def bank_bytes(decoder: DecoderSpec, rank: int, element_bytes: int = _FLOAT32) -> int:
-    """Adapters of `rank` columns in all, on every projection of every layer."""
-    per_rank = sum(
-        decoder.copies(p) * (decoder.in_features(p) + decoder.out_features(p))
-        for layer in range(decoder.layers)
-        for p in decoder.projections(layer)
-    )
-    return per_rank * rank * element_bytes
+def bank_bytes(
+    decoder: DecoderSpec,
+    rank: int,
+    element_bytes: int = _FLOAT32,
+    graph: GraphSpec | None = None,
+) -> int:
+    """Adapters of `rank` columns in all, on every projection of every layer and on whatever else
+    the graph takes; of vectors as many as one adapter has."""
+    per_rank, outputs = 0, 0
+    for layer in range(decoder.layers):
+        for p in decoder.projections(layer):
+            k, n = decoder.in_features(p), decoder.out_features(p)
+            per_rank += decoder.copies(p) * (k + n)
+            outputs += n
+    if graph is None:
+        return per_rank * rank * element_bytes
+    ends = sum(part in graph.adapt for part in ("embed", "head"))
+    per_rank += ends * (decoder.hidden + decoder.vocab)
+    vectors = (graph.dora + graph.adapter_bias) * outputs
+    return (per_rank * rank + vectors) * element_bytes
 
 
 def row_slot_bytes(decoder: DecoderSpec, rows: int, rank: int) -> int:

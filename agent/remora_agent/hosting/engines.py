@@ -95,7 +95,7 @@ class CachedEngines:
         return fits(
             engine_bytes=engine_bytes(bundle.decoder, bundle.graph),
             kv_bytes=kv_bytes(bundle.decoder, limits.rows, limits.context),
-            bank_bytes=bank_bytes(bundle.decoder, rank)
+            bank_bytes=bank_bytes(bundle.decoder, rank, graph=bundle.graph)
             + row_slot_bytes(bundle.decoder, limits.rows, rank),
             floor_bytes=self._settings.memory_floor_bytes,
             available_bytes=available_bytes,

@@ -21,6 +21,9 @@ from remora_contract.targets import PARTS, Projection
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
 _CHUNK_BYTES = 4 << 20
 
 

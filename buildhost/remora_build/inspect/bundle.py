@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from remora_build.families.shape import used_projections
+from remora_build.inspect.decoder import decoder_facts
 from remora_build.inspect.files import files_table, verified_text
 from remora_build.inspect.render import Report, Table, size_text
 from remora_build.publish.source import kv_bytes_per_token
@@ -12,7 +14,6 @@ from remora_contract.bundle import Bundle, load_bundle
 from remora_contract.digests import short
 from remora_contract.quant import least_compute_capability
 from remora_contract.strict import plain
-from remora_contract.targets import PROJECTIONS
 
 
 def describe_bundle(directory: Path, *, verify: bool = False) -> Report:
@@ -29,19 +30,13 @@ def describe_bundle(directory: Path, *, verify: bool = False) -> Report:
 
 def _facts(bundle: Bundle) -> tuple[tuple[str, str], ...]:
     decoder, graph, source = bundle.decoder, bundle.graph, bundle.source
-    heads, per_token = decoder.heads, kv_bytes_per_token(bundle)
+    per_token = kv_bytes_per_token(bundle)
     per_row = per_token * graph.context
     return (
         ("digest", bundle.digest),
         ("base", bundle.base_digest),
         ("source", f"{source.name} ({source.model_type}, {source.dtype})"),
-        ("decoder", _decoder_text(bundle)),
-        (
-            "attention",
-            f"{heads} heads, {decoder.kv_heads} for keys, {decoder.head_dim} each",
-        ),
-        ("vocabulary", f"{decoder.vocab}, {'tied' if decoder.tied_embeddings else 'not tied'}"),
-        ("rope", f"theta {decoder.rope.theta:g}, scaling {decoder.rope.scaling}"),
+        *decoder_facts(decoder),
         ("graph", f"{graph.dialect} dialect, opset {graph.opset}, {graph.dtype}"),
         ("weights", _quant_text(bundle)),
         ("context", f"{graph.context} tokens (the checkpoint allows {decoder.max_position})"),
@@ -52,15 +47,14 @@ def _facts(bundle: Bundle) -> tuple[tuple[str, str], ...]:
         ("adapter bank", _bank_text(bundle)),
         ("size", size_text(bundle.bytes)),
         ("written by", bundle.exporter),
+        *((key.replace("_", " "), _note_text(note)) for key, note in bundle.notes.items()),
     )
 
 
-def _decoder_text(bundle: Bundle) -> str:
-    decoder = bundle.decoder
-    return (
-        f"{decoder.family}, {decoder.layers} layers, hidden {decoder.hidden}, "
-        f"intermediate {decoder.intermediate}"
-    )
+def _note_text(note: object) -> str:
+    if isinstance(note, dict):
+        return ", ".join(f"{key} {value}" for key, value in note.items())
+    return str(note)
 
 
 def _quant_text(bundle: Bundle) -> str:
@@ -84,7 +78,8 @@ def _bank_text(bundle: Bundle) -> str:
 def _shapes_table(bundle: Bundle) -> Table:
     decoder = bundle.decoder
     rows = tuple(
-        (p, str(decoder.in_features(p)), str(decoder.out_features(p))) for p in PROJECTIONS
+        (p, str(decoder.in_features(p)), str(decoder.out_features(p)))
+        for p in used_projections(decoder)
     )
     return Table("Projections", ("projection", "in (k)", "out (n)"), rows)
 
