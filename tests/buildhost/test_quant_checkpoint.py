@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx_ir as ir
@@ -15,14 +15,19 @@ from safetensors.torch import load_file, save_file
 
 from remora_build.export.exporter import export_checkpoint
 from remora_build.export.options import ExportOptions
+from remora_build.quantized import modelopt
+from remora_build.quantized.scheme import METHODS
 from remora_contract.bundle import GRAPH_FILE, Bundle
 from remora_contract.errors import CheckpointInvalid, RemoraError, Unsupported
+from remora_contract.quant import QuantKind
 from tests.support.checkpoints import make_checkpoint
 from tests.support.dense import dense_copy
 from tests.support.portable import PortableModel
-from tests.support.quantized import LAYOUTS, Made, quantize_checkpoint, reference
+from tests.support.quantized import LAYOUTS, Made, quantize_checkpoint
+from tests.support.quantized_models import reference
 
 OPTIONS = ExportOptions("float32", max_context=64, max_bank_rank=4, golden=False, own_adapters=True)
+QUANT_KINDS = set(get_args(QuantKind)) - {"none"}
 TOKENS = np.random.default_rng(3).integers(0, 320, (2, 14))
 Q = "model.layers.0.self_attn.q_proj"
 
@@ -315,3 +320,12 @@ def test_a_mixture_of_experts_is_refused_by_name(tmp_path: Path) -> None:
         export_checkpoint(plain, tmp_path / "bundle", ExportOptions(quant="int8"))
     made = quantize_checkpoint(plain, tmp_path / "quantized", "modelopt-int8")
     refused(made, Unsupported, "mixture of experts")
+
+
+def test_the_page_names_every_tool_and_form() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "quantization.md").read_text()
+    for algorithm in modelopt.ALGORITHMS:
+        assert f"`{algorithm}`" in page
+    for word in ("AutoAWQ", "GPTQ", "compressed-tensors", "`fp8`", *QUANT_KINDS):
+        assert word in page
+    assert {"awq", "compressed-tensors", "fp8", "gptq"} == set(METHODS)

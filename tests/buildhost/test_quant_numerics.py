@@ -30,7 +30,8 @@ from tests.support.adapters import (
 from tests.support.checkpoints import make_checkpoint
 from tests.support.dense import dense_copy
 from tests.support.portable import PortableModel
-from tests.support.quantized import LAYOUTS, Made, quantize_checkpoint, reference
+from tests.support.quantized import LAYOUTS, Made, quantize_checkpoint
+from tests.support.quantized_models import reference
 
 PROMPT, STEPS, RANK = 12, 4, 8
 TOLERANCE = 1e-4

@@ -19,7 +19,8 @@ from remora_contract.errors import RequestInvalid, Unsupported
 from tests.support.adapters import bank_feed, load_tensors, make_peft_adapter, peft_quiet
 from tests.support.checkpoints import edit_config, make_checkpoint
 from tests.support.portable import PortableModel
-from tests.support.quantized import Made, fold, quantize_checkpoint, reference
+from tests.support.quantized import Made, quantize_checkpoint
+from tests.support.quantized_models import fold, reference
 
 OPTIONS = ExportOptions(dtype="float32", max_context=64, max_bank_rank=8, golden=False)
 TOKENS = np.random.default_rng(7).integers(0, 320, (2, 16))

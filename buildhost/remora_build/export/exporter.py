@@ -89,8 +89,9 @@ def export_checkpoint(
     when `out` exists and `replace` is not given, Exhausted on a full disk. On any error, and when
     killed, `out` is as it was before.
     """
-    plan = _plan(checkpoint, _checked_name(name or default_name(checkpoint.resolve())), options)
     shown = progress or SilentProgress()
+    name = _checked_name(name or default_name(checkpoint.resolve()))
+    plan = _plan(checkpoint, name, options, shown)
     with staged_directory(out, marker=BUNDLE_JSON, replace=replace) as staging:
         _write_graph(plan, staging)
         data, base = _write_weights(plan, staging, shown)
@@ -122,8 +123,8 @@ def _checked_name(name: str) -> str:
     return name
 
 
-def _plan(checkpoint: Path, name: str, options: ExportOptions) -> _Plan:
-    source = read_source(checkpoint, options)
+def _plan(checkpoint: Path, name: str, options: ExportOptions, progress: Progress) -> _Plan:
+    source = read_source(checkpoint, options, progress)
     spec, quantized = source.spec, source.quantized
     graph = graph_spec(spec, options, quantized.quant if quantized else None)
     return _Plan(

@@ -12,6 +12,7 @@ from remora_build.checkpoint.directory import find_tensors
 from remora_build.checkpoint.inventory import Inventory, take_inventory
 from remora_build.checkpoint.safetensors_file import SourceDtype
 from remora_build.export.options import ExportOptions, refuse_quantizing
+from remora_build.export.progress import Progress
 from remora_build.families import left_out_of, naming, read_config
 from remora_build.quantized.original import restore
 from remora_build.quantized.plan import QuantizedPlan, plan_quantized
@@ -46,7 +47,7 @@ class Source:
         return "of this quantized checkpoint"
 
 
-def read_source(checkpoint: Path, options: ExportOptions) -> Source:
+def read_source(checkpoint: Path, options: ExportOptions, progress: Progress) -> Source:
     """Raises CheckpointInvalid, RequestInvalid, Unsupported."""
     scheme = read_scheme(checkpoint)
     spec, left_out = read_config(checkpoint, quantized=scheme is not None), left_out_of(checkpoint)
@@ -62,7 +63,8 @@ def read_source(checkpoint: Path, options: ExportOptions) -> Source:
     plan = plan_quantized(names, scheme, tensors)
     inventory = take_inventory(names, tensors, left_out, stored=plan.stored, instead=plan.tensors)
     if options.original is not None:
-        restored = restore(inventory, plan, options.original)
+        advance = progress.stage("comparing with the original", spec.layers)
+        restored = restore(inventory, plan, options.original, advance)
         return Source(names.spec, inventory, restored.plan, restored.base_digest)
     _check_adapters(scheme, plan, options)
     return Source(names.spec, inventory, plan)

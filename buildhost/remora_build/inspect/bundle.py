@@ -15,6 +15,8 @@ from remora_contract.digests import short
 from remora_contract.quant import least_compute_capability
 from remora_contract.strict import plain
 
+_MOST_NAMES = 3
+
 
 def describe_bundle(directory: Path, *, verify: bool = False) -> Report:
     """Raises ArtifactInvalid, DocumentInvalid."""
@@ -63,7 +65,9 @@ def _quant_text(bundle: Bundle) -> str:
         return f"{bundle.graph.dtype}, not quantized"
     words = quant.describe()
     if quant.plain:
-        words += f"; {len(quant.plain)} matrices stay {bundle.graph.dtype}"
+        few = len(quant.plain) <= _MOST_NAMES
+        what = ", ".join(quant.plain) if few else f"{len(quant.plain)} matrices"
+        words += f"; {bundle.graph.dtype}: {what}"
     least = least_compute_capability(quant)
     if least is not None:
         words += f"; TensorRT needs compute capability {least // 10}.{least % 10}"

@@ -40,9 +40,9 @@ def scheme(fields: Section, group_size: Any) -> Scheme:
     algorithm = str(fields.take("quant_algo"))
     fields.only("has_zero_point", False)
     cache = fields.take("kv_cache_quant_algo") or fields.take("kv_cache_scheme")
-    make = _ALGORITHMS.get(algorithm)
+    make = ALGORITHMS.get(algorithm)
     if make is None:
-        fields.refuse(f"quant_algo is {algorithm[:80]!r}", "with " + ", ".join(_ALGORITHMS))
+        fields.refuse(f"quant_algo is {algorithm[:80]!r}", "with " + ", ".join(ALGORITHMS))
     try:
         layout = make(algorithm, fields.take("group_size", group_size))
     except ValueError as e:
@@ -188,7 +188,7 @@ def _fixed(group_size: Any, block: int) -> None:
         raise ValueError(f"group_size is {group_size!r}, the format has {block}")
 
 
-_ALGORITHMS: dict[str, Callable[[str, Any], Layout]] = {
+ALGORITHMS: dict[str, Callable[[str, Any], Layout]] = {
     "NVFP4": _nvfp4,
     "NVFP4_AWQ": _nvfp4,
     "W4A16_NVFP4": _nvfp4,

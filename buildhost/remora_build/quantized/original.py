@@ -12,7 +12,7 @@ each output's weights, off by about the rounding error / sqrt(k).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -49,9 +49,11 @@ class Restored:
     base_digest: str
 
 
-def restore(inventory: Inventory, plan: QuantizedPlan, original: Path) -> Restored:
-    """Reads both checkpoints once, layer by layer. Raises Unsupported or CheckpointInvalid when one
-    is no quantization of the other."""
+def restore(
+    inventory: Inventory, plan: QuantizedPlan, original: Path, advance: Callable[[int], None]
+) -> Restored:
+    """Reads both checkpoints once; `advance(1)` after every layer. Raises Unsupported or
+    CheckpointInvalid when one is no quantization of the other."""
     spec = inventory.naming.spec
     if read_config(original) != spec:
         raise Unsupported(f"--original {original}: its config.json describes another decoder")
@@ -62,6 +64,7 @@ def restore(inventory: Inventory, plan: QuantizedPlan, original: Path) -> Restor
         found: dict[str, Vectors] = {}
         for layer in range(spec.layers):
             found |= pair.layer(layer)
+            advance(1)
         pair.rest()
         digest = base_digest(spec, theirs.tensors, stream.digests)
     return Restored(_corrected(plan, found), digest)

@@ -13,7 +13,7 @@ from remora_contract.errors import CheckpointInvalid, Unsupported
 
 MODELOPT_CONFIG = "hf_quant_config.json"
 MODELOPT = "modelopt"
-_METHODS: dict[str, Callable[[Section], Scheme]] = {
+METHODS: dict[str, Callable[[Section], Scheme]] = {
     "awq": autoawq.scheme,
     "compressed-tensors": compressed_scheme.scheme,
     "fp8": fp8.scheme,
@@ -38,9 +38,9 @@ def read_scheme(directory: Path) -> Scheme | None:
     method = told.get("quant_method")
     if method == MODELOPT:
         return _modelopt(told, path, beside)
-    read = _METHODS.get(method) if isinstance(method, str) else None
+    read = METHODS.get(method) if isinstance(method, str) else None
     if read is None:
-        known = ", ".join((MODELOPT, *_METHODS))
+        known = ", ".join((MODELOPT, *METHODS))
         raise Unsupported(
             f"{path}: quant_method is {str(method)[:80]!r}, which is not read ({known} are): "
             "export the original checkpoint; remora quantizes itself (--quant, --int4-block)"

@@ -21,7 +21,8 @@ from remora_contract.bundle import load_bundle
 from tests.support.adapters import bank_feed, load_tensors, make_peft_adapter, peft_quiet
 from tests.support.checkpoints import make_checkpoint
 from tests.support.portable import PortableModel
-from tests.support.quantized import fold, quantize_checkpoint, reference
+from tests.support.quantized import quantize_checkpoint
+from tests.support.quantized_models import fold, reference
 
 PROMPT = [5, 9, 200, 31, 77, 12, 260, 8, 19, 44, 3]
 NEXT = [17, 90, 41]
