@@ -181,7 +181,11 @@ BROKEN: dict[str, tuple[Callable[[onnx.ModelProto], None], type[RemoraError], st
         InvalidInput,
         r"layers\.0\.gate is two nodes, .*gate_proj/MatMul' and .*MatMul_1'",
     ),
-    "names that contradict": (disagree, InvalidInput, r"is model\.layers\.0.*and model\.layers\.1"),
+    "names that contradict": (
+        disagree,
+        InvalidInput,
+        r"is 'model\.layers\.0.*' and 'model\.layers\.1",
+    ),
     "a layer of the cache without projections": (
         last_layer_unmapped,
         InvalidInput,
@@ -190,7 +194,11 @@ BROKEN: dict[str, tuple[Callable[[onnx.ModelProto], None], type[RemoraError], st
     "an encoder beside the decoder": (two_stacks, InvalidInput, "more than one stack"),
     "an adapter in the graph": (lora_inside, Refused, "carries one already"),
     "experts instead of an MLP": (experts, InvalidInput, r"'layers\.0\.gate'"),
-    "a Gemm that scales": (scaled_gemm, Unsupported, r"layers\.0\.mlp\.up_proj.*alpha is 0\.5"),
+    "a Gemm that scales": (
+        scaled_gemm,
+        Unsupported,
+        r"layers\.0\.mlp\.up_proj \(node .*alpha is 0\.5",
+    ),
     "an operator that cannot be opened": (closed_operator, Unsupported, "MatMulFpQ4"),
 }
 
@@ -229,6 +237,44 @@ def test_a_merged_decoder_is_told_from_one_without_projections(tmp_path: Path) -
 # ---- attach points that are given ---------------------------------------------------------------
 
 
+@pytest.mark.parametrize("case", ["names that contradict", "an encoder beside the decoder"])
+def test_what_stands_in_the_way_can_be_corrected_by_hand(case: str, tmp_path: Path) -> None:
+    """The derived points are written down whatever is wrong with them."""
+    model = Decoder().model()
+    right = plan_of(model, tmp_path).plan
+    BROKEN[case][0](model)
+    wrong = plan_of(model, tmp_path)
+    assert wrong.plan.document() != right.document()
+
+    document = json.loads(right.document())
+    for point in document["points"]:
+        point["node"] = moved(point["node"], case)
+    (tmp_path / "points.json").write_text(json.dumps(document))
+    insert_into(model, tmp_path, attach=tmp_path / "points.json")
+    assert (tmp_path / "out" / "lora.json").exists()
+
+
+def moved(name: str, case: str) -> str:
+    if "encoder" in case:
+        return name.replace("/model/layers.1", "/vision_tower/encoder/layers.0")
+    return name
+
+
+def test_incomplete_points_are_written_before_the_command_fails(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from remora_build.cli import build_app
+
+    model = Decoder().model()
+    drop_metadata_and_one_name(model)
+    onnx.save(model, tmp_path / "model.onnx")
+    arguments = [str(tmp_path / "model.onnx"), "--write-attach", str(tmp_path / "points.json")]
+    result = CliRunner().invoke(build_app(), ["insert-lora", *arguments])
+    assert isinstance(result.exception, InvalidInput)
+    assert "13 points, 1 not adapted, 1 undecided" in result.stdout
+    assert json.loads((tmp_path / "points.json").read_text())["undecided"] == ["node_12"]
+
+
 @pytest.fixture
 def document(tmp_path: Path) -> dict[str, Any]:
     analysis = plan_of(Decoder().model(), tmp_path)
@@ -263,7 +309,7 @@ def test_points_forget_no_linear_layer(document: dict[str, Any], tmp_path: Path)
 
 def test_what_is_not_adapted_exists(document: dict[str, Any], tmp_path: Path) -> None:
     document["not_adapted"].append("/gone")
-    with pytest.raises(InvalidInput, match="not_adapted names '/gone'"):
+    with pytest.raises(InvalidInput, match="not_adapted names '/gone', which"):
         use(document, tmp_path)
 
 
@@ -295,7 +341,9 @@ def test_unknown_keys_are_refused(document: dict[str, Any], tmp_path: Path) -> N
     ("key", "value", "message"),
     [
         ("input", "nowhere", "the model has no value 'nowhere'"),
-        ("input", "logits", "is computed after"),
+        ("input", "logits", "is not made before"),
+        ("input", "/model/layers.0/self_attn/q_proj/MatMul_output_0", "is not made before"),
+        ("output", "/model/layers.0/self_attn/k_proj/MatMul_output_0", "both be added"),
         ("output", "nowhere", "no node makes the output"),
         ("output", "/model/layers.0/mlp/gate_proj/MatMul_output_0", "8 columns are needed"),
     ],

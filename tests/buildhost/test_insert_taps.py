@@ -216,6 +216,32 @@ def test_a_scale_that_could_be_either_is_refused(tmp_path: Path) -> None:
         inserted(Decoder(scaled("w", norm="whole")), tmp_path)
 
 
+def codes_cast_to_floats(d: Decoder, path: str, x: str, k: int, n: int) -> str | None:
+    """x's rounding is nobody's operator: its scale is applied to y."""
+    if not path.endswith("gate_proj"):
+        return None
+    codes = d.op("Cast", d.op("Mul", x, d.const(np.float32(64))), to=3)
+    y = d.matmul(path, d.op("Cast", codes, to=1), k, n)
+    return d.op("Mul", y, d.const(np.float32(1 / 64)))
+
+
+def test_an_activation_quantized_by_hand_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Unsupported, match="not understood: say which value the branch reads"):
+        inserted(Decoder(codes_cast_to_floats), tmp_path)
+
+
+def codes_of_an_unknown_maker(d: Decoder, path: str, x: str, k: int, n: int) -> str | None:
+    if not path.endswith("gate_proj"):
+        return None
+    codes = d.op("DequantizeLinear", d.op("Cast", x, to=3), d.const(np.float32(0.1)))
+    return d.matmul(path, codes, k, n)
+
+
+def test_a_dequantization_without_its_quantization_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Unsupported, match=r"the type of 'Cast_\d+' is number 3 of TensorProto"):
+        inserted(Decoder(codes_of_an_unknown_maker), tmp_path)
+
+
 # ---- fused projections --------------------------------------------------------------------------
 
 

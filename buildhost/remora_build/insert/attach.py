@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from remora_build.insert.shown import listed, shown
 from remora_contract.bundle import MAX_LAYERS, read_document
 from remora_contract.errors import DocumentInvalid, InvalidInput
 from remora_contract.strict import loads, plain
@@ -23,7 +24,6 @@ from remora_contract.targets import GROUPS, PARTS, AdapterTarget, Projection
 
 FORMAT_VERSION = 1
 _MAX_WIDTH = 1 << 24
-_MOST_SHOWN = 120
 
 
 @dataclass(frozen=True)
@@ -121,16 +121,7 @@ def load_plan(path: Path) -> AttachPlan:
     plan = loads(AttachPlan, read_document(path), str(path))
     if plan.undecided:
         raise DocumentInvalid(
-            f"{path}: undecided still lists {shown(plan.undecided[0])}"
-            f"{_more(plan.undecided)}: move each to points or to not_adapted"
+            f"{path}: undecided still lists {listed(plan.undecided)}: move each to points or to "
+            "not_adapted"
         )
     return plan
-
-
-def _more(names: tuple[str, ...]) -> str:
-    return f" and {len(names) - 1} more" if len(names) > 1 else ""
-
-
-def shown(name: str) -> str:
-    """A name from a model, for an error text."""
-    return repr(name if len(name) <= _MOST_SHOWN else name[:_MOST_SHOWN] + "...")

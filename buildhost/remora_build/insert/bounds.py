@@ -50,7 +50,7 @@ class _Fields:
         while at < len(message):
             self._left -= 1
             if self._left < 0:
-                raise InvalidInput(f"{self._where}: more than {_MAX_FIELDS} nodes and tensors")
+                raise InvalidInput(f"{self._where}: more than {_MAX_FIELDS} fields in its graph")
             key, at = self._varint(message, at)
             size, at = self._size(key & 7, message, at)
             if size > len(message) - at:

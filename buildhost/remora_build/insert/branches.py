@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from remora_build.insert.attach import AttachPlan, AttachPoint, Part, shown
+from remora_build.insert.attach import AttachPlan, AttachPoint, Part
 from remora_build.insert.mapping import NodeNames
 from remora_build.insert.patterns import Linear
+from remora_build.insert.shown import shown
 from remora_build.insert.taps import input_tap, output_tap
 from remora_build.insert.view import SAME_ELEMENTS, GraphView
 from remora_contract.errors import InvalidInput, Unsupported
@@ -148,10 +149,13 @@ def _checked_input(view: GraphView, point: AttachPoint, linear: Linear, output: 
     maker, at = view.maker(output), _at(point)
     if maker is None:
         raise InvalidInput(f"{at}: no node makes the output {shown(output)}")
-    if view.maker(source) is None and source not in view.inputs:
+    if maker < linear.node:
+        raise InvalidInput(f"{at}: {shown(output)} is made before the projection itself")
+    made = view.maker(source)
+    if made is None and source not in view.inputs:
         raise InvalidInput(f"{at}: the model has no value {shown(source)}")
-    if (view.maker(source) or 0) > maker:
-        raise InvalidInput(f"{at}: {shown(source)} is computed after {shown(output)}")
+    if made is not None and made >= maker:
+        raise InvalidInput(f"{at}: {shown(source)} is not made before {shown(output)}")
     return source
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from remora_build.insert.attach import AttachPlan
     from remora_build.insert.description import InsertedBank
     from remora_contract.targets import Projection
 
@@ -89,10 +90,25 @@ def insert_lora(
     if write_attach is not None:
         write_plan(analysis.plan, write_attach, replace=force)
     if out is None:
+        _report_plan(write_attach, analysis.plan, as_json)
+        analysis.check()
         return
     with progress_for(Console(stderr=True), silent=as_json) as progress:
         bank = insert_bank(analysis, out, replace=force, progress=progress)
     _report(out, bank, time.monotonic() - began, as_json)
+
+
+def _report_plan(path: Path | None, plan: AttachPlan, as_json: bool) -> None:
+    counts = {
+        "points": len(plan.points),
+        "not_adapted": len(plan.not_adapted),
+        "undecided": len(plan.undecided),
+    }
+    if as_json:
+        sys.stdout.write(json.dumps({"attach": str(path), **counts}) + "\n")
+        return
+    text = ", ".join(f"{count} {word.replace('_', ' ')}" for word, count in counts.items())
+    sys.stdout.write(f"{path}: {text}\n")
 
 
 def _projections(text: str | None) -> tuple[Projection, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from remora_build.insert.description import (
     describe,
 )
 from remora_build.insert.mapping import (
+    Derived,
     check_accounted,
     check_complete,
     derive_plan,
@@ -32,6 +34,7 @@ from remora_build.insert.mapping import (
 )
 from remora_build.insert.patterns import Linear, find_linears
 from remora_build.insert.rewrite import insert_branches
+from remora_build.insert.shown import shown
 from remora_build.insert.source import SourceModel, read_model
 from remora_build.insert.validity import check_valid
 from remora_build.insert.value_types import value_types
@@ -44,7 +47,7 @@ from remora_contract.errors import Conflict, InvalidInput, Refused
 from remora_contract.targets import PROJECTIONS, Projection
 
 _COPY_BYTES = 8 << 20
-_ADAPTER_WORDS = ("lora_", ".lora_", "/lora_")
+_ADAPTER_INPUT = re.compile(r"(?:^|[./])lora_")
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +61,17 @@ class Analysis:
     view: GraphView
     linears: tuple[Linear, ...]
     wanted: tuple[Projection, ...]
-    plan: AttachPlan
+    derived: Derived
+
+    @property
+    def plan(self) -> AttachPlan:
+        return self.derived.plan
+
+    def check(self) -> None:
+        """Raises what stands against an insertion: InvalidInput, Unsupported."""
+        if self.derived.problems:
+            raise self.derived.problems[0]
+        check_complete(self.plan, self.view, self.wanted)
 
 
 def analyse(
@@ -69,8 +82,9 @@ def analyse(
 ) -> Analysis:
     """Reads MODEL.onnx and derives its attach points, or takes those of `attach`.
 
-    Raises NotFound, InvalidInput (no model, hostile sizes or paths, names that contradict), Refused
-    (it has adapter inputs already), Unsupported (a projection in a form no branch can join).
+    What cannot be mapped is kept as a problem, so that the rest can be written down and corrected.
+    Raises NotFound, InvalidInput (no model, hostile sizes or paths, attach points that forget a
+    node), Refused (it carries adapters already).
     """
     source = read_model(model)
     _check_bare(source.proto.graph)
@@ -81,18 +95,18 @@ def analyse(
     )
     linears = find_linears(view)
     if attach is None:
-        plan = derive_plan(view, linears, modules_of(view, linears), wanted)
+        derived = derive_plan(view, linears, modules_of(view, linears), wanted)
     else:
-        plan = load_plan(attach).narrowed(wanted)
-        check_accounted(plan, view, linears, modules_of(view, linears), wanted)
-    return Analysis(source, view, linears, tuple(wanted), plan)
+        derived = Derived(load_plan(attach).narrowed(wanted))
+        check_accounted(derived.plan, view, linears)
+    return Analysis(source, view, linears, tuple(wanted), derived)
 
 
 def _check_bare(graph: Any) -> None:
     for value in graph.input:
-        if value.name.startswith("lora_") or any(w in value.name for w in _ADAPTER_WORDS):
+        if _ADAPTER_INPUT.search(value.name):
             raise Refused(
-                f"the model has the input {value.name!r}: it takes adapters already; give the "
+                f"the model has the input {shown(value.name)}: it takes adapters already; give the "
                 "model as it was exported"
             )
 
@@ -118,7 +132,7 @@ def insert_bank(
 ) -> InsertedBank:
     """Writes OUT whole or not at all. Raises InvalidInput naming what could not be mapped,
     Unsupported, Conflict (OUT exists), Exhausted (full disk)."""
-    check_complete(analysis.plan, analysis.view, analysis.wanted)
+    analysis.check()
     gates, branches = resolve(analysis.view, analysis.linears, analysis.plan)
     plan = resolved_plan(analysis.plan, branches)
     source = analysis.source
@@ -145,7 +159,7 @@ def insert_bank(
 def _check_data_names(source: SourceModel) -> None:
     for name in (MODEL_FILE, ATTACH_FILE, LORA_JSON):
         if name in source.data_files:
-            raise InvalidInput(f"{source.path} keeps weights in {name!r}; rename that file")
+            raise InvalidInput(f"{source.path} keeps weights in {shown(name)}; rename that file")
 
 
 def _copy_data(source: SourceModel, staging: Path, progress: Progress) -> list[BundleFile]:

@@ -1,7 +1,7 @@
 """Which module of the checkpoint a linear layer was, told by the names that an exporter left.
 
-Three witnesses, in the order of trust: the module scope that torch.onnx's dynamo exporter records,
-the name of the weight's initializer, the path of the node. Where two speak they must agree.
+Three witnesses: the module scope that torch.onnx's dynamo exporter records, the name of the
+weight's initializer, the path of the node. Where two speak they must agree.
 Pure. What no name tells is `structure`'s business.
 """
 
@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from remora_build.insert.patterns import Linear
+from remora_build.insert.shown import shown
 from remora_build.insert.view import GraphView
 from remora_contract.bundle import MAX_LAYERS
-from remora_contract.errors import InvalidInput, Refused
+from remora_contract.errors import InvalidInput, Refused, RemoraError
 from remora_contract.targets import Projection
 
 Parts = tuple[Projection, ...]
@@ -68,7 +69,7 @@ def parse_module(path: str) -> Module | None:
     words = [w for w in re.split(r"[./]", path.replace("::", ".")) if w]
     if any(w.startswith("lora_") for w in words):
         raise Refused(
-            f"{path[:200]!r} belongs to an adapter: the model carries one already; "
+            f"{shown(path)} belongs to an adapter: the model carries one already; "
             "merge it into the weights, or export the model without it"
         )
     match = _LAYER.fullmatch(".".join(words))
@@ -77,7 +78,7 @@ def parse_module(path: str) -> Module | None:
         return Module(".".join(words)) if known else None
     layer = int(match["layer"])
     if layer >= MAX_LAYERS:
-        raise InvalidInput(f"{path[:200]!r} would be layer {layer}; {MAX_LAYERS} are allowed")
+        raise InvalidInput(f"{shown(path)} would be layer {layer}; {MAX_LAYERS} are allowed")
     rest = match["rest"].split(".")
     leaf = next((i for i, w in enumerate(rest) if w in _LEAVES or _is_meta(rest, i)), None)
     if leaf is None or any(w in _ELSEWHERE for w in rest[:leaf]):
@@ -91,17 +92,30 @@ def _is_meta(rest: Sequence[str], i: int) -> bool:
     return rest[i] in _META_MLP and "feed_forward" in rest[:i]
 
 
-def named_modules(view: GraphView, linears: Sequence[Linear]) -> dict[int, Module]:
-    """Linear layers by node number, those that any witness knows. Raises InvalidInput when two
-    disagree, Refused when the model carries adapters already."""
+@dataclass(frozen=True)
+class Mapped:
+    """Linear layers by node number, as far as they are known, and why some are not."""
+
+    modules: dict[int, Module]
+    problems: tuple[RemoraError, ...] = ()
+
+
+def named_modules(view: GraphView, linears: Sequence[Linear]) -> Mapped:
+    """What the names tell; witnesses that disagree are a problem. Raises Refused when the model
+    carries adapters already."""
     shared = _shared_weights(view, linears)
     found: dict[int, Module] = {}
+    problems: list[RemoraError] = []
     for linear in linears:
         node = view.nodes[linear.node]
-        module = _agreed(node, [*_scope(node), *_weight(view, linear, shared), *_path(node)])
-        if module is not None:
-            found[linear.node] = module
-    return found
+        paths = [*_scope(node), *_weight(view, linear, shared), *_path(node)]
+        modules = [m for m in map(parse_module, paths) if m is not None]
+        telling = [m for m in modules if m.parts] or modules
+        if len({(m.layer, m.parts) for m in telling}) > 1:
+            problems.append(_contradiction(node, telling))
+        elif telling:
+            found[linear.node] = telling[0]
+    return Mapped(found, tuple(problems))
 
 
 def _shared_weights(view: GraphView, linears: Iterable[Linear]) -> frozenset[str]:
@@ -134,15 +148,9 @@ def _path(node: Any) -> Iterator[str]:
         yield node.name
 
 
-def _agreed(node: Any, paths: Sequence[str]) -> Module | None:
-    modules = [m for m in map(parse_module, paths) if m is not None]
-    if not modules:
-        return None
-    telling = [m for m in modules if m.parts] or modules
-    if len({(m.layer, m.parts) for m in telling}) > 1:
-        said = " and ".join(m.path for m in telling)
-        raise InvalidInput(
-            f"node {node.name!r} is {said} by its names: write the attach points down with "
-            "--write-attach, correct them and give them back with --attach"
-        )
-    return telling[0]
+def _contradiction(node: Any, modules: Sequence[Module]) -> InvalidInput:
+    said = " and ".join(dict.fromkeys(shown(m.path) for m in modules))
+    return InvalidInput(
+        f"node {shown(node.name)} is {said} by its names: write the attach points down with "
+        "--write-attach, correct them and give them back with --attach"
+    )

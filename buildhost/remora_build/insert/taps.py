@@ -9,9 +9,11 @@ Pure: reads a GraphView.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from remora_build.insert.patterns import Linear
+from remora_build.insert.shown import shown
 from remora_build.insert.view import (
     SAME_ELEMENTS,
     GraphView,
@@ -23,6 +25,7 @@ from remora_build.insert.view import (
 from remora_contract.errors import Unsupported
 
 _SCALE_WORDS = ("pre_quant", "prequant", "smooth", "awq", "input_quantizer", "channel_scale")
+_FLOATS = (1, 10, 11, 16)  # of TensorProto.DataType
 _WHOLE_NORMS = (
     "LayerNormalization",
     "RMSNormalization",
@@ -40,10 +43,21 @@ def input_tap(view: GraphView, linear: Linear) -> str:
         before = None if node is None else _before(view, node, value, linear)
         if node is None or before is None:
             break
+        if node.op_type == "Cast":
+            _check_cast(view, before, value)
         value = before
         if node.op_type not in SAME_ELEMENTS:
             tap = value
     return tap
+
+
+def _check_cast(view: GraphView, before: str, after: str) -> None:
+    """Codes that are cast to floats, their scale applied elsewhere: x is out of sight."""
+    if view.dtype(after) in _FLOATS and view.dtype(before) not in (*_FLOATS, None):
+        raise Unsupported(
+            f"{shown(before)} is quantized in a way that is not understood: say which value the "
+            "branch reads as `input` of the attach point"
+        )
 
 
 def _before(view: GraphView, node: Any, value: str, linear: Linear) -> str | None:
@@ -81,18 +95,23 @@ def _unscaled(view: GraphView, node: Any, linear: Linear) -> str | None:
 
 
 def _is_pre_scale(view: GraphView, x: str, scale: str) -> bool:
-    names = " ".join(view.constant_leaves(scale)).lower()
-    if any(word in names for word in _SCALE_WORDS):
+    names = [_last_words(leaf) for leaf in view.constant_leaves(scale)]
+    if any(word in name for name in names for word in _SCALE_WORDS):
         return True
-    if "norm" in names:
+    if any("norm" in name for name in names):
         return False
     maker = _arithmetic_maker(view, x)
     if maker is not None and maker.op_type in _WHOLE_NORMS:
         raise Unsupported(
-            f"{scale!r} multiplies what {maker.op_type} gives: a quantizer's scale, or the norm's "
-            "own weight? Say which value the branch reads as `input` of the attach point"
+            f"{shown(scale)} multiplies what {maker.op_type} gives: a quantizer's scale, or the "
+            "norm's own weight? Say which value the branch reads as `input` of the attach point"
         )
     return maker is None or not _normalises(view, maker)
+
+
+def _last_words(name: str) -> str:
+    """`q_proj.pre_quant_scale` of a path: what stands before may be anything."""
+    return ".".join(re.split("[./]", name.lower())[-2:])
 
 
 def _arithmetic_maker(view: GraphView, value: str) -> Any | None:
