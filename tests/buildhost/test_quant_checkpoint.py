@@ -329,3 +329,33 @@ def test_the_page_names_every_tool_and_form() -> None:
     for word in ("AutoAWQ", "GPTQ", "compressed-tensors", "`fp8`", *QUANT_KINDS):
         assert word in page
     assert {"awq", "compressed-tensors", "fp8", "gptq"} == set(METHODS)
+
+
+def test_a_width_that_no_block_divides_is_refused(tmp_path: Path) -> None:
+    plain = make_checkpoint(tmp_path / "plain", "llama", intermediate=80)
+    made = quantize_checkpoint(plain, tmp_path / "quantized", "modelopt-int8")
+    config = {"quant_method": "awq", "bits": 4, "group_size": 32}
+    path = made.directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": config}))
+    (made.directory / "hf_quant_config.json").unlink()
+    down = "model.layers.0.mlp.down_proj"
+
+    def as_awq(tensors: dict[str, torch.Tensor]) -> None:
+        del tensors[f"{down}.weight"], tensors[f"{down}.weight_scale"]
+        tensors[f"{down}.qweight"] = torch.zeros(80, 8, dtype=torch.int32)
+
+    edit(made, as_awq)
+    refused(made, CheckpointInvalid, down, "do not divide")
+
+
+@pytest.mark.parametrize("value", [1e-9, 1e9])
+def test_a_smoothing_that_float16_cannot_hold_is_refused(make, value: float) -> None:
+    made = make("modelopt-smoothquant")
+
+    def extreme(tensors: dict[str, torch.Tensor]) -> None:
+        for part in "qkv":
+            tensors[f"model.layers.0.self_attn.{part}_proj.pre_quant_scale"][0] = value
+
+    edit(made, extreme)
+    refused(made, CheckpointInvalid, "layers.0.qkv.weight.prescale", "float32", dtype="float16")
+    export(made)

@@ -22,7 +22,7 @@ from remora_build.graph.layout import Slots
 from remora_build.quantize import pack_nibbles, quantize
 from remora_build.quantized.matrix import Quantized, rounded_scales
 from remora_build.quantized.plan import Vectors
-from remora_contract.errors import InternalFault
+from remora_contract.errors import CheckpointInvalid, InternalFault
 
 _PACKED_ROWS = 64  # even, so that a panel ends at a whole byte
 
@@ -115,9 +115,17 @@ class MatrixWriter:
             self._put(forms.branch_out(weight), vectors.branch_out)
 
     def _put(self, name: str, values: NDArray[np.float32] | float | None) -> None:
+        """A vector that multiplies something. Raises CheckpointInvalid when the graph's dtype makes
+        zero or infinity of it."""
         if values is None:
             raise InternalFault(f"{name} has no values")
-        self._out.put(self._slots[name], np.asarray(values).astype(self._dtype))
+        with np.errstate(over="ignore"):
+            stored = np.asarray(values).astype(self._dtype)
+        if not bool((np.isfinite(stored) & ((stored != 0) == (np.asarray(values) != 0))).all()):
+            raise CheckpointInvalid(
+                f"{name} has values that {self._dtype} cannot hold; export with --dtype float32"
+            )
+        self._out.put(self._slots[name], stored)
 
     def _codes(self, weight: str, form: MatrixForm, chunks: Chunks) -> None:
         code_slot = self._slots[forms.codes(weight)]

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from remora_build.checkpoint.directory import find_tensors
 from remora_build.checkpoint.inventory import Inventory, base_digest, take_inventory
 from remora_build.checkpoint.stream import TensorStream
-from remora_build.families import naming, read_config
+from remora_build.families import left_out_of, naming, read_config
 from remora_build.families.shape import Norm, has_bias, has_norm_bias, layer_norms
 from remora_build.graph import layout
 from remora_build.graph.forms import Forms, MatrixForm
@@ -54,11 +54,12 @@ def restore(
 ) -> Restored:
     """Reads both checkpoints once; `advance(1)` after every layer. Raises Unsupported or
     CheckpointInvalid when one is no quantization of the other."""
-    spec = inventory.naming.spec
-    if read_config(original) != spec:
-        raise Unsupported(f"--original {original}: its config.json describes another decoder")
+    spec, described = inventory.naming.spec, read_config(original)
     tensors = find_tensors(original)
-    theirs = take_inventory(naming(spec, tensors), tensors)
+    names = naming(described, tensors)
+    if names.spec != spec:
+        raise Unsupported(f"--original {original}: its config.json describes another decoder")
+    theirs = take_inventory(names, tensors, left_out_of(original))
     with TensorStream() as ours_stream, TensorStream() as stream:
         pair = _Pair(_Side(inventory, plan, ours_stream), _Side(theirs, None, stream), original)
         found: dict[str, Vectors] = {}

@@ -41,6 +41,10 @@ class StoredMatrix:
             matrix = self.layout.read(arrays)
         except ValueError as e:
             raise CheckpointInvalid(f"{self.module} {e}") from e
+        if matrix.codes.shape != (self.k, self.n) or matrix.scales.shape[1] != self.n:
+            raise CheckpointInvalid(
+                f"{self.module}: {self.layout.title} has no form for {[self.n, self.k]}"
+            )
         why = problem(matrix, dtype)
         if why is not None:
             raise CheckpointInvalid(f"{self.module} {why}")
@@ -96,6 +100,10 @@ def find_stored(
         pieces = {suffix: e for suffix, e in present.items() if e is not None}
         if _is_plain(pieces):
             continue
+        if layout.block is not None and k % layout.block:
+            raise CheckpointInvalid(
+                f"{module} has {k} inputs, which the blocks of {layout.title} do not divide"
+            )
         for piece in layout.pieces:
             _check(layout, piece, module, n, k, pieces.get(piece.suffix))
         found[module] = StoredMatrix(module, layout, n, k, pieces)

@@ -43,9 +43,9 @@ def _widen(editor: Editor, node: ir.Node) -> None:
     name = f"{(input_of(node, 0).name or '').removesuffix('.q')}.widened"
 
     def make() -> ir.TensorProtocol:
-        value = np.asarray(codes.numpy()).astype(np.float32)
-        blocks = value.reshape(len(scale.values()), -1, value.shape[1])
-        wide = (blocks * scale.values()[:, None]).reshape(value.shape)
+        value, factor = np.asarray(codes.numpy()).astype(np.float32), scale.values()
+        blocks = value.reshape(len(factor), -1, value.shape[1])
+        wide = (blocks * factor[:, None]).reshape(value.shape)
         return ir.tensor(wide, name=name)
 
     shape = ir.Shape(int(d) for d in codes.shape.numpy())
