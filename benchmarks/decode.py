@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from alternate import Samples, Worker, alternate
-from export import make_checkpoint
+from export import SHAPES, make_checkpoint
 from rich.console import Console
 from rich.table import Table
 
@@ -75,7 +75,7 @@ def measure(arguments: argparse.Namespace, work: Path) -> None:
 def checkpoint_in(work: Path) -> Path:
     checkpoint = work / "checkpoint"
     if not checkpoint.exists():
-        make_checkpoint(checkpoint)
+        make_checkpoint(checkpoint, SHAPES["0.5b"])
         # What the peer's builder reads besides.
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "!"}
         (checkpoint / "tokenizer_config.json").write_text(json.dumps(settings))

@@ -314,6 +314,20 @@ def test_impossible_values_of_a_family_are_named(tmp_path, changes, word):
         read(tmp_path, **changes)
 
 
+def test_layer_types_that_say_nothing_are_accepted_in_every_family(tmp_path):
+    plain = read(tmp_path, model_type="granite")
+    assert read(tmp_path, model_type="granite", layer_types=["full_attention"] * 2) == plain
+    with pytest.raises(Unsupported, match="layer_types"):
+        read(tmp_path, model_type="granite", layer_types=["sliding_attention"] * 2)
+
+
+def test_two_numbers_of_experts_are_refused(tmp_path):
+    experts = {"num_experts_per_tok": 2, "moe_intermediate_size": 32, "model_type": "qwen3_moe"}
+    with pytest.raises(Unsupported, match="num_experts"):
+        read(tmp_path, num_experts=4, num_local_experts=8, **experts)
+    assert read(tmp_path, num_experts=4, num_local_experts=4, **experts).experts.count == 4
+
+
 def test_null_is_not_the_default(tmp_path):
     assert read(tmp_path, model_type="mistral").kinds == (LayerKind(4096),) * 2
     assert read(tmp_path, model_type="mistral", sliding_window=None).kinds == ()

@@ -33,6 +33,7 @@ from remora_build.families import (
 )
 from remora_build.families.family import Family
 from remora_build.families.fields import ConfigFields
+from remora_build.families.kinds import drop_plain_layer_types
 from remora_build.families.naming import NESTED_PLACES, PLACES, Naming
 from remora_build.families.nearest import nearest
 from remora_build.families.wrappers import WRAPPERS
@@ -83,7 +84,9 @@ def read_config(directory: Path, *, quantized: bool = False) -> DecoderSpec:
     else:
         family, text = wrapper.text_fields(fields)
         spec = FAMILIES[family].read(text)
+        drop_plain_layer_types(text)
         text.finish()
+    drop_plain_layer_types(fields)
     fields.finish()
     return spec
 

@@ -36,18 +36,18 @@ def read_mixing(fields: ConfigFields, layers: int) -> tuple[bool, ...]:
     return tuple(layer not in dense and (layer + 1) % step == 0 for layer in range(layers))
 
 
-def read_experts(
-    fields: ConfigFields, count_keys: tuple[str, ...], *, default_renormalize: bool = False
-) -> ExpertsSpec:
+def read_experts(fields: ConfigFields, *count_keys: str) -> ExpertsSpec:
     """Of a Qwen mixture, without a shared expert. `count_keys`: the fields that may hold the
     number of experts."""
-    given = [fields.take(key) for key in count_keys]
-    count = next((value for value in given if value is not None), None)
+    given = {key: value for key in count_keys if (value := fields.take(key)) is not None}
+    if len(set(map(str, given.values()))) > 1:
+        raise fields.unsupported(count_keys[0], given, "they are one number")
+    count = fields.check_whole(count_keys[0], next(iter(given.values()), None), MAX_EXPERTS)
     return ExpertsSpec(
-        count=fields.check_whole(count_keys[0], count, MAX_EXPERTS),
-        active=fields.whole("num_experts_per_tok", count or MAX_EXPERTS),
+        count=count,
+        active=fields.whole("num_experts_per_tok", count),
         intermediate=fields.whole("moe_intermediate_size", MAX_WIDTH),
-        renormalize=fields.flag("norm_topk_prob", default_renormalize),
+        renormalize=fields.flag("norm_topk_prob"),
     )
 
 

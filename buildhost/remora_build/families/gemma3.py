@@ -28,8 +28,9 @@ def read(fields: ConfigFields) -> DecoderSpec:
     main, local = _rope_tables(fields)
     pattern = fields.take("_sliding_window_pattern", fields.take("sliding_window_pattern", 6))
     pattern = fields.check_whole("sliding_window_pattern", pattern, MAX_LAYERS)
-    slides = lambda layer: (layer + 1) % pattern != 0  # noqa: E731
-    spec, windows = read_sandwich(fields, FAMILY.model_type, slides)
+    spec, windows = read_sandwich(
+        fields, FAMILY.model_type, lambda layer: (layer + 1) % pattern != 0
+    )
     size = (spec.head_dim, spec.max_position)
     kinds = [LayerKind(w, "main" if w is None else "local") for w in windows]
     return replace(

@@ -28,7 +28,7 @@ def every_layer(window: int | None, layers: int) -> tuple[LayerKind, ...]:
 def read_sliding(
     fields: ConfigFields, layers: int, otherwise: Callable[[int], bool]
 ) -> tuple[bool, ...]:
-    """Which layers slide: `layer_types`, or `otherwise(layer)` where the config does not say.
+    """Which layers slide: what `layer_types` says, or `otherwise(layer)` if there is none.
 
     Raises CheckpointInvalid for a list of another length, Unsupported for other kinds of attention.
     """
@@ -46,11 +46,20 @@ def read_sliding(
 def read_windows(
     fields: ConfigFields, layers: int, otherwise: Callable[[int], bool], window: int | None
 ) -> tuple[int | None, ...]:
-    """The window of each layer, None for full attention."""
-    sliding = read_sliding(fields, layers, otherwise)
+    """The window of each layer, None for full attention. Without `layer_types` and without a window
+    no layer slides."""
+    sliding = read_sliding(fields, layers, lambda layer: window is not None and otherwise(layer))
     if any(sliding) and window is None:
-        raise fields.invalid("sliding_window", "given, since layer_types says that layers slide", 0)
+        need = "given, since layer_types says that layers slide"
+        raise fields.invalid("sliding_window", need, None)
     return tuple(window if slides else None for slides in sliding)
+
+
+def drop_plain_layer_types(fields: ConfigFields) -> None:
+    """Takes a `layer_types` that says of every layer what it is anyway in a family without any."""
+    types = fields.left().get("layer_types")
+    if isinstance(types, list) and set(map(str, types)) <= {FULL}:
+        fields.ignore("layer_types")
 
 
 def read_switched_window(fields: ConfigFields) -> int | None:

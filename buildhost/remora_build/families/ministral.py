@@ -15,7 +15,7 @@ from remora_contract.bundle import DecoderSpec, LayerKind
 def read(fields: ConfigFields) -> DecoderSpec:
     fields.default("sliding_window", DEFAULT_WINDOW)
     base, window = read_plain(fields, FAMILY.model_type), read_window(fields)
-    windows = read_windows(fields, base.layers, lambda layer: window is not None, window)
+    windows = read_windows(fields, base.layers, lambda layer: True, window)
     return replace(base, kinds=plain_if_all_plain([LayerKind(w) for w in windows]))
 
 

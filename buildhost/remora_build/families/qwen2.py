@@ -19,8 +19,8 @@ def read_kinds(fields: ConfigFields, layers: int) -> tuple[LayerKind, ...]:
     first = fields.take("max_window_layers", DEFAULT_FULL_LAYERS)
     if type(first) is not int or not 0 <= first <= MAX_LAYERS:
         raise fields.invalid("max_window_layers", f"a whole number up to {MAX_LAYERS}", first)
-    slides = lambda layer: window is not None and layer >= first  # noqa: E731
-    return plain_if_all_plain([LayerKind(w) for w in read_windows(fields, layers, slides, window)])
+    windows = read_windows(fields, layers, lambda layer: layer >= first, window)
+    return plain_if_all_plain([LayerKind(w) for w in windows])
 
 
 def read(fields: ConfigFields) -> DecoderSpec:

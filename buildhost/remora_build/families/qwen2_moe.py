@@ -16,12 +16,13 @@ DEFAULT_WINDOWED_LAYERS = 28  # the first ones, of which every other slides
 
 def read(fields: ConfigFields) -> DecoderSpec:
     qkv_bias = fields.flag("qkv_bias", True)
-    experts = read_experts(fields, ("num_experts",))
+    experts = read_experts(fields, "num_experts")
     shared = fields.whole("shared_expert_intermediate_size", MAX_WIDTH)
     base, window = read_plain(fields, FAMILY.model_type), read_switched_window(fields)
     last = fields.whole("max_window_layers", MAX_LAYERS, DEFAULT_WINDOWED_LAYERS)
-    slides = lambda layer: window is not None and layer < last and layer % 2 == 0  # noqa: E731
-    windows = read_windows(fields, base.layers, slides, window)
+    windows = read_windows(
+        fields, base.layers, lambda layer: layer < last and layer % 2 == 0, window
+    )
     mixing = read_mixing(fields, base.layers)
     return replace(
         base,

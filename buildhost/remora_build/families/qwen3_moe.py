@@ -14,7 +14,7 @@ from remora_contract.bundle import DecoderSpec, LayerKind
 
 def read(fields: ConfigFields) -> DecoderSpec:
     attention = fields.flag("attention_bias")
-    experts = read_experts(fields, ("num_experts", "num_local_experts"))
+    experts = read_experts(fields, "num_experts", "num_local_experts")
     fields.ignore("max_window_layers", "shared_expert_intermediate_size")
     base, window = read_plain(fields, FAMILY.model_type), read_switched_window(fields)
     return replace(

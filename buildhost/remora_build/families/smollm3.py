@@ -21,8 +21,7 @@ def read(fields: ConfigFields) -> DecoderSpec:
     fields.ignore("max_window_layers")  # `layer_types` and the layers without rope count
     base = read_plain(fields, FAMILY.model_type, rope=RopeDefaults(theta=DEFAULT_THETA))
     turns, window = _turning(fields, base.layers), read_switched_window(fields)
-    slides = lambda layer: window is not None and not turns[layer]  # noqa: E731
-    windows = read_windows(fields, base.layers, slides, window)
+    windows = read_windows(fields, base.layers, lambda layer: not turns[layer], window)
     kinds = [LayerKind(w, "main" if t else "none") for w, t in zip(windows, turns, strict=True)]
     return replace(
         base,

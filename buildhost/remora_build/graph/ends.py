@@ -37,20 +37,21 @@ def logits(kit: Kit, hidden: ir.Value, last_index: ir.Value) -> ir.Value:
 
 
 def _finished(kit: Kit, raw: ir.Value) -> ir.Value:
-    """cap * tanh(raw * scale / cap), in float32; without scale or cap the logits themselves."""
-    nodes, spec = kit.nodes, kit.spec
-    steps: list[tuple[str, str, float | None]] = []
-    if spec.logit_scale != 1.0:
-        steps.append(("Mul", "head.scaled", spec.logit_scale))
-    if spec.logit_softcap is not None:
-        cap = spec.logit_softcap
-        steps += [("Div", "head.cap_ratio", cap), ("Tanh", "head.cap_tanh", None)]
-        steps.append(("Mul", "head.capped", cap))
-    steps.insert(0, ("Cast", "head.cast", None))
-    value = raw
-    for op, name, number in steps:
-        operands = [value] if number is None else [value, nodes.number(number, "float32")]
+    """cap * tanh(raw * scale / cap), in float32; without scale or cap less of it."""
+    nodes, scale, cap = kit.nodes, kit.spec.logit_scale, kit.spec.logit_softcap
+    last = "head.cast" if scale == 1.0 else "head.scaled"
+    last = last if cap is None else "head.capped"
+
+    def step(op: str, name: str, operands: list[ir.Value]) -> ir.Value:
         attributes = {"to": ir.DataType.FLOAT} if op == "Cast" else {}
-        output = targets.LOGITS if name == steps[-1][1] else None
-        value = nodes.add(op, name, operands, attributes, output=output)
+        output = targets.LOGITS if name == last else None
+        return nodes.add(op, name, operands, attributes, output=output)
+
+    value = step("Cast", "head.cast", [raw])
+    if scale != 1.0:
+        value = step("Mul", "head.scaled", [value, nodes.number(scale, "float32")])
+    if cap is not None:
+        number = nodes.number(cap, "float32")
+        ratio = step("Div", "head.cap_ratio", [value, number])
+        value = step("Mul", "head.capped", [step("Tanh", "head.cap_tanh", [ratio]), number])
     return value
