@@ -22,6 +22,9 @@ from remora_build.merge.fields import FIELDS as MERGE_FIELDS
 from remora_contract.bundle import RopeSpec
 from scripts import support_evidence as evidence
 
+# Fields by which a quantizing tool says how, of the whole config and of one of its groups.
+WHOLE = ("quant_algo", "format", "bits", "group_size", "sym", "zero_point", "weight_block_size")
+OF_GROUP = ("type", "num_bits", "strategy", "group_size", "symmetric")
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "support.md"
 
 
@@ -122,13 +125,11 @@ def _bases() -> str:
 
 def _scheme(config: dict[str, object]) -> str:
     """The words by which the tool says how it quantized; llm-compressor keeps them in a group."""
-    words = ("quant_algo", "format", "bits", "group_size", "sym", "zero_point", "weight_block_size")
-    said = [f"{w} {config[w]}" for w in words if w in config]
+    said = [f"{w} {config[w]}" for w in WHOLE if w in config]
     groups = config.get("config_groups")
     if isinstance(groups, dict):
         weights = groups["group_0"]["weights"]
-        words = ("type", "num_bits", "strategy", "group_size", "symmetric")
-        said += [f"{w} {weights[w]}" for w in words if w in weights]
+        said += [f"{w} {weights[w]}" for w in OF_GROUP if w in weights]
         inputs = groups["group_0"]["input_activations"]
         said += ["static inputs"] if inputs and inputs["dynamic"] is False else []
     return ", ".join(said)

@@ -22,7 +22,6 @@ def build_app() -> typer.Typer:
         name="remora-agent",
         help="Serves a language model with hot-swapped adapters on this device.",
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
     )
     app.callback()(_root)

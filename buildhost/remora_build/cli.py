@@ -28,7 +28,6 @@ def build_app() -> typer.Typer:
         name="remora-build",
         help="Turns checkpoints and adapters into artifacts for a fleet.",
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
     )
     app.callback()(_root)

@@ -37,7 +37,7 @@ class Module:
 
 
 _CROSS = "of cross-attention, which a decoder-only model does not have"
-_EXPERTS = "of a mixture of experts, which a Remora adapter does not carry yet"
+_EXPERTS = "of a mixture of experts, which is carried from PEFT adapters only"
 
 MODULES: tuple[Module, ...] = (
     Module(0, "attn_qkv", "column", ("q", "k", "v")),
