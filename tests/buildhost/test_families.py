@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -210,6 +211,38 @@ def test_what_publishers_write_is_read(tmp_path, name):
     (tmp_path / "config.json").write_text(json.dumps(config))
     spec = read_config(tmp_path)
     assert (spec.family, spec.layers) == (config["model_type"], config["num_hidden_layers"])
+
+
+HOSTILE = [
+    *("x", -1, 0, 1e308, 10**400, True, None),
+    *([], {}, [[1]], ["a"] * 3, {"rope_type": ["yarn"]}),
+]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_no_value_of_any_field_does_more_than_be_refused(tmp_path, name):
+    for key in PUBLISHED[name]:
+        for value in HOSTILE:
+            (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[name] | {key: value}))
+            with suppress(CheckpointInvalid, Unsupported):
+                read_config(tmp_path)
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_no_value_of_a_wrapped_field_does_more_than_be_refused(tmp_path, wrapper):
+    text = PUBLISHED["gemma-3-1b-it"] | {"model_type": WRAPPERS[wrapper].text_type}
+    for key in (*text, "text_config", "vision_config", "tie_word_embeddings"):
+        for value in HOSTILE:
+            config = {"model_type": wrapper, "text_config": text | {key: value}, key: value}
+            (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": wrapper}))
+            with suppress(CheckpointInvalid, Unsupported):
+                read_config(tmp_path)
+
+
+def test_more_experts_than_a_checkpoint_could_name_are_refused(tmp_path):
+    experts = {"model_type": "mixtral", "num_local_experts": 4096, "num_experts_per_tok": 2}
+    with pytest.raises(CheckpointInvalid, match="experts"):
+        read(tmp_path, num_hidden_layers=1000, **experts)
 
 
 def published(tmp_path: Path, name: str):

@@ -40,6 +40,8 @@ from remora_build.families.wrappers import WRAPPERS
 from remora_contract.bundle import DecoderSpec
 from remora_contract.errors import CheckpointInvalid, Unsupported
 
+MAX_EXPERT_MLPS = 1 << 16  # of all layers together
+
 FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
@@ -88,7 +90,15 @@ def read_config(directory: Path, *, quantized: bool = False) -> DecoderSpec:
         text.finish()
     drop_plain_layer_types(fields)
     fields.finish()
+    _check_experts(path, spec)
     return spec
+
+
+def _check_experts(path: Path, spec: DecoderSpec) -> None:
+    """Their names are made before any tensor is looked for."""
+    count = spec.layers * spec.experts.count if spec.experts is not None else 0
+    if count > MAX_EXPERT_MLPS:
+        raise CheckpointInvalid(f"{path}: {count} experts in all layers; {MAX_EXPERT_MLPS} at most")
 
 
 def left_out_of(directory: Path) -> tuple[str, ...]:

@@ -33,7 +33,8 @@ def read_mixing(fields: ConfigFields, layers: int) -> tuple[bool, ...]:
     dense = fields.take("mlp_only_layers", [])
     if not isinstance(dense, list) or not all(type(layer) is int for layer in dense):
         raise fields.invalid("mlp_only_layers", "a list of layers", dense)
-    return tuple(layer not in dense and (layer + 1) % step == 0 for layer in range(layers))
+    plain = set(dense)
+    return tuple(layer not in plain and (layer + 1) % step == 0 for layer in range(layers))
 
 
 def read_experts(fields: ConfigFields, *count_keys: str) -> ExpertsSpec:

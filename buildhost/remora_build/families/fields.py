@@ -14,19 +14,19 @@ from remora_contract.errors import CheckpointInvalid, Unsupported
 
 class ConfigFields:
     """One config.json (or a table in it), its fields taken one by one; `finish` refuses what nobody
-    took. A field that says null is taken as None, whatever its default is."""
+    took."""
 
     def __init__(self, data: Mapping[str, Any], where: str) -> None:
         self.where = where
         self._left = dict(data)
 
     def take(self, key: str, default: Any = None) -> Any:
-        """None and null are the same to most fields; `default` is for an absent one."""
+        """`default` if it is absent or null."""
         value = self._left.pop(key, default)
         return default if value is None else value
 
     def default(self, key: str, value: Any) -> None:
-        """What an absent field means in this family."""
+        """What an absent field means in this family; null stays null."""
         self._left.setdefault(key, value)
 
     def nested(self, key: str) -> ConfigFields:
@@ -64,6 +64,13 @@ class ConfigFields:
         if not number or not 0 < value <= sys.float_info.max:
             raise self.invalid(key, "a number above zero", value)
         return float(value)
+
+    def within(self, key: str, least: float, most: float, default: float | None = None) -> float:
+        """A number from `least` to `most`."""
+        value = self.check_positive(key, self.take(key, default))
+        if not least <= value <= most:
+            raise self.invalid(key, f"a number from {least:g} to {most:g}", value)
+        return value
 
     def maybe_positive(self, key: str) -> float | None:
         """A finite number above zero, or None if absent or null."""

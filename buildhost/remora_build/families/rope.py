@@ -13,6 +13,9 @@ from remora_build.families.fields import ConfigFields
 from remora_contract.bundle import MAX_POSITION, RopeSpec
 
 _ORIGINAL = "original_max_position_embeddings"
+# Beyond these a table's angles leave float32; no model is near.
+_FACTORS = (1e-6, 1e6)
+_MOST_THETA = 1e15
 _SU = ("su", "longrope")  # the first Phi-3 checkpoints call it so
 
 
@@ -47,11 +50,11 @@ def read_table(
 ) -> RopeSpec:
     """One table of rope parameters, the whole of it."""
     inner, outer = table.take("rope_type"), table.take("type")
-    kind = inner or outer or "default"
+    kind = str(inner or outer or "default")
     kind = "longrope" if kind in _SU else kind
     if kind not in _SCALINGS:
-        raise table.unsupported("rope type", kind, _REFUSED.get(str(kind), _CARRIED))
-    theta = table.positive("rope_theta", defaults.theta)
+        raise table.unsupported("rope type", kind, _REFUSED.get(kind, _CARRIED))
+    theta = table.within("rope_theta", 1.0, _MOST_THETA, defaults.theta)
     dims = _dims(table, head_dim, defaults.partial)
     scaled = _SCALINGS[kind](table, _Plain(theta, dims, max_position, defaults.original))
     rope = RopeSpec(
@@ -113,11 +116,11 @@ def _plain(table: ConfigFields, plain: _Plain) -> _Scaled:
 
 
 def _linear(table: ConfigFields, plain: _Plain) -> _Scaled:
-    return {"scaling": "linear", "factor": table.positive("factor")}
+    return {"scaling": "linear", "factor": table.within("factor", *_FACTORS)}
 
 
 def _llama3(table: ConfigFields, plain: _Plain) -> _Scaled:
-    factor = table.positive("factor")
+    factor = table.within("factor", *_FACTORS)
     low, high = table.positive("low_freq_factor"), table.positive("high_freq_factor")
     if low >= high:
         raise table.invalid("low_freq_factor", f"below high_freq_factor ({high})", low)
@@ -134,16 +137,16 @@ def _yarn(table: ConfigFields, plain: _Plain) -> _Scaled:
     if plain.theta <= 1:
         raise table.invalid("rope_theta", "above 1 for yarn", plain.theta)
     original = plain.original(table)
-    factor = table.positive("factor", plain.max_position / original)
+    factor = table.within("factor", *_FACTORS, plain.max_position / original)
     inferred = _yarn_attention(table, factor)
     return {
         "scaling": "yarn",
         "factor": factor,
         "original_context": original,
-        "beta_fast": table.positive("beta_fast", 32.0),
-        "beta_slow": table.positive("beta_slow", 1.0),
+        "beta_fast": table.within("beta_fast", *_FACTORS, 32.0),
+        "beta_slow": table.within("beta_slow", *_FACTORS, 1.0),
         "truncate": table.flag("truncate", True),
-        "attention_factor": table.positive("attention_factor", inferred),
+        "attention_factor": table.within("attention_factor", *_FACTORS, inferred),
     }
 
 
@@ -162,12 +165,12 @@ def _longrope(table: ConfigFields, plain: _Plain) -> _Scaled:
     original = plain.original(table)
     if original < 2:
         raise table.invalid(_ORIGINAL, "at least 2 for longrope", original)
-    factor = table.positive("factor", plain.max_position / original)
+    factor = table.within("factor", *_FACTORS, plain.max_position / original)
     inferred = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
     return {
         "scaling": "longrope",
         "original_context": original,
-        "attention_factor": table.positive("attention_factor", inferred),
+        "attention_factor": table.within("attention_factor", *_FACTORS, inferred),
         "short_factors": _factors(table, "short_factor", plain.dims // 2),
         "long_factors": _factors(table, "long_factor", plain.dims // 2),
     }
@@ -177,7 +180,10 @@ def _factors(table: ConfigFields, key: str, count: int) -> tuple[float, ...]:
     values = table.take(key)
     if not isinstance(values, list) or len(values) != count:
         raise table.invalid(key, f"a list of {count} numbers", values)
-    return tuple(table.check_positive(key, value) for value in values)
+    factors = tuple(table.check_positive(key, value) for value in values)
+    if not all(_FACTORS[0] <= factor <= _FACTORS[1] for factor in factors):
+        raise table.invalid(key, "factors from {:g} to {:g}".format(*_FACTORS), values)
+    return factors
 
 
 _SCALINGS: dict[str, Callable[[ConfigFields, _Plain], _Scaled]] = {

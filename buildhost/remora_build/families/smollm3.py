@@ -38,7 +38,11 @@ def _turning(fields: ConfigFields, layers: int) -> tuple[bool, ...]:
     listed: Any = fields.take("no_rope_layers")
     if listed is None:
         return tuple((layer + 1) % interval != 0 for layer in range(layers))
-    if not isinstance(listed, list) or len(listed) < layers or set(listed) - {0, 1}:
+    if (
+        not isinstance(listed, list)
+        or len(listed) < layers
+        or not all(type(turns) is int and turns in (0, 1) for turns in listed)
+    ):
         raise fields.invalid("no_rope_layers", f"{layers} times 0 or 1", listed)
     return tuple(bool(turns) for turns in listed[:layers])
 

@@ -33,6 +33,7 @@ class Wrapper:
         Raises CheckpointInvalid, Unsupported (a text part of another family).
         """
         fields.ignore("vision_config", *self.ignored)
+        fields.ignore("quantization_config")  # remora_build.quantized reads it, or it was refused
         text = fields.nested("text_config")
         if not text.left():  # the first Qwen2-VL kept them side by side
             text = fields.rest("text_config")
@@ -42,7 +43,7 @@ class Wrapper:
             text.ignore("tie_word_embeddings")
             text.default("tie_word_embeddings", tied)
         found = text.take("model_type", self.text_type)
-        if found not in self.text:
+        if not isinstance(found, str) or found not in self.text:
             known = ", ".join(self.text)
             raise fields.unsupported("text_config's model_type", found, f"carried are {known}")
         for key, value in self.text_defaults.items():
