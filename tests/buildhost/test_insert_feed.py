@@ -13,7 +13,13 @@ from safetensors.numpy import load_file, save_file
 from remora_build.insert.description import InsertedBank, load_bank
 from remora_build.insert.feed import bank_inputs, read_sidecar
 from remora_build.insert.inserter import analyse, insert_bank
-from remora_contract.errors import AdapterInvalid, ArtifactInvalid, DocumentInvalid, RequestInvalid
+from remora_contract.errors import (
+    AdapterInvalid,
+    ArtifactInvalid,
+    DocumentInvalid,
+    RequestInvalid,
+    Unsupported,
+)
 from remora_contract.targets import AdapterTarget
 from tests.support.adapters import write_sidecar
 from tests.support.skeleton import HIDDEN, Decoder
@@ -124,6 +130,29 @@ def test_a_tensor_beyond_a_and_b_is_refused_by_its_name(sidecar: Path) -> None:
     document["files"][0] |= {"size": weights.stat().st_size, "digest": digest_file(weights)}
     (sidecar / "adapter.json").write_text(json.dumps(document))
     with pytest.raises(AdapterInvalid, match=r"layers\.0\.q\.m, which is no factor"):
+        read_sidecar(sidecar)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"invocation_tokens": [5, 6]}, "invocation tokens on"),
+        ({"targets": [{"dora": True}]}, "DoRA"),
+        ({"targets": [{"bias": True}]}, "has biases"),
+    ],
+)
+def test_an_adapter_that_does_more_than_a_bank_can_is_refused(
+    change: dict[str, Any], message: str, sidecar: Path
+) -> None:
+    import json
+
+    document = json.loads((sidecar / "adapter.json").read_text())
+    if "targets" in change:
+        document["targets"][0] |= change["targets"][0]
+    else:
+        document |= change
+    (sidecar / "adapter.json").write_text(json.dumps(document))
+    with pytest.raises(Unsupported, match=message):
         read_sidecar(sidecar)
 
 

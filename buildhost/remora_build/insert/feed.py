@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from remora_build.insert.description import BranchInputs, GateInput, InsertedBank
-from remora_contract.adapter import WEIGHTS_FILE, load_adapter
+from remora_contract.adapter import WEIGHTS_FILE, Adapter, load_adapter
 from remora_contract.bundle import verify_files
-from remora_contract.errors import AdapterInvalid, RequestInvalid
+from remora_contract.errors import AdapterInvalid, RequestInvalid, Unsupported
 from remora_contract.targets import AdapterTarget, Projection
 
 Array = NDArray[Any]
@@ -31,10 +31,11 @@ AdapterTensors = Mapping[AdapterTarget, tuple[Array, Array]]
 
 def read_sidecar(directory: Path) -> dict[AdapterTarget, tuple[Array, Array]]:
     """A converted adapter's tensors, its digests verified. Raises ArtifactInvalid, DocumentInvalid,
-    and AdapterInvalid for one that is more than A and B."""
+    AdapterInvalid for a damaged one and Unsupported for one that is more than A and B."""
     from safetensors.numpy import load_file
 
     adapter = load_adapter(directory)
+    _check_plain(directory, adapter)
     verify_files(directory, adapter.files)
     stored = load_file(directory / WEIGHTS_FILE)
     try:
@@ -50,6 +51,19 @@ def read_sidecar(directory: Path) -> dict[AdapterTarget, tuple[Array, Array]]:
             "bank takes plain LoRA only"
         )
     return tensors
+
+
+def _check_plain(directory: Path, adapter: Adapter) -> None:
+    """An inserted bank has A, B and a gate of rows; whatever else an adapter does is not there."""
+    reason = None
+    if adapter.invocation_tokens:
+        reason = "is active from its invocation tokens on (aLoRA), not for whole rows"
+    elif adapter.dora:
+        reason = "rescales outputs (DoRA)"
+    elif any(t.bias for t in adapter.targets):
+        reason = "has biases"
+    if reason is not None:
+        raise Unsupported(f"{directory} {reason}: an inserted bank takes plain LoRA only")
 
 
 def bank_inputs(
