@@ -49,11 +49,13 @@ def target_refusals(bundle: Bundle, targets: Iterable[TargetRank]) -> list[Refus
     for t in targets:
         feature = _feature(t.projection)
         if feature is not None and feature not in graph.adapt:
-            found[f"adapter_{feature}"] = _lacks(f"adapter_{feature}", f"--adapt {feature}")
+            found[f"adapter_{feature}"] = feature_refusal(
+                f"adapter_{feature}", f"--adapt {feature}"
+            )
         if t.dora and not graph.dora:
-            found["adapter_dora"] = _lacks("adapter_dora", "--dora")
+            found["adapter_dora"] = feature_refusal("adapter_dora", "--dora")
         if t.bias and not graph.adapter_bias:
-            found["adapter_bias"] = _lacks("adapter_bias", "--adapter-bias")
+            found["adapter_bias"] = feature_refusal("adapter_bias", "--adapter-bias")
         inside = t.projection not in MODEL_GROUPS and t.layer < decoder.layers
         if inside and t.projection not in decoder.projections(t.layer):
             found["adapter_projection"] = Refusal(
@@ -73,7 +75,8 @@ def _feature(projection: Projection) -> str | None:
     return projection if projection in MODEL_GROUPS else None
 
 
-def _lacks(code: str, option: str) -> Refusal:
+def feature_refusal(code: str, option: str) -> Refusal:
+    """The graph lacks inputs that exporting with `option` would give it."""
     return Refusal(code, f"a bundle that remora-build exported with {option}", "one without")
 
 

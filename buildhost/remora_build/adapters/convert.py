@@ -20,7 +20,7 @@ from remora_build.adapters.peft_directory import open_weights, read_settings
 from remora_build.adapters.sidecar import Dtype, Factor, target_ranks, write_adapter
 from remora_contract.adapter import Adapter
 from remora_contract.bundle import Bundle, load_bundle
-from remora_contract.compat import target_refusals
+from remora_contract.compat import feature_refusal, target_refusals
 from remora_contract.digests import short
 from remora_contract.errors import AdapterInvalid, Incompatible, Refused, Unsupported
 from remora_contract.targets import AdapterTarget
@@ -101,6 +101,8 @@ def read_adapter(
 ) -> PeftAdapter:
     """`initial_dir` holds the adapter before its training. Raises as `convert_adapter`."""
     settings, config = read_settings(peft_dir)
+    if settings.use_dora and not bundle.graph.dora:  # before anything of the base is asked for
+        raise Incompatible([feature_refusal("adapter_dora", "--dora")])
     initial = None if initial_dir is None else read_settings(initial_dir)[0]
     check_initial(settings, initial, str(peft_dir), str(initial_dir))
     with ExitStack() as stack:
