@@ -34,11 +34,10 @@ from remora_contract.bundle import (
     GRAPH_FILE,
     Bundle,
     BundleFile,
-    DecoderSpec,
     GraphSpec,
-    RopeSpec,
     SourceInfo,
 )
+from remora_contract.decoder import DecoderSpec, RopeSpec
 from remora_contract.digests import canonical_json, digest_bytes
 
 RANK, ALPHA = 16, 32

@@ -19,7 +19,7 @@ from remora_build.adapters.formats.registry import SIGNS, SOURCE_FORMATS, TARGET
 from remora_build.families import FAMILIES
 from remora_build.families.wrappers import WRAPPERS
 from remora_build.merge.fields import FIELDS as MERGE_FIELDS
-from remora_contract.bundle import RopeSpec
+from remora_contract.decoder import RopeSpec
 from scripts import support_evidence as evidence
 
 # Fields by which a quantizing tool says how, of the whole config and of one of its groups.

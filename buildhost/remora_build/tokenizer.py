@@ -12,7 +12,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from remora_build.checkpoint.directory import CONFIG, GENERATION_CONFIG, read_json
-from remora_contract.bundle import TOKENIZER_DIR, DecoderSpec
+from remora_contract.bundle import TOKENIZER_DIR
+from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import CheckpointInvalid, Unsupported
 
 TOKENIZER_JSON = "tokenizer.json"

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from remora_contract.bundle import MAX_LAYERS, BundleFile, check_listed, read_document
+from remora_contract.bundle import BundleFile, check_listed, read_document
+from remora_contract.decoder import MAX_LAYERS
 from remora_contract.digests import check_digest, digest_document
 from remora_contract.errors import ArtifactInvalid
 from remora_contract.strict import loads

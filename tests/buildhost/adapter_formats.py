@@ -13,7 +13,7 @@ import numpy as np
 from remora_build.adapters.formats.carried import Carried
 from remora_build.adapters.formats.registry import ForeignFormat
 from remora_build.adapters.sidecar import Factor
-from remora_contract.bundle import DecoderSpec
+from remora_contract.decoder import DecoderSpec
 from remora_contract.targets import PROJECTIONS, AdapterTarget, Projection
 
 # TensorRT-LLM's module ids as its documentation lists them, and the projection each one adapts.

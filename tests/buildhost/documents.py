@@ -15,12 +15,11 @@ from remora_contract.bundle import (
     GRAPH_FILE,
     Bundle,
     BundleFile,
-    DecoderSpec,
     GraphSpec,
     QuantSpec,
-    RopeSpec,
     SourceInfo,
 )
+from remora_contract.decoder import DecoderSpec, RopeSpec
 from remora_contract.digests import canonical_json, digest_bytes
 
 BASE_DIGEST = digest_bytes(b"a base model")

@@ -18,7 +18,8 @@ from remora_build.export.options import ExportOptions
 from remora_build.graph.decoder import build_graph
 from remora_build.graph.layout import lay_out
 from remora_build.graph.lint import check_graph
-from remora_contract.bundle import DecoderSpec, GraphSpec, QuantSpec, RopeSpec, load_bundle
+from remora_contract.bundle import GraphSpec, QuantSpec, load_bundle
+from remora_contract.decoder import DecoderSpec, RopeSpec
 from remora_contract.errors import InternalFault, Unsupported
 from tests.buildhost.listing import LISTINGS, listing, recorded
 from tests.support.checkpoints import make_checkpoint

@@ -20,14 +20,8 @@ from remora_build.graph.nodes import Nodes
 from remora_build.graph.stacks import pack_words
 from remora_build.graph.tiles import Tiling
 from remora_contract import targets
-from remora_contract.bundle import (
-    DecoderSpec,
-    ExpertsSpec,
-    GraphSpec,
-    LayerKind,
-    QuantSpec,
-    RopeSpec,
-)
+from remora_contract.bundle import GraphSpec, QuantSpec
+from remora_contract.decoder import DecoderSpec, ExpertsSpec, LayerKind, RopeSpec
 from tests.buildhost.reference import load_reference, reference_logits
 from tests.support.checkpoints import make_checkpoint
 from tests.support.portable import PortableModel

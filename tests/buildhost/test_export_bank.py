@@ -9,7 +9,7 @@ import torch
 from remora_build.export.exporter import export_checkpoint
 from remora_build.export.options import ExportOptions
 from remora_contract import targets
-from remora_contract.bundle import DecoderSpec
+from remora_contract.decoder import DecoderSpec
 from remora_contract.targets import GROUPS, PARTS
 from tests.buildhost.reference import load_reference, reference_logits
 from tests.support.checkpoints import make_checkpoint

@@ -12,7 +12,7 @@ import pytest
 from remora_build.families import FAMILIES, naming, read_config
 from remora_build.families.wrappers import WRAPPERS
 from remora_build.graph.rope import inverse_frequencies, tables
-from remora_contract.bundle import ExpertsSpec, LayerKind, RopeSpec
+from remora_contract.decoder import ExpertsSpec, LayerKind, RopeSpec
 from remora_contract.errors import CheckpointInvalid, Unsupported
 from tests.buildhost.published_configs import PUBLISHED
 from tests.support.checkpoints import LLAMA3_SCALING, LONGROPE_SCALING, YARN_SCALING

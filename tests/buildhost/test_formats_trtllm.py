@@ -20,7 +20,8 @@ from remora_build.adapters.formats.trtllm_modules import BY_ID
 from remora_build.adapters.formats.trtllm_read import read_trtllm
 from remora_build.adapters.formats.trtllm_rows import Row
 from remora_build.adapters.sidecar import Factor
-from remora_contract.bundle import Bundle, ExpertsSpec, LayerKind
+from remora_contract.bundle import Bundle
+from remora_contract.decoder import ExpertsSpec, LayerKind
 from remora_contract.errors import AdapterInvalid, Unsupported
 from remora_contract.targets import PROJECTIONS, AdapterTarget
 from tests.buildhost.adapter_formats import (

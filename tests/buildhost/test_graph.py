@@ -14,7 +14,8 @@ from remora_build.export.options import ExportOptions
 from remora_build.graph.decoder import DATA_FILE, build_graph
 from remora_build.graph.layout import ALIGNMENT, lay_out
 from remora_build.graph.lint import check_graph, lint
-from remora_contract.bundle import GRAPH_FILE, DecoderSpec, GraphSpec, QuantSpec, RopeSpec
+from remora_contract.bundle import GRAPH_FILE, GraphSpec, QuantSpec
+from remora_contract.decoder import DecoderSpec, RopeSpec
 from remora_contract.errors import InternalFault
 from tests.support.checkpoints import make_checkpoint
 

@@ -17,7 +17,8 @@ from remora_build.cli import build_app
 from remora_build.inspect.render import ranges, size_text
 from remora_build.inspect.repository import describe_repository
 from remora_contract.artifact import chunk_key
-from remora_contract.bundle import ExpertsSpec, LayerKind, QuantSpec, QueryScale, RopeSpec
+from remora_contract.bundle import QuantSpec
+from remora_contract.decoder import ExpertsSpec, LayerKind, QueryScale, RopeSpec
 from remora_contract.digests import short
 from remora_contract.errors import ArtifactInvalid, Conflict, DocumentInvalid
 from tests.buildhost.documents import (

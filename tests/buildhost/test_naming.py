@@ -8,7 +8,7 @@ import pytest
 
 from remora_build.families import naming, namings
 from remora_build.families.naming import PLAIN, Naming, Source
-from remora_contract.bundle import DecoderSpec, ExpertsSpec, LayerKind, RopeSpec
+from remora_contract.decoder import DecoderSpec, ExpertsSpec, LayerKind, RopeSpec
 from remora_contract.errors import Unsupported
 from remora_contract.targets import AdapterTarget
 

@@ -12,7 +12,7 @@ from remora_build.adapters import fields as carried
 from remora_build.families import FAMILIES
 from remora_build.families.wrappers import WRAPPERS
 from remora_build.merge import fields as merged
-from remora_contract.bundle import RopeSpec
+from remora_contract.decoder import RopeSpec
 from remora_contract.errors import Unsupported
 from scripts import support_evidence as evidence
 from scripts.support_reference import PAGE, other_methods, page_with_tables

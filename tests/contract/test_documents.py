@@ -14,15 +14,14 @@ from remora_contract.bundle import (
     FORMAT_VERSION,
     Bundle,
     BundleFile,
-    DecoderSpec,
     GraphSpec,
-    RopeSpec,
     SourceInfo,
     check_relative,
     read_document,
     verify_files,
 )
 from remora_contract.compat import adapter_refusals
+from remora_contract.decoder import DecoderSpec, RopeSpec
 from remora_contract.digests import canonical_json, check_digest, digest_bytes, digest_document
 from remora_contract.errors import ArtifactInvalid, DocumentInvalid
 from remora_contract.join_token import JoinToken

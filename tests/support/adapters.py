@@ -19,7 +19,8 @@ import numpy as np
 
 from remora_build.adapters.sidecar import Dtype, Factor, write_adapter
 from remora_contract.adapter import WEIGHTS_FILE, Adapter, load_adapter
-from remora_contract.bundle import Bundle, DecoderSpec, bank_groups
+from remora_contract.bundle import Bundle, bank_groups
+from remora_contract.decoder import DecoderSpec
 from remora_contract.targets import (
     PARTS,
     PROJECTIONS,

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from remora_build.families import namings
 from remora_build.families.naming import ModulePart, Naming
-from remora_contract.bundle import GRAPH_FILE, DecoderSpec
+from remora_contract.bundle import GRAPH_FILE
+from remora_contract.decoder import DecoderSpec
 from remora_contract.targets import PARTS
 
 

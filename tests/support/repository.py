@@ -14,11 +14,10 @@ from remora_contract.bundle import (
     FORMAT_VERSION,
     Bundle,
     BundleFile,
-    DecoderSpec,
     GraphSpec,
-    RopeSpec,
     SourceInfo,
 )
+from remora_contract.decoder import DecoderSpec, RopeSpec
 from remora_contract.digests import canonical_json, digest_bytes
 from remora_contract.release import Release, ReleaseAdapter
 

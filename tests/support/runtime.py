@@ -27,11 +27,10 @@ from remora_contract.bundle import (
     GRAPH_FILE,
     Bundle,
     BundleFile,
-    DecoderSpec,
     GraphSpec,
-    RopeSpec,
     SourceInfo,
 )
+from remora_contract.decoder import DecoderSpec, RopeSpec
 from remora_contract.digests import digest_bytes
 from tests.support.adapters import random_tensors, write_sidecar
 

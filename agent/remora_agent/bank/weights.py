@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from remora_contract.adapter import WEIGHTS_FILE, Adapter, load_adapter
-from remora_contract.bundle import Bundle, DecoderSpec
+from remora_contract.bundle import Bundle
 from remora_contract.compat import adapter_refusals
+from remora_contract.decoder import DecoderSpec
 from remora_contract.digests import digest_bytes
 from remora_contract.errors import AdapterInvalid, ArtifactInvalid, Incompatible
 from remora_contract.targets import AdapterTarget, Projection

@@ -6,7 +6,8 @@ of the plan and not an afterthought.
 
 from __future__ import annotations
 
-from remora_contract.bundle import DecoderSpec, GraphSpec, QuantSpec
+from remora_contract.bundle import GraphSpec, QuantSpec
+from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import Refusal
 from remora_contract.targets import GROUP_OF
 

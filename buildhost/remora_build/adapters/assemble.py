@@ -29,7 +29,7 @@ from remora_build.adapters.fold import (
 )
 from remora_build.adapters.sidecar import Factor
 from remora_build.adapters.tokens import token_factor
-from remora_contract.bundle import DecoderSpec
+from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import AdapterInvalid, Refused
 from remora_contract.targets import AdapterTarget
 

@@ -17,7 +17,7 @@ from remora_build.adapters.settings import LoraSettings
 from remora_build.adapters.shapes import Shape, check_shapes, trained_on
 from remora_build.adapters.tensor_names import Found, Part, sort_tensors, unbound
 from remora_build.adapters.tokens import bind_tokens
-from remora_contract.bundle import DecoderSpec
+from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import AdapterInvalid, Unsupported
 
 _OWN: frozenset[Part] = frozenset({"bias", "weight", "tokens"})  # of the base layer, not of LoRA

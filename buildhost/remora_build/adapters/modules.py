@@ -12,7 +12,7 @@ from functools import cached_property
 
 from remora_build.families import namings
 from remora_build.families.naming import ModulePart, Naming
-from remora_contract.bundle import DecoderSpec
+from remora_contract.decoder import DecoderSpec
 
 Parts = tuple[ModulePart, ...]
 _WRAPPED = ".base_layer"

@@ -14,7 +14,7 @@ from remora_build.adapters.modules import ModuleTable
 from remora_build.adapters.settings import LoraSettings
 from remora_build.adapters.tensor_names import Found
 from remora_build.families.shape import has_bias, has_norm_bias, layer_norms
-from remora_contract.bundle import DecoderSpec
+from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import AdapterInvalid, Unsupported
 from remora_contract.targets import MODEL_GROUPS
 

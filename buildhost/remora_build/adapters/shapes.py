@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from remora_build.adapters.bound import Binding, Bound
 from remora_build.adapters.settings import LoraSettings
 from remora_build.adapters.tensor_names import Part
-from remora_contract.bundle import DecoderSpec
+from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import AdapterInvalid
 
 Shape = tuple[int, ...]

@@ -18,7 +18,7 @@ from remora_build.adapters.modules import ModuleTable
 from remora_build.adapters.settings import LoraSettings
 from remora_build.adapters.sidecar import Factor
 from remora_build.adapters.tensor_names import Found
-from remora_contract.bundle import DecoderSpec
+from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import AdapterInvalid, Unsupported
 
 

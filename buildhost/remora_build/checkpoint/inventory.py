@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from remora_build.checkpoint.safetensors_file import FLOATS, TensorEntry
 from remora_build.families.naming import Naming
-from remora_contract.bundle import DecoderSpec
+from remora_contract.decoder import DecoderSpec
 from remora_contract.digests import digest_document
 from remora_contract.errors import CheckpointInvalid, Unsupported
 

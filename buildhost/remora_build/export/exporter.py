@@ -46,10 +46,10 @@ from remora_contract.bundle import (
     GRAPH_FILE,
     Bundle,
     BundleFile,
-    DecoderSpec,
     GraphSpec,
     SourceInfo,
 )
+from remora_contract.decoder import DecoderSpec
 from remora_contract.digests import canonical_json, digest_file
 from remora_contract.errors import InternalFault, RequestInvalid
 from remora_contract.quant import least_compute_capability

@@ -9,7 +9,8 @@ from typing import Literal, get_args
 from remora_build import quantize_formats
 from remora_build.families.shape import used_groups, used_projections
 from remora_build.graph.ops import opset_of
-from remora_contract.bundle import DecoderSpec, GraphDialect, GraphSpec, QuantSpec
+from remora_contract.bundle import GraphDialect, GraphSpec, QuantSpec
+from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import RequestInvalid, Unsupported
 from remora_contract.targets import PARTS, Projection
 

@@ -18,7 +18,7 @@ from remora_build.quantized.original import restore
 from remora_build.quantized.plan import QuantizedPlan, plan_quantized
 from remora_build.quantized.scheme import read_scheme
 from remora_build.quantized.section import Scheme
-from remora_contract.bundle import DecoderSpec
+from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import RequestInvalid, Unsupported
 
 

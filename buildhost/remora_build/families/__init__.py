@@ -37,7 +37,7 @@ from remora_build.families.kinds import drop_plain_layer_types
 from remora_build.families.naming import NESTED_PLACES, PLACES, Naming
 from remora_build.families.nearest import nearest
 from remora_build.families.wrappers import WRAPPERS
-from remora_contract.bundle import DecoderSpec
+from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import CheckpointInvalid, Unsupported
 
 MAX_EXPERT_MLPS = 1 << 16  # of all layers together

@@ -10,7 +10,7 @@ from typing import Literal
 
 from remora_build.families.fields import ConfigFields
 from remora_build.families.rope import RopeDefaults, read_rope
-from remora_contract.bundle import (
+from remora_contract.decoder import (
     MAX_HEAD_DIM,
     MAX_HEADS,
     MAX_LAYERS,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from remora_build.families.fields import ConfigFields
 from remora_build.families.naming import PLAIN, Words
-from remora_contract.bundle import MAX_EXPERTS, MAX_LAYERS, MAX_WIDTH, ExpertsSpec
+from remora_contract.decoder import MAX_EXPERTS, MAX_LAYERS, MAX_WIDTH, ExpertsSpec
 from remora_contract.targets import Projection
 
 SPLIT = PLAIN.but(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from remora_build.families.fields import ConfigFields
 from remora_build.families.naming import PLAIN, Words
-from remora_contract.bundle import DecoderSpec
+from remora_contract.decoder import DecoderSpec
 
 
 @dataclass(frozen=True)

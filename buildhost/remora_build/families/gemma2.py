@@ -12,7 +12,7 @@ from remora_build.families.fields import ConfigFields
 from remora_build.families.gemma import read_gemma
 from remora_build.families.kinds import plain_if_all_plain, read_window, read_windows
 from remora_build.families.naming import PLAIN
-from remora_contract.bundle import DecoderSpec, LayerKind
+from remora_contract.decoder import DecoderSpec, LayerKind
 
 DEFAULT_WINDOW = 4096
 WORDS = PLAIN.but(

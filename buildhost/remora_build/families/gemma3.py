@@ -9,7 +9,7 @@ from remora_build.families.fields import ConfigFields
 from remora_build.families.gemma2 import WORDS, read_sandwich
 from remora_build.families.kinds import FULL, SLIDING, plain_if_all_plain
 from remora_build.families.rope import RopeDefaults, read_table
-from remora_contract.bundle import MAX_LAYERS, DecoderSpec, LayerKind
+from remora_contract.decoder import MAX_LAYERS, DecoderSpec, LayerKind
 
 # What a nested text_config leaves out.
 DEFAULTS = {

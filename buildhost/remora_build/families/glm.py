@@ -9,7 +9,7 @@ from remora_build.families.family import Family
 from remora_build.families.fields import ConfigFields
 from remora_build.families.naming import PLAIN
 from remora_build.families.rope import RopeDefaults
-from remora_contract.bundle import DecoderSpec
+from remora_contract.decoder import DecoderSpec
 
 WORDS = PLAIN.but({"gate": "mlp.gate_up_proj", "up": "mlp.gate_up_proj"})
 

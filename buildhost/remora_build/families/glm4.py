@@ -7,7 +7,7 @@ from dataclasses import replace
 from remora_build.families import glm
 from remora_build.families.family import Family
 from remora_build.families.fields import ConfigFields
-from remora_contract.bundle import DecoderSpec
+from remora_contract.decoder import DecoderSpec
 
 WORDS = glm.WORDS.but(
     norms={

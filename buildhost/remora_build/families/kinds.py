@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from remora_build.families.fields import ConfigFields
-from remora_contract.bundle import MAX_POSITION, LayerKind
+from remora_contract.decoder import MAX_POSITION, LayerKind
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 

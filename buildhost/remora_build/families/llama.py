@@ -7,7 +7,7 @@ from dataclasses import replace
 from remora_build.families.decoder import read_plain
 from remora_build.families.family import Family
 from remora_build.families.fields import ConfigFields
-from remora_contract.bundle import DecoderSpec
+from remora_contract.decoder import DecoderSpec
 
 
 def read(fields: ConfigFields) -> DecoderSpec:

@@ -9,7 +9,7 @@ from remora_build.families.family import Family
 from remora_build.families.fields import ConfigFields
 from remora_build.families.kinds import plain_if_all_plain, read_window, read_windows
 from remora_build.families.mistral import DEFAULT_WINDOW
-from remora_contract.bundle import DecoderSpec, LayerKind
+from remora_contract.decoder import DecoderSpec, LayerKind
 
 
 def read(fields: ConfigFields) -> DecoderSpec:

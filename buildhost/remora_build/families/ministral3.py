@@ -8,7 +8,7 @@ from remora_build.families.decoder import read_plain
 from remora_build.families.family import Family
 from remora_build.families.fields import ConfigFields
 from remora_build.families.kinds import every_layer, read_window
-from remora_contract.bundle import DecoderSpec, QueryScale
+from remora_contract.decoder import DecoderSpec, QueryScale
 
 _YARN = {
     "rope_type": "yarn",

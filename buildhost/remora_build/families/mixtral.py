@@ -11,7 +11,7 @@ from remora_build.families.fields import ConfigFields
 from remora_build.families.kinds import read_window
 from remora_build.families.naming import PLAIN
 from remora_build.families.rope import RopeDefaults
-from remora_contract.bundle import MAX_EXPERTS, DecoderSpec, ExpertsSpec, LayerKind
+from remora_contract.decoder import MAX_EXPERTS, DecoderSpec, ExpertsSpec, LayerKind
 
 WORDS = PLAIN.but(
     {

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from remora_build.families.shape import Norm, has_bias, has_norm_bias, layer_norms
-from remora_contract.bundle import DecoderSpec
+from remora_contract.decoder import DecoderSpec
 from remora_contract.targets import (
     PARTS,
     PROJECTIONS,

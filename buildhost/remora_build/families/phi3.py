@@ -10,7 +10,7 @@ from remora_build.families.fields import ConfigFields
 from remora_build.families.kinds import every_layer, read_window
 from remora_build.families.naming import PLAIN
 from remora_build.families.rope import RopeDefaults
-from remora_contract.bundle import MAX_POSITION, DecoderSpec
+from remora_contract.decoder import MAX_POSITION, DecoderSpec
 
 DEFAULT_ORIGINAL = 4096
 WORDS = PLAIN.but(

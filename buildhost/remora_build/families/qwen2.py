@@ -8,7 +8,7 @@ from remora_build.families.decoder import read_plain
 from remora_build.families.family import Family
 from remora_build.families.fields import ConfigFields
 from remora_build.families.kinds import plain_if_all_plain, read_switched_window, read_windows
-from remora_contract.bundle import MAX_LAYERS, DecoderSpec, LayerKind
+from remora_contract.decoder import MAX_LAYERS, DecoderSpec, LayerKind
 
 DEFAULT_FULL_LAYERS = 28  # the first ones, before any may slide
 

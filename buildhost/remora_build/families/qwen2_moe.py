@@ -9,7 +9,7 @@ from remora_build.families.experts import SPLIT, read_experts, read_mixing, stac
 from remora_build.families.family import Family
 from remora_build.families.fields import ConfigFields
 from remora_build.families.kinds import read_switched_window, read_windows
-from remora_contract.bundle import MAX_LAYERS, MAX_WIDTH, DecoderSpec, LayerKind
+from remora_contract.decoder import MAX_LAYERS, MAX_WIDTH, DecoderSpec, LayerKind
 
 DEFAULT_WINDOWED_LAYERS = 28  # the first ones, of which every other slides
 

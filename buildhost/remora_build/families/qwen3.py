@@ -8,7 +8,7 @@ from remora_build.families.decoder import read_plain
 from remora_build.families.family import Family
 from remora_build.families.fields import ConfigFields
 from remora_build.families.qwen2 import read_kinds
-from remora_contract.bundle import DecoderSpec
+from remora_contract.decoder import DecoderSpec
 
 DEFAULT_HEAD_DIM = 128  # transformers' own, whatever hidden_size / heads is
 

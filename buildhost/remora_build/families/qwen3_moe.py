@@ -9,7 +9,7 @@ from remora_build.families.experts import SPLIT, read_experts, read_mixing, stac
 from remora_build.families.family import Family
 from remora_build.families.fields import ConfigFields
 from remora_build.families.kinds import read_switched_window
-from remora_contract.bundle import DecoderSpec, LayerKind
+from remora_contract.decoder import DecoderSpec, LayerKind
 
 
 def read(fields: ConfigFields) -> DecoderSpec:

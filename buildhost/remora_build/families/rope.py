@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from remora_build.families.fields import ConfigFields
-from remora_contract.bundle import MAX_POSITION, RopeSpec
+from remora_contract.decoder import MAX_POSITION, RopeSpec
 
 _ORIGINAL = "original_max_position_embeddings"
 # Beyond these a table's angles leave float32; no model is near.

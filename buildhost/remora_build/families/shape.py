@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from remora_contract.bundle import DecoderSpec
+from remora_contract.decoder import DecoderSpec
 from remora_contract.targets import ALL_GROUPS, PARTS, Group, Projection
 
 # `_out` norms stand behind what a block computes, before it is added to the stream.

@@ -10,7 +10,7 @@ from remora_build.families.family import Family
 from remora_build.families.fields import ConfigFields
 from remora_build.families.kinds import plain_if_all_plain, read_switched_window, read_windows
 from remora_build.families.rope import RopeDefaults
-from remora_contract.bundle import MAX_LAYERS, DecoderSpec, LayerKind
+from remora_contract.decoder import MAX_LAYERS, DecoderSpec, LayerKind
 
 DEFAULT_THETA = 2e6
 

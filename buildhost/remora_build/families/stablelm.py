@@ -11,7 +11,7 @@ from remora_build.families.family import Family
 from remora_build.families.fields import ConfigFields
 from remora_build.families.naming import PLAIN
 from remora_build.families.rope import RopeDefaults
-from remora_contract.bundle import DecoderSpec
+from remora_contract.decoder import DecoderSpec
 
 WORDS = PLAIN.but(
     norms={

@@ -17,7 +17,8 @@ from remora_build.golden.slots import SlotReader
 from remora_build.golden.stored_head import head_columns, prepared
 from remora_build.graph import layout
 from remora_build.graph.layout import Slot
-from remora_contract.bundle import DecoderSpec, GraphSpec
+from remora_contract.bundle import GraphSpec
+from remora_contract.decoder import DecoderSpec
 
 CHUNK = 8192  # vocabulary entries
 

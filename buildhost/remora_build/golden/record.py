@@ -26,7 +26,8 @@ from remora_build.graph.decoder import DATA_FILE
 from remora_build.graph.ends import EMBEDDED
 from remora_build.graph.layout import Slot
 from remora_contract import targets
-from remora_contract.bundle import DecoderSpec, GraphSpec
+from remora_contract.bundle import GraphSpec
+from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import CheckpointInvalid
 from remora_contract.golden import Golden, GoldenPrompt
 

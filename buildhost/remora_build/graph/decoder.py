@@ -20,7 +20,8 @@ from remora_build.graph.mlp import Mlp
 from remora_build.graph.nodes import Nodes
 from remora_build.graph.ops import dialect_of
 from remora_build.graph.steps import add_inputs, add_steps
-from remora_contract.bundle import DecoderSpec, GraphSpec
+from remora_contract.bundle import GraphSpec
+from remora_contract.decoder import DecoderSpec
 
 DATA_FILE = "model.onnx.data"
 

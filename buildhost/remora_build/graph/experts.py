@@ -18,7 +18,7 @@ from remora_build.graph.mlp import Mlp, activated
 from remora_build.graph.nodes import IR_DTYPE, Nodes
 from remora_build.graph.tiles import Tiles, Tiling
 from remora_contract import targets
-from remora_contract.bundle import ExpertsSpec
+from remora_contract.decoder import ExpertsSpec
 from remora_contract.targets import PARTS, Group
 
 

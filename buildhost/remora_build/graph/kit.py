@@ -14,7 +14,8 @@ from remora_build.graph.linear import Linear
 from remora_build.graph.matrix import MatrixWeights
 from remora_build.graph.nodes import Dims, Nodes
 from remora_build.graph.ops import Dialect
-from remora_contract.bundle import DecoderSpec, GraphSpec
+from remora_contract.bundle import GraphSpec
+from remora_contract.decoder import DecoderSpec
 from remora_contract.targets import Projection
 
 

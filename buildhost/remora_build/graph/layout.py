@@ -16,7 +16,8 @@ from remora_build.graph import rope
 from remora_build.graph.forms import BITS, Forms, Initializer, StoredDtype
 from remora_build.graph.forms import codes as codes
 from remora_build.graph.forms import scales as scales
-from remora_contract.bundle import DecoderSpec, GraphSpec, RopeSpec
+from remora_contract.bundle import GraphSpec
+from remora_contract.decoder import DecoderSpec, RopeSpec
 from remora_contract.targets import EXPERT_GROUPS, PARTS, Group
 
 CODES_A_WORD = 8  # of experts' int4 weights, which lie in int32 (`stacks`)

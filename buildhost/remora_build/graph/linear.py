@@ -18,7 +18,8 @@ from remora_build.graph import layout
 from remora_build.graph.matrix import MatrixWeights
 from remora_build.graph.nodes import Dims, Nodes
 from remora_contract import targets
-from remora_contract.bundle import DecoderSpec, GraphSpec, bank_groups, model_bank_groups
+from remora_contract.bundle import GraphSpec, bank_groups, model_bank_groups
+from remora_contract.decoder import DecoderSpec
 from remora_contract.targets import ALL_GROUPS, MODEL_GROUPS, PARTS, Group
 
 

@@ -19,7 +19,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from remora_contract.bundle import QueryScale, RopeSpec
+from remora_contract.decoder import QueryScale, RopeSpec
 
 Table = NDArray[np.float32]
 

@@ -12,7 +12,8 @@ from remora_build.graph.layout import RopeName
 from remora_build.graph.nodes import Dims, Nodes
 from remora_build.graph.ops import Dialect, Rotation
 from remora_contract import targets
-from remora_contract.bundle import DecoderSpec, GraphSpec, LayerKind, RopeSpec
+from remora_contract.bundle import GraphSpec
+from remora_contract.decoder import DecoderSpec, LayerKind, RopeSpec
 
 
 @dataclass(frozen=True)

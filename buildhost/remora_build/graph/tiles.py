@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from remora_build.graph.nodes import Nodes
-from remora_contract.bundle import ExpertsSpec
+from remora_contract.decoder import ExpertsSpec
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from remora_build.insert.shown import listed, shown
-from remora_contract.bundle import MAX_LAYERS, read_document
+from remora_contract.bundle import read_document
+from remora_contract.decoder import MAX_LAYERS
 from remora_contract.errors import DocumentInvalid, InvalidInput
 from remora_contract.strict import loads, plain
 from remora_contract.targets import GROUPS, PARTS, AdapterTarget, Projection

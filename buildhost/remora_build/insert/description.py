@@ -18,7 +18,8 @@ from pathlib import Path
 
 from remora_build.insert.attach import Part, slot_name
 from remora_build.insert.branches import Branch, Dtype, Gate, Rows
-from remora_contract.bundle import MAX_LAYERS, BundleFile, check_listed, read_document
+from remora_contract.bundle import BundleFile, check_listed, read_document
+from remora_contract.decoder import MAX_LAYERS
 from remora_contract.errors import ArtifactInvalid
 from remora_contract.strict import loads
 

@@ -16,7 +16,7 @@ from typing import Any
 from remora_build.insert.patterns import Linear
 from remora_build.insert.shown import shown
 from remora_build.insert.view import GraphView
-from remora_contract.bundle import MAX_LAYERS
+from remora_contract.decoder import MAX_LAYERS
 from remora_contract.errors import InvalidInput, Refused, RemoraError
 from remora_contract.targets import Projection
 

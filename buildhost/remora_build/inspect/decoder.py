@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from remora_build.inspect.render import ranges
-from remora_contract.bundle import DecoderSpec, RopeSpec
+from remora_contract.decoder import DecoderSpec, RopeSpec
 
 Fact = tuple[str, str]
 

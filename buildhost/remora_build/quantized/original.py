@@ -28,7 +28,7 @@ from remora_build.graph import layout
 from remora_build.graph.forms import Forms, MatrixForm
 from remora_build.quantized.matrix import dequantize
 from remora_build.quantized.plan import QuantizedPlan, Vectors
-from remora_contract.bundle import DecoderSpec
+from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import Unsupported
 from remora_contract.targets import PARTS, Group, Projection
 

@@ -11,7 +11,8 @@ import pytest
 from remora_agent.engine.cache import CacheEntry, EngineCache
 from remora_agent.engine.opening import EngineOptions, ensure_built, load_engine
 from remora_agent.engine.protocol import Engine
-from remora_contract.bundle import DecoderSpec, GraphSpec, load_bundle
+from remora_contract.bundle import GraphSpec, load_bundle
+from remora_contract.decoder import DecoderSpec
 from tests.agent.engine.portable import (
     FLOAT32,
     INT4,

@@ -25,13 +25,12 @@ from remora_contract.bundle import (
     GRAPH_FILE,
     Bundle,
     BundleFile,
-    DecoderSpec,
     GraphSpec,
     QuantSpec,
-    RopeSpec,
     SourceInfo,
     load_bundle,
 )
+from remora_contract.decoder import DecoderSpec, RopeSpec
 from remora_contract.digests import canonical_json, digest_bytes, digest_file
 from remora_contract.targets import GROUPS, PARTS, PROJECTIONS, AdapterTarget
 

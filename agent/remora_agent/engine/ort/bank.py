@@ -28,7 +28,7 @@ from remora_agent.engine.ort.extras import (
 )
 from remora_agent.engine.ort.values import Buffer
 from remora_agent.engine.protocol import Mix, MixEntry
-from remora_contract.bundle import DecoderSpec
+from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import AdapterInvalid, Exhausted, NotFound
 from remora_contract.targets import EXPERT_GROUPS, PARTS, AdapterTarget, Group
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import onnx
 
 from remora_agent.engine.ort import names
-from remora_contract.bundle import DecoderSpec
+from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import EngineFault
 from remora_contract.targets import EXPERT_GROUPS, MODEL_GROUPS, PARTS
 

@@ -22,7 +22,8 @@ from remora_agent.engine.ort.rewrite.rewrite import REWRITE_VERSION, rewrite
 from remora_agent.engine.ort.windows import window_excess
 from remora_agent.engine.recipe import Recipe, this_machine
 from remora_agent.host import Progress
-from remora_contract.bundle import GRAPH_FILE, Bundle, DecoderSpec
+from remora_contract.bundle import GRAPH_FILE, Bundle
+from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import EngineFault
 
 log = logging.getLogger(__name__)

@@ -22,7 +22,8 @@ from remora_agent.engine.ort.kv import KvCache
 from remora_agent.engine.ort.session import Lora, Rows, Session, Step
 from remora_agent.engine.ort.slots import RowSlots
 from remora_agent.engine.protocol import EngineLimits, Mix, RowStep
-from remora_contract.bundle import DecoderSpec, GraphSpec
+from remora_contract.bundle import GraphSpec
+from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import PromptTooLong, RequestInvalid, Unavailable
 
 # Bounds the memory of one call: attention scores are [heads, chunk, length].

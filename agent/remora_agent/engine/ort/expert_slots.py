@@ -20,7 +20,7 @@ from remora_agent.bank.weights import AdapterWeights
 from remora_agent.engine.ort import names
 from remora_agent.engine.ort.values import Buffer
 from remora_agent.engine.protocol import Mix
-from remora_contract.bundle import DecoderSpec
+from remora_contract.decoder import DecoderSpec
 from remora_contract.targets import EXPERT_GROUPS, PARTS, AdapterTarget, Group, Projection
 
 Entries = Sequence[tuple[AdapterWeights, float]]

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from remora_agent.bank.weights import AdapterWeights
 from remora_agent.engine.ort import names
 from remora_agent.engine.ort.values import Buffer
-from remora_contract.bundle import DecoderSpec, GraphSpec
+from remora_contract.bundle import GraphSpec
+from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import RequestInvalid
 from remora_contract.targets import EXPERT_GROUPS, MODEL_GROUPS, PARTS, AdapterTarget, Group
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from remora_agent.engine.ort.values import Buffer
 from remora_contract import targets
-from remora_contract.bundle import DecoderSpec
+from remora_contract.decoder import DecoderSpec
 
 
 class KvCache:

@@ -17,7 +17,7 @@ from remora_agent.engine.ort import names
 from remora_agent.engine.ort.bank import Packed
 from remora_agent.engine.ort.extras import Extras
 from remora_agent.engine.ort.values import Buffer
-from remora_contract.bundle import DecoderSpec
+from remora_contract.decoder import DecoderSpec
 from remora_contract.targets import PARTS, Group
 
 

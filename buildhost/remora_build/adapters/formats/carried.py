@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from remora_build.adapters.sidecar import Factor
 from remora_contract.adapter import Adapter
-from remora_contract.bundle import DecoderSpec
+from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import AdapterInvalid, Unsupported
 from remora_contract.targets import PROJECTIONS, AdapterTarget
 

@@ -29,7 +29,8 @@ from remora_build.adapters.sidecar import Factor
 from remora_build.adapters.tensor_file import write_tensors
 from remora_build.adapters.weights import PeftWeights
 from remora_contract.adapter import MAX_RANK
-from remora_contract.bundle import Bundle, DecoderSpec
+from remora_contract.bundle import Bundle
+from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import AdapterInvalid, Unsupported
 from remora_contract.targets import AdapterTarget
 

@@ -15,7 +15,8 @@ from remora_build.adapters.formats.carried import (
 from remora_build.adapters.sidecar import Factor
 from remora_build.adapters.weights import PeftWeights
 from remora_contract.adapter import WEIGHTS_FILE, Adapter, TargetRank, load_adapter
-from remora_contract.bundle import Bundle, DecoderSpec, verify_files
+from remora_contract.bundle import Bundle, verify_files
+from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import AdapterInvalid, Refused, Unsupported
 
 

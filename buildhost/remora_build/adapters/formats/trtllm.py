@@ -24,7 +24,7 @@ from remora_build.adapters.formats.npy import write_npy
 from remora_build.adapters.formats.registry import StoredDtype
 from remora_build.adapters.formats.trtllm_modules import shape_of
 from remora_build.adapters.formats.trtllm_rows import Row, rows_of, split
-from remora_contract.bundle import DecoderSpec
+from remora_contract.decoder import DecoderSpec
 
 WEIGHTS = "model.lora_weights.npy"
 CONFIG = "model.lora_config.npy"

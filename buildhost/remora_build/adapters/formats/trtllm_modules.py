@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from remora_build.adapters.formats.registry import GateUpOrder
-from remora_contract.bundle import DecoderSpec
+from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import AdapterInvalid
 from remora_contract.targets import Projection
 

@@ -33,7 +33,8 @@ from remora_build.adapters.formats.trtllm_modules import (
 from remora_build.adapters.formats.trtllm_rows import Row, factors_of, join, row_from, row_values
 from remora_build.adapters.sidecar import Factor
 from remora_contract.adapter import MAX_RANK
-from remora_contract.bundle import Bundle, DecoderSpec
+from remora_contract.bundle import Bundle
+from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import AdapterInvalid, Unsupported
 from remora_contract.targets import AdapterTarget
 

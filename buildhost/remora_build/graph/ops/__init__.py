@@ -8,7 +8,8 @@ from __future__ import annotations
 from remora_build.graph.nodes import Nodes
 from remora_build.graph.ops import legacy, native
 from remora_build.graph.ops.dialect import Dialect, Rotation
-from remora_contract.bundle import DecoderSpec, GraphDialect, GraphSpec, QuantSpec
+from remora_contract.bundle import GraphDialect, GraphSpec, QuantSpec
+from remora_contract.decoder import DecoderSpec
 
 __all__ = ["Dialect", "Rotation", "dialect_of", "opset_of"]
 

@@ -9,7 +9,8 @@ import onnx_ir as ir
 
 from remora_build.graph import layout
 from remora_build.graph.nodes import Nodes
-from remora_contract.bundle import DecoderSpec, GraphSpec
+from remora_contract.bundle import GraphSpec
+from remora_contract.decoder import DecoderSpec
 
 
 class CommonOps:

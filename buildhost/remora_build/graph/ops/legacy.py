@@ -12,7 +12,8 @@ from remora_build.graph.nodes import Nodes
 from remora_build.graph.ops.common import CommonOps
 from remora_build.graph.ops.dialect import Rotation
 from remora_build.graph.ops.rotary import PlainRotary
-from remora_contract.bundle import DecoderSpec, GraphSpec
+from remora_contract.bundle import GraphSpec
+from remora_contract.decoder import DecoderSpec
 
 OPSET = 20
 INT4_OPSET = 21

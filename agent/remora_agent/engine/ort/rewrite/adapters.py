@@ -27,7 +27,7 @@ from remora_agent.engine.ort.rewrite.edit import (
     refuse,
 )
 from remora_contract import targets
-from remora_contract.bundle import DecoderSpec
+from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import EngineFault
 from remora_contract.targets import ALL_GROUPS, EXPERT_GROUPS, PARTS, Group, Projection
 

@@ -37,7 +37,7 @@ from remora_agent.engine.ort.rewrite.operands import (
 )
 from remora_agent.engine.ort.rewrite.rotary import Rotation, rotation
 from remora_contract import targets
-from remora_contract.bundle import DecoderSpec
+from remora_contract.decoder import DecoderSpec
 
 _HEAD_MULTIPLE = 8  # what the kernel asks of head_dim
 _LAST_AXIS = np.array([-1], np.int64)

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from remora_agent.engine.ort import names
 from remora_agent.engine.ort.rewrite.edit import Editor, input_of, integer, refuse
-from remora_contract.bundle import DecoderSpec
+from remora_contract.decoder import DecoderSpec
 
 _FLOATS = (int(ir.DataType.FLOAT), int(ir.DataType.FLOAT16))
 _TILING = re.compile(r"experts\.|layers\.\d+\.experts\.")

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from remora_agent.engine.ort.rewrite.edit import constant, input_of, producer, refuse
-from remora_contract.bundle import DecoderSpec
+from remora_contract.decoder import DecoderSpec
 
 HEADS_FIRST = [0, 2, 1, 3]  # [b, s, heads, hd] <-> [b, heads, s, hd]
 # What a family may do to a projection before attention: norms and factors over the last axes.

@@ -28,7 +28,7 @@ from remora_agent.engine.ort.rewrite import (
 from remora_agent.engine.ort.rewrite.edit import MICROSOFT, Editor, refuse
 from remora_agent.engine.ort.rewrite.plain import join_plain
 from remora_contract import targets
-from remora_contract.bundle import DecoderSpec
+from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import EngineFault
 
 # Part of the build key: raise it whenever the rewritten bytes change.

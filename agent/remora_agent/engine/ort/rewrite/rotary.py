@@ -23,7 +23,7 @@ from remora_agent.engine.ort.rewrite.edit import (
 )
 from remora_agent.engine.ort.rewrite.masks import reaches
 from remora_contract import targets
-from remora_contract.bundle import DecoderSpec
+from remora_contract.decoder import DecoderSpec
 
 _PAIRS, _HEAD = 8, 16
 
