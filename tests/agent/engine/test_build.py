@@ -73,6 +73,12 @@ def test_a_graph_of_another_dialect_is_refused_with_what_would_take_it(
         ensure_built(bundle, cache, OPTIONS)
 
 
+def test_heads_that_the_kernel_cannot_take_are_refused_by_their_size(tmp_path, cache):
+    bundle = random_bundle(tmp_path / "odd", spec=replace(QWEN2, head_dim=20))
+    with pytest.raises(EngineFault, match="multiple of 8; this model's have 20"):
+        ensure_built(bundle, cache, OPTIONS)
+
+
 def test_a_damaged_engine_is_built_again(bundle: Path, cache: EngineCache):
     entry = ensure_built(bundle, cache, OPTIONS).entry
     os.truncate(entry.directory / "model.data", 100)

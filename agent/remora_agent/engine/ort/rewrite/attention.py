@@ -38,6 +38,7 @@ from remora_agent.engine.ort.rewrite.operands import (
 from remora_agent.engine.ort.rewrite.rotary import Rotation, rotation
 from remora_contract import targets
 from remora_contract.decoder import DecoderSpec
+from remora_contract.errors import EngineFault
 
 _HEAD_MULTIPLE = 8  # what the kernel asks of head_dim
 _LAST_AXIS = np.array([-1], np.int64)
@@ -58,8 +59,10 @@ def fuse_attention(editor: Editor, decoder: DecoderSpec, window_excess: int) -> 
     """Rewrites every Attention. `window_excess`: how many positions more than its
     `local_window_size` the runtime's kernel looks at. Raises EngineFault naming what differs."""
     if decoder.head_dim % _HEAD_MULTIPLE:
-        node = next(iter(editor.graph))
-        refuse(node, f"head_dim {decoder.head_dim} is no multiple of {_HEAD_MULTIPLE}")
+        raise EngineFault(
+            f"ONNX Runtime's attention takes heads of a multiple of {_HEAD_MULTIPLE}; this model's "
+            f"have {decoder.head_dim}: it cannot run on this backend"
+        )
     for node in editor.nodes("Attention"):
         _fuse(editor, node, decoder, window_excess)
 
