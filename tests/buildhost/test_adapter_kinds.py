@@ -18,7 +18,7 @@ from remora_build.adapters.convert import Help, convert_adapter
 from remora_build.export.exporter import export_checkpoint
 from remora_build.export.options import ExportOptions
 from remora_contract.bundle import load_bundle
-from remora_contract.errors import Incompatible, Refused, RequestInvalid
+from remora_contract.errors import AdapterInvalid, Incompatible, Refused, RequestInvalid
 from tests.buildhost.test_adapter_logits import reference
 from tests.support.adapters import make_peft_adapter
 from tests.support.bank_feed import feed
@@ -270,3 +270,13 @@ def test_on_quantized_weights_engine_and_graph_agree(kind: str, tmp_path: Path) 
 
     world.engine.close()
     assert float(np.abs(found - graph).max()) <= TOLERANCE
+
+
+def test_trained_biases_of_norms_are_refused_by_name(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", "stablelm", seed=3)
+    export_checkpoint(checkpoint, tmp_path / "bundle", EVERYTHING)
+    settings: dict[str, Any] = {"target_modules": ["o_proj"], "bias": "all"}
+    peft_dir = make_peft_adapter(checkpoint, tmp_path / "peft", seed=1, **settings)
+
+    with pytest.raises(AdapterInvalid, match=r"norm\.bias is the trained bias of a norm"):
+        convert_adapter(peft_dir, tmp_path / "out", base=tmp_path / "bundle")

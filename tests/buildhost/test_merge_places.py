@@ -197,3 +197,18 @@ def test_every_expert_gets_its_own_columns_and_rows() -> None:
         half, full = loader.operands([part]), loader.operands([whole], expert)
         np.testing.assert_allclose(half.left @ half.right, want[expert, 2:5], atol=1e-6)
         np.testing.assert_allclose(full.left @ full.right, want[expert].T, atol=1e-6)
+
+
+@pytest.mark.parametrize("names", [["down_proj"], r".*\.(o_proj|up_proj|down_proj)"])
+def test_names_that_stored_experts_share_select_only_modules_in_memory(
+    names: Any, tmp_path: Path
+) -> None:
+    """Stored, `experts.0.down_proj` is a tensor of its own; in memory it is part of a stack."""
+    base = checkpoint(tmp_path / "base", "qwen2_moe")
+    trained = adapter(base, tmp_path / "peft", target_modules=names)
+
+    merge(base, tmp_path / "out", trained)
+
+    wanted = logits(with_adapter(base, trained))
+    torch.testing.assert_close(logits(load(tmp_path / "out")), wanted, atol=1e-4, rtol=0)
+    assert (wanted - logits(load(base))).abs().max() > 1e-2

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from remora_contract.errors import AdapterInvalid
+from remora_contract.errors import AdapterInvalid, Unsupported
 from tests.buildhost.merging import (
     adapter,
     assert_same,
@@ -116,6 +116,17 @@ def test_an_ensured_pair_that_differs_is_refused(tied: Path, tmp_path: Path) -> 
 
     with pytest.raises(AdapterInvalid, match=r"ensure_weight_tying.*lm_head\.weight"):
         merge(tied, tmp_path / "out", trained)
+
+
+def test_lora_on_a_head_that_shares_trained_tokens_is_refused(tied: Path, tmp_path: Path) -> None:
+    """PEFT answers with the new tokens and the LoRA in the head; only one would be merged."""
+    trained = adapter(
+        tied, tmp_path / "peft", target_modules=["lm_head"], trainable_token_indices=[1, 2]
+    )
+
+    with pytest.raises(Unsupported, match=r"lm_head\.weight is adapted and shares"):
+        merge(tied, tmp_path / "out", trained)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_stored_copy_of_a_tied_head_counts_as_tied(tied: Path, tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ class Assembly:
                 else:
                     bias = own if factor.bias is None else own + factor.bias
                     result[part.target] = replace(factor, bias=bias)
-        for place, name in sorted(self._bound.norm_biases.items()):
+        for place, name in sorted(self._bound.norm_biases.items(), key=lambda item: item[1]):
             if not np.array_equal(self._tensors.float32(name), self._base.norm_bias(place)):
                 raise AdapterInvalid(
                     f"{name} is the trained bias of a norm, which no bank can change; {MERGE}"

@@ -55,7 +55,7 @@ class Binding:
         return self.tensors[FACTORS[self.place.layout][1]]
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class NormPlace:
     """A norm of a layer; the final one belongs to none."""
 

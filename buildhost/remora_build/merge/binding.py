@@ -13,7 +13,7 @@ from remora_build.merge.changes import Change, Replacement, TokenRows, together
 from remora_build.merge.factors import Bound, Source, bind_factors
 from remora_build.merge.layouts import Base
 from remora_build.merge.names import AdapterTensors, Whole, sort_tensors
-from remora_build.merge.places import DIALECTS, Dialect, Shape
+from remora_build.merge.places import DIALECTS, Dialect, Shape, is_single_expert
 from remora_build.merge.selection import (
     HEADS,
     is_embedding_or_head,
@@ -120,7 +120,13 @@ def _bind_tokens(module: str, tensor: str, source: Source, base: Base, dialect: 
 
 
 def _check_complete(source: Source, base: Base, dialect: Dialect, bound: set[str]) -> None:
-    missing = [path for path in _expected(source, base, dialect) if path not in bound]
+    # The tensors tell whether the model that was trained had its experts one by one.
+    singly = any(is_single_expert(path) for path in bound)
+    missing = [
+        path
+        for path in _expected(source, base, dialect)
+        if path not in bound and (singly or not is_single_expert(path))
+    ]
     if missing:
         more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
         raise AdapterInvalid(

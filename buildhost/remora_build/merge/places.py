@@ -118,6 +118,12 @@ class Places:
                 yield path, shape
 
 
+def is_single_expert(path: str) -> bool:
+    """Does a parameter belong to one expert of many? Whether the model in memory has such
+    parameters, or only their stacks, depends on the version of transformers."""
+    return _EXPERT.fullmatch(path) is not None
+
+
 def _find_stacks(names: Iterable[str]) -> dict[tuple[str, str], Stack]:
     found: dict[str, dict[int, set[str]]] = {}
     for name in names:

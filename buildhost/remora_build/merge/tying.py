@@ -14,7 +14,7 @@ from typing import Any
 
 from remora_build.merge.changes import Change, Changes
 from remora_build.merge.selection import HEADS, INPUT_EMBEDDINGS, last_part
-from remora_contract.errors import AdapterInvalid
+from remora_contract.errors import AdapterInvalid, Unsupported
 
 TIE_FIELD = "tie_word_embeddings"
 
@@ -46,7 +46,7 @@ def follow_tie(
     too with ensure_weight_tying, and when only single tokens were trained.
 
     `same(embedding's, head's)` compares the saved tensors. Raises AdapterInvalid when they differ
-    although ensured.
+    although ensured, Unsupported when the head has LoRA beside the embedding's tokens.
     """
     followed = _share_base(dict(changes), tie)
     embedding, head = followed.get(tie.embedding), followed.get(tie.head, Change())
@@ -56,6 +56,11 @@ def follow_tie(
         raise AdapterInvalid(
             f"ensure_weight_tying is set, but what the adapter holds for {tie.head} and for "
             f"{tie.embedding} differs"
+        )
+    if embedding.rows and head.products:
+        raise Unsupported(
+            f"{tie.head} is adapted and shares the trained tokens of {tie.embedding}: both on one "
+            "weight are not merged; train the tokens without LoRA on the head"
         )
     only_tokens = embedding.rows and not embedding.products and not _trains(head)
     if ensured or only_tokens:
