@@ -163,7 +163,11 @@ def test_several_adapters_part_them_when_one_does(tied: Path, tmp_path: Path) ->
     row = tokens["base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"][0]
     own = load(tmp_path / "out")
     assert torch.equal(own.model.embed_tokens.weight[1], row)
-    assert torch.equal(own.lm_head.weight[1], row)  # its training had the head follow
+    alone = tmp_path / "alone"
+    merge(tied, alone, parts)
+    change = load(alone).lm_head.weight[1] - load(tied).lm_head.weight[1]
+    expected = row + change  # its training had the head follow, and the other adapter adds to it
+    torch.testing.assert_close(own.lm_head.weight[1], expected, atol=2e-6, rtol=0)
     assert (got["lm_head.weight"] != got["model.embed_tokens.weight"]).any()
 
 
@@ -177,3 +181,35 @@ def with_stored_head(base: Path, directory: Path) -> Path:
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     (directory / "config.json").write_text((base / "config.json").read_text())
     return directory
+
+
+@pytest.mark.parametrize("tokens_first", [True, False])
+def test_tokens_of_one_adapter_and_a_head_of_another_add_up(
+    tokens_first: bool, tied: Path, tmp_path: Path
+) -> None:
+    """base + what each changes: the new tokens in both, the LoRA in the head alone."""
+    tokens = adapter(
+        tied, tmp_path / "tokens", target_modules=["q_proj"], trainable_token_indices=[1, 2]
+    )
+    head = adapter(tied, tmp_path / "head", target_modules=["lm_head"])
+    each = [tokens, head] if tokens_first else [head, tokens]
+
+    merge(tied, tmp_path / "out", *each)
+
+    merge(tied, tmp_path / "one", tokens)
+    merge(tied, tmp_path / "two", head)
+    embed = "model.embed_tokens.weight"
+    base, with_tokens, with_head, got, got_head = (
+        stored(directory)[name].view("<f4")
+        for directory, name in (
+            (tied, embed),
+            (tmp_path / "one", embed),
+            (tmp_path / "two", "lm_head.weight"),
+            (tmp_path / "out", embed),
+            (tmp_path / "out", "lm_head.weight"),
+        )
+    )
+    assert (got == with_tokens).all()
+    expected = with_tokens + with_head - base
+    assert abs(got_head - expected).max() <= 2e-6
+    assert abs(with_tokens - base).max() > 1e-2 < abs(with_head - base).max()

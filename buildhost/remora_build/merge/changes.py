@@ -2,9 +2,9 @@
 
 For a weight W (as the checkpoint stores it), adapters i with weights w_i and scalings s_i:
 
-    W' = base + Σ_i w_i s_i B_i A_i         base: W, or what an adapter saved in its place
+    base[t] = trained row                   for trained tokens t; else base: W, or what an adapter
+    W' = base + Σ_i w_i s_i B_i A_i         saved in its place
     W' = m ∘ W' / ‖W'‖                      with DoRA, ‖·‖ over each output's weights
-    W'[t] = trained row                     for trained tokens t
 
 and a bias b' = base + Σ_i w_i s_i (bias of B_i). A is [r, k] and B [n, r], PEFT's convention;
 Linear stores W as [n, k], Conv1D and embeddings as [k, n] (`transposed`).

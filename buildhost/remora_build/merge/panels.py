@@ -61,9 +61,13 @@ def summed(panel: Panel, values: NDArray[np.generic], operands: Operands | None)
 
 
 def merged(panel: Panel, values: NDArray[np.generic], work: Work) -> F32:
-    """The panel's new rows [count, columns]."""
-    result = summed(panel, values, work.operands)
+    """The panel's new rows [count, columns]. Trained tokens belong to the base: what other adapters
+    add to the tensor is added to them too."""
     last = panel.first + panel.count
+    base = values.astype(np.float32)
+    for row in work.rows.keys() & range(panel.first, last):
+        base[row - panel.first] = work.rows[row]
+    result = summed(panel, base, work.operands)
     if work.row_magnitude is not None:
         norms = np.sqrt(np.einsum("ij,ij->i", result, result))
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -72,8 +76,6 @@ def merged(panel: Panel, values: NDArray[np.generic], work: Work) -> F32:
         result *= work.column_factor
     if work.shift is not None:
         result += work.shift
-    for row in work.rows.keys() & range(panel.first, last):
-        result[row - panel.first] = work.rows[row]
     return result
 
 
