@@ -76,7 +76,7 @@ def test_ctrl_c_ends_every_process_and_removes_the_folder(artifacts, tmp_path):
 
     await_value(lambda: len(agents()) == 3, "three agents", 300.0)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
     assert "interrupted" in output
     assert living_in(tmp_path) == []
