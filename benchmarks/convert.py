@@ -11,7 +11,6 @@ tensorrt-edgellm-process-lora of that environment takes its turns.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -20,13 +19,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 from alternate import QUIET_CORES, busy_s, wait_for_quiet
-from export import CONFIG as MODEL
-from export import HEAD_DIM, HEADS, HIDDEN, INTERMEDIATE, KV_HEADS, LAYERS, Run, run
+from export import SHAPES, Run, run
+from peft_adapter import RANK, decoder_of, make_adapter
 from rich.console import Console
 from rich.table import Table
-from safetensors.numpy import save_file
 
 from remora_contract.bundle import (
     BUNDLE_JSON,
@@ -37,23 +34,12 @@ from remora_contract.bundle import (
     GraphSpec,
     SourceInfo,
 )
-from remora_contract.decoder import DecoderSpec, RopeSpec
 from remora_contract.digests import canonical_json, digest_bytes
 
-RANK, ALPHA = 16, 32
+SHAPE = SHAPES["0.5b"]
 GOAL_SECONDS = 0.5
 PEER = "tensorrt-edgellm-process-lora 0.11"
 PEER_SECONDS = 3.2  # as published in PERFORMANCE.md
-QUERIES, KEYS = HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM
-MODULES = {
-    "self_attn.q_proj": (HIDDEN, QUERIES),
-    "self_attn.k_proj": (HIDDEN, KEYS),
-    "self_attn.v_proj": (HIDDEN, KEYS),
-    "self_attn.o_proj": (QUERIES, HIDDEN),
-    "mlp.gate_proj": (HIDDEN, INTERMEDIATE),
-    "mlp.up_proj": (HIDDEN, INTERMEDIATE),
-    "mlp.down_proj": (INTERMEDIATE, HIDDEN),
-}
 
 
 @dataclass
@@ -76,7 +62,7 @@ def main() -> None:
     arguments = _arguments()
     with tempfile.TemporaryDirectory(dir=arguments.work, prefix="convert-bench-") as work:
         adapter, base = Path(work) / "peft", Path(work) / "base"
-        make_adapter(adapter)
+        make_adapter(adapter, SHAPE)
         make_base(base)
         programs = _programs(adapter, base, Path(work), arguments.edgellm_python)
         measured = measure(programs, arguments.rounds)
@@ -154,50 +140,13 @@ def _row(title: str, runs: Runs) -> Iterator[str]:
     yield "" if title == PEER else "met" if runs.seconds <= GOAL_SECONDS else "missed"
 
 
-def make_adapter(directory: Path) -> None:
-    """As PEFT saves it, float32."""
-    directory.mkdir(parents=True)
-    random = np.random.default_rng(0)
-    tensors = {}
-    for layer in range(LAYERS):
-        for module, (k, n) in MODULES.items():
-            stem = f"base_model.model.model.layers.{layer}.{module}"
-            for part, shape in (("A", (RANK, k)), ("B", (n, RANK))):
-                values = random.standard_normal(shape, np.float32) * np.float32(0.02)
-                tensors[f"{stem}.lora_{part}.weight"] = values
-    save_file(tensors, directory / "adapter_model.safetensors")
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "r": RANK,
-        "lora_alpha": ALPHA,
-        "target_modules": [module.split(".")[1] for module in MODULES],
-        "bias": "none",
-    }
-    (directory / "adapter_config.json").write_text(json.dumps(config))
-
-
 def make_base(directory: Path) -> None:
     """A bundle's document: all that a conversion reads of it."""
     directory.mkdir(parents=True)
-    decoder = DecoderSpec(
-        family="qwen2",
-        layers=LAYERS,
-        hidden=HIDDEN,
-        heads=HEADS,
-        kv_heads=KV_HEADS,
-        head_dim=HEAD_DIM,
-        intermediate=INTERMEDIATE,
-        vocab=int(str(MODEL["vocab_size"])),
-        norm_eps=1e-6,
-        rope=RopeSpec(1e6),
-        qkv_bias=True,
-        tied_embeddings=True,
-    )
     bundle = Bundle(
         format_version=FORMAT_VERSION,
         base_digest=digest_bytes(b"benchmark"),
-        decoder=decoder,
+        decoder=decoder_of(SHAPE),
         graph=GraphSpec("native", "float16", 4096, 64, 24),
         files=(BundleFile(GRAPH_FILE, 0, digest_bytes(b"")),),
         eos_token_ids=(151645,),

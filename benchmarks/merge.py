@@ -11,7 +11,6 @@ environment runs too.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import statistics
 import sys
@@ -21,32 +20,13 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
-from export import (
-    CONFIG,
-    HEAD_DIM,
-    HEADS,
-    HIDDEN,
-    INTERMEDIATE,
-    KV_HEADS,
-    LAYERS,
-    Run,
-    make_checkpoint,
-    run,
-)
+from export import SHAPES, Run, make_checkpoint, run
+from peft_adapter import make_adapter
 from rich.console import Console
 from rich.table import Table
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
-RANK, ALPHA = 16, 32
-SHAPES = {  # module: (outputs, inputs)
-    "self_attn.q_proj": (HEADS * HEAD_DIM, HIDDEN),
-    "self_attn.k_proj": (KV_HEADS * HEAD_DIM, HIDDEN),
-    "self_attn.v_proj": (KV_HEADS * HEAD_DIM, HIDDEN),
-    "self_attn.o_proj": (HIDDEN, HEADS * HEAD_DIM),
-    "mlp.gate_proj": (INTERMEDIATE, HIDDEN),
-    "mlp.up_proj": (INTERMEDIATE, HIDDEN),
-    "mlp.down_proj": (HIDDEN, INTERMEDIATE),
-}
+SHAPE = SHAPES["0.5b"]
 PEFT_CODE = """
 import sys, torch, peft, transformers
 checkpoint, adapter, out = sys.argv[1:]
@@ -60,8 +40,8 @@ def main() -> None:
     arguments = _arguments()
     with tempfile.TemporaryDirectory(dir=arguments.work, prefix="merge-bench-") as work:
         checkpoint, adapter = Path(work) / "checkpoint", Path(work) / "adapter"
-        make_checkpoint(checkpoint)
-        make_adapter(adapter)
+        make_checkpoint(checkpoint, SHAPE)
+        make_adapter(adapter, SHAPE)
         commands = _commands(checkpoint, adapter, Path(work), arguments.edgellm_python)
         measured: dict[str, list[Run]] = {name: [] for name in commands}
         for _ in range(arguments.runs):
@@ -135,29 +115,6 @@ def _ordered(values: np.ndarray) -> np.ndarray:
     """bfloat16 as integers of which neighbours differ by 1."""
     bits = values.astype(ml_dtypes.bfloat16).view(np.int16).astype(np.int32)
     return np.where(bits < 0, -(bits & 0x7FFF), bits)
-
-
-def make_adapter(directory: Path) -> None:
-    """Random factors in float32, as PEFT trains and saves them."""
-    random = np.random.default_rng(1)
-    tensors = {}
-    for layer in range(LAYERS):
-        for module, (outputs, inputs) in SHAPES.items():
-            stem = f"base_model.model.model.layers.{layer}.{module}"
-            for part, shape in (("A", (RANK, inputs)), ("B", (outputs, RANK))):
-                noise = random.standard_normal(shape, np.float32) * np.float32(0.02)
-                tensors[f"{stem}.lora_{part}.weight"] = noise
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": CONFIG["model_type"],
-        "r": RANK,
-        "lora_alpha": ALPHA,
-        "target_modules": [module.rpartition(".")[2] for module in SHAPES],
-    }
-    directory.mkdir(parents=True)
-    (directory / "adapter_config.json").write_text(json.dumps(config))
-    save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,21 @@
+"""Every benchmark starts: a published figure whose script does not run cannot be checked."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+LIBRARIES = {"alternate", "peft_adapter"}
+PROGRAMS = sorted(p.stem for p in BENCHMARKS.glob("*.py") if p.stem not in LIBRARIES)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_benchmark_starts_and_explains_its_options(name):
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "usage:" in done.stdout
