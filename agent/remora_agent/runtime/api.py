@@ -27,6 +27,11 @@ class SamplingParams:
     top_k: int = 0  # 0: all
     top_p: float = 1.0
     seed: int | None = None  # None: drawn at admission
+    min_p: float = 0.0  # of the likeliest token's probability; 0: off
+    repetition_penalty: float = 1.0  # > 0, over prompt and answer
+    presence_penalty: float = 0.0  # over the answer
+    frequency_penalty: float = 0.0  # over the answer
+    logit_bias: tuple[tuple[int, float], ...] = ()  # token id, what its logit gets; each id once
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,42 @@ class StoppingParams:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    min_tokens: int = 0  # no end-of-sequence or stop token before
+
+
+class ConstraintKind(Enum):
+    JSON_SCHEMA = "json_schema"
+    JSON_OBJECT = "json_object"
+    REGEX = "regex"
+    LARK = "lark"
+    CHOICE = "choice"
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """What the answer's text must be. `text` is the schema, expression or grammar; empty for
+    JSON_OBJECT and CHOICE."""
+
+    kind: ConstraintKind
+    text: str = ""
+    options: tuple[str, ...] = ()  # of CHOICE
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Which logprobs a request wants: None none, 0 the token's own, n also the n likeliest."""
+
+    top: int | None = None  # of the answer's tokens
+    prompt_top: int | None = None  # of the prompt's
+
+
+@dataclass(frozen=True)
+class Share:
+    """How a request competes with others."""
+
+    priority: int = 0  # higher first
+    client: str = ""  # who shares the rows fairly with other clients
+    cache_salt: str = ""  # prefixes are cached apart for each
 
 
 @dataclass(frozen=True)
@@ -45,6 +86,9 @@ class GenerationRequest:
     sampling: SamplingParams
     stopping: StoppingParams
     deadline_s: float | None = None  # on the runtime's clock; None: none
+    constraint: Constraint | None = None
+    scoring: Scoring = field(default_factory=Scoring)
+    share: Share = field(default_factory=Share)
 
 
 class FinishReason(Enum):
@@ -93,11 +137,28 @@ class Accepted:
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """Natural logarithms of probabilities before temperature, penalties and filters."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()  # token id, logprob; likeliest first
+
+
+@dataclass(frozen=True)
+class PromptScored:
+    """Of the prompt's tokens from the second on; before the first Delta, when asked for."""
+
+    logprobs: tuple[TokenLogprob, ...]
+
+
+@dataclass(frozen=True)
 class Delta:
     """Whole UTF-8 characters and the tokens they came from; either may be empty, not both."""
 
     text: str
     token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] = ()  # one for each token, when asked for
 
 
 @dataclass(frozen=True)
@@ -114,6 +175,6 @@ class Failed:
     error: RemoraError = field(compare=False)
 
 
-Event = Accepted | Delta | Finished | Failed
+Event = Accepted | PromptScored | Delta | Finished | Failed
 # Called on the step thread, quickly and without raising: Accepted first, Finished or Failed last.
 OnEvent = Callable[[Event], None]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from remora_agent.runtime.api import AdapterRef
+from remora_agent.runtime.api import AdapterRef, Constraint, Scoring, Share
 from remora_contract.release import WeightedName
 
 
@@ -17,6 +17,9 @@ from remora_contract.release import WeightedName
 class Message:
     role: str  # one of ROLES
     content: str
+    tool_calls: tuple[Mapping[str, Any], ...] = ()  # an assistant's: {"id", "type", "function"}
+    tool_call_id: str = ""  # a tool's: the call it answers
+    name: str = ""
 
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -37,6 +40,8 @@ class ChatPrompt:
     messages: tuple[Message, ...]
     add_generation_prompt: bool = True
     arguments: Mapping[str, Any] = field(default_factory=dict)  # extra template variables
+    tools: tuple[Mapping[str, Any], ...] = ()  # {"type": "function", "function": {...}}
+    tool_choice: str = ""  # auto, none, required or a function's name; empty: auto with tools
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,11 @@ class SamplingOverrides:
     top_k: int | None = None
     top_p: float | None = None
     seed: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,7 @@ class StoppingOverrides:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    min_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -86,3 +97,8 @@ class GenerateCall:
     sampling: SamplingOverrides = field(default_factory=SamplingOverrides)
     stopping: StoppingOverrides = field(default_factory=StoppingOverrides)
     request_id: str | None = None  # None: the agent makes one
+    constraint: Constraint | None = None
+    scoring: Scoring = field(default_factory=Scoring)
+    n: int = 1  # independent answers; the i-th has seed + i
+    echo: bool = False  # the answer's text begins with the prompt's
+    share: Share = field(default_factory=Share)

@@ -1,8 +1,8 @@
 """One request's events on their way from the step thread to a reader that may be slow.
 
 `put` never blocks and never waits for the reader; deltas nobody has read yet are joined into one,
-so a stream holds at most one Accepted, one Delta and one end, whatever the reader does (the text
-itself is bounded by the context). Knows no wire format.
+so a stream holds at most one Accepted, one PromptScored, one Delta and one end, whatever the reader
+does (the text itself is bounded by the context). Knows no wire format.
 """
 
 from __future__ import annotations
@@ -11,7 +11,17 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator
 
-from remora_agent.runtime.api import Accepted, Delta, Event, Failed, Finished
+from remora_agent.runtime.api import (
+    Accepted,
+    Delta,
+    Event,
+    Failed,
+    Finished,
+    PromptScored,
+    TokenLogprob,
+)
+
+StreamEvent = Accepted | PromptScored | Delta | Finished
 
 
 class EventStream:
@@ -22,8 +32,10 @@ class EventStream:
         self._lock = threading.Lock()
         self._ready = asyncio.Event()
         self._accepted: Accepted | None = None
+        self._scored: PromptScored | None = None
         self._text: list[str] = []
         self._token_ids: list[int] = []
+        self._logprobs: list[TokenLogprob] = []
         self._end: Finished | Failed | None = None
 
     def put(self, event: Event) -> None:
@@ -36,7 +48,7 @@ class EventStream:
         if idle:
             self._wake()
 
-    async def events(self) -> AsyncGenerator[Accepted | Delta | Finished, None]:
+    async def events(self) -> AsyncGenerator[StreamEvent, None]:
         """Ends after Finished. Raises the error of a Failed."""
         while True:
             await self._ready.wait()
@@ -50,26 +62,30 @@ class EventStream:
     def _keep(self, event: Event) -> None:
         if isinstance(event, Accepted):
             self._accepted = event
+        elif isinstance(event, PromptScored):
+            self._scored = event
         elif isinstance(event, Delta):
             self._text.append(event.text)
             self._token_ids.extend(event.token_ids)
+            self._logprobs.extend(event.logprobs)
         else:
             self._end = event
 
     def _pending(self) -> bool:
-        return bool(self._accepted or self._text or self._end)
+        return bool(self._accepted or self._scored or self._text or self._end)
 
     def _take(self) -> list[Event]:
         with self._lock:
             self._ready.clear()
-            taken: list[Event | None] = [self._accepted, self._delta(), self._end]
-            self._accepted, self._text, self._token_ids = None, [], []
+            taken: list[Event | None] = [self._accepted, self._scored, self._delta(), self._end]
+            self._accepted, self._scored = None, None
+            self._text, self._token_ids, self._logprobs = [], [], []
             return [event for event in taken if event is not None]
 
     def _delta(self) -> Delta | None:
         if not self._text:
             return None
-        return Delta("".join(self._text), tuple(self._token_ids))
+        return Delta("".join(self._text), tuple(self._token_ids), tuple(self._logprobs))
 
     def _wake(self) -> None:
         try:

@@ -16,7 +16,7 @@ from typing import Any
 from remora_agent.runtime.api import Accepted, Delta, Finished
 from remora_agent.serving import wire
 from remora_agent.serving.call import GenerateCall
-from remora_agent.serving.event_stream import EventStream
+from remora_agent.serving.event_stream import EventStream, StreamEvent
 from remora_agent.serving.router import Router
 from remora_agent.serving.rpc_errors import translated
 from remora_agent.serving.served_model import ServedModel
@@ -24,7 +24,7 @@ from remora_contract.errors import Conflict
 from remora_protos.inference.v1 import inference_pb2 as pb
 from remora_protos.inference.v1 import inference_pb2_grpc as rpc
 
-Events = AsyncGenerator[Accepted | Delta | Finished, None]
+Events = AsyncGenerator[StreamEvent, None]
 
 
 def random_id() -> str:
@@ -63,7 +63,7 @@ class InferenceService(rpc.InferenceServicer):
                 elif isinstance(event, Delta):
                     texts.append(event.text)
                     response.token_ids.extend(event.token_ids)
-                else:
+                elif isinstance(event, Finished):
                     response.finished.CopyFrom(wire.finished(event))
         response.text = "".join(texts)
         return response

@@ -18,13 +18,20 @@ from remora_agent.serving.call import (
     UseCaseRef,
 )
 from remora_contract.artifact import check_name
-from remora_contract.errors import RequestInvalid
+from remora_contract.errors import RequestInvalid, Unsupported
 from remora_contract.release import MAX_WEIGHT, WeightedName, check_use_case_name
 
 MAX_MESSAGE_BYTES = 4 << 20  # of one gRPC message, in either direction
 MAX_MESSAGES = 1024
 MAX_TEMPERATURE = 100.0
 _RUNTIME = RuntimeOptions()
+_SAMPLING_NOT_YET = [
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+]
 
 
 def check_call(call: GenerateCall) -> GenerateCall:
@@ -35,7 +42,21 @@ def check_call(call: GenerateCall) -> GenerateCall:
     check_selection(call.selection)
     check_sampling(call.sampling)
     check_stopping(call.stopping)
+    _refuse_not_yet(call)
     return call
+
+
+def _refuse_not_yet(call: GenerateCall) -> None:
+    """What nothing computes yet. Raises Unsupported."""
+    plain, sampling, stopping = GenerateCall(call.prompt), SamplingOverrides(), StoppingOverrides()
+    pairs = [
+        *((name, call, plain) for name in ("constraint", "scoring", "n", "echo", "share")),
+        *((name, call.sampling, sampling) for name in _SAMPLING_NOT_YET),
+        ("min_tokens", call.stopping, stopping),
+    ]
+    for name, asked, default in pairs:
+        if getattr(asked, name) != getattr(default, name):
+            raise Unsupported(f"{name}: not implemented in this version; leave it out")
 
 
 def check_request_id(request_id: str) -> str:

@@ -24,6 +24,7 @@ from remora_agent.serving.call import (
     TokenPrompt,
     UseCaseRef,
 )
+from remora_agent.serving.event_stream import StreamEvent
 from remora_agent.serving.limits import check_call, check_prompt
 from remora_contract.errors import RequestInvalid, Unsupported
 from remora_contract.release import WeightedName
@@ -32,6 +33,31 @@ from remora_protos.inference.v1 import inference_pb2 as pb
 MAX_TEMPLATE_ARGUMENTS = 16 << 10  # characters of JSON
 # The renderer sets these itself; letting a caller replace them would break its promises.
 RESERVED_ARGUMENTS = frozenset({"messages", "add_generation_prompt", "bos_token", "eos_token"})
+
+# Fields of the protocol that nothing computes yet.
+_NOT_YET = frozenset(
+    [
+        "constraint",
+        "logprobs",
+        "prompt_logprobs",
+        "n",
+        "echo",
+        "priority",
+        "client",
+        "cache_salt",
+        "min_p",
+        "repetition_penalty",
+        "presence_penalty",
+        "frequency_penalty",
+        "logit_bias",
+        "min_tokens",
+        "tools_json",
+        "tool_choice",
+        "tool_calls_json",
+        "tool_call_id",
+        "name",
+    ]
+)
 
 _REASONS = {
     api.FinishReason.STOP: pb.FINISH_REASON_STOP,
@@ -43,6 +69,8 @@ _REASONS = {
 def generate_call(request: pb.GenerateRequest) -> GenerateCall:
     """Raises RequestInvalid, DocumentInvalid (a name), Unsupported (an unknown field)."""
     refuse_unknown_fields(request)
+    _refuse_not_yet(request, request.sampling, request.stopping, request.chat)
+    _refuse_not_yet(*request.chat.messages)
     kind = request.WhichOneof("input")
     if kind is None:
         raise RequestInvalid("input: set one of text, chat, token_ids")
@@ -79,6 +107,13 @@ def tokenize_prompt(request: pb.TokenizeRequest) -> TextPrompt | ChatPrompt:
     chat = _chat(request.chat)
     check_prompt(chat)
     return chat
+
+
+def _refuse_not_yet(*messages: ProtoMessage) -> None:
+    for message in messages:
+        for field, _ in message.ListFields():
+            if field.name in _NOT_YET:
+                raise Unsupported(f"{field.name}: not implemented in this version; leave it out")
 
 
 def refuse_unknown_fields(message: ProtoMessage) -> None:
@@ -176,12 +211,22 @@ def _stopping(stopping: pb.Stopping) -> StoppingOverrides:
     )
 
 
-def event(event: api.Accepted | api.Delta | api.Finished) -> pb.GenerateEvent:
+def token_logprob(scored: api.TokenLogprob) -> pb.TokenLogprob:
+    top = [pb.RankedToken(token_id=token, logprob=value) for token, value in scored.top]
+    return pb.TokenLogprob(token_id=scored.token_id, logprob=scored.logprob, top=top)
+
+
+def event(event: StreamEvent) -> pb.GenerateEvent:
     if isinstance(event, api.Accepted):
         accepted = pb.Accepted(request_id=event.request_id, provenance=provenance(event.provenance))
         return pb.GenerateEvent(accepted=accepted)
+    if isinstance(event, api.PromptScored):
+        scored = pb.PromptLogprobs(tokens=map(token_logprob, event.logprobs))
+        return pb.GenerateEvent(prompt=scored)
     if isinstance(event, api.Delta):
-        return pb.GenerateEvent(delta=pb.TextDelta(text=event.text, token_ids=event.token_ids))
+        logprobs = map(token_logprob, event.logprobs)
+        delta = pb.TextDelta(text=event.text, token_ids=event.token_ids, logprobs=logprobs)
+        return pb.GenerateEvent(delta=delta)
     return pb.GenerateEvent(finished=finished(event))
 
 

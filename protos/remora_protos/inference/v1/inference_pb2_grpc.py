@@ -40,6 +40,11 @@ class InferenceStub(object):
                 request_serializer=remora__protos_dot_inference_dot_v1_dot_inference__pb2.DetokenizeRequest.SerializeToString,
                 response_deserializer=remora__protos_dot_inference_dot_v1_dot_inference__pb2.DetokenizeResponse.FromString,
                 )
+        self.Embed = channel.unary_unary(
+                '/remora.inference.v1.Inference/Embed',
+                request_serializer=remora__protos_dot_inference_dot_v1_dot_inference__pb2.EmbedRequest.SerializeToString,
+                response_deserializer=remora__protos_dot_inference_dot_v1_dot_inference__pb2.EmbedResponse.FromString,
+                )
 
 
 class InferenceServicer(object):
@@ -79,6 +84,13 @@ class InferenceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Embed(self, request, context):
+        """One vector per input, from the states after the last layer's norm.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -106,6 +118,11 @@ def add_InferenceServicer_to_server(servicer, server):
                     servicer.Detokenize,
                     request_deserializer=remora__protos_dot_inference_dot_v1_dot_inference__pb2.DetokenizeRequest.FromString,
                     response_serializer=remora__protos_dot_inference_dot_v1_dot_inference__pb2.DetokenizeResponse.SerializeToString,
+            ),
+            'Embed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Embed,
+                    request_deserializer=remora__protos_dot_inference_dot_v1_dot_inference__pb2.EmbedRequest.FromString,
+                    response_serializer=remora__protos_dot_inference_dot_v1_dot_inference__pb2.EmbedResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -200,6 +217,23 @@ class Inference(object):
         return grpc.experimental.unary_unary(request, target, '/remora.inference.v1.Inference/Detokenize',
             remora__protos_dot_inference_dot_v1_dot_inference__pb2.DetokenizeRequest.SerializeToString,
             remora__protos_dot_inference_dot_v1_dot_inference__pb2.DetokenizeResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def Embed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/remora.inference.v1.Inference/Embed',
+            remora__protos_dot_inference_dot_v1_dot_inference__pb2.EmbedRequest.SerializeToString,
+            remora__protos_dot_inference_dot_v1_dot_inference__pb2.EmbedResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 
