@@ -11,6 +11,7 @@ import uuid
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from remora_agent.runtime.api import Accepted, Delta, Finished
@@ -25,6 +26,7 @@ from remora_protos.inference.v1 import inference_pb2 as pb
 from remora_protos.inference.v1 import inference_pb2_grpc as rpc
 
 Events = AsyncGenerator[StreamEvent, None]
+TRACE_PARENT = "traceparent"  # metadata key of W3C trace context
 
 
 def random_id() -> str:
@@ -47,14 +49,14 @@ class InferenceService(rpc.InferenceServicer):
 
     @translated
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> None:
-        call = wire.generate_call(request)
+        call = _traced(wire.generate_call(request), context)
         async with aclosing(self._events(call, context.time_remaining())) as events:
             async for event in events:
                 await context.write(wire.event(event))  # as fast as the caller reads
 
     @translated
     async def GenerateUnary(self, request: pb.GenerateRequest, context: Any) -> pb.GenerateResponse:
-        call = wire.generate_call(request)
+        call = _traced(wire.generate_call(request), context)
         response, texts = pb.GenerateResponse(), []
         async with aclosing(self._events(call, context.time_remaining())) as events:
             async for event in events:
@@ -121,3 +123,9 @@ class InferenceService(rpc.InferenceServicer):
     async def _work(self, function: Callable[[Any], Any], argument: Any) -> Any:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._workers, function, argument)
+
+
+def _traced(call: GenerateCall, context: Any) -> GenerateCall:
+    """With the trace that the caller's metadata names."""
+    found = dict(context.invocation_metadata() or ()).get(TRACE_PARENT, "")
+    return replace(call, trace_parent=found) if isinstance(found, str) and found else call

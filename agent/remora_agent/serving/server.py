@@ -48,6 +48,7 @@ class ServerOptions:
     tls: ServerTls | None = None
     max_calls: int = 1024  # at a time, on all services; more are refused
     keepalive_s: float = 30.0  # a caller that vanished is noticed within about this time
+    reflection: bool = True  # clients may ask for the services' descriptions
 
 
 class InferenceServer:
@@ -155,8 +156,9 @@ class InferenceServer:
         rpc.add_EngineServiceServicer_to_server(EngineService(router), server)
         healths = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(healths, server)
-        names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, server)
+        if self._options.reflection:
+            names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, server)
         if isinstance(self._options.address, UnixAddress):
             Path(self._options.address.path).chmod(_SOCKET_MODE)
         return healths
