@@ -20,6 +20,7 @@ from grpc_reflection.v1alpha import reflection
 
 from remora_agent.serving.adapters_service import AdaptersService
 from remora_agent.serving.address import Address, TcpAddress, UnixAddress
+from remora_agent.serving.driver import RequestDriver
 from remora_agent.serving.engine_service import EngineService
 from remora_agent.serving.inference_service import InferenceService
 from remora_agent.serving.limits import MAX_MESSAGE_BYTES
@@ -150,7 +151,8 @@ class InferenceServer:
 
     def _add_services(self, server: Any) -> health.aio.HealthServicer:
         router = self._router
-        rpc.add_InferenceServicer_to_server(InferenceService(router, self._text), server)
+        driver = RequestDriver(router, self._text)
+        rpc.add_InferenceServicer_to_server(InferenceService(router, driver), server)
         rpc.add_AdaptersServicer_to_server(AdaptersService(router, self._operations), server)
         rpc.add_UseCasesServicer_to_server(UseCasesService(router), server)
         rpc.add_EngineServiceServicer_to_server(EngineService(router), server)
