@@ -12,6 +12,7 @@ from pathlib import Path
 from remora_agent.engine.build import BuildControl, BuildResult, build_engine, ignore, never
 from remora_agent.engine.cache import CacheEntry, EngineCache
 from remora_agent.engine.child import ChildLimits
+from remora_agent.engine.memory import kv_bytes
 from remora_agent.engine.protocol import Engine, EngineLimits
 from remora_agent.engine.recipe import Recipe
 from remora_agent.host import Progress
@@ -108,4 +109,11 @@ def limits_of(bundle: Bundle, options: EngineOptions) -> EngineLimits:
             f"a context of {context} is outside 1..{bundle.graph.context}, what the bundle "
             "was exported for; export it with a larger --max-context"
         )
-    return EngineLimits(options.rows, context, bundle.decoder.vocab, bundle.graph.max_bank_rank)
+    return EngineLimits(
+        options.rows,
+        context,
+        bundle.decoder.vocab,
+        bundle.graph.max_bank_rank,
+        kv_token_bytes=kv_bytes(bundle.decoder, rows=1, context=0),
+        copies_kv=True,
+    )
