@@ -22,6 +22,8 @@ class EngineLimits:
     context: int  # tokens a row's cache holds
     vocab: int
     max_bank_rank: int  # sum of ranks of resident adapters; 0: no adapters
+    scored: int = 0  # tokens of one `score`; 0: the engine cannot
+    hidden: int = 0  # width of the states that `embed` returns; 0: the engine cannot
     kv_token_bytes: int = 0  # keys and values of one token in host memory; 0: not counted there
     copies_kv: bool = False  # read_kv and write_kv work
 
@@ -114,6 +116,25 @@ class Engine(Protocol):
         carry their position, and at most what the row holds.
 
         Raises RequestInvalid, PromptTooLong, Unsupported.
+        """
+        ...
+
+    def score(
+        self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()
+    ) -> NDArray[np.float32]:
+        """As `prefill`, and the logits [s, vocab] after every token; 1 <= s <= `limits.scored`.
+
+        For a prompt's logprobs and for proving drafted tokens: a row may be taken back to any
+        position afterwards. Raises Unsupported where the engine cannot.
+        """
+        ...
+
+    def embed(
+        self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()
+    ) -> NDArray[np.float32]:
+        """As `prefill`, and the states [s, hidden] after the final norm instead of logits.
+
+        Raises Unsupported where the engine cannot.
         """
         ...
 
