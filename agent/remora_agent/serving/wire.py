@@ -117,8 +117,8 @@ def refuse_unknown_fields(message: ProtoMessage) -> None:
             f"{', '.join(map(str, sorted(set(unknown))))}; update the agent or leave it out"
         )
     for field, value in message.ListFields():
-        if field.message_type is None:
-            continue
+        if field.message_type is None or field.message_type.GetOptions().map_entry:
+            continue  # no map of this protocol holds messages
         for part in [value] if isinstance(value, ProtoMessage) else value:
             refuse_unknown_fields(part)
 
