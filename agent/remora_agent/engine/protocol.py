@@ -22,6 +22,8 @@ class EngineLimits:
     context: int  # tokens a row's cache holds
     vocab: int
     max_bank_rank: int  # sum of ranks of resident adapters; 0: no adapters
+    scored: int = 0  # tokens of one `score`; 0: the engine cannot
+    hidden: int = 0  # width of the states that `embed` returns; 0: the engine cannot
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,25 @@ class Engine(Protocol):
         """One token for each given row (distinct rows, any order); logits [len(steps), vocab].
 
         Rows that are not named keep their cache, whatever the backend computes beside them.
+        """
+        ...
+
+    def score(
+        self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()
+    ) -> NDArray[np.float32]:
+        """As `prefill`, and the logits [s, vocab] after every token; 1 <= s <= `limits.scored`.
+
+        For a prompt's logprobs and for proving drafted tokens: a row may be taken back to any
+        position afterwards. Raises Unsupported where the engine cannot.
+        """
+        ...
+
+    def embed(
+        self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()
+    ) -> NDArray[np.float32]:
+        """As `prefill`, and the states [s, hidden] after the final norm instead of logits.
+
+        Raises Unsupported where the engine cannot.
         """
         ...
 

@@ -89,3 +89,4 @@ class GenerateCall:
     n: int = 1  # independent answers; the i-th has seed + i
     echo: bool = False  # the answer's text begins with the prompt's
     share: Share = field(default_factory=Share)
+    trace_parent: str = ""  # W3C traceparent of the caller

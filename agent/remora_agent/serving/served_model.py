@@ -21,22 +21,25 @@ from remora_agent.serving.call import (
     UseCaseRef,
 )
 from remora_agent.serving.use_case_counts import UseCaseCounts
+from remora_agent.telemetry.records import Origin, RequestRecords
 from remora_agent.text.pipeline import Encoded
 from remora_contract.errors import RequestInvalid
 
 
 class ServedModel:
     """`observe` sees every event on the step thread, before the request's own listener; `counts`
-    are those of the process (default: this model's own)."""
+    and `records` are those of the process (default: this model's own)."""
 
     def __init__(
         self,
         runtime: ModelRuntime,
         observe: Callable[[Event], None] | None = None,
         counts: UseCaseCounts | None = None,
+        records: RequestRecords | None = None,
     ) -> None:
         self.runtime = runtime
         self.counts = counts or UseCaseCounts()
+        self._records = records or RequestRecords()
         self._names = threading.Lock()
         self._observe = observe
 
@@ -88,7 +91,14 @@ class ServedModel:
             )
             if isinstance(call.selection, UseCaseRef):
                 on_event = self.counts.listening(call.selection.name, len(tokens), on_event)
-            runtime.submit(request, self._listener(on_event))
+            origin = self._origin(call, tokens)
+            recorded = self._records.listening(request, origin, on_event)
+            runtime.submit(request, self._listener(recorded))
+
+    def _origin(self, call: GenerateCall, tokens: tuple[int, ...]) -> Origin:
+        use_case = call.selection.name if isinstance(call.selection, UseCaseRef) else ""
+        text = self.runtime.text.decode(list(tokens)) if self._records.texts else None
+        return Origin(self.runtime.bundle.source.name, use_case, call.trace_parent, text)
 
     def _adapters(self, selection: AdapterSelection) -> tuple[AdapterRef, ...]:
         if not isinstance(selection, UseCaseRef):

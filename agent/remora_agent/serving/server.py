@@ -20,6 +20,7 @@ from grpc_reflection.v1alpha import reflection
 
 from remora_agent.serving.adapters_service import AdaptersService
 from remora_agent.serving.address import Address, TcpAddress, UnixAddress
+from remora_agent.serving.driver import RequestDriver
 from remora_agent.serving.engine_service import EngineService
 from remora_agent.serving.inference_service import InferenceService
 from remora_agent.serving.limits import MAX_MESSAGE_BYTES
@@ -48,6 +49,7 @@ class ServerOptions:
     tls: ServerTls | None = None
     max_calls: int = 1024  # at a time, on all services; more are refused
     keepalive_s: float = 30.0  # a caller that vanished is noticed within about this time
+    reflection: bool = True  # clients may ask for the services' descriptions
 
 
 class InferenceServer:
@@ -149,14 +151,16 @@ class InferenceServer:
 
     def _add_services(self, server: Any) -> health.aio.HealthServicer:
         router = self._router
-        rpc.add_InferenceServicer_to_server(InferenceService(router, self._text), server)
+        driver = RequestDriver(router, self._text)
+        rpc.add_InferenceServicer_to_server(InferenceService(router, driver), server)
         rpc.add_AdaptersServicer_to_server(AdaptersService(router, self._operations), server)
         rpc.add_UseCasesServicer_to_server(UseCasesService(router), server)
         rpc.add_EngineServiceServicer_to_server(EngineService(router), server)
         healths = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(healths, server)
-        names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, server)
+        if self._options.reflection:
+            names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, server)
         if isinstance(self._options.address, UnixAddress):
             Path(self._options.address.path).chmod(_SOCKET_MODE)
         return healths
