@@ -42,6 +42,7 @@ class InferenceService(rpc.InferenceServicer):
                 elif isinstance(event, Delta):
                     texts.append(event.text)
                     response.token_ids.extend(event.token_ids)
+                    response.logprobs.extend(map(wire.token_logprob, event.logprobs))
                 elif isinstance(event, Finished):
                     response.finished.CopyFrom(wire.finished(event))
         response.text = "".join(texts)

@@ -78,22 +78,16 @@ class ServedModel:
         `timeout_s` from now until it must have ended. Raises as ModelRuntime.submit does, NotFound
         for a use case, RequestInvalid for a weight of an adapter that the use case has not.
         """
-        runtime, sampling, stopping = self.runtime, call.sampling, call.stopping
+        runtime = self.runtime
         with self._names:
             request = GenerationRequest(
                 request_id=request_id,
                 prompt=tokens,
                 adapters=self._adapters(call.selection),
-                sampling=runtime.sampling(
-                    sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed
-                ),
-                stopping=runtime.stopping(
-                    stopping.max_tokens,
-                    stopping.stop,
-                    stopping.stop_token_ids,
-                    stopping.ignore_eos,
-                ),
+                sampling=runtime.sampling(call.sampling),
+                stopping=runtime.stopping(call.stopping),
                 deadline_s=None if timeout_s is None else runtime.now() + timeout_s,
+                scoring=call.scoring,
             )
             if isinstance(call.selection, UseCaseRef):
                 on_event = self.counts.listening(call.selection.name, len(tokens), on_event)
