@@ -18,8 +18,10 @@ class RuntimeOptions:
     max_waiting: int = 256  # requests that wait for a row
     max_waiting_tokens: int = 1 << 18  # sum of their prompts
     prefill_chunk: int = 256  # prompt tokens between two decode steps
-    patience_s: float = 2.0  # passed over for longer, a request holds up later ones
+    patience_s: float = 2.0  # without room for its adapters for longer, it gets that of others
     host_bytes: int = 1 << 30  # adapter weights kept in host memory
+    bank_rank: int | None = None  # of all resident adapters; None: what the engine takes
+    bank_bytes: int | None = 2 << 30  # of all resident adapters, as float32; None: by rank alone
     max_mix: int = MAX_MIX  # adapters in one request
     default_max_tokens: int = 256  # where neither request nor release nor bundle says
     max_stop_strings: int = 16
@@ -27,5 +29,5 @@ class RuntimeOptions:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value <= 0:
+            if value is not None and value <= 0:
                 raise ValueError(f"{name} must be positive, not {value}")

@@ -130,7 +130,9 @@ def test_capacity_tells_how_many_more_fit(serve):
     assert s.runtime.adapters.capacity(4).more_adapters == 4
     s.runtime.adapters.load("a")
     found = s.runtime.adapters.capacity(4)
-    assert (found.max_rank, found.used_rank, found.evictable_rank) == (16, 8, 8)
+    assert (found.limits.rank, found.used.rank, found.evictable_rank) == (16, 8, 8)
+    assert found.used.bytes == s.runtime.adapters.info("a").bank_bytes
+    assert 0 < found.host_used_bytes < found.host_max_bytes == RuntimeOptions().host_bytes
     s.runtime.adapters.pin("a")
     assert s.runtime.adapters.capacity(4).more_adapters == 2
     with pytest.raises(RequestInvalid):
