@@ -131,7 +131,7 @@ class Bank:
             place = self._residents.let_go(digest)
             if place.draining and not place.leases:
                 self._residents.remove(digest)
-                self._host.drop(digest)
+                self._intake.drop(digest)
         self._publish()
 
     def check_fits(self, wanted: Sequence[Wanted]) -> None:
@@ -259,7 +259,7 @@ class Bank:
         else:
             if adapter.digest in self._residents:
                 self._residents.remove(adapter.digest)
-            self._host.drop(adapter.digest)
+            self._intake.drop(adapter.digest)
         self._publish()
 
     # -- inside -----------------------------------------------------------------------------

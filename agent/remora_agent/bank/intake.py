@@ -40,6 +40,11 @@ class Intake:
         elif not self._host.put(result, self._keep):
             log.info("adapter.dropped", extra={"digest": digest, "bytes": result.bytes})
 
+    def drop(self, digest: str) -> None:
+        """It was unloaded: its memory is wanted for something else."""
+        self._host.drop(digest)
+        self._loader.freed()
+
     def take_failures(self) -> Mapping[str, RemoraError]:
         failures, self._failures = self._failures, {}
         return failures

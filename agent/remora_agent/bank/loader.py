@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from remora_agent.bank.heap import give_back
 from remora_agent.bank.weights import AdapterWeights
 from remora_contract.adapter import ADAPTER_JSON, WEIGHTS_FILE
 from remora_contract.digests import short
@@ -53,6 +54,10 @@ class Loads(Protocol):
         """The bank has taken the result."""
         ...
 
+    def freed(self) -> None:
+        """Adapters have left memory for good; the system gets it back soon."""
+        ...
+
 
 @dataclass(frozen=True)
 class _Broken:
@@ -62,13 +67,15 @@ class _Broken:
 
 
 class Loader:
-    """`start` and `finished` belong to one thread; `on_loaded` is called on the loading thread."""
+    """`start`, `finished` and `freed` belong to one thread; `on_loaded` is called on the loading
+    thread."""
 
     def __init__(self, load: Load, on_loaded: OnLoaded, clock: Callable[[], float]) -> None:
         self._read = VerifyingReader(load, clock)
         self._on_loaded = on_loaded
         self._clock = clock
         self._in_flight: set[str] = set()
+        self._giving_back: Future[None] | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="adapter-loader")
 
     def start(self, adapter: AdapterFiles) -> bool:
@@ -81,6 +88,11 @@ class Loader:
 
     def finished(self, digest: str) -> None:
         self._in_flight.discard(digest)
+
+    def freed(self) -> None:
+        queued = self._giving_back
+        if queued is None or queued.running() or queued.done():
+            self._giving_back = self._pool.submit(give_back)
 
     def close(self) -> None:
         """Waits for the file being read; what has not begun is dropped."""

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from remora_agent.bank.bank import Bank, BankOptions, Wanted
 from remora_agent.bank.directory import AdapterDirectory
+from remora_agent.bank.heap import give_back
 from remora_agent.bank.host import HostCache
 from remora_agent.bank.loader import Load, Loader
 from remora_agent.bank.weights import AdapterWeights, load_weights
@@ -218,6 +219,7 @@ class ModelRuntime:
         self._state = RuntimeState.CLOSED
         self._loop.stop()
         self._loader.close()
+        give_back()
 
     def _defaults(self) -> SamplingDefaults:
         return layered(self._sampling, self._generation.sampling)

@@ -29,6 +29,9 @@ class ManualLoader:
     def finished(self, digest):
         self.in_flight.remove(digest)
 
+    def freed(self):
+        pass
+
 
 class Crowd:
     """`submit` requests by adapter names, `tick` a second. A tick lets all reads finish."""

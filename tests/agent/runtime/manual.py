@@ -65,6 +65,9 @@ class ManualReads:
     def finished(self, digest):
         self.in_flight = [a for a in self.in_flight if a.digest != digest]
 
+    def freed(self):
+        pass
+
     def finish(self, *, broken=False):
         """The first that was started."""
         adapter = self.in_flight[0]
