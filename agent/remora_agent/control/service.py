@@ -41,6 +41,8 @@ def local_host(
     """The real thing: engines, models and the gRPC surface of this process."""
     from remora_agent.engine.opening import EngineOptions
     from remora_agent.hosting.engines import EngineSettings
+    from remora_agent.local_host import HostSettings
+    from remora_agent.runtime.options import RuntimeOptions
     from remora_agent.serving.address import parse_address
     from remora_agent.serving.stack import ServingStack, StackOptions
 
@@ -48,7 +50,8 @@ def local_host(
     options = EngineOptions(rows=serving.rows, context=serving.context, threads=serving.threads)
     settings = EngineSettings(cache_dir=layout.engines, options=options)
     listen = parse_address(serving.listen)
-    stack = ServingStack(StackOptions(listen, _tls(serving), settings), cancelled)
+    host = HostSettings(RuntimeOptions(draft_tokens=serving.draft_tokens))
+    stack = ServingStack(StackOptions(listen, _tls(serving), settings, host), cancelled)
     stack.start()
     try:
         yield stack.host

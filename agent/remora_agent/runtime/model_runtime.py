@@ -41,6 +41,7 @@ from remora_agent.runtime.metrics import RuntimeMetrics
 from remora_agent.runtime.options import RuntimeOptions
 from remora_agent.runtime.sampling import Sampler
 from remora_agent.runtime.scheduler import Job, Scheduler, SchedulerLimits
+from remora_agent.runtime.speculation import Speculation
 from remora_agent.runtime.status import RuntimeState, RuntimeStatus
 from remora_agent.runtime.step_loop import StepLoop
 from remora_agent.runtime.stepper import Stepper
@@ -84,7 +85,8 @@ class ModelRuntime:
         host = HostCache(self.options.host_bytes)
         self._bank = Bank(engine, host, self._loader, clock)
         scheduler = Scheduler(_scheduler_limits(engine.limits.rows, self.options))
-        self._stepper = Stepper(engine, self._bank, scheduler, self._metrics, clock)
+        speculation = Speculation(min(self.options.draft_tokens, engine.limits.scored - 1))
+        self._stepper = Stepper(engine, self._bank, scheduler, self._metrics, clock, speculation)
         self._loop = StepLoop(self._stepper.step, self._on_exit, clock)
         self._directory = directory or AdapterDirectory(bundle)
         self.adapters = Adapters(self._directory, self._bank, self._stepper, self._loop)
@@ -185,9 +187,10 @@ class ModelRuntime:
         )
 
     def metrics(self) -> Mapping[str, float]:
-        """Since start: requests, failures, tokens, adapter_hits, adapter_loads, adapter_evictions,
-        compositions; now: queue_depth, rows_busy; recently: ttft_s, ttft_p95_s, inter_token_s,
-        tokens_per_s, last_swap_s, scheduler_step_s (a step outside the engine)."""
+        """Since start: requests, failures, tokens, drafted_tokens, accepted_tokens, adapter_hits,
+        adapter_loads, adapter_evictions, compositions; now: queue_depth, rows_busy; recently:
+        ttft_s, ttft_p95_s, inter_token_s, tokens_per_s, last_swap_s, scheduler_step_s (a step
+        outside the engine)."""
         counters = self._bank.snapshot.counters
         return {
             **self._metrics.values(),

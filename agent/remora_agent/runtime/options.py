@@ -9,6 +9,7 @@ from remora_contract.release import MAX_MIX
 # Of one request, on every surface.
 MAX_ID_CHARS = 128
 MAX_STOP_TOKENS = 256
+MAX_DRAFT_TOKENS = 16  # of one step
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,11 @@ class RuntimeOptions:
     default_max_tokens: int = 256  # where neither request nor release nor bundle says
     max_stop_strings: int = 16
     max_stop_chars: int = 256
+    draft_tokens: int = 8  # guessed and proven in one step of a row that decodes alone; 0: none
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value <= 0:
+            if value <= 0 and not (name == "draft_tokens" and value == 0):
                 raise ValueError(f"{name} must be positive, not {value}")
+        if self.draft_tokens > MAX_DRAFT_TOKENS:
+            raise ValueError(f"draft_tokens must be at most {MAX_DRAFT_TOKENS}")

@@ -28,6 +28,7 @@ from remora_agent.runtime.scheduler import (
     Scheduler,
     Work,
 )
+from remora_agent.runtime.speculation import Speculation
 from remora_contract.errors import DeadlineExceeded, RemoraError
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,15 @@ class Request:
         return any(w.adapter.digest == digest for w in self.wanted)
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a step has computed for one request: logits of consecutive positions, the i-th of which
+    counts when the token before it is the `draft`'s i-th."""
+
+    logits: Logits  # [1 + len(draft), vocab]
+    draft: tuple[int, ...] = ()
+
+
 class Stepper:
     def __init__(
         self,
@@ -60,12 +70,14 @@ class Stepper:
         scheduler: Scheduler,
         metrics: RuntimeMetrics,
         clock: Callable[[], float],
+        speculation: Speculation,
     ) -> None:
         self._engine = engine
         self._bank = bank
         self._scheduler = scheduler
         self._metrics = metrics
         self._clock = clock
+        self._speculation = speculation
         self._changed = threading.Condition()
         self._requests: dict[str, Request] = {}
         self._fresh: list[Answer] = []
@@ -189,7 +201,7 @@ class Stepper:
         requests = self._of(work)
         began = time.perf_counter()
         try:
-            logits = self._run(work, requests)
+            found = self._run(work, requests)
         except RemoraError as e:
             log.warning("engine.step_failed", extra={"rows": len(requests), "error": str(e)})
             for request in requests:
@@ -198,34 +210,49 @@ class Stepper:
         engine_s = time.perf_counter() - began
         with self._changed:
             self._scheduler.done(work)
-        self._take(requests, logits, engine_s)
+        if isinstance(work, DecodeStep) and len(found) == 1:
+            self._speculation.computed(len(found[0].logits), engine_s)
+        self._take(requests, found, engine_s)
         return engine_s
 
     def _of(self, work: Work) -> list[Request]:
         ids = work.request_ids if isinstance(work, DecodeStep) else (work.request_id,)
         return [self._requests[i] for i in ids]
 
-    def _run(self, work: Work, requests: Sequence[Request]) -> list[Logits]:
-        """The logits [vocab] of each request that gets a token."""
+    def _run(self, work: Work, requests: Sequence[Request]) -> list[Found]:
+        """The logits of each request that gets a token."""
         if isinstance(work, PrefillChunk):
             (request,) = requests
             tokens = np.asarray(request.answer.request.prompt[work.start : work.stop], np.int64)
             mix = request.mix_at(work.start)
             logits = self._engine.prefill(work.row, tokens, work.start, mix)
-            return [logits] if work.last else []
+            return [Found(logits[None])] if work.last else []
+        if len(requests) == 1 and (found := self._proven(work.rows[0], requests[0])) is not None:
+            return [found]
         steps = [
             RowStep(row, r.answer.tokens[-1], r.answer.position, r.mix_at(r.answer.position))
             for row, r in zip(work.rows, requests, strict=True)
         ]
-        return list(self._engine.decode(steps))
+        return [Found(logits[None]) for logits in self._engine.decode(steps)]
 
-    def _take(self, requests: Sequence[Request], logits: Iterable[Logits], engine_s: float) -> None:
-        """A token for each; counted before anybody hears that an answer is complete."""
+    def _proven(self, row: int, request: Request) -> Found | None:
+        """The logits after the last token and each of a draft's; None where none is worth it."""
+        answer = request.answer
+        room = answer.request.stopping.max_tokens - len(answer.tokens) - 1
+        draft = self._speculation.draft(answer, answer.request.prompt, answer.tokens, room)
+        if not draft:
+            return None
+        tokens = np.array([answer.tokens[-1], *draft], np.int64)
+        mix = request.mix_at(answer.position)
+        return Found(self._engine.score(row, tokens, answer.position, mix), draft)
+
+    def _take(self, requests: Sequence[Request], found: Iterable[Found], engine_s: float) -> None:
+        """Tokens for each; counted before anybody hears that an answer is complete."""
         now = self._clock()
         pairs = [
             (request, taken)
-            for request, row_logits in zip(requests, logits, strict=False)
-            if (taken := self._take_one(request, row_logits, now)) is not None
+            for request, of_one in zip(requests, found, strict=False)
+            for taken in self._take_all(request, of_one, now)
         ]
         between = [taken.since_last_s for _, taken in pairs if not taken.first]
         self._metrics.step(len(pairs), engine_s, between)
@@ -236,6 +263,20 @@ class Stepper:
                 self._end(request)
                 self._metrics.ended(failed=False)
                 request.answer.finish(taken.reason, now)
+
+    def _take_all(self, request: Request, found: Found, now: float) -> list[TokenTaken]:
+        """A token of each position, as long as it is the draft's."""
+        answer, tokens = request.answer, list[TokenTaken]()
+        for logits, drafted in zip(found.logits, (*found.draft, None), strict=True):
+            taken = self._take_one(request, logits, now)
+            if taken is None:
+                return tokens
+            tokens.append(taken)
+            if taken.reason is not None or answer.tokens[-1] != drafted:
+                break
+        if found.draft:
+            self._metrics.drafted(len(found.draft), len(tokens) - 1)
+        return tokens
 
     def _take_one(self, request: Request, logits: Logits, now: float) -> TokenTaken | None:
         try:
