@@ -1,4 +1,4 @@
-"""Prompt-lookup speculation beside plain decoding, on the engine of a Qwen2.5-0.5B-shaped int4 model.
+"""Prompt-lookup speculation beside plain decoding, with the engine of a Qwen2.5-0.5B-shaped model.
 
     python benchmarks/speculation.py [--work DIR] [--threads N] [--rounds N] [--tokens N]
 
@@ -156,9 +156,7 @@ class Bench:
         self._asked += 1
         before = self._runtime.metrics()
         stopping = StoppingParams(len(text.answer), ignore_eos=True)
-        request = GenerationRequest(
-            str(self._asked), text.prompt, (), SamplingParams(), stopping
-        )
+        request = GenerationRequest(str(self._asked), text.prompt, (), SamplingParams(), stopping)
         self._runtime.submit(request, hear)
         ended.wait()
         end, after = events[-1], self._runtime.metrics()
