@@ -10,6 +10,7 @@ from remora_contract.release import MAX_MIX
 MAX_ID_CHARS = 128
 MAX_STOP_TOKENS = 256
 MAX_DRAFT_TOKENS = 16  # of one step
+MAX_EMBEDDINGS = 256  # inputs of one request
 MAX_CLIENT_CHARS = 128
 MAX_SALT_CHARS = 256
 
