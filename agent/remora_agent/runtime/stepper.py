@@ -110,6 +110,15 @@ class Stepper:
             using = [r.id for r in self._requests.values() if r.uses(digest)]
             return sum(self._scheduler.cancel(request_id) for request_id in using)
 
+    def withdraw(self, among: Collection[str]) -> tuple[str, ...]:
+        """Takes out those that have no row yet; they hear nothing more. In the order of arrival."""
+        with self._changed:
+            taken = self._scheduler.withdraw(among, self._clock())
+            for request_id in taken:
+                del self._requests[request_id]
+            self._changed.notify_all()
+        return taken
+
     def refuse(self, error: RemoraError) -> None:
         """New requests get `error` from now on."""
         with self._changed:
@@ -153,15 +162,6 @@ class Stepper:
         self._reap()
         for request in list(self._requests.values()):
             self._fail(request, error)
-
-    def withdraw(self, among: Collection[str]) -> tuple[str, ...]:
-        """Takes out those that have no row yet; they hear nothing more. In the order of arrival."""
-        with self._changed:
-            taken = self._scheduler.withdraw(among, self._clock())
-            for request_id in taken:
-                del self._requests[request_id]
-            self._changed.notify_all()
-        return taken
 
     def _reap(self) -> None:
         now = self._clock()
@@ -211,6 +211,9 @@ class Stepper:
         """Gives it the row that saves most, where memory leaves a choice."""
         keys, scheduler = self._keys(request, lease), self._scheduler
         with self._changed:
+            if not self._here(request):  # withdrawn since it was looked at
+                self._bank.release(lease)
+                return
             free = scheduler.free_rows
             row = self._prefixes.choose_row(keys, request.prompt, free)
             if self._memory.refusal(request.job, scheduler.running(), (row,)) is not None:
@@ -335,18 +338,25 @@ class Stepper:
         return taken
 
     def _fail(self, request: Request, error: RemoraError) -> None:
-        self._end(request)
-        self._metrics.ended(failed=True)
-        request.answer.fail(error)
+        if self._end(request):
+            self._metrics.ended(failed=True)
+            request.answer.fail(error)
 
-    def _end(self, request: Request) -> None:
+    def _end(self, request: Request) -> bool:
         """Out of bank, scheduler and table before the last event: whoever hears it sees the bank
-        without the request and may use its id again."""
+        without the request and may use its id again. False when it was withdrawn before."""
         self._release(request)
         with self._changed:
+            if not self._here(request):
+                return False
             self._scheduler.end(request.id, self._clock())
             del self._requests[request.id]
             self._changed.notify_all()
+        return True
+
+    def _here(self, request: Request) -> bool:
+        known = self._requests.get(request.id)
+        return known is not None and known.answer is request.answer
 
     def _release(self, request: Request) -> None:
         if request.lease is not None:

@@ -17,6 +17,7 @@ from remora_agent.runtime.api import Accepted, Delta, Finished
 from remora_agent.serving import wire
 from remora_agent.serving.call import GenerateCall
 from remora_agent.serving.event_stream import EventStream, StreamEvent
+from remora_agent.serving.identity import tls_identity, with_client
 from remora_agent.serving.router import Router
 from remora_agent.serving.rpc_errors import translated
 from remora_agent.serving.served_model import ServedModel
@@ -29,6 +30,11 @@ Events = AsyncGenerator[StreamEvent, None]
 
 def random_id() -> str:
     return uuid.uuid4().hex
+
+
+def _call(request: pb.GenerateRequest, context: Any) -> GenerateCall:
+    """Raises what `wire.generate_call` does. A unix socket's peer has no identity in grpc."""
+    return with_client(wire.generate_call(request), tls_identity(context.auth_context()))
 
 
 class InferenceService(rpc.InferenceServicer):
@@ -47,14 +53,14 @@ class InferenceService(rpc.InferenceServicer):
 
     @translated
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> None:
-        call = wire.generate_call(request)
+        call = _call(request, context)
         async with aclosing(self._events(call, context.time_remaining())) as events:
             async for event in events:
                 await context.write(wire.event(event))  # as fast as the caller reads
 
     @translated
     async def GenerateUnary(self, request: pb.GenerateRequest, context: Any) -> pb.GenerateResponse:
-        call = wire.generate_call(request)
+        call = _call(request, context)
         response, texts = pb.GenerateResponse(), []
         async with aclosing(self._events(call, context.time_remaining())) as events:
             async for event in events:

@@ -6,6 +6,7 @@ import math
 
 from remora_agent.runtime.api import AdapterRef
 from remora_agent.runtime.options import MAX_ID_CHARS, MAX_STOP_TOKENS, RuntimeOptions
+from remora_agent.runtime.sharing import check_share
 from remora_agent.serving.call import (
     ROLES,
     AdapterSelection,
@@ -42,6 +43,7 @@ def check_call(call: GenerateCall) -> GenerateCall:
     check_selection(call.selection)
     check_sampling(call.sampling)
     check_stopping(call.stopping)
+    check_share(call.share)
     _refuse_not_yet(call)
     return call
 
@@ -50,7 +52,7 @@ def _refuse_not_yet(call: GenerateCall) -> None:
     """What nothing computes yet. Raises Unsupported."""
     plain, sampling, stopping = GenerateCall(call.prompt), SamplingOverrides(), StoppingOverrides()
     pairs = [
-        *((name, call, plain) for name in ("constraint", "scoring", "n", "echo", "share")),
+        *((name, call, plain) for name in ("constraint", "scoring", "n", "echo")),
         *((name, call.sampling, sampling) for name in _SAMPLING_NOT_YET),
         ("min_tokens", call.stopping, stopping),
     ]

@@ -10,7 +10,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from remora_agent.runtime.api import AdapterRef, Event, GenerationRequest, OnEvent
+from remora_agent.runtime.api import (
+    AdapterRef,
+    Event,
+    GenerationRequest,
+    OnEvent,
+    Provenance,
+)
 from remora_agent.runtime.model_runtime import ModelRuntime
 from remora_agent.serving.call import (
     AdapterSelection,
@@ -20,7 +26,9 @@ from remora_agent.serving.call import (
     TextPrompt,
     UseCaseRef,
 )
+from remora_agent.serving.held_calls import HeldCall, HeldCalls
 from remora_agent.serving.use_case_counts import UseCaseCounts
+from remora_agent.serving.waiting_calls import WaitingCalls
 from remora_agent.text.pipeline import Encoded
 from remora_contract.errors import RequestInvalid
 
@@ -39,6 +47,7 @@ class ServedModel:
         self.counts = counts or UseCaseCounts()
         self._names = threading.Lock()
         self._observe = observe
+        self._waiting = WaitingCalls()
 
     @contextmanager
     def changing_names(self) -> Iterator[None]:
@@ -91,10 +100,28 @@ class ServedModel:
                     stopping.ignore_eos,
                 ),
                 deadline_s=None if timeout_s is None else runtime.now() + timeout_s,
+                share=call.share,
             )
+            held = HeldCall(request_id, call, len(tokens), request.deadline_s, on_event, self._was)
             if isinstance(call.selection, UseCaseRef):
                 on_event = self.counts.listening(call.selection.name, len(tokens), on_event)
-            runtime.submit(request, self._listener(on_event))
+            with self._waiting.adding(held):
+                listener = self._waiting.watching(held, self._listener(on_event))
+                runtime.submit(request, listener)
+
+    def cancel(self, request_id: str) -> bool:
+        """See ModelRuntime.cancel."""
+        return self.runtime.cancel(request_id)
+
+    def give_up_waiting(self) -> HeldCalls:
+        """The calls that have no row yet leave this model, to be handed to the next. Nobody may
+        submit meanwhile."""
+        return self._waiting.give_up(self.runtime.withdraw)
+
+    @property
+    def _was(self) -> Provenance:
+        status = self.runtime.status()
+        return Provenance(status.bundle_digest, status.engine_digest)
 
     def _adapters(self, selection: AdapterSelection) -> tuple[AdapterRef, ...]:
         if not isinstance(selection, UseCaseRef):

@@ -42,9 +42,6 @@ _NOT_YET = frozenset(
         "prompt_logprobs",
         "n",
         "echo",
-        "priority",
-        "client",
-        "cache_salt",
         "min_p",
         "repetition_penalty",
         "presence_penalty",
@@ -87,6 +84,7 @@ def generate_call(request: pb.GenerateRequest) -> GenerateCall:
         sampling=_sampling(request.sampling),
         stopping=_stopping(request.stopping),
         request_id=request.request_id or None,
+        share=api.Share(request.priority, request.client, request.cache_salt),
     )
     return check_call(call)
 
