@@ -156,9 +156,9 @@ class LocalHost:
             log.warning("host.drain_incomplete", extra={"waited_s": timeout_s})
 
     def _fits_beside(self, assignment: Assignment) -> bool:
-        refusals = self._engines.memory_refusals(
-            assignment.bundle_directory, self._available_bytes()
-        )
+        """With the prefixes that it will keep."""
+        available = self._available_bytes() - self._settings.runtime.prefix_bytes
+        refusals = self._engines.memory_refusals(assignment.bundle_directory, available)
         for refusal in refusals:
             log.info("release.does_not_fit_beside", extra={"why": str(refusal)})
         return not refusals

@@ -41,14 +41,28 @@ def local_host(
     """The real thing: engines, models and the gRPC surface of this process."""
     from remora_agent.engine.opening import EngineOptions
     from remora_agent.hosting.engines import EngineSettings
+    from remora_agent.local_host import HostSettings
+    from remora_agent.runtime.options import RuntimeOptions
     from remora_agent.serving.address import parse_address
     from remora_agent.serving.stack import ServingStack, StackOptions
 
     serving = config.serving
     options = EngineOptions(rows=serving.rows, context=serving.context, threads=serving.threads)
-    settings = EngineSettings(cache_dir=layout.engines, options=options)
+    settings = EngineSettings(
+        cache_dir=layout.engines,
+        memory_floor_bytes=serving.memory_floor_bytes,
+        options=options,
+    )
+    host = HostSettings(
+        RuntimeOptions(
+            max_waiting=serving.max_waiting,
+            inter_token_s=serving.inter_token_s,
+            prefix_bytes=serving.prefix_cache_bytes,
+            memory_floor_bytes=serving.memory_floor_bytes,
+        )
+    )
     listen = parse_address(serving.listen)
-    stack = ServingStack(StackOptions(listen, _tls(serving), settings), cancelled)
+    stack = ServingStack(StackOptions(listen, _tls(serving), settings, host), cancelled)
     stack.start()
     try:
         yield stack.host
