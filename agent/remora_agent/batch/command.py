@@ -108,8 +108,9 @@ def _answer(
     assignment = local_assignment(bundle, adapters, document.use_cases, use_cases)
     router: Router[ServedModel] = Router()
     engines = CachedEngines(EngineSettings(cache_dir or default_cache(), options=options))
-    # One caller whose requests all wait here: room for twice the rows, of which it may have 3/4.
-    host = LocalHost(engines, router, HostSettings(RuntimeOptions(max_waiting=4 * _MAX_ROWS)))
+    # One caller, who may have three quarters of the queue and wants twice the rows of it.
+    runtime = RuntimeOptions(max_waiting=max(256, 4 * options.rows))
+    host = LocalHost(engines, router, HostSettings(runtime))
     try:
         with shown(sys.stderr) as progress:
             host.build(assignment, progress)

@@ -170,8 +170,8 @@ class ModelRuntime:
         return found
 
     def withdraw(self, among: Collection[str], moved: Callable[[str], bool]) -> tuple[str, ...]:
-        """Takes out the requests of `among` that have no row yet: they hear nothing more from here,
-        and `cancel` asks `moved` about them. In the order of arrival."""
+        """Takes out the requests of `among` that have no row yet: at most Accepted they may still
+        hear from here, and `cancel` asks `moved` about them. In the order of arrival."""
         self._moved = moved
         return self._stepper.withdraw(among)
 

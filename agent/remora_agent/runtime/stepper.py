@@ -81,6 +81,7 @@ class Stepper:
         self._memory = memory
         self._changed = threading.Condition()
         self._requests: dict[str, Request] = {}
+        self._fresh: list[Answer] = []
         self._closed: RemoraError | None = None
 
     # -- any thread -------------------------------------------------------------------------
@@ -99,6 +100,7 @@ class Stepper:
                 raise Exhausted(short, max(wait_s, RETRY_AFTER_S))
             scheduler.submit(job, now)
             self._requests[job.request_id] = Request(answer, wanted, job)
+            self._fresh.append(answer)
 
     def cancel(self, request_id: str) -> bool:
         with self._changed:
@@ -111,7 +113,8 @@ class Stepper:
             return sum(self._scheduler.cancel(request_id) for request_id in using)
 
     def withdraw(self, among: Collection[str]) -> tuple[str, ...]:
-        """Takes out those that have no row yet; they hear nothing more. In the order of arrival."""
+        """Takes out those that have no row yet; at most Accepted they may still hear. In the order
+        of arrival."""
         with self._changed:
             taken = self._scheduler.withdraw(among, self._clock())
             for request_id in taken:
@@ -143,7 +146,7 @@ class Stepper:
         """Does one thing for all. None: call again at once; else how many seconds nothing will
         happen unless someone calls."""
         began = time.perf_counter()
-        self._reap()
+        self._greet_and_reap()
         self._fail_unreadable()
         self._admit()
         self._prefetch()
@@ -159,15 +162,18 @@ class Stepper:
 
     def fail_all(self, error: RemoraError) -> None:
         """Ends everything that is left."""
-        self._reap()
+        self._greet_and_reap()
         for request in list(self._requests.values()):
             self._fail(request, error)
 
-    def _reap(self) -> None:
+    def _greet_and_reap(self) -> None:
         now = self._clock()
         with self._changed:
+            fresh, self._fresh = self._fresh, []
             ended = [(self._requests.pop(e.request_id), e.cause) for e in self._scheduler.reap(now)]
             self._changed.notify_all()
+        for answer in fresh:
+            answer.accept()
         for request, cause in ended:
             self._release(request)
             if cause is EndCause.CANCELLED:

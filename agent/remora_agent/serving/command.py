@@ -13,6 +13,7 @@ from remora_contract.errors import RequestInvalid
 
 if TYPE_CHECKING:
     from remora_agent.engine.opening import EngineOptions
+    from remora_agent.runtime.options import RuntimeOptions
     from remora_agent.serving.stack import StackOptions
     from remora_agent.serving.tls import ServerTls
 

@@ -28,7 +28,7 @@ from remora_agent.serving.call import (
 )
 from remora_agent.serving.held_calls import HeldCall, HeldCalls
 from remora_agent.serving.use_case_counts import UseCaseCounts
-from remora_agent.serving.waiting_calls import WaitingCalls
+from remora_agent.serving.waiting_calls import AcceptedOnce, WaitingCalls
 from remora_agent.text.pipeline import Encoded
 from remora_contract.errors import RequestInvalid
 
@@ -85,6 +85,7 @@ class ServedModel:
         for a use case, RequestInvalid for a weight of an adapter that the use case has not.
         """
         runtime, sampling, stopping = self.runtime, call.sampling, call.stopping
+        on_event = AcceptedOnce(on_event)
         with self._names:
             request = GenerationRequest(
                 request_id=request_id,

@@ -6,15 +6,35 @@ import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
-from remora_agent.runtime.api import Event, OnEvent
+from remora_agent.runtime.api import Accepted, Event, OnEvent
 from remora_agent.serving.held_calls import HeldCall, HeldCalls
 
 # Ids that may leave, who is asked about them from then on -> those that left.
 Withdraw = Callable[[Collection[str], Callable[[str], bool]], tuple[str, ...]]
 
 
+class AcceptedOnce:
+    """A listener of a call that may move: it is accepted by the first model that says so. What the
+    call's other models say of it comes from other threads, each beginning with Accepted too."""
+
+    def __init__(self, on_event: OnEvent) -> None:
+        self._lock = threading.Lock()
+        self._told = False
+        self._on_event = on_event
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Accepted):
+            with self._lock:
+                told, self._told = self._told, True
+                if told:
+                    return
+                self._on_event(event)  # before anybody's next event
+        else:
+            self._on_event(event)
+
+
 class WaitingCalls:
-    """Thread-safe. A call is here from its submission to its first event."""
+    """Thread-safe. A call is here from its submission to what it hears after Accepted."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -32,12 +52,12 @@ class WaitingCalls:
             raise
 
     def watching(self, held: HeldCall, on_event: OnEvent) -> OnEvent:
-        """`on_event`, which takes the call from here with its first event."""
+        """`on_event`, which takes the call from here with what comes after Accepted."""
         begun = False
 
         def listen(event: Event) -> None:
             nonlocal begun
-            if not begun:
+            if not begun and not isinstance(event, Accepted):
                 begun = True
                 self._drop(held)
             on_event(event)
