@@ -29,7 +29,9 @@ from remora_agent.runtime.api import (
     GenerationRequest,
     OnEvent,
     Provenance,
+    SamplingOverrides,
     SamplingParams,
+    StoppingOverrides,
     StoppingParams,
 )
 from remora_agent.runtime.checks import check_request
@@ -38,6 +40,7 @@ from remora_agent.runtime.defaults import (
     layered,
     load_generation_defaults,
     sampling_params,
+    stopping_params,
 )
 from remora_agent.runtime.jobs import Job, SchedulerLimits
 from remora_agent.runtime.memory_floor import MemoryFloor
@@ -185,29 +188,15 @@ class ModelRuntime:
 
         self._loop.call(on_step_thread, PROBE_TIMEOUT_S)
 
-    def sampling(
-        self,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-    ) -> SamplingParams:
+    def sampling(self, asked: SamplingOverrides | None = None) -> SamplingParams:
         """A request's explicit fields over release, bundle and agent defaults. The values are
         checked by `submit`."""
-        asked = SamplingDefaults(temperature, top_k, top_p)
-        return sampling_params(layered(asked, self._defaults()), seed)
+        return sampling_params(self._defaults(), asked)
 
-    def stopping(
-        self,
-        max_tokens: int | None = None,
-        stop: tuple[str, ...] = (),
-        stop_token_ids: tuple[int, ...] = (),
-        ignore_eos: bool = False,
-    ) -> StoppingParams:
+    def stopping(self, asked: StoppingOverrides | None = None) -> StoppingParams:
         """The same for stopping."""
-        default = self._defaults().max_tokens or self.options.default_max_tokens
-        count = default if max_tokens is None else max_tokens
-        return StoppingParams(count, stop, stop_token_ids, ignore_eos)
+        asked = asked or StoppingOverrides()
+        return stopping_params(self._defaults(), asked, self.options.default_max_tokens)
 
     def set_sampling_defaults(self, sampling: SamplingDefaults) -> None:
         """A new release's defaults, for requests from now on."""
@@ -301,7 +290,7 @@ class ModelRuntime:
         return Answer(
             request,
             self._provenance(wanted),
-            Sampler(request.sampling, self._seeds()),
+            Sampler(request.sampling, self._seeds(), request.prompt),
             self.text.detokenizer(request.prompt),
             frozenset(self.bundle.eos_token_ids),
             on_event,

@@ -29,22 +29,25 @@ from remora_agent.serving.call import (
 from remora_agent.serving.held_calls import HeldCall, HeldCalls
 from remora_agent.serving.use_case_counts import UseCaseCounts
 from remora_agent.serving.waiting_calls import AcceptedOnce, WaitingCalls
+from remora_agent.telemetry.records import Origin, RequestRecords
 from remora_agent.text.pipeline import Encoded
 from remora_contract.errors import RequestInvalid
 
 
 class ServedModel:
     """`observe` sees every event on the step thread, before the request's own listener; `counts`
-    are those of the process (default: this model's own)."""
+    and `records` are those of the process (default: this model's own)."""
 
     def __init__(
         self,
         runtime: ModelRuntime,
         observe: Callable[[Event], None] | None = None,
         counts: UseCaseCounts | None = None,
+        records: RequestRecords | None = None,
     ) -> None:
         self.runtime = runtime
         self.counts = counts or UseCaseCounts()
+        self._records = records or RequestRecords()
         self._names = threading.Lock()
         self._observe = observe
         self._waiting = WaitingCalls()
@@ -84,31 +87,25 @@ class ServedModel:
         `timeout_s` from now until it must have ended. Raises as ModelRuntime.submit does, NotFound
         for a use case, RequestInvalid for a weight of an adapter that the use case has not.
         """
-        runtime, sampling, stopping = self.runtime, call.sampling, call.stopping
+        runtime = self.runtime
         on_event = AcceptedOnce(on_event)
         with self._names:
             request = GenerationRequest(
                 request_id=request_id,
                 prompt=tokens,
                 adapters=self._adapters(call.selection),
-                sampling=runtime.sampling(
-                    sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed
-                ),
-                stopping=runtime.stopping(
-                    stopping.max_tokens,
-                    stopping.stop,
-                    stopping.stop_token_ids,
-                    stopping.ignore_eos,
-                ),
+                sampling=runtime.sampling(call.sampling),
+                stopping=runtime.stopping(call.stopping),
                 deadline_s=None if timeout_s is None else runtime.now() + timeout_s,
+                scoring=call.scoring,
                 share=call.share,
             )
             held = HeldCall(request_id, call, len(tokens), request.deadline_s, on_event, self._was)
             if isinstance(call.selection, UseCaseRef):
                 on_event = self.counts.listening(call.selection.name, len(tokens), on_event)
+            recorded = self._records.listening(request, self._origin(call, tokens), on_event)
             with self._waiting.adding(held):
-                listener = self._waiting.watching(held, self._listener(on_event))
-                runtime.submit(request, listener)
+                runtime.submit(request, self._waiting.watching(held, self._listener(recorded)))
 
     def cancel(self, request_id: str) -> bool:
         """See ModelRuntime.cancel."""
@@ -123,6 +120,11 @@ class ServedModel:
     def _was(self) -> Provenance:
         status = self.runtime.status()
         return Provenance(status.bundle_digest, status.engine_digest)
+
+    def _origin(self, call: GenerateCall, tokens: tuple[int, ...]) -> Origin:
+        use_case = call.selection.name if isinstance(call.selection, UseCaseRef) else ""
+        text = self.runtime.text.decode(list(tokens)) if self._records.texts else None
+        return Origin(self.runtime.bundle.source.name, use_case, call.trace_parent, text)
 
     def _adapters(self, selection: AdapterSelection) -> tuple[AdapterRef, ...]:
         if not isinstance(selection, UseCaseRef):
