@@ -150,14 +150,19 @@ def test_an_engine_whose_first_logits_are_no_numbers_is_not_served(hosted):
 
 def test_a_waiting_request_that_moved_can_still_be_cancelled(hosted):
     world = hosted.world
-    crowded(hosted, waiting=0)
-    stream = hosted.client.stream("moves", request_id="moves", **OPTIONS)
+    running, _ = crowded(hosted, waiting=0)
+    ahead = Caller(hosted.client, "ahead")
     until(lambda: hosted.client.status().queued == 1)
+    moves = Caller(hosted.client, "moves", request_id="moves")
+    until(lambda: hosted.client.status().queued == 2)
     hosted.host.switch(world.assignment("two", "second"))
+    until(lambda: hosted.client.status().rows_busy == 1)
     assert hosted.client.cancel("moves")
-    assert "".join(d.text for d in stream) == ""
-    assert stream.result.finish_reason is FinishReason.CANCELLED
     hosted.engines.gate.set()
+    result = moves.ended().result
+    assert result.finish_reason is FinishReason.CANCELLED and result.token_ids == ()
+    assert ahead.ended().result.provenance.bundle_digest == world.bundle("second").digest
+    assert running[0].ended().result.finish_reason is FinishReason.LENGTH
 
 
 # -- held calls alone -----------------------------------------------------------------------
