@@ -7,6 +7,7 @@ from remora_agent.client.results import (
     Adapters,
     Alias,
     Capacity,
+    Delta,
     EngineStatus,
     Result,
     Tokens,
@@ -14,7 +15,7 @@ from remora_agent.client.results import (
     UseCaseCounts,
 )
 from remora_agent.client.sync import Client, Stream
-from remora_agent.runtime.api import Delta, FinishReason
+from remora_agent.runtime.api import FinishReason, TokenLogprob
 from remora_agent.serving.tls import ClientTls
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Result",
     "Retry",
     "Stream",
+    "TokenLogprob",
     "Tokens",
     "UseCase",
     "UseCaseCounts",

@@ -28,6 +28,7 @@ from remora_agent.runtime.api import (
     TokenLogprob,
     Usage,
 )
+from remora_agent.runtime.constraint import Matcher
 from remora_agent.runtime.logprobs import scored
 from remora_agent.runtime.sampling import Logits, Sampler
 from remora_agent.runtime.stopping import StopStrings, ending_tokens, stop_reason
@@ -56,13 +57,16 @@ class Answer:
         eos: Collection[int],
         on_event: OnEvent,
         now: float,
+        matcher: Matcher | None = None,
     ) -> None:
-        """`request.stopping.max_tokens` fits the context already."""
+        """`request.stopping.max_tokens` fits the context already. `matcher` is the request's
+        constraint at its start."""
         self.request = request
         self.provenance = provenance
         self.tokens: list[int] = []
         self._sampler = sampler
         self._detokenizer = detokenizer
+        self._matcher = matcher
         self._stops = StopStrings(request.stopping.stop)
         self._stop_match = ""
         self._ending = ending_tokens(request.stopping, eos)
@@ -93,7 +97,9 @@ class Answer:
     def take(self, logits: Logits, now: float) -> TokenTaken:
         """Draws the next token from logits [vocab], which stay as they are. Raises EngineFault for
         logits that are not numbers, RequestInvalid when no token may follow."""
-        token = self._sampler.draw(logits, banned=self._banned(len(logits)))
+        vocab = len(logits)
+        allowed = None if self._matcher is None else self._matcher.allowed(vocab)
+        token = self._sampler.draw(logits, allowed, self._banned(vocab))
         self.tokens.append(token)
         self._unsent.append(token)
         if self.request.scoring.top is not None:
@@ -140,7 +146,14 @@ class Answer:
             self._send(passed.text, complete=True)
             return FinishReason.STOP
         self._send(passed.text, complete=not (self._stops.holds or self._detokenizer.holds))
-        return reason
+        return FinishReason.STOP if self._satisfied(token) else reason
+
+    def _satisfied(self, token: int) -> bool:
+        """Whether the constraint lets nothing follow `token`."""
+        if self._matcher is None:
+            return False
+        self._matcher.advance(token)
+        return self._matcher.finished
 
     def _send(self, text: str, *, complete: bool) -> None:
         """With no text the tokens go out only when none of theirs is held back."""

@@ -73,3 +73,8 @@ def check_scoring(scoring: Scoring) -> None:
     for name, top in (("logprobs", scoring.top), ("prompt_logprobs", scoring.prompt_top)):
         if top is not None:
             Range(0, MAX_TOP_LOGPROBS, "that many of the likeliest too").check(name, top)
+
+
+def check_choices(n: int) -> None:
+    """Raises RequestInvalid."""
+    Range(1, MAX_CHOICES, "answers").check("n", n)

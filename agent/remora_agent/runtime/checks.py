@@ -11,6 +11,7 @@ from remora_agent.runtime.api import (
 )
 from remora_agent.runtime.bounds import check_sampling, check_scoring
 from remora_agent.runtime.options import (
+    CHOICE_ID_CHARS,
     MAX_ID_CHARS,
     MAX_STOP_TOKENS,
     RuntimeOptions,
@@ -23,7 +24,7 @@ def check_request(
     request: GenerationRequest, limits: EngineLimits, options: RuntimeOptions, now: float
 ) -> None:
     """Raises RequestInvalid, PromptTooLong, DeadlineExceeded."""
-    if not 0 < len(request.request_id) <= MAX_ID_CHARS:
+    if not 0 < len(request.request_id) <= MAX_ID_CHARS + CHOICE_ID_CHARS:
         raise RequestInvalid(f"request_id must have 1 to {MAX_ID_CHARS} characters")
     if request.deadline_s is not None and now >= request.deadline_s:
         raise DeadlineExceeded("the deadline had passed when the request arrived")

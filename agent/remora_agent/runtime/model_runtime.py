@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from remora_agent.runtime.answer import Answer
 from remora_agent.runtime.api import (
     AdapterRef,
     AnsweringAdapter,
+    Constraint,
     GenerationRequest,
     OnEvent,
     Provenance,
@@ -33,6 +35,7 @@ from remora_agent.runtime.api import (
     StoppingParams,
 )
 from remora_agent.runtime.checks import check_request
+from remora_agent.runtime.constraint import Grammar, GrammarCompiler, Matcher
 from remora_agent.runtime.defaults import (
     GenerationDefaults,
     layered,
@@ -46,10 +49,10 @@ from remora_agent.runtime.sampling import Sampler
 from remora_agent.runtime.scheduler import Job, Scheduler, SchedulerLimits
 from remora_agent.runtime.status import RuntimeState, RuntimeStatus
 from remora_agent.runtime.step_loop import StepLoop
-from remora_agent.runtime.stepper import Stepper
+from remora_agent.runtime.stepper import Arrival, Stepper
 from remora_agent.text.pipeline import TextPipeline
 from remora_contract.bundle import Bundle
-from remora_contract.errors import RemoraError, Unavailable
+from remora_contract.errors import InternalFault, RemoraError, Unavailable
 from remora_contract.release import SamplingDefaults
 
 log = logging.getLogger(__name__)
@@ -89,6 +92,10 @@ class ModelRuntime:
         scheduler = Scheduler(_scheduler_limits(engine.limits.rows, self.options))
         self._stepper = Stepper(engine, self._bank, scheduler, self._metrics, clock)
         self._loop = StepLoop(self._stepper.step, self._on_exit, clock)
+        vocab = engine.limits.vocab
+        self._grammars = GrammarCompiler(
+            lambda: text.token_bytes(vocab), vocab, bundle.eos_token_ids
+        )
         self._directory = directory or AdapterDirectory(bundle)
         self.adapters = Adapters(self._directory, self._bank, self._stepper, self._loop)
         for warning in self._generation.warnings:
@@ -111,24 +118,48 @@ class ModelRuntime:
         generation = load_generation_defaults(bundle_directory)
         return cls(engine, bundle, text, directory, options, sampling, generation)
 
-    def submit(self, request: GenerationRequest, on_event: OnEvent) -> None:
-        """Queues a request; its adapters are resolved to digests here, once.
+    def compile(self, constraint: Constraint) -> Future[Grammar]:
+        """What `submit` needs of a request with a constraint; not waited for here. Raises, and the
+        future raises, as GrammarCompiler.compile says."""
+        return self._grammars.compile(constraint)
+
+    def submit(
+        self, request: GenerationRequest, on_event: OnEvent, grammar: Grammar | None = None
+    ) -> None:
+        """Queues a request; its adapters are resolved to digests here, once. `grammar` is its
+        compiled constraint.
 
         Raises at once, and then `on_event` is never called: RequestInvalid, PromptTooLong,
         NotFound (adapter), Conflict (request id in use), Exhausted (queue full, with
         retry_after_s; or a mix that can never fit), DeadlineExceeded, Unavailable (draining,
         closed).
         """
+        self.submit_all([(request, on_event)], grammar)
+
+    def submit_all(
+        self,
+        requests: Sequence[tuple[GenerationRequest, OnEvent]],
+        grammar: Grammar | None = None,
+    ) -> None:
+        """Queues all of them, or none and raises as `submit` does."""
         now = self._clock()
+        self._stepper.add_all([self._arrival(r, hear, grammar, now) for r, hear in requests])
+        self._loop.wake()
+
+    def _arrival(
+        self, request: GenerationRequest, on_event: OnEvent, grammar: Grammar | None, now: float
+    ) -> Arrival:
+        if request.constraint is not None and grammar is None:
+            raise InternalFault("a request's constraint is to be compiled before it is submitted")
         check_request(request, self._limits, self.options, now)
         resolved = tuple(self._resolve(request.prompt, a) for a in request.adapters)
         wanted = tuple(w for w in resolved if w.start is not None)
         self._bank.check_fits(wanted)
-        answer = self._answer(self._clipped(request), resolved, on_event, now)
+        matcher = None if grammar is None else grammar.start()
+        answer = self._answer(self._clipped(request), resolved, on_event, now, matcher)
         borders = tuple(sorted({w.start for w in wanted if w.start}))
         job = Job(request.request_id, len(request.prompt), request.deadline_s, borders)
-        self._stepper.add(answer, wanted, job)
-        self._loop.wake()
+        return Arrival(answer, wanted, job)
 
     def cancel(self, request_id: str) -> bool:
         """Whether it was found; it then ends with Finished(CANCELLED), unless it ends otherwise
@@ -202,6 +233,7 @@ class ModelRuntime:
         self._state = RuntimeState.CLOSED
         self._loop.stop()
         self._loader.close()
+        self._grammars.close()
 
     def _defaults(self) -> SamplingDefaults:
         return layered(self._sampling, self._generation.sampling)
@@ -223,6 +255,7 @@ class ModelRuntime:
         wanted: tuple[Wanted, ...],
         on_event: OnEvent,
         now: float,
+        matcher: Matcher | None,
     ) -> Answer:
         return Answer(
             request,
@@ -232,6 +265,7 @@ class ModelRuntime:
             frozenset(self.bundle.eos_token_ids),
             on_event,
             now,
+            matcher,
         )
 
     def _provenance(self, wanted: tuple[Wanted, ...]) -> Provenance:

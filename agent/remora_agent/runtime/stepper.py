@@ -52,6 +52,15 @@ class Request:
         return any(w.adapter.digest == digest for w in self.wanted)
 
 
+@dataclass(frozen=True)
+class Arrival:
+    """A request on its way into the queue."""
+
+    answer: Answer
+    wanted: tuple[Wanted, ...]
+    job: Job
+
+
 class Stepper:
     def __init__(
         self,
@@ -81,6 +90,24 @@ class Stepper:
             self._scheduler.submit(job, self._clock())
             self._requests[job.request_id] = Request(answer, wanted)
             self._fresh.append(answer)
+
+    def add_all(self, arrivals: Sequence[Arrival]) -> None:
+        """All of them or none: raises as `add` does."""
+        added: list[Arrival] = []
+        with self._changed:
+            try:
+                for arrival in arrivals:
+                    self.add(arrival.answer, arrival.wanted, arrival.job)
+                    added.append(arrival)
+            except RemoraError:
+                for arrival in added:
+                    self._take_back(arrival)
+                raise
+
+    def _take_back(self, arrival: Arrival) -> None:
+        self._scheduler.end(arrival.job.request_id, self._clock())
+        del self._requests[arrival.job.request_id]
+        self._fresh.remove(arrival.answer)
 
     def cancel(self, request_id: str) -> bool:
         with self._changed:

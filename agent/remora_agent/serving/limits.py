@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 from remora_agent.runtime import bounds
-from remora_agent.runtime.api import AdapterRef, SamplingOverrides, StoppingOverrides
+from remora_agent.runtime.api import AdapterRef, SamplingOverrides, Share, StoppingOverrides
 from remora_agent.runtime.bounds import Range
+from remora_agent.runtime.grammar import check_constraint
 from remora_agent.runtime.options import MAX_ID_CHARS, MAX_STOP_TOKENS, RuntimeOptions
 from remora_agent.serving.call import (
     ROLES,
@@ -36,20 +37,32 @@ def check_call(call: GenerateCall) -> GenerateCall:
     check_sampling(call.sampling)
     check_stopping(call.stopping)
     bounds.check_scoring(call.scoring)
+    bounds.check_choices(call.n)
+    _check_constraint(call)
     _refuse_not_yet(call)
     return call
 
 
 def _refuse_not_yet(call: GenerateCall) -> None:
     """What nothing computes yet. Raises Unsupported."""
-    plain = GenerateCall(call.prompt)
     asked = [
-        n for n in ("constraint", "n", "echo", "share") if getattr(call, n) != getattr(plain, n)
+        ("share", call.share != Share()),
+        ("prompt_logprobs", call.scoring.prompt_top is not None),
     ]
-    if call.scoring.prompt_top is not None:
-        asked.append("prompt_logprobs")
-    if asked:
-        raise Unsupported(f"{asked[0]}: not implemented in this version; leave it out")
+    for name, wanted in asked:
+        if wanted:
+            raise Unsupported(f"{name}: not implemented in this version; leave it out")
+
+
+def _check_constraint(call: GenerateCall) -> None:
+    if call.constraint is None:
+        return
+    check_constraint(call.constraint)
+    if call.stopping.ignore_eos:
+        raise RequestInvalid(
+            "stopping.ignore_eos: an answer with a constraint ends where that is satisfied; "
+            "leave one of them out"
+        )
 
 
 def check_request_id(request_id: str) -> str:

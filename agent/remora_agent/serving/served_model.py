@@ -7,10 +7,12 @@ other, so a request sees the names of one release, never some of each. Knows no 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from remora_agent.runtime.api import AdapterRef, Event, GenerationRequest, OnEvent
+from remora_agent.runtime.constraint import Grammar
 from remora_agent.runtime.model_runtime import ModelRuntime
 from remora_agent.serving.call import (
     AdapterSelection,
@@ -65,6 +67,12 @@ class ServedModel:
             )
         return Encoded("", prompt.ids)
 
+    def prompt_text(self, encoded: Encoded) -> str:
+        """What was tokenised; of a prompt given as tokens, what they stand for."""
+        if encoded.text:
+            return encoded.text
+        return self.runtime.text.decode(encoded.token_ids, keep_special_tokens=True)
+
     def submit(
         self,
         request_id: str,
@@ -72,28 +80,44 @@ class ServedModel:
         tokens: tuple[int, ...],
         timeout_s: float | None,
         on_event: OnEvent,
+        grammar: Grammar | None = None,
     ) -> None:
-        """Queues the call, its prompt being `tokens`. Does not wait for the engine.
+        """`submit_choices` for the one answer of a call whose `n` is 1."""
+        self.submit_choices((request_id,), call, tokens, timeout_s, (on_event,), grammar)
 
-        `timeout_s` from now until it must have ended. Raises as ModelRuntime.submit does, NotFound
-        for a use case, RequestInvalid for a weight of an adapter that the use case has not.
+    def submit_choices(
+        self,
+        request_ids: Sequence[str],
+        call: GenerateCall,
+        tokens: tuple[int, ...],
+        timeout_s: float | None,
+        on_events: Sequence[OnEvent],
+        grammar: Grammar | None = None,
+    ) -> None:
+        """Queues an answer to the call for each id, all or none; the i-th has seed + i. The prompt
+        is `tokens`, `grammar` the compiled constraint. Does not wait for the engine.
+
+        `timeout_s` from now until they must have ended. Raises as ModelRuntime.submit does,
+        NotFound for a use case, RequestInvalid for a weight of an adapter that it has not.
         """
         runtime = self.runtime
         with self._names:
-            request = GenerationRequest(
-                request_id=request_id,
+            first = GenerationRequest(
+                request_id=request_ids[0],
                 prompt=tokens,
                 adapters=self._adapters(call.selection),
                 sampling=runtime.sampling(call.sampling),
                 stopping=runtime.stopping(call.stopping),
                 deadline_s=None if timeout_s is None else runtime.now() + timeout_s,
+                constraint=call.constraint,
                 scoring=call.scoring,
             )
-            if isinstance(call.selection, UseCaseRef):
-                on_event = self.counts.listening(call.selection.name, len(tokens), on_event)
-            origin = self._origin(call, tokens)
-            recorded = self._records.listening(request, origin, on_event)
-            runtime.submit(request, self._listener(recorded))
+            requests = [_choice(first, i, request_id) for i, request_id in enumerate(request_ids)]
+            listeners = [
+                self._listener(call, request, on_event)
+                for request, on_event in zip(requests, on_events, strict=True)
+            ]
+            runtime.submit_all(list(zip(requests, listeners, strict=True)), grammar)
 
     def _origin(self, call: GenerateCall, tokens: tuple[int, ...]) -> Origin:
         use_case = call.selection.name if isinstance(call.selection, UseCaseRef) else ""
@@ -114,7 +138,12 @@ class ServedModel:
             weights[given.name] = given.weight
         return tuple(AdapterRef(name, None, weight) for name, weight in weights.items())
 
-    def _listener(self, on_event: OnEvent) -> OnEvent:
+    def _listener(
+        self, call: GenerateCall, request: GenerationRequest, on_event: OnEvent
+    ) -> OnEvent:
+        if isinstance(call.selection, UseCaseRef):
+            on_event = self.counts.listening(call.selection.name, len(request.prompt), on_event)
+        on_event = self._records.listening(request, self._origin(call, request.prompt), on_event)
         observe = self._observe
         if observe is None:
             return on_event
@@ -124,3 +153,11 @@ class ServedModel:
             on_event(event)
 
         return listen
+
+
+def _choice(first: GenerationRequest, index: int, request_id: str) -> GenerationRequest:
+    """Another answer to the same; a seed that passes 64 bits goes on from 0."""
+    sampling = first.sampling
+    if sampling.seed is not None:
+        sampling = replace(sampling, seed=(sampling.seed + index) % (1 << 64))
+    return replace(first, request_id=request_id, sampling=sampling)

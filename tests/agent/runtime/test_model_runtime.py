@@ -31,7 +31,7 @@ from remora_contract.errors import (
 )
 from remora_contract.release import SamplingDefaults
 from tests.support.reference_engine import fault
-from tests.support.runtime import EOS, VOCAB, byte_tokenizer, request
+from tests.support.runtime import EOS, VOCAB, Listener, byte_tokenizer, request
 
 
 def hold(engine):
@@ -419,3 +419,23 @@ def test_times_of_an_answer_add_up(serve):
     t = heard.finished.timings
     assert min(t.queue_s, t.prefill_s, t.decode_s) >= 0
     assert t.time_to_first_token_s == pytest.approx(t.queue_s + t.prefill_s)
+
+
+def test_several_requests_are_queued_all_or_none(serve):
+    s = serve(rows=1, options=RuntimeOptions(max_waiting=4))
+    go, stopped = hold(s.engine)
+    running = s.submit(request("running"))
+    assert stopped.wait(20)
+    kept = [Listener() for _ in range(3)]
+    s.runtime.submit_all([(request(f"k{i}"), heard) for i, heard in enumerate(kept)])
+    refused = [Listener() for _ in range(3)]
+    with pytest.raises(Exhausted):
+        s.runtime.submit_all([(request(f"r{i}"), heard) for i, heard in enumerate(refused)])
+    with pytest.raises(Conflict):
+        s.runtime.submit_all([(request("new"), Listener()), (request("k1"), Listener())])
+    s.submit(request("one more"))
+    go.set()
+    for heard in (running, *kept):
+        assert heard.wait().finished.reason is FinishReason.LENGTH
+    assert not any(heard.events for heard in refused)
+    assert s.submit(request("r0")).wait().tokens == s.solo(request("r0"))
