@@ -69,10 +69,20 @@ class ServingConfig:
     )
     threads: int | None = _setting(None, "Compute threads; absent: one for each physical core.")
     drain_s: float = _setting(20.0, "Seconds running requests get to end at shutdown.")
+    unix_socket: str | None = _setting(
+        None, "Path of a unix socket to serve on too (mode 0660); absent: none."
+    )
+    allowed_users: tuple[str, ...] = _setting(
+        (),
+        "Names or numbers of users who may call over unix sockets; empty: all whom the socket's "
+        "mode lets in.",
+    )
     reflection: bool = _setting(True, "Describe the services to gRPC clients that ask.")
 
     def __post_init__(self) -> None:
         _check_listen(self.listen, "serving.listen")
+        if self.unix_socket is not None:
+            _check_listen(f"unix:{self.unix_socket}", "serving.unix_socket")
         _at_least(self.rows, 1, "serving.rows")
         _at_least(self.context, 1, "serving.context")
         _at_least(self.threads, 1, "serving.threads")

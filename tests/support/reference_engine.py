@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from remora_agent.bank.weights import AdapterWeights
-from remora_agent.engine.protocol import EngineLimits, Mix, RowStep
+from remora_agent.engine.protocol import EngineLimits, KvBlock, Mix, RowStep
 from remora_contract.digests import digest_bytes
 from remora_contract.errors import EngineFault, Exhausted, NotFound, PromptTooLong, Unavailable
 from remora_contract.targets import AdapterTarget
@@ -34,6 +34,7 @@ def make_weights(name: str, rank: int = 4, width: int = 8) -> AdapterWeights:
 class Calls:
     prefills: list[tuple[int, int, int]] = field(default_factory=list)  # row, start, tokens
     decodes: list[tuple[int, ...]] = field(default_factory=list)  # rows
+    writes: list[tuple[int, int, int]] = field(default_factory=list)  # row, start, tokens
     scores: list[tuple[int, int, int]] = field(default_factory=list)  # row, start, tokens
     embeds: list[tuple[int, int, int]] = field(default_factory=list)  # row, start, tokens
     adds: list[str] = field(default_factory=list)
@@ -51,9 +52,12 @@ class ReferenceEngine:
         vocab: int = 64,
         max_bank_rank: int = 16,
         scored: int = 16,
+        copies_kv: bool = True,
     ) -> None:
         random = np.random.default_rng(7)
-        self._limits = EngineLimits(rows, context, vocab, max_bank_rank, scored, HIDDEN)
+        self._limits = EngineLimits(
+            rows, context, vocab, max_bank_rank, scored, HIDDEN, 8 * HIDDEN, copies_kv
+        )
         # Chaotic on purpose: a difference far back does not fade.
         self._recur = 1.8 * random.standard_normal((HIDDEN, HIDDEN)) / np.sqrt(HIDDEN)
         self._embed = random.standard_normal((vocab, HIDDEN))
@@ -128,6 +132,20 @@ class ReferenceEngine:
             self._scored_from[step.row] = self._limits.context
             self._read(step.row, step.token, step.position, step.mix)
         return np.stack([self._logits(row) for row in rows])
+
+    def read_kv(self, row: int, start: int, stop: int) -> KvBlock:
+        self._enter()
+        assert self._limits.copies_kv, "this engine copies nothing"
+        assert 0 <= start < stop <= self._held[row], f"row {row} holds {self._held[row]}"
+        return KvBlock(stop - start, (self._states[row, start:stop].copy(),))
+
+    def write_kv(self, row: int, start: int, block: KvBlock) -> None:
+        self._enter()
+        assert self._limits.copies_kv, "this engine copies nothing"
+        assert 0 <= start <= self._held[row], f"row {row} holds {self._held[row]}, start {start}"
+        self.calls.writes.append((row, start, block.tokens))
+        self._states[row, start : start + block.tokens] = block.arrays[0]
+        self._held[row] = start + block.tokens
 
     def close(self) -> None:
         self._enter()

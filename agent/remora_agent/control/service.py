@@ -41,8 +41,9 @@ def local_host(
     """The real thing: engines, models and the gRPC surface of this process."""
     from remora_agent.engine.opening import EngineOptions
     from remora_agent.hosting.engines import EngineSettings
-    from remora_agent.serving.address import parse_address
+    from remora_agent.serving.address import parse_address, parse_socket
     from remora_agent.serving.stack import ServingStack, StackOptions
+    from remora_agent.serving.unix_gate import user_ids
     from remora_agent.telemetry.observers import Observing
     from remora_agent.telemetry.request_log import RequestLog
 
@@ -52,7 +53,13 @@ def local_host(
     listen = parse_address(serving.listen)
     observing = Observing(RequestLog(config.telemetry.request_log), config.telemetry.otlp_endpoint)
     made = StackOptions(
-        listen, _tls(serving), settings, observing=observing, reflection=serving.reflection
+        listen,
+        _tls(serving),
+        settings,
+        observing=observing,
+        reflection=serving.reflection,
+        unix_socket=None if serving.unix_socket is None else parse_socket(serving.unix_socket),
+        allowed_users=user_ids(serving.allowed_users) if serving.allowed_users else None,
     )
     stack = ServingStack(made, cancelled)
     stack.start()

@@ -12,6 +12,7 @@ from pathlib import Path
 from remora_agent.engine.build import BuildControl, BuildResult, build_engine, ignore, never
 from remora_agent.engine.cache import CacheEntry, EngineCache
 from remora_agent.engine.child import ChildLimits
+from remora_agent.engine.memory import kv_bytes
 from remora_agent.engine.protocol import Engine, EngineLimits
 from remora_agent.engine.recipe import Recipe
 from remora_agent.host import Progress
@@ -118,4 +119,6 @@ def limits_of(bundle: Bundle, options: EngineOptions) -> EngineLimits:
         bundle.graph.max_bank_rank,
         scored=max(1, min(_MOST_SCORED, _SCORED_BYTES // (4 * decoder.vocab))),
         hidden=decoder.hidden,
+        kv_token_bytes=kv_bytes(decoder, rows=1, context=0),
+        copies_kv=True,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,8 @@ class EngineLimits:
     max_bank_rank: int  # sum of ranks of resident adapters; 0: no adapters
     scored: int = 0  # tokens of one `score`; 0: the engine cannot
     hidden: int = 0  # width of the states that `embed` returns; 0: the engine cannot
+    kv_token_bytes: int = 0  # keys and values of one token in host memory; 0: not counted there
+    copies_kv: bool = False  # read_kv and write_kv work
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,18 @@ class RowStep:
     token: int
     position: int
     mix: Mix = ()
+
+
+@dataclass(frozen=True)
+class KvBlock:
+    """Keys and values of consecutive positions; only the engine that made it knows the layout."""
+
+    tokens: int
+    arrays: tuple[NDArray[Any], ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(a.nbytes for a in self.arrays)
 
 
 class Engine(Protocol):
@@ -86,6 +100,22 @@ class Engine(Protocol):
         """One token for each given row (distinct rows, any order); logits [len(steps), vocab].
 
         Rows that are not named keep their cache, whatever the backend computes beside them.
+        """
+        ...
+
+    def read_kv(self, row: int, start: int, stop: int) -> KvBlock:
+        """A copy of the keys and values of positions start..stop-1, which `row` holds.
+
+        Raises RequestInvalid outside what the row holds, Unsupported when the engine cannot.
+        """
+        ...
+
+    def write_kv(self, row: int, start: int, block: KvBlock) -> None:
+        """Puts a copy of this engine's read_kv back at positions `start`.. of any row; the row
+        then holds start + block.tokens tokens. `start` is where the block was read, because keys
+        carry their position, and at most what the row holds.
+
+        Raises RequestInvalid, PromptTooLong, Unsupported.
         """
         ...
 

@@ -64,6 +64,7 @@ class Answer:
         self.request = request
         self.provenance = provenance
         self.tokens: list[int] = []
+        self.cached_tokens = 0  # of the prompt, not computed
         self._sampler = sampler
         self._detokenizer = detokenizer
         self._matcher = matcher
@@ -74,6 +75,7 @@ class Answer:
         self._unsent: list[int] = []  # tokens whose text is held back
         self._unsent_logprobs: list[TokenLogprob] = []  # one for each, when asked for
         self._submitted_s = now
+        self._accepted = False
         self._admitted_s: float | None = None
         self._first_token_s: float | None = None
         self._last_token_s = now
@@ -88,11 +90,10 @@ class Answer:
         """Nobody listens any more."""
         return self._on_event is _nobody
 
-    def accept(self) -> None:
-        self._emit(Accepted(self.request.request_id, self.provenance))
-
     def admitted(self, now: float) -> None:
+        """It has a row, and this engine answers it."""
         self._admitted_s = now
+        self._accept()
 
     def take(self, logits: Logits, now: float) -> TokenTaken:
         """Draws the next token from logits [vocab], which stay as they are. Raises EngineFault for
@@ -114,18 +115,26 @@ class Answer:
     def finish(self, reason: FinishReason, now: float) -> None:
         """The last event. What was held back, for a stop string or the rest of a character, goes
         out first, so that the text is the decoding of its tokens."""
+        self._accept()
         if not self._stop_match:
             rest = self._stops.push(self._detokenizer.flush())
             self._send(rest.text + self._stops.flush(), complete=True)
             if rest.match is not None:
                 self._stop_match, reason = rest.match, FinishReason.STOP
-        usage = Usage(len(self.request.prompt), 0, len(self.tokens))
+        usage = Usage(len(self.request.prompt), self.cached_tokens, len(self.tokens))
         timings = self._timings(now)
         self._emit(Finished(reason, usage, timings, self.provenance, self._stop_match))
 
     def fail(self, error: RemoraError) -> None:
         """The last event instead."""
+        self._accept()
         self._emit(Failed(error))
+
+    def _accept(self) -> None:
+        """The first event, whatever comes next."""
+        if not self._accepted:
+            self._accepted = True
+            self._emit(Accepted(self.request.request_id, self.provenance))
 
     def _banned(self, vocab: int) -> NDArray[np.int64] | None:
         """Tokens that would end the answer before `min_tokens`."""

@@ -5,12 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 
 from remora_agent.runtime.api import Accepted, Delta, Finished
+from remora_agent.serving.call import GenerateCall
 from remora_agent.serving.event_stream import StreamEvent
 
 
 def choice_ids(request_id: str, n: int) -> tuple[str, ...]:
     """One for each answer; the only one has the request's own."""
     return (request_id,) if n == 1 else tuple(f"{request_id}#{i}" for i in range(n))
+
+
+def choice_call(call: GenerateCall, index: int) -> GenerateCall:
+    """The call that asks for answer `index` alone; a seed that passes 64 bits goes on from 0."""
+    seed = call.sampling.seed
+    if call.n == 1 or seed is None:
+        return replace(call, n=1)
+    return replace(call, n=1, sampling=replace(call.sampling, seed=(seed + index) % (1 << 64)))
 
 
 class Showing:

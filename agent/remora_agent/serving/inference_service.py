@@ -6,17 +6,21 @@ A caller that goes away, cancels or runs out of time takes its request with it.
 from __future__ import annotations
 
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 from remora_agent.serving import wire
 from remora_agent.serving.callers import with_caller
 from remora_agent.serving.collected import Collected
 from remora_agent.serving.driver import RequestDriver
+from remora_agent.serving.limits import MAX_MESSAGE_BYTES
 from remora_agent.serving.router import Router
 from remora_agent.serving.rpc_errors import translated
 from remora_agent.serving.served_model import ServedModel
+from remora_contract.errors import RequestInvalid
 from remora_protos.inference.v1 import inference_pb2 as pb
 from remora_protos.inference.v1 import inference_pb2_grpc as rpc
+
+R = TypeVar("R", pb.TokenizeResponse, pb.DetokenizeResponse)
 
 
 class InferenceService(rpc.InferenceServicer):
@@ -52,7 +56,7 @@ class InferenceService(rpc.InferenceServicer):
         prompt = wire.tokenize_prompt(request)
         async with self._router.entering() as model:
             encoded = await self._driver.work(model.encode, prompt)
-        return pb.TokenizeResponse(token_ids=encoded.token_ids, rendered=encoded.text)
+        return _sendable(pb.TokenizeResponse(token_ids=encoded.token_ids, rendered=encoded.text))
 
     @translated
     async def Detokenize(
@@ -66,4 +70,14 @@ class InferenceService(rpc.InferenceServicer):
                 ),
                 list(request.token_ids),
             )
-        return pb.DetokenizeResponse(text=text)
+        return _sendable(pb.DetokenizeResponse(text=text))
+
+
+def _sendable(response: R) -> R:
+    """Raises RequestInvalid where the answer is longer than a message may be."""
+    if response.ByteSize() > MAX_MESSAGE_BYTES:
+        raise RequestInvalid(
+            f"the answer has {response.ByteSize()} bytes and a message {MAX_MESSAGE_BYTES} at most; "
+            "send the input in parts"
+        )
+    return response

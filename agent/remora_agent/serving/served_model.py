@@ -9,11 +9,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 
 from remora_agent.runtime.api import AdapterRef, Event, GenerationRequest, OnEvent
-from remora_agent.runtime.constraint import Grammar
+from remora_agent.runtime.constraint import COMPILE_TIMEOUT_S, Grammar
 from remora_agent.runtime.model_runtime import ModelRuntime
+from remora_agent.runtime.step_loop import wait_for
 from remora_agent.serving.call import (
     AdapterSelection,
     ChatPrompt,
@@ -22,6 +22,7 @@ from remora_agent.serving.call import (
     TextPrompt,
     UseCaseRef,
 )
+from remora_agent.serving.choices import choice_call
 from remora_agent.serving.use_case_counts import UseCaseCounts
 from remora_agent.telemetry.records import Origin, RequestRecords
 from remora_agent.text.pipeline import Encoded
@@ -82,7 +83,10 @@ class ServedModel:
         on_event: OnEvent,
         grammar: Grammar | None = None,
     ) -> None:
-        """`submit_choices` for the one answer of a call whose `n` is 1."""
+        """`submit_choices` for one answer. A constraint whose grammar is not given is compiled here
+        and waited for: not on an event loop then."""
+        if grammar is None and call.constraint is not None:
+            grammar = wait_for(self.runtime.compile(call.constraint), COMPILE_TIMEOUT_S)
         self.submit_choices((request_id,), call, tokens, timeout_s, (on_event,), grammar)
 
     def submit_choices(
@@ -100,24 +104,33 @@ class ServedModel:
         `timeout_s` from now until they must have ended. Raises as ModelRuntime.submit does,
         NotFound for a use case, RequestInvalid for a weight of an adapter that it has not.
         """
-        runtime = self.runtime
+        deadline_s = None if timeout_s is None else self.runtime.now() + timeout_s
         with self._names:
-            first = GenerationRequest(
-                request_id=request_ids[0],
-                prompt=tokens,
-                adapters=self._adapters(call.selection),
-                sampling=runtime.sampling(call.sampling),
-                stopping=runtime.stopping(call.stopping),
-                deadline_s=None if timeout_s is None else runtime.now() + timeout_s,
-                constraint=call.constraint,
-                scoring=call.scoring,
-            )
-            requests = [_choice(first, i, request_id) for i, request_id in enumerate(request_ids)]
-            listeners = [
-                self._listener(call, request, on_event)
-                for request, on_event in zip(requests, on_events, strict=True)
-            ]
-            runtime.submit_all(list(zip(requests, listeners, strict=True)), grammar)
+            pairs = []
+            for i, (request_id, on_event) in enumerate(zip(request_ids, on_events, strict=True)):
+                one = choice_call(call, i)
+                request = self._request(request_id, one, tokens, deadline_s)
+                pairs.append((request, self._listener(one, request, on_event)))
+            self.runtime.submit_all(pairs, grammar)
+
+    def _request(
+        self,
+        request_id: str,
+        call: GenerateCall,
+        tokens: tuple[int, ...],
+        deadline_s: float | None,
+    ) -> GenerationRequest:
+        return GenerationRequest(
+            request_id=request_id,
+            prompt=tokens,
+            adapters=self._adapters(call.selection),
+            sampling=self.runtime.sampling(call.sampling),
+            stopping=self.runtime.stopping(call.stopping),
+            deadline_s=deadline_s,
+            constraint=call.constraint,
+            scoring=call.scoring,
+            share=call.share,
+        )
 
     def _origin(self, call: GenerateCall, tokens: tuple[int, ...]) -> Origin:
         use_case = call.selection.name if isinstance(call.selection, UseCaseRef) else ""
@@ -153,11 +166,3 @@ class ServedModel:
             on_event(event)
 
         return listen
-
-
-def _choice(first: GenerationRequest, index: int, request_id: str) -> GenerationRequest:
-    """Another answer to the same; a seed that passes 64 bits goes on from 0."""
-    sampling = first.sampling
-    if sampling.seed is not None:
-        sampling = replace(sampling, seed=(sampling.seed + index) % (1 << 64))
-    return replace(first, request_id=request_id, sampling=sampling)

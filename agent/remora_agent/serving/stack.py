@@ -11,7 +11,13 @@ from dataclasses import dataclass, field
 
 from remora_agent.hosting.engines import CachedEngines, EngineSettings, EngineSource
 from remora_agent.local_host import HostSettings, LocalHost
-from remora_agent.serving.address import DEFAULT_LISTEN, Address, TcpAddress, parse_address
+from remora_agent.serving.address import (
+    DEFAULT_LISTEN,
+    Address,
+    TcpAddress,
+    UnixAddress,
+    parse_address,
+)
 from remora_agent.serving.router import Router
 from remora_agent.serving.served_model import ServedModel
 from remora_agent.serving.server import InferenceServer, ServerOptions
@@ -34,6 +40,8 @@ class StackOptions:
     metrics_listen: TcpAddress | None = None
     observing: Observing = field(default_factory=Observing)
     reflection: bool = True
+    unix_socket: UnixAddress | None = None  # beside `listen`
+    allowed_users: frozenset[int] | None = None  # of unix sockets; None: whom their mode lets in
 
 
 class ServingStack:
@@ -52,7 +60,13 @@ class ServingStack:
         """
         self._options = options
         router: Router[ServedModel] = Router()
-        server = ServerOptions(options.listen, options.tls, reflection=options.reflection)
+        server = ServerOptions(
+            options.listen,
+            options.tls,
+            options.unix_socket,
+            options.allowed_users,
+            reflection=options.reflection,
+        )
         self._server = InferenceServer(router, server)
         self._observers = Observers(options.observing)
         engines = engines or CachedEngines(options.engines, cancelled or (lambda: False))

@@ -422,13 +422,13 @@ def test_times_of_an_answer_add_up(serve):
 
 
 def test_several_requests_are_queued_all_or_none(serve):
-    s = serve(rows=1, options=RuntimeOptions(max_waiting=4))
+    s = serve(rows=1, options=RuntimeOptions(max_waiting=8))
     go, stopped = hold(s.engine)
     running = s.submit(request("running"))
     assert stopped.wait(20)
     kept = [Listener() for _ in range(3)]
     s.runtime.submit_all([(request(f"k{i}"), heard) for i, heard in enumerate(kept)])
-    refused = [Listener() for _ in range(3)]
+    refused = [Listener() for _ in range(9)]
     with pytest.raises(Exhausted):
         s.runtime.submit_all([(request(f"r{i}"), heard) for i, heard in enumerate(refused)])
     with pytest.raises(Conflict):

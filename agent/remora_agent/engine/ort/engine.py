@@ -21,7 +21,7 @@ from remora_agent.engine.ort.extras import Extras, uses_extras
 from remora_agent.engine.ort.kv import KvCache
 from remora_agent.engine.ort.session import Asked, Lora, Rows, Session, Step
 from remora_agent.engine.ort.slots import RowSlots
-from remora_agent.engine.protocol import EngineLimits, Mix, RowStep
+from remora_agent.engine.protocol import EngineLimits, KvBlock, Mix, RowStep
 from remora_contract.bundle import GraphSpec
 from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import PromptTooLong, RequestInvalid, Unavailable
@@ -164,6 +164,16 @@ class OrtEngine:
         chosen: NDArray[np.float32] = logits[[step.row - rows.first for step in steps]]
         return chosen
 
+    def read_kv(self, row: int, start: int, stop: int) -> KvBlock:
+        self._check_open()
+        self._check_row(row)
+        return self._cache.read(row, start, stop)
+
+    def write_kv(self, row: int, start: int, block: KvBlock) -> None:
+        self._check_open()
+        self._check_row(row)
+        self._cache.write(row, start, block)
+
     def close(self) -> None:
         self._closed = True
         self._base = self._plain = self._full = self._slots = None
@@ -270,9 +280,12 @@ class OrtEngine:
             )
         self._check_tokens(tokens)
 
-    def _check_place(self, row: int, position: int) -> None:
+    def _check_row(self, row: int) -> None:
         if not 0 <= row < self._limits.rows:
             raise RequestInvalid(f"row {row} is outside 0..{self._limits.rows - 1}")
+
+    def _check_place(self, row: int, position: int) -> None:
+        self._check_row(row)
         held = int(self._cache.lengths[row])
         if not 0 <= position <= held:
             raise RequestInvalid(f"row {row} holds {held} tokens; position {position} leaves a gap")
