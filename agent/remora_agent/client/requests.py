@@ -43,6 +43,7 @@ class Options(TypedDict, total=False):
     lark: str
     choice: Sequence[str]
     logprobs: int  # of each token of the answer, and of that many of the likeliest
+    prompt_logprobs: int  # the same of each token of the prompt but the first
     n: int  # independent answers; those after the first are the result's `more`
     echo: bool  # the text begins with the prompt's
     add_generation_prompt: bool
@@ -183,6 +184,9 @@ def _set_choices(request: pb.GenerateRequest, options: Options) -> None:
     if "logprobs" in options:
         request.logprobs.top = options["logprobs"]
         request.logprobs.SetInParent()
+    if "prompt_logprobs" in options:
+        request.prompt_logprobs.top = options["prompt_logprobs"]
+        request.prompt_logprobs.SetInParent()
     if options.get("n", 1) < 1:
         raise RequestInvalid(f"n must be 1 or more, not {options['n']}")
     request.n = options.get("n", 1)

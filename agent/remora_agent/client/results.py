@@ -47,6 +47,7 @@ class Result:
     timings: Timings
     provenance: Provenance
     logprobs: tuple[TokenLogprob, ...] = ()  # one for each token, when asked for
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()  # from the prompt's second token on
     more: tuple[Result, ...] = ()  # the answers after the first, with n
 
 
@@ -135,7 +136,8 @@ def result(response: pb.GenerateResponse) -> Result:
         response.finished,
         map(token_logprob, response.logprobs),
     )
-    return replace(made, more=tuple(map(result, response.more)))
+    scored = tuple(map(token_logprob, response.prompt_logprobs))
+    return replace(made, prompt_logprobs=scored, more=tuple(map(result, response.more)))
 
 
 def token_logprob(message: pb.TokenLogprob) -> TokenLogprob:

@@ -16,6 +16,7 @@ class _Choice:
     texts: list[str] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt: tuple[TokenLogprob, ...] = ()
     finished: pb.Finished | None = None
 
 
@@ -38,11 +39,15 @@ class Transcript:
         if not isinstance(event, pb.GenerateEvent):
             raise Unavailable("the agent ended the stream before its last event; ask again")
         kind = event.WhichOneof("event")
-        if kind not in ("accepted", "delta", "finished") or event.choice >= len(self._choices):
+        if kind not in ("accepted", "prompt", "delta", "finished") or event.choice >= len(
+            self._choices
+        ):
             raise InternalFault("the agent sent an event this client does not know; update it")
         choice = self._choices[event.choice]
         if kind == "accepted":
             self.request_id = event.accepted.request_id
+        elif kind == "prompt":
+            choice.prompt = tuple(map(results.token_logprob, event.prompt.tokens))
         elif kind == "finished":
             choice.finished = event.finished
         else:
@@ -62,4 +67,5 @@ class Transcript:
         if choice.finished is None:
             raise Refused("the stream has not ended; read it to the end first")
         text = "".join(choice.texts)
-        return results.ended(self.request_id, text, choice.ids, choice.finished, choice.logprobs)
+        made = results.ended(self.request_id, text, choice.ids, choice.finished, choice.logprobs)
+        return replace(made, prompt_logprobs=choice.prompt)

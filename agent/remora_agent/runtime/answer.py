@@ -23,6 +23,7 @@ from remora_agent.runtime.api import (
     FinishReason,
     GenerationRequest,
     OnEvent,
+    PromptScored,
     Provenance,
     Timings,
     TokenLogprob,
@@ -76,6 +77,7 @@ class Answer:
         self._unsent_logprobs: list[TokenLogprob] = []  # one for each, when asked for
         self._submitted_s = now
         self._accepted = False
+        self._prompt_logprobs: list[TokenLogprob] = []
         self._admitted_s: float | None = None
         self._first_token_s: float | None = None
         self._last_token_s = now
@@ -95,9 +97,20 @@ class Answer:
         self._admitted_s = now
         self._accept()
 
+    def score_prompt(self, start: int, logits: Logits) -> None:
+        """logits [s, vocab] after the prompt's tokens from `start` on: each scores the next one."""
+        prompt, top = self.request.prompt, self.request.scoring.prompt_top or 0
+        self._prompt_logprobs.extend(
+            scored(after, prompt[position], top)
+            for position, after in enumerate(logits, start + 1)
+            if position < len(prompt)
+        )
+
     def take(self, logits: Logits, now: float) -> TokenTaken:
         """Draws the next token from logits [vocab], which stay as they are. Raises EngineFault for
         logits that are not numbers, RequestInvalid when no token may follow."""
+        if self.request.scoring.prompt_top is not None and not self.tokens:
+            self._emit(PromptScored(tuple(self._prompt_logprobs)))
         vocab = len(logits)
         allowed = None if self._matcher is None else self._matcher.allowed(vocab)
         token = self._sampler.draw(logits, allowed, self._banned(vocab))

@@ -10,7 +10,7 @@ from remora_agent.runtime.api import (
     Share,
     StoppingParams,
 )
-from remora_agent.runtime.bounds import check_sampling, check_scoring
+from remora_agent.runtime.bounds import MAX_PROMPT_LOGPROBS, check_sampling, check_scoring
 from remora_agent.runtime.jobs import MAX_PRIORITY
 from remora_agent.runtime.options import (
     CHOICE_ID_CHARS,
@@ -20,14 +20,14 @@ from remora_agent.runtime.options import (
     MAX_STOP_TOKENS,
     RuntimeOptions,
 )
-from remora_contract.errors import DeadlineExceeded, PromptTooLong, RequestInvalid
+from remora_contract.errors import DeadlineExceeded, PromptTooLong, RequestInvalid, Unsupported
 from remora_contract.release import MAX_WEIGHT
 
 
 def check_request(
     request: GenerationRequest, limits: EngineLimits, options: RuntimeOptions, now: float
 ) -> None:
-    """Raises RequestInvalid, PromptTooLong, DeadlineExceeded."""
+    """Raises RequestInvalid, PromptTooLong, DeadlineExceeded, Unsupported."""
     if not 0 < len(request.request_id) <= MAX_ID_CHARS + CHOICE_ID_CHARS:
         raise RequestInvalid(f"request_id must have 1 to {MAX_ID_CHARS} characters")
     if request.deadline_s is not None and now >= request.deadline_s:
@@ -36,7 +36,7 @@ def check_request(
     check_sampling(request.sampling)
     _check_biases(request.sampling, limits)
     _check_stopping(request.stopping, options)
-    check_scoring(request.scoring)
+    _check_scoring(request, limits)
     check_adapters(request.adapters, options)
     check_share(request.share)
 
@@ -73,6 +73,22 @@ def _check_biases(sampling: SamplingParams, limits: EngineLimits) -> None:
             raise RequestInvalid(
                 f"logit_bias: token {token} is outside the vocabulary 0..{limits.vocab - 1}"
             )
+
+
+def _check_scoring(request: GenerationRequest, limits: EngineLimits) -> None:
+    check_scoring(request.scoring)
+    top = request.scoring.prompt_top
+    if top is None:
+        return
+    if limits.scored < 1:
+        raise Unsupported("prompt_logprobs: not with this engine; leave it out")
+    values = len(request.prompt) * (top + 1)
+    if values > MAX_PROMPT_LOGPROBS:
+        raise RequestInvalid(
+            f"prompt_logprobs: {top} of the likeliest at each of {len(request.prompt)} tokens are "
+            f"{values} values and {MAX_PROMPT_LOGPROBS} the most; ask for fewer or send a shorter "
+            "prompt"
+        )
 
 
 def _check_stopping(stopping: StoppingParams, options: RuntimeOptions) -> None:

@@ -23,6 +23,7 @@ from remora_agent.runtime.memory_floor import RETRY_AFTER_S, MemoryFloor
 from remora_agent.runtime.metrics import RuntimeMetrics
 from remora_agent.runtime.prefix_cache import PrefixCache
 from remora_agent.runtime.prefix_keys import Acting, PrefixKeys
+from remora_agent.runtime.prompt_scoring import read_scored
 from remora_agent.runtime.sampling import Logits
 from remora_agent.runtime.scheduler import (
     DecodeStep,
@@ -324,7 +325,12 @@ class Stepper:
             (request,) = requests
             tokens = np.asarray(request.answer.request.prompt[work.start : work.stop], np.int64)
             mix = request.mix_at(work.start)
-            logits = self._engine.prefill(work.row, tokens, work.start, mix)
+            if request.answer.request.scoring.prompt_top is None:
+                logits = self._engine.prefill(work.row, tokens, work.start, mix)
+            else:
+                logits = read_scored(
+                    self._engine, work.row, tokens, work.start, mix, request.answer
+                )
             return [logits] if work.last else []
         steps = [
             RowStep(row, r.answer.tokens[-1], r.answer.position, r.mix_at(r.answer.position))

@@ -45,13 +45,8 @@ def check_call(call: GenerateCall) -> GenerateCall:
 
 def _refuse_not_yet(call: GenerateCall) -> None:
     """What nothing computes yet. Raises Unsupported."""
-    asked = [
-        ("share", call.share != Share()),
-        ("prompt_logprobs", call.scoring.prompt_top is not None),
-    ]
-    for name, wanted in asked:
-        if wanted:
-            raise Unsupported(f"{name}: not implemented in this version; leave it out")
+    if call.share != Share():
+        raise Unsupported("share: not implemented in this version; leave it out")
 
 
 def _check_constraint(call: GenerateCall) -> None:

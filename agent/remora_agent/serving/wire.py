@@ -35,7 +35,6 @@ RESERVED_ARGUMENTS = frozenset({"messages", "add_generation_prompt", "bos_token"
 # Fields of the protocol that nothing computes yet.
 _NOT_YET = frozenset(
     [
-        "prompt_logprobs",
         "priority",
         "client",
         "cache_salt",
