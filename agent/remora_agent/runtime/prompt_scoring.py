@@ -20,4 +20,5 @@ def read_scored(
     for at in range(0, len(tokens), most):
         logits = engine.score(row, tokens[at : at + most], start + at, mix)
         answer.score_prompt(start + at, logits)
-    return logits[-1]
+    last: Logits = logits[-1]
+    return last
