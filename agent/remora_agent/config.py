@@ -69,6 +69,17 @@ class ServingConfig:
     )
     threads: int | None = _setting(None, "Compute threads; absent: one for each physical core.")
     drain_s: float = _setting(20.0, "Seconds running requests get to end at shutdown.")
+    max_waiting: int = _setting(256, "Requests that wait for a row; more are told to come back.")
+    inter_token_s: float = _setting(
+        0.25, "Long prompts are read in pieces so short that running answers move this often."
+    )
+    prefix_cache_bytes: int = _setting(
+        256 << 20, "Memory for the keys and values of prompts that begin alike; 0: none is reused."
+    )
+    memory_floor_bytes: int = _setting(
+        256 << 20,
+        "Bytes of memory that stay free; requests and engines that need them are refused.",
+    )
     unix_socket: str | None = _setting(
         None, "Path of a unix socket to serve on too (mode 0660); absent: none."
     )
@@ -87,6 +98,10 @@ class ServingConfig:
         _at_least(self.context, 1, "serving.context")
         _at_least(self.threads, 1, "serving.threads")
         _at_least(self.drain_s, 0, "serving.drain_s")
+        _at_least(self.max_waiting, 1, "serving.max_waiting")
+        _at_least(self.inter_token_s, 0.001, "serving.inter_token_s")
+        _at_least(self.prefix_cache_bytes, 0, "serving.prefix_cache_bytes")
+        _at_least(self.memory_floor_bytes, 0, "serving.memory_floor_bytes")
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls_certificate and tls_key belong together: give both or neither")
 

@@ -49,6 +49,9 @@ class Options(TypedDict, total=False):
     add_generation_prompt: bool
     template_arguments: Mapping[str, Any]
     request_id: str
+    priority: int  # higher goes first among those that wait
+    client: str  # who shares the rows fairly with other clients; missing: the connection's identity
+    cache_salt: str  # prefixes are cached apart for each
 
 
 _SAMPLING = (
@@ -63,6 +66,7 @@ _SAMPLING = (
 )
 _STOPPING = ("max_tokens", "ignore_eos", "min_tokens")
 _CONSTRAINTS = ("json_schema", "json_object", "regex", "lark", "choice")
+_SHARE = ("priority", "client", "cache_salt")
 _KNOWN = frozenset(Options.__annotations__)
 
 
@@ -163,6 +167,9 @@ def _set_numbers(request: pb.GenerateRequest, options: Options) -> None:
     for name in _STOPPING:
         if name in given:
             setattr(request.stopping, name, given[name])
+    for name in _SHARE:
+        if name in given:
+            setattr(request, name, given[name])
 
 
 def _set_constraint(request: pb.GenerateRequest, options: Options) -> None:

@@ -41,6 +41,8 @@ def local_host(
     """The real thing: engines, models and the gRPC surface of this process."""
     from remora_agent.engine.opening import EngineOptions
     from remora_agent.hosting.engines import EngineSettings
+    from remora_agent.local_host import HostSettings
+    from remora_agent.runtime.options import RuntimeOptions
     from remora_agent.serving.address import parse_address, parse_socket
     from remora_agent.serving.stack import ServingStack, StackOptions
     from remora_agent.serving.unix_gate import user_ids
@@ -49,13 +51,26 @@ def local_host(
 
     serving = config.serving
     options = EngineOptions(rows=serving.rows, context=serving.context, threads=serving.threads)
-    settings = EngineSettings(cache_dir=layout.engines, options=options)
+    settings = EngineSettings(
+        cache_dir=layout.engines,
+        memory_floor_bytes=serving.memory_floor_bytes,
+        options=options,
+    )
+    host = HostSettings(
+        RuntimeOptions(
+            max_waiting=serving.max_waiting,
+            inter_token_s=serving.inter_token_s,
+            prefix_bytes=serving.prefix_cache_bytes,
+            memory_floor_bytes=serving.memory_floor_bytes,
+        )
+    )
     listen = parse_address(serving.listen)
     observing = Observing(RequestLog(config.telemetry.request_log), config.telemetry.otlp_endpoint)
     made = StackOptions(
         listen,
         _tls(serving),
         settings,
+        host,
         observing=observing,
         reflection=serving.reflection,
         unix_socket=None if serving.unix_socket is None else parse_socket(serving.unix_socket),

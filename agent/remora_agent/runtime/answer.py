@@ -76,7 +76,6 @@ class Answer:
         self._unsent: list[int] = []  # tokens whose text is held back
         self._unsent_logprobs: list[TokenLogprob] = []  # one for each, when asked for
         self._submitted_s = now
-        self._accepted = False
         self._prompt_logprobs: list[TokenLogprob] = []
         self._admitted_s: float | None = None
         self._first_token_s: float | None = None
@@ -92,10 +91,11 @@ class Answer:
         """Nobody listens any more."""
         return self._on_event is _nobody
 
+    def accept(self) -> None:
+        self._emit(Accepted(self.request.request_id, self.provenance))
+
     def admitted(self, now: float) -> None:
-        """It has a row, and this engine answers it."""
         self._admitted_s = now
-        self._accept()
 
     def score_prompt(self, start: int, logits: Logits) -> None:
         """logits [s, vocab] after the prompt's tokens from `start` on: each scores the next one."""
@@ -128,7 +128,6 @@ class Answer:
     def finish(self, reason: FinishReason, now: float) -> None:
         """The last event. What was held back, for a stop string or the rest of a character, goes
         out first, so that the text is the decoding of its tokens."""
-        self._accept()
         if not self._stop_match:
             rest = self._stops.push(self._detokenizer.flush())
             self._send(rest.text + self._stops.flush(), complete=True)
@@ -140,14 +139,7 @@ class Answer:
 
     def fail(self, error: RemoraError) -> None:
         """The last event instead."""
-        self._accept()
         self._emit(Failed(error))
-
-    def _accept(self) -> None:
-        """The first event, whatever comes next."""
-        if not self._accepted:
-            self._accepted = True
-            self._emit(Accepted(self.request.request_id, self.provenance))
 
     def _banned(self, vocab: int) -> NDArray[np.int64] | None:
         """Tokens that would end the answer before `min_tokens`."""

@@ -6,7 +6,9 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
+from remora_agent.runtime.options import MAX_CLIENT_CHARS
 from remora_agent.serving.call import GenerateCall
+from remora_contract.digests import digest_bytes
 
 TRACE_PARENT = "traceparent"  # metadata key of W3C trace context
 USER_PREFIX = "uid-"  # of the socket names that the gate of a unix socket gives its connections
@@ -28,7 +30,9 @@ def caller(context: Any) -> str:
     """`cn:NAME` of a client certificate, `uid:NUMBER` on a unix socket, else empty."""
     names = (context.auth_context() or {}).get(_SUBJECT, ())
     if names:
-        return f"cn:{names[0].decode(errors='replace')}"
+        name = f"cn:{names[0].decode(errors='replace')}"
+        fits = len(name) <= MAX_CLIENT_CHARS and name.isprintable()
+        return name if fits else f"cn:{digest_bytes(names[0])}"
     kind, _, path = context.peer().partition(":")
     name = PurePosixPath(path).name
     if kind == "unix" and name.startswith(USER_PREFIX):

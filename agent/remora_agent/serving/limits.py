@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 
 from remora_agent.runtime import bounds
-from remora_agent.runtime.api import AdapterRef, SamplingOverrides, Share, StoppingOverrides
+from remora_agent.runtime.api import AdapterRef, SamplingOverrides, StoppingOverrides
 from remora_agent.runtime.bounds import Range
 from remora_agent.runtime.grammar import check_constraint
 from remora_agent.runtime.options import MAX_ID_CHARS, MAX_STOP_TOKENS, RuntimeOptions
+from remora_agent.runtime.sharing import check_share
 from remora_agent.serving.call import (
     ROLES,
     AdapterSelection,
@@ -19,7 +20,7 @@ from remora_agent.serving.call import (
     UseCaseRef,
 )
 from remora_contract.artifact import check_name
-from remora_contract.errors import RequestInvalid, Unsupported
+from remora_contract.errors import RequestInvalid
 from remora_contract.release import MAX_WEIGHT, WeightedName, check_use_case_name
 
 MAX_MESSAGE_BYTES = 4 << 20  # of one gRPC message, in either direction
@@ -36,17 +37,11 @@ def check_call(call: GenerateCall) -> GenerateCall:
     check_selection(call.selection)
     check_sampling(call.sampling)
     check_stopping(call.stopping)
+    check_share(call.share)
     bounds.check_scoring(call.scoring)
     bounds.check_choices(call.n)
     _check_constraint(call)
-    _refuse_not_yet(call)
     return call
-
-
-def _refuse_not_yet(call: GenerateCall) -> None:
-    """What nothing computes yet. Raises Unsupported."""
-    if call.share != Share():
-        raise Unsupported("share: not implemented in this version; leave it out")
 
 
 def _check_constraint(call: GenerateCall) -> None:

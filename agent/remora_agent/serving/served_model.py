@@ -8,9 +8,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
-from remora_agent.runtime.api import AdapterRef, Event, GenerationRequest, OnEvent
+from remora_agent.runtime.api import (
+    AdapterRef,
+    Event,
+    GenerationRequest,
+    OnEvent,
+    Provenance,
+)
 from remora_agent.runtime.constraint import COMPILE_TIMEOUT_S, Grammar
 from remora_agent.runtime.model_runtime import ModelRuntime
 from remora_agent.runtime.step_loop import wait_for
@@ -23,7 +29,9 @@ from remora_agent.serving.call import (
     UseCaseRef,
 )
 from remora_agent.serving.choices import choice_call
+from remora_agent.serving.held_calls import HeldCall, HeldCalls
 from remora_agent.serving.use_case_counts import UseCaseCounts
+from remora_agent.serving.waiting_calls import AcceptedOnce, WaitingCalls
 from remora_agent.telemetry.records import Origin, RequestRecords
 from remora_agent.text.pipeline import Encoded
 from remora_contract.errors import RequestInvalid
@@ -45,6 +53,7 @@ class ServedModel:
         self._records = records or RequestRecords()
         self._names = threading.Lock()
         self._observe = observe
+        self._waiting = WaitingCalls()
 
     @contextmanager
     def changing_names(self) -> Iterator[None]:
@@ -105,12 +114,16 @@ class ServedModel:
         NotFound for a use case, RequestInvalid for a weight of an adapter that it has not.
         """
         deadline_s = None if timeout_s is None else self.runtime.now() + timeout_s
-        with self._names:
+        with self._names, ExitStack() as adding:
             pairs = []
             for i, (request_id, on_event) in enumerate(zip(request_ids, on_events, strict=True)):
                 one = choice_call(call, i)
                 request = self._request(request_id, one, tokens, deadline_s)
-                pairs.append((request, self._listener(one, request, on_event)))
+                listener = AcceptedOnce(on_event)
+                held = HeldCall(request_id, one, len(tokens), deadline_s, listener, self._was)
+                adding.enter_context(self._waiting.adding(held))
+                listening = self._listener(one, request, listener)
+                pairs.append((request, self._waiting.watching(held, listening)))
             self.runtime.submit_all(pairs, grammar)
 
     def _request(
@@ -131,6 +144,20 @@ class ServedModel:
             scoring=call.scoring,
             share=call.share,
         )
+
+    def cancel(self, request_id: str) -> bool:
+        """See ModelRuntime.cancel."""
+        return self.runtime.cancel(request_id)
+
+    def give_up_waiting(self) -> HeldCalls:
+        """The calls that have no row yet leave this model, to be handed to the next. Nobody may
+        submit meanwhile."""
+        return self._waiting.give_up(self.runtime.withdraw)
+
+    @property
+    def _was(self) -> Provenance:
+        status = self.runtime.status()
+        return Provenance(status.bundle_digest, status.engine_digest)
 
     def _origin(self, call: GenerateCall, tokens: tuple[int, ...]) -> Origin:
         use_case = call.selection.name if isinstance(call.selection, UseCaseRef) else ""

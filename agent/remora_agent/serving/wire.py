@@ -35,9 +35,6 @@ RESERVED_ARGUMENTS = frozenset({"messages", "add_generation_prompt", "bos_token"
 # Fields of the protocol that nothing computes yet.
 _NOT_YET = frozenset(
     [
-        "priority",
-        "client",
-        "cache_salt",
         "tools_json",
         "tool_choice",
         "tool_calls_json",
@@ -75,6 +72,7 @@ def generate_call(request: pb.GenerateRequest) -> GenerateCall:
         stopping=_stopping(request.stopping),
         request_id=request.request_id or None,
         constraint=_constraint(request.constraint) if request.HasField("constraint") else None,
+        share=api.Share(request.priority, request.client, request.cache_salt),
         scoring=_scoring(request),
         n=request.n or 1,
         echo=request.echo,

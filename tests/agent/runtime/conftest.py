@@ -24,6 +24,7 @@ def serve(tmp_path):
         options=None,
         invocations=None,
         scored=16,
+        copies_kv=True,
         **more,
     ):
         bundle = make_bundle(context, max_bank_rank)
@@ -41,7 +42,7 @@ def serve(tmp_path):
                 r=rank,
                 invocation_tokens=(invocations or {}).get(name, ()),
             ).digest
-        engine = ReferenceEngine(rows, context, VOCAB, max_bank_rank, scored)
+        engine = ReferenceEngine(rows, context, VOCAB, max_bank_rank, scored, copies_kv=copies_kv)
         runtime = ModelRuntime(
             engine, bundle, byte_text(), directory, options or RuntimeOptions(), **more
         )
