@@ -114,16 +114,18 @@ class Stepper:
 
     def add_all(self, arrivals: Sequence[Arrival]) -> None:
         """All of them or none: raises as `add` does."""
+        added: list[Arrival] = []
         with self._changed:
-            for i, arrival in enumerate(arrivals):
-                try:
-                    self.add(arrival.answer, arrival.wanted, arrival.job)
-                except RemoraError:
-                    for added in arrivals[:i]:
-                        self._scheduler.end(added.job.request_id, self._clock())
-                        del self._requests[added.job.request_id]
-                        self._fresh.remove(added.answer)
-                    raise
+            try:
+                for new in arrivals:
+                    self.add(new.answer, new.wanted, new.job)
+                    added.append(new)
+            except RemoraError:
+                for new in added:
+                    self._scheduler.end(new.job.request_id, self._clock())
+                    del self._requests[new.job.request_id]
+                    self._fresh.remove(new.answer)
+                raise
 
     def cancel(self, request_id: str) -> bool:
         with self._changed:

@@ -439,3 +439,30 @@ def test_several_requests_are_queued_all_or_none(serve):
         assert heard.wait().finished.reason is FinishReason.LENGTH
     assert not any(heard.events for heard in refused)
     assert s.submit(request("r0")).wait().tokens == s.solo(request("r0"))
+
+
+def test_a_seed_gives_one_answer_in_every_mix_of_requests_with_every_option(serve):
+    asked = SamplingParams(
+        1.2,
+        top_k=100,
+        top_p=0.95,
+        seed=11,
+        min_p=0.001,
+        repetition_penalty=1.2,
+        presence_penalty=0.3,
+        frequency_penalty=0.2,
+        logit_bias=((5, 2.0), (9, -3.0)),
+    )
+    mine = request("mine", (3, 1, 4), 30, {"a": 1.0}, asked, min_tokens=4)
+    alone = serve({"a": 4, "b": 4}).submit(mine).wait().tokens
+    for others in (1, 3, 9):
+        s = serve({"a": 4, "b": 4}, rows=4, options=RuntimeOptions(prefill_chunk=2))
+        crowd = [
+            request(f"o{i}", (i, 2, 5, 7), 20, {"ab"[i % 2]: 0.5}, SamplingParams(1.0, seed=i))
+            for i in range(others)
+        ]
+        heard = [s.submit(r) for r in crowd[: others // 2]]
+        middle = s.submit(mine)
+        heard += [s.submit(r) for r in crowd[others // 2 :]]
+        assert middle.wait().tokens == alone
+        assert all(h.wait().finished for h in heard)
