@@ -60,13 +60,43 @@ def generate(
         int | None,
         typer.Option(help="Makes sampling repeatable; request i gets seed + i (default: random)."),
     ] = None,
+    min_p: Annotated[
+        float | None,
+        typer.Option(help="Least share of the likeliest token's probability (0 to 1)."),
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None,
+        typer.Option(help="Above 1 against tokens of prompt and answer (0.01 to 100)."),
+    ] = None,
+    presence_penalty: Annotated[
+        float | None, typer.Option(help="Against tokens that the answer has (-2 to 2).")
+    ] = None,
+    frequency_penalty: Annotated[
+        float | None, typer.Option(help="The same for each time they came (-2 to 2).")
+    ] = None,
+    min_tokens: Annotated[
+        int | None, typer.Option(help="Tokens before which no answer ends by itself.")
+    ] = None,
+    logprobs: Annotated[
+        int | None,
+        typer.Option(help="Write each token's logprob and those of that many of the likeliest."),
+    ] = None,
 ) -> None:
-    """Answers a file of requests and writes a file of answers. Needs no server."""
+    """Answers a file of requests and writes a file of answers. Needs no server. Options of
+    sampling win over the file's."""
     from remora_agent.batch import report
     from remora_agent.batch.document import read_document
     from remora_agent.engine.opening import EngineOptions
 
     document = read_document(_read(input_file), str(input_file), _known(use_cases))
+    document = document.overriding(
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        min_tokens=min_tokens,
+        logprobs=logprobs,
+    )
     report.check_writable(output_file)  # now, not when all the answers are there
     if rows is None:
         rows = min(document.settings.batch_size, _MAX_ROWS)

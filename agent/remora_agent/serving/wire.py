@@ -35,10 +35,6 @@ RESERVED_ARGUMENTS = frozenset({"messages", "add_generation_prompt", "bos_token"
 # Fields of the protocol that nothing computes yet.
 _NOT_YET = frozenset(
     [
-        "constraint",
-        "prompt_logprobs",
-        "n",
-        "echo",
         "tools_json",
         "tool_choice",
         "tool_calls_json",
@@ -75,8 +71,11 @@ def generate_call(request: pb.GenerateRequest) -> GenerateCall:
         sampling=_sampling(request.sampling),
         stopping=_stopping(request.stopping),
         request_id=request.request_id or None,
+        constraint=_constraint(request.constraint) if request.HasField("constraint") else None,
         share=api.Share(request.priority, request.client, request.cache_salt),
         scoring=_scoring(request),
+        n=request.n or 1,
+        echo=request.echo,
     )
     return check_call(call)
 
@@ -214,6 +213,21 @@ def _scoring(request: pb.GenerateRequest) -> api.Scoring:
     )
 
 
+def _constraint(constraint: pb.Constraint) -> api.Constraint:
+    kind = constraint.WhichOneof("grammar")
+    if kind is None:
+        raise RequestInvalid(
+            "constraint: set one of json_schema, json_object, regex, lark and choice"
+        )
+    if kind == "choice":
+        return api.Constraint(api.ConstraintKind.CHOICE, options=tuple(constraint.choice.options))
+    if kind == "json_object":
+        if not constraint.json_object:
+            raise RequestInvalid("constraint.json_object is false; leave the constraint out")
+        return api.Constraint(api.ConstraintKind.JSON_OBJECT)
+    return api.Constraint(api.ConstraintKind(kind), getattr(constraint, kind))
+
+
 def _set(message: ProtoMessage, name: str) -> Any:
     """The field's value; None when it is unset."""
     return getattr(message, name) if message.HasField(name) else None
@@ -224,7 +238,13 @@ def token_logprob(scored: api.TokenLogprob) -> pb.TokenLogprob:
     return pb.TokenLogprob(token_id=scored.token_id, logprob=scored.logprob, top=top)
 
 
-def event(event: StreamEvent) -> pb.GenerateEvent:
+def event(event: StreamEvent, choice: int = 0) -> pb.GenerateEvent:
+    made = _event(event)
+    made.choice = choice
+    return made
+
+
+def _event(event: StreamEvent) -> pb.GenerateEvent:
     if isinstance(event, api.Accepted):
         accepted = pb.Accepted(request_id=event.request_id, provenance=provenance(event.provenance))
         return pb.GenerateEvent(accepted=accepted)

@@ -96,6 +96,11 @@ class TextPipeline:
             raise RequestInvalid("token ids run from 0 to 4294967295")
         return self._tokenizer.decode(token_ids, keep_special_tokens=keep_special_tokens)
 
+    def token_bytes(self, vocab: int) -> tuple[list[bytes], list[int]]:
+        """The bytes of each token below `vocab`, and the ids of special tokens. Takes long for a
+        large vocabulary. Raises Unsupported for tokenizers of a rare kind."""
+        return self._tokenizer.token_bytes(vocab)
+
     def detokenizer(self, prompt: Sequence[int]) -> Detokenizer:
         """For one answer to `prompt`."""
         return Detokenizer(self._tokenizer.decode, prompt)

@@ -8,6 +8,7 @@ from typing import Any
 
 import tokenizers
 
+from remora_agent.text.vocabulary import token_bytes
 from remora_contract.errors import ArtifactInvalid, PromptTooLong, RequestInvalid
 
 TOKENIZER_JSON = "tokenizer.json"
@@ -41,6 +42,10 @@ class TextTokenizer:
     def vocab(self) -> int:
         """Ids run below this, unless the file leaves gaps."""
         return self._vocab
+
+    def token_bytes(self, vocab: int) -> tuple[list[bytes], list[int]]:
+        """As vocabulary.token_bytes."""
+        return token_bytes(self._tokenizer, vocab)
 
     def encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
         """Special tokens written in `text` are recognised, as in transformers.

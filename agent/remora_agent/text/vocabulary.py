@@ -36,8 +36,11 @@ def token_bytes(tokenizer: Any, vocab: int) -> tuple[list[bytes], list[int]]:
 
 
 def _steps(decoder: Any) -> Sequence[Mapping[str, Any]]:
-    state = {"type": "none"} if decoder is None else json.loads(decoder.__getstate__())
-    return state["decoders"] if state["type"] == "Sequence" else [state]
+    state: dict[str, Any] = {"type": "none"}
+    if decoder is not None:
+        state = json.loads(decoder.__getstate__())
+    steps: list[dict[str, Any]] = state.get("decoders", [state])
+    return steps
 
 
 def _reader(steps: Sequence[Mapping[str, Any]]) -> Any:
