@@ -68,6 +68,9 @@ class ServingConfig:
     )
     threads: int | None = _setting(None, "Compute threads; absent: one for each physical core.")
     drain_s: float = _setting(20.0, "Seconds running requests get to end at shutdown.")
+    kserve: bool = _setting(
+        True, "Answer KServe v2 clients (inference.GRPCInferenceService) on the same address."
+    )
 
     def __post_init__(self) -> None:
         _check_listen(self.listen, "serving.listen")

@@ -48,7 +48,8 @@ def local_host(
     options = EngineOptions(rows=serving.rows, context=serving.context, threads=serving.threads)
     settings = EngineSettings(cache_dir=layout.engines, options=options)
     listen = parse_address(serving.listen)
-    stack = ServingStack(StackOptions(listen, _tls(serving), settings), cancelled)
+    stack_options = StackOptions(listen, _tls(serving), settings, kserve=serving.kserve)
+    stack = ServingStack(stack_options, cancelled)
     stack.start()
     try:
         yield stack.host

@@ -80,6 +80,9 @@ def serve(
     drain_s: Annotated[
         float, typer.Option(min=0.0, help="Seconds that running requests get to end at shutdown.")
     ] = 20.0,
+    kserve: Annotated[
+        bool, typer.Option(help="Answer KServe v2 clients, Triton's for one, on the same address.")
+    ] = True,
     log_level: Annotated[
         str, typer.Option(help="Of the JSON logs on stderr: debug, info, warning or error.")
     ] = "warning",
@@ -98,6 +101,7 @@ def serve(
         EngineOptions(rows=rows, context=context, threads=threads),
         cache_dir,
         metrics_listen,
+        kserve=kserve,
     )
     structured_logs.set_up(log_level)
     # A watchdog's SIGABRT then leaves every thread's stack in the journal.
@@ -122,6 +126,8 @@ def _stack_options(
     engine: EngineOptions,
     cache_dir: Path | None,
     metrics_listen: str | None,
+    *,
+    kserve: bool,
 ) -> StackOptions:
     from remora_agent.hosting.engines import EngineSettings, default_cache
     from remora_agent.serving.address import TcpAddress, parse_address
@@ -135,4 +141,5 @@ def _stack_options(
         tls=tls,
         engines=EngineSettings(cache_dir=cache_dir or default_cache(), options=engine),
         metrics_listen=metrics,
+        kserve=kserve,
     )

@@ -31,6 +31,7 @@ class StackOptions:
     engines: EngineSettings = field(default_factory=EngineSettings)
     host: HostSettings = field(default_factory=HostSettings)
     metrics_listen: TcpAddress | None = None
+    kserve: bool = True  # the KServe v2 service on the same address
 
 
 class ServingStack:
@@ -48,7 +49,8 @@ class ServingStack:
         """
         self._options = options
         router: Router[ServedModel] = Router()
-        self._server = InferenceServer(router, ServerOptions(options.listen, options.tls))
+        server = ServerOptions(options.listen, options.tls, kserve=options.kserve)
+        self._server = InferenceServer(router, server)
         engines = engines or CachedEngines(options.engines, cancelled or (lambda: False))
         self.host = LocalHost(engines, router, options.host)
         self._metrics: MetricsServer | None = None
