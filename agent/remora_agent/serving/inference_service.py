@@ -6,16 +6,21 @@ A caller that goes away, cancels or runs out of time takes its request with it.
 from __future__ import annotations
 
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 from remora_agent.runtime.api import Accepted, Delta, Finished
 from remora_agent.serving import wire
+from remora_agent.serving.callers import with_caller
 from remora_agent.serving.driver import RequestDriver
+from remora_agent.serving.limits import MAX_MESSAGE_BYTES
 from remora_agent.serving.router import Router
 from remora_agent.serving.rpc_errors import translated
 from remora_agent.serving.served_model import ServedModel
+from remora_contract.errors import RequestInvalid
 from remora_protos.inference.v1 import inference_pb2 as pb
 from remora_protos.inference.v1 import inference_pb2_grpc as rpc
+
+R = TypeVar("R", pb.TokenizeResponse, pb.DetokenizeResponse)
 
 
 class InferenceService(rpc.InferenceServicer):
@@ -25,14 +30,14 @@ class InferenceService(rpc.InferenceServicer):
 
     @translated
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> None:
-        call = wire.generate_call(request)
+        call = with_caller(wire.generate_call(request), context)
         async with aclosing(self._driver.events(call, context.time_remaining())) as events:
             async for event in events:
                 await context.write(wire.event(event))  # as fast as the caller reads
 
     @translated
     async def GenerateUnary(self, request: pb.GenerateRequest, context: Any) -> pb.GenerateResponse:
-        call = wire.generate_call(request)
+        call = with_caller(wire.generate_call(request), context)
         response, texts = pb.GenerateResponse(), []
         async with aclosing(self._driver.events(call, context.time_remaining())) as events:
             async for event in events:
@@ -41,6 +46,7 @@ class InferenceService(rpc.InferenceServicer):
                 elif isinstance(event, Delta):
                     texts.append(event.text)
                     response.token_ids.extend(event.token_ids)
+                    response.logprobs.extend(map(wire.token_logprob, event.logprobs))
                 elif isinstance(event, Finished):
                     response.finished.CopyFrom(wire.finished(event))
         response.text = "".join(texts)
@@ -56,7 +62,7 @@ class InferenceService(rpc.InferenceServicer):
         prompt = wire.tokenize_prompt(request)
         async with self._router.entering() as model:
             encoded = await self._driver.work(model.encode, prompt)
-        return pb.TokenizeResponse(token_ids=encoded.token_ids, rendered=encoded.text)
+        return _sendable(pb.TokenizeResponse(token_ids=encoded.token_ids, rendered=encoded.text))
 
     @translated
     async def Detokenize(
@@ -70,4 +76,14 @@ class InferenceService(rpc.InferenceServicer):
                 ),
                 list(request.token_ids),
             )
-        return pb.DetokenizeResponse(text=text)
+        return _sendable(pb.DetokenizeResponse(text=text))
+
+
+def _sendable(response: R) -> R:
+    """Raises RequestInvalid where the answer is longer than a message may be."""
+    if response.ByteSize() > MAX_MESSAGE_BYTES:
+        raise RequestInvalid(
+            f"the answer has {response.ByteSize()} bytes and a message {MAX_MESSAGE_BYTES} at most; "
+            "send the input in parts"
+        )
+    return response

@@ -8,15 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from remora_agent.runtime.api import AdapterRef, Constraint, ConstraintKind, Share
-from remora_agent.serving.call import (
-    AdapterSelection,
-    GenerateCall,
+from remora_agent.runtime.api import (
+    AdapterRef,
+    Constraint,
+    ConstraintKind,
     SamplingOverrides,
+    Share,
     StoppingOverrides,
-    TextPrompt,
-    UseCaseRef,
 )
+from remora_agent.serving.call import AdapterSelection, GenerateCall, TextPrompt, UseCaseRef
 from remora_agent.serving.kserve.inputs import (
     INPUTS,
     SAMPLING_PARAMETERS,
@@ -150,14 +150,13 @@ def _stopping(values: Mapping[str, Any], stop_token_ids: tuple[int, ...]) -> Sto
     end_id = values.get("end_id")
     if end_id is not None and end_id < 0:
         raise RequestInvalid(f"end_id must be a token, not {end_id}; to go on past it: ignore_eos")
-    asked: dict[str, Any] = {"min_tokens": values["min_tokens"]} if "min_tokens" in values else {}
     return StoppingOverrides(
         max_tokens=values.get("max_tokens"),
         # An empty stop word is the TensorRT-LLM backend's word for none.
         stop=tuple(word for word in values.get("stop_words", ()) if word),
         stop_token_ids=stop_token_ids if end_id is None else (*stop_token_ids, end_id),
         ignore_eos=values.get("ignore_eos", False),
-        **asked,
+        min_tokens=values.get("min_tokens"),
     )
 
 

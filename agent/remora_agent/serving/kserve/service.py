@@ -6,14 +6,16 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from dataclasses import replace
 from importlib.metadata import version as package_version
 from typing import Any, TypeVar
 
+from remora_agent.serving.callers import with_caller
 from remora_agent.serving.driver import RequestDriver
 from remora_agent.serving.kserve import describe, repository
 from remora_agent.serving.kserve.inferring import Inferences
 from remora_agent.serving.kserve.names import Target, resolve
-from remora_agent.serving.kserve.request import inference
+from remora_agent.serving.kserve.request import Inference, inference
 from remora_agent.serving.kserve.responses import failed
 from remora_agent.serving.kserve.statistics import Statistics
 from remora_agent.serving.kserve.streams import InferStream
@@ -117,7 +119,7 @@ class KServeService(rpc.GRPCInferenceServiceServicer):
     @translated
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Any) -> Any:
         """The whole answer at once."""
-        asked = inference(request)
+        asked = _asked(request, context)
         if asked.stream:
             raise RequestInvalid("stream: ModelInfer answers once; stream with ModelStreamInfer")
         return await self._inferences.whole(asked, context.time_remaining())
@@ -128,7 +130,7 @@ class KServeService(rpc.GRPCInferenceServiceServicer):
             request: pb.ModelInferRequest,
         ) -> AsyncGenerator[pb.ModelStreamInferResponse, None]:
             try:
-                asked = inference(request)
+                asked = _asked(request, context)
                 streamed = self._inferences.streamed(asked, context.time_remaining())
                 async with aclosing(streamed) as responses:
                     async for response in responses:
@@ -181,6 +183,11 @@ class KServeService(rpc.GRPCInferenceServiceServicer):
             serving = model
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._workers, lambda: work(serving))
+
+
+def _asked(request: pb.ModelInferRequest, context: Any) -> Inference:
+    asked = inference(request)
+    return replace(asked, call=with_caller(asked.call, context))
 
 
 def _target(model: ServedModel, request: Any) -> Target:
