@@ -5,7 +5,7 @@ key is carried over or refused by name.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from remora_agent.runtime.api import (
@@ -13,6 +13,7 @@ from remora_agent.runtime.api import (
     Constraint,
     ConstraintKind,
     SamplingOverrides,
+    Scoring,
     Share,
     StoppingOverrides,
 )
@@ -24,7 +25,7 @@ from remora_agent.serving.kserve.inputs import (
     canonical,
     tensor_value,
 )
-from remora_agent.serving.kserve.outputs import wanted_outputs
+from remora_agent.serving.kserve.outputs import needs_logprobs, wanted_outputs
 from remora_agent.serving.kserve.parameters import (
     RequestParameters,
     refuse_parameters,
@@ -75,14 +76,17 @@ def inference(request: pb.ModelInferRequest) -> Inference:
     if TEXT_INPUT not in values:
         raise RequestInvalid(f"input {TEXT_INPUT} is missing: a BYTES tensor of shape [1]")
     _refuse_what_is_not_computed(values)
+    wanted = wanted_outputs(request.outputs, values)
+    scoring = Scoring(top=0) if needs_logprobs(wanted) else Scoring()
+    call = replace(_call(values, sampling, parameters), scoring=scoring)
     return Inference(
         model_name=request.model_name,
         model_version=request.model_version,
         client_id=request.id,
-        call=check_call(_call(values, sampling, parameters)),
+        call=check_call(call),
         selection=_selection(values),
         stream=values.get("stream", False),
-        outputs=wanted_outputs(request.outputs, values),
+        outputs=wanted,
         empty_final=parameters.empty_final,
         timeout_s=parameters.timeout_s,
     )

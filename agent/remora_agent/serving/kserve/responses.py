@@ -7,7 +7,14 @@ from typing import Any
 
 from remora_agent.runtime.api import Delta, Finished, FinishReason
 from remora_agent.serving.event_stream import StreamEvent
-from remora_agent.serving.kserve.outputs import NUM_OUTPUT_TOKENS, OUTPUTS, TEXT_OUTPUT
+from remora_agent.serving.kserve.outputs import (
+    CUM_LOG_PROBS,
+    CUMULATIVE_LOGPROB,
+    NUM_OUTPUT_TOKENS,
+    OUTPUT_LOG_PROBS,
+    OUTPUTS,
+    TEXT_OUTPUT,
+)
 from remora_agent.serving.kserve.request import Inference
 from remora_agent.serving.kserve.tensors import add_output
 from remora_contract.errors import Cancelled, RemoraError
@@ -25,6 +32,8 @@ class Responses:
         self._inference = inference
         self._text: list[str] = []
         self._tokens = 0  # of the text not yet sent
+        self._logprobs: list[float] = []  # of these tokens, where they are scored
+        self._cumulative = 0.0  # of all tokens so far
         self._sent_tokens = 0
 
     def of(self, event: StreamEvent) -> Iterator[pb.ModelInferResponse]:
@@ -32,6 +41,8 @@ class Responses:
         if isinstance(event, Delta):
             self._text.append(event.text)
             self._tokens += len(event.token_ids)
+            self._logprobs.extend(scored.logprob for scored in event.logprobs)
+            self._cumulative += sum(scored.logprob for scored in event.logprobs)
             if self._inference.stream and event.text:
                 yield self._response({NUM_OUTPUT_TOKENS: [self._tokens]})
                 self._sent_tokens += self._tokens
@@ -46,8 +57,15 @@ class Responses:
         response = pb.ModelInferResponse(
             model_name=asked.model_name, model_version=self.version, id=asked.client_id
         )
-        values = {TEXT_OUTPUT: ["".join(self._text)], **values}
+        values = {
+            TEXT_OUTPUT: ["".join(self._text)],
+            OUTPUT_LOG_PROBS: list(self._logprobs),
+            CUM_LOG_PROBS: [self._cumulative],
+            CUMULATIVE_LOGPROB: [self._cumulative],
+            **values,
+        }
         self._text.clear()
+        self._logprobs.clear()
         for name in asked.outputs:
             if name in values:
                 add_output(response, name, OUTPUTS[name].datatype, values[name])

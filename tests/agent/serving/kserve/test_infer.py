@@ -12,7 +12,9 @@ import tritonclient.grpc as triton_client
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
-from tests.support.triton import inputs, outputs, tensor, text_of
+from remora_protos.inference.v1 import inference_pb2 as own_pb
+from remora_protos.inference.v1 import inference_pb2_grpc as own_rpc
+from tests.support.triton import inputs, outputs, streaming, tensor, text_of
 
 
 def test_an_answer_is_the_models_with_its_counts_times_and_digests(served, triton, text, world):
@@ -147,6 +149,29 @@ def test_outputs_are_those_that_the_request_wants(served, triton):
         )
 
 
+def test_log_probabilities_come_when_they_are_asked_for(served, triton):
+    sampling, stopping = {"temperature": 0.0}, {"max_tokens": 8, "ignore_eos": True}
+    request = own_pb.GenerateRequest(
+        text="hello", logprobs=own_pb.Logprobs(), sampling=sampling, stopping=stopping
+    )
+    with grpc.insecure_channel(served.address) as channel:
+        scored = own_rpc.InferenceStub(channel).GenerateUnary(request, timeout=30).logprobs
+    want = [one.logprob for one in scored]
+    assert len(want) == 8
+    result = triton.infer("base", inputs("hello", return_log_probs=True))
+    assert result.as_numpy("output_log_probs").tolist() == pytest.approx(want, rel=1e-6)
+    assert result.as_numpy("cum_log_probs").tolist() == pytest.approx([sum(want)], rel=1e-6)
+    listed = triton.infer("base", inputs("hello"), outputs=outputs("cumulative_logprob"))
+    assert listed.as_numpy("cumulative_logprob")[0] == result.as_numpy("cum_log_probs")[0]
+    assert triton.infer("base", inputs("hello")).as_numpy("cum_log_probs") is None
+    with streaming(triton) as stream:
+        stream.send("base", "hello", return_log_probs=True)
+        pieces = stream.all()
+    together = [p for r in pieces for p in r.as_numpy("output_log_probs")]
+    assert together == result.as_numpy("output_log_probs").tolist()
+    assert pieces[-1].as_numpy("cum_log_probs")[0] == result.as_numpy("cum_log_probs")[0]
+
+
 NOT_FOUND, INVALID = "NOT_FOUND", "INVALID_ARGUMENT"
 UNSUPPORTED = "UNIMPLEMENTED"
 
@@ -178,7 +203,7 @@ UNSUPPORTED = "UNIMPLEMENTED"
         ({"beam_width": 4}, UNSUPPORTED, "beam_width"),
         ({"num_return_sequences": 2}, UNSUPPORTED, "num_return_sequences"),
         ({"length_penalty": 0.5}, UNSUPPORTED, "length_penalty"),
-        ({"return_log_probs": True}, UNSUPPORTED, "log_probs"),
+        ({"return_logprobs": True}, UNSUPPORTED, "return_logprobs"),
         ({"return_context_logits": True}, UNSUPPORTED, "context_logits"),
         ({"return_perf_metrics": True}, UNSUPPORTED, "return_perf_metrics"),
         ({"stream": True}, INVALID, "stream"),
@@ -291,7 +316,7 @@ def test_shared_memory_is_refused_wherever_it_is_asked_for(served, triton):
         triton.infer("base", inputs("x"), outputs=[wanted])
 
 
-@pytest.mark.parametrize("name", ["cum_log_probs", "output_log_probs", "context_logits", "zzz"])
+@pytest.mark.parametrize("name", ["logprobs", "generation_logits", "context_logits", "zzz"])
 def test_outputs_that_are_not_offered_are_refused_by_name(served, triton, name):
     with pytest.raises(InferenceServerException, match=name) as refused:
         triton.infer("base", inputs("x"), outputs=outputs(name))
@@ -339,3 +364,19 @@ def test_clients_may_use_the_same_request_id_at_the_same_time(served, triton):
     answers = [heard.get(timeout=30) for _ in range(2)]
     assert [error for _, error in answers] == [None, None]
     assert [result.get_response().id for result, _ in answers] == ["1", "1"]
+
+
+def test_a_caller_that_gives_up_frees_its_row(served, triton):
+    pause = threading.Event()
+    served.engine.before_step = lambda: pause.wait(0.01)
+    ended: queue.Queue = queue.Queue()
+    call = triton.async_infer(
+        "base", inputs("hello", max_tokens=240), lambda result, error: ended.put(error)
+    )
+    while served.client.status().rows_busy == 0:
+        pause.wait(0.01)
+    call.cancel()
+    assert "CANCELLED" in str(ended.get(timeout=30))
+    while served.client.status().rows_busy:
+        pause.wait(0.01)
+    assert served.client.status().tokens_generated < 240

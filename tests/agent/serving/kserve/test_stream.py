@@ -79,8 +79,8 @@ def test_an_error_ends_its_request_and_the_stream_goes_on(served, triton, text):
         stream.send("base", "hello", temperature=-1.0)
         with pytest.raises(InferenceServerException, match=r"INVALID_ARGUMENT.*temperature"):
             stream.next()
-        stream.send("base", "hello", outputs=outputs("cum_log_probs"))
-        with pytest.raises(InferenceServerException, match=r"UNIMPLEMENTED.*cum_log_probs"):
+        stream.send("base", "hello", outputs=outputs("context_logits"))
+        with pytest.raises(InferenceServerException, match=r"UNIMPLEMENTED.*context_logits"):
             stream.next()
         stream.send("base", "hello")
         assert joined(stream.all()) == text("hello")
