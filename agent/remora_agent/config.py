@@ -95,6 +95,9 @@ class ServingConfig:
         "mode lets in.",
     )
     reflection: bool = _setting(True, "Describe the services to gRPC clients that ask.")
+    kserve: bool = _setting(
+        True, "Answer KServe v2 clients (inference.GRPCInferenceService) on the same address."
+    )
 
     def __post_init__(self) -> None:
         _check_listen(self.listen, "serving.listen")

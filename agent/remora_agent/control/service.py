@@ -78,6 +78,7 @@ def local_host(
         host,
         observing=observing,
         reflection=serving.reflection,
+        kserve=serving.kserve,
         unix_socket=None if serving.unix_socket is None else parse_socket(serving.unix_socket),
         allowed_users=user_ids(serving.allowed_users) if serving.allowed_users else None,
     )

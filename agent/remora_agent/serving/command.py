@@ -135,6 +135,9 @@ def serve(
     memory_floor_mib: Annotated[
         int, typer.Option(min=0, help="Memory that stays free (0: not looked at).")
     ] = 256,
+    kserve: Annotated[
+        bool, typer.Option(help="Answer KServe v2 clients, Triton's for one, on the same address.")
+    ] = True,
     log_level: Annotated[
         str, typer.Option(help="Of the JSON logs on stderr: debug, info, warning or error.")
     ] = "warning",
@@ -169,6 +172,7 @@ def serve(
         stack,
         observing=observing,
         reflection=reflection,
+        kserve=kserve,
         unix_socket=None if unix_socket is None else parse_socket(unix_socket),
         allowed_users=user_ids(allow_user) if allow_user else None,
     )
