@@ -79,6 +79,8 @@ def checkpoint_in(work: Path) -> Path:
         # What the peer's builder reads besides.
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "!"}
         (checkpoint / "tokenizer_config.json").write_text(json.dumps(settings))
+        config = {**SHAPES["0.5b"].config, "architectures": ["Qwen2ForCausalLM"]}
+        (checkpoint / "config.json").write_text(json.dumps(config))
     return checkpoint
 
 

@@ -10,6 +10,7 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+from remora_agent.engine.prefill import PrefillChoice
 from remora_contract.bundle import GRAPH_FILE, Bundle, BundleFile
 from remora_contract.digests import digest_bytes, digest_document
 from remora_contract.errors import ArtifactInvalid
@@ -32,6 +33,7 @@ class Recipe:
     rewrite_version: int
     accuracy_level: int  # of int4 products: 4 quantizes activations to int8, 1 keeps float32
     machine: Machine
+    prefill: PrefillChoice = "plain"  # whether the build also makes, and holds to account, int8
 
 
 @dataclass(frozen=True)
