@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from remora_agent.engine.prefill import CHOICES, PREFILL_HELP
 from remora_agent.serving.address import parse_address
 from remora_contract.errors import DocumentInvalid, RequestInvalid
 from remora_contract.strict import parse
@@ -67,6 +68,7 @@ class ServingConfig:
         None, "Tokens a sequence may hold; absent: the bundle's capacity."
     )
     threads: int | None = _setting(None, "Compute threads; absent: one for each physical core.")
+    prefill: str = _setting("auto", PREFILL_HELP)
     drain_s: float = _setting(20.0, "Seconds running requests get to end at shutdown.")
 
     def __post_init__(self) -> None:
@@ -75,6 +77,8 @@ class ServingConfig:
         _at_least(self.context, 1, "serving.context")
         _at_least(self.threads, 1, "serving.threads")
         _at_least(self.drain_s, 0, "serving.drain_s")
+        if self.prefill not in CHOICES:
+            raise ValueError(f"serving.prefill must be one of {', '.join(CHOICES)}")
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls_certificate and tls_key belong together: give both or neither")
 

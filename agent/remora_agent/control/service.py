@@ -40,12 +40,18 @@ def local_host(
 ) -> Iterator[ServingHost]:
     """The real thing: engines, models and the gRPC surface of this process."""
     from remora_agent.engine.opening import EngineOptions
+    from remora_agent.engine.prefill import check_choice
     from remora_agent.hosting.engines import EngineSettings
     from remora_agent.serving.address import parse_address
     from remora_agent.serving.stack import ServingStack, StackOptions
 
     serving = config.serving
-    options = EngineOptions(rows=serving.rows, context=serving.context, threads=serving.threads)
+    options = EngineOptions(
+        rows=serving.rows,
+        context=serving.context,
+        threads=serving.threads,
+        prefill=check_choice(serving.prefill),
+    )
     settings = EngineSettings(cache_dir=layout.engines, options=options)
     listen = parse_address(serving.listen)
     stack = ServingStack(StackOptions(listen, _tls(serving), settings), cancelled)

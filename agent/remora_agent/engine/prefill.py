@@ -1,8 +1,8 @@
 """How prompts are computed: the choice a person has, and which bundles can have it. Pure.
 
-    plain   as decoding computes
-    int8    8-bit products in chunks, beside the decoding model; the build fails where it cannot be
-    auto    int8 where the bundle can have it, the golden prompts allow it and memory permits it
+plain   as decoding computes
+int8    8-bit products in chunks, beside the decoding model; the build fails where it cannot be
+auto    int8 where the bundle can have it, the golden prompts allow it and memory permits it
 """
 
 from __future__ import annotations
@@ -13,13 +13,18 @@ from remora_contract.bundle import Bundle
 from remora_contract.errors import Incompatible, Refusal, RequestInvalid
 
 PrefillChoice = Literal["auto", "int8", "plain"]
+CHOICES: tuple[PrefillChoice, ...] = get_args(PrefillChoice)
+PREFILL_HELP = (
+    "How prompts are computed: plain (as answers), int8 (faster, rounded), or auto (int8 where the "
+    "bundle's golden prompts and the memory allow it)."
+)
 FAST_LEVEL = 4  # the accuracy level that already rounds activations to int8
 _INTEGERS = ("int4", "int8")
 
 
-def check_choice(choice: str, accuracy_level: int) -> PrefillChoice:
+def check_choice(choice: str, accuracy_level: int = FAST_LEVEL) -> PrefillChoice:
     """Raises RequestInvalid for an unknown one, or one that contradicts the accuracy level."""
-    for known in get_args(PrefillChoice):
+    for known in CHOICES:
         if choice == known:
             if known == "int8" and accuracy_level != FAST_LEVEL:
                 raise RequestInvalid(
@@ -27,12 +32,11 @@ def check_choice(choice: str, accuracy_level: int) -> PrefillChoice:
                     f"give prefill plain or accuracy level {FAST_LEVEL}"
                 )
             return known
-    raise RequestInvalid(f"prefill must be one of {', '.join(get_args(PrefillChoice))}")
+    raise RequestInvalid(f"prefill must be one of {', '.join(CHOICES)}, not {choice!r}")
 
 
 def chosen(choice: PrefillChoice, bundle: Bundle, accuracy_level: int) -> PrefillChoice:
-    """What is built: where int8 cannot be, `auto` is plain. Raises Incompatible when `int8` was asked
-    for."""
+    """What is built: where int8 cannot be, `auto` is plain and `int8` raises Incompatible."""
     refusals = int8_refusals(bundle, accuracy_level) if choice != "plain" else []
     if refusals and choice == "int8":
         raise Incompatible(refusals)

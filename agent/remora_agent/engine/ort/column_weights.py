@@ -1,10 +1,9 @@
 """Weights of MatMulNBits, in blocks of 4 or 8 bits -> 8 bits with one scale a column. Pure.
 
-    MatMulNBits   codes [n, blocks, block * bits / 8], scales [n, blocks], zeros [n * ceil(..)] or none
+    MatMulNBits   codes [n, blocks, block * bits / 8], scales [n, blocks], zeros or none
     column form   codes [k, n], scale [n]:   w = (code - zero) * scale,  |code - zero| <= 127
 
-One number in 254 of a column's largest is the step of the new codes; int4 codes of a block keep their
-own values to half of such a step.
+A code's step is the column's largest number / 127, so a weight moves by half of that at most.
 """
 
 from __future__ import annotations
@@ -43,7 +42,8 @@ class BlockWeight:
         if self.zeros is None:
             return np.int16(1 << (self.bits - 1))
         packed = self.zeros.reshape(len(self.codes), -1)[begin:end]
-        return _widened(packed, self.bits)[:, :blocks, None]
+        zeros: NDArray[np.int16] = _widened(packed, self.bits)[:, :blocks, None]
+        return zeros
 
 
 def _widened(packed: NDArray[np.uint8], bits: int) -> NDArray[np.int16]:

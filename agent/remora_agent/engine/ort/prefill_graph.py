@@ -3,9 +3,10 @@
     y = q(x) W8 + bias      q: the chunk's activations as uint8 with one scale and zero point
                             W8: the same weight as 8 bits with one scale a column
 
-The head, which sees one position a chunk, the norms, the attention and the adapters' branches, which
-read the float activations, stay as they are and stay in the file of the decoding model. With 128 rows
-8-bit products are several times faster than 4-bit ones; with one row they are slower.
+The head, which sees one position a chunk, the norms, the attention and the adapters' branches,
+which read the float activations, stay as they are, in the file of the decoding model. With 128 rows
+8-bit products are faster than 4-bit ones, several times so where a processor has instructions for
+them; with one row they are slower.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def write_prefill(folder: Path, files: PrefillFiles, scratch: Path, signed: bool
 
 
 def _is_replaced(node: onnx.NodeProto) -> bool:
-    return node.op_type == "MatMulNBits" and node.name.startswith(_OF_LAYERS)
+    return bool(node.op_type == "MatMulNBits" and node.name.startswith(_OF_LAYERS))
 
 
 class _Initializers:
@@ -132,8 +133,8 @@ class _Writer:
 
 
 def _pack(writer: _Writer, scratch: Path, data: Path) -> dict[str, onnx.TensorProto]:
-    """The weights by name, as the runtime saves them: prepacked where it can. A model of nothing but
-    the products does it, so that no other weight is copied."""
+    """The weights by name, as the runtime saves them: prepacked where it can. The model saved has
+    nothing but the products, so that no other weight is copied."""
     model = scratch / _PACKING
     model.write_bytes(_products_alone(writer).SerializeToString())
     saved = data.parent / _PACKING

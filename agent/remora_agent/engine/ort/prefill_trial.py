@@ -7,7 +7,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,8 +42,8 @@ def trial(files: EngineFiles, prefill: str, bundle: Bundle, golden: Golden) -> A
 
 
 def sequences(golden: Golden, context: int) -> Sequences:
-    """(tokens, how many of the last positions count): every golden prompt that fits, and all of them
-    as one long prompt, because one scale then serves a whole chunk."""
+    """(tokens, how many of the last positions count): every golden prompt that fits, and all of
+    them as one long prompt, because one scale then serves a whole chunk."""
     fitting = [p for p in golden.prompts if len(p.tokens) <= context]
     found = [(np.array(p.tokens, np.int64), len(p.expected)) for p in fitting if p.expected]
     if found:
@@ -71,6 +70,8 @@ def _logits(engine: OrtEngine, checked: Sequences) -> NDArray[np.float32]:
     for tokens, count in checked:
         first = len(tokens) - count
         rows.append(engine.prefill(0, tokens[: first + 1], 0))
-        for at in range(first + 1, len(tokens)):
-            rows.append(engine.decode([RowStep(0, int(tokens[at]), at)])[0].copy())
+        rows += [
+            engine.decode([RowStep(0, int(tokens[at]), at)])[0]
+            for at in range(first + 1, len(tokens))
+        ]
     return np.array(rows, np.float32).reshape(len(rows), -1)
