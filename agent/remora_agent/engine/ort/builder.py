@@ -34,7 +34,7 @@ from remora_agent.engine.recipe import Recipe, this_machine
 from remora_agent.host import Progress
 from remora_contract.bundle import GOLDEN_JSON, GRAPH_FILE, Bundle
 from remora_contract.decoder import DecoderSpec
-from remora_contract.errors import EngineFault, Incompatible, Refusal
+from remora_contract.errors import EngineFault
 
 log = logging.getLogger(__name__)
 
@@ -90,19 +90,12 @@ def _prefill(
     facts: dict[str, Any],
     progress: Progress,
 ) -> dict[str, Any]:
-    """Int8 prompts where the recipe wants them and they can be; what became of it. Raises
-    Incompatible when they were asked for and cannot be."""
+    """Int8 prompts where the recipe wants them; what became of it."""
     if recipe.prefill == "plain":
         return {}
-    saturates = signed_saturates()
-    if saturates is None:
-        refusal = Refusal("prefill int8: onnxruntime", "8-bit products", ort.__version__)
-        if recipe.prefill == "int8":
-            raise Incompatible([refusal])
-        return {FACT_PREFILL_WHY: str(refusal)}
     progress("making int8 prompts", 0.85)
     made = PrefillFiles(MODEL, PREFILL, PREFILL_DATA)
-    write_prefill(out_dir, made, out_dir.parent / REWRITTEN, signed=not saturates)
+    write_prefill(out_dir, made, out_dir.parent / REWRITTEN, signed=not signed_saturates())
     progress("comparing int8 prompts", 0.9)
     kept, why = _tried(bundle_dir, bundle, out_dir, facts)
     log.info("engine.prefill_decided", extra={"int8": kept, "why": why})

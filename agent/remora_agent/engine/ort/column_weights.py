@@ -38,9 +38,9 @@ class BlockWeight:
         values: NDArray[np.float32] = centred.astype(np.float32) * scales
         return values.reshape(rows, -1)[:, : self.k]
 
-    def _zero(self, begin: int, end: int, blocks: int) -> NDArray[np.int16] | np.int16:
+    def _zero(self, begin: int, end: int, blocks: int) -> NDArray[np.int16] | int:
         if self.zeros is None:
-            return np.int16(1 << (self.bits - 1))
+            return 1 << (self.bits - 1)
         packed = self.zeros.reshape(len(self.codes), -1)[begin:end]
         zeros: NDArray[np.int16] = _widened(packed, self.bits)[:, :blocks, None]
         return zeros
