@@ -36,6 +36,8 @@ class Agreement:
 
 def compare(plain: NDArray[np.float32], other: NDArray[np.float32]) -> Agreement:
     """Of logits [positions, vocab] for the same tokens. What is not finite is infinitely far."""
+    if not len(plain):
+        return Agreement(0, 0.0, 0.0, 0.0, 0.0)
     if not (np.isfinite(plain).all() and np.isfinite(other).all()):
         return Agreement(len(plain), 0.0, np.inf, np.inf, np.inf)
     spread = plain.std(axis=1)
