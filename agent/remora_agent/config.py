@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from remora_agent.engine.prefill import CHOICES, PREFILL_HELP
+from remora_agent.runtime.options import MAX_DRAFT_TOKENS
 from remora_agent.serving.address import parse_address
 from remora_contract.errors import DocumentInvalid, RequestInvalid
 from remora_contract.strict import parse
@@ -22,6 +23,7 @@ else:
     import tomli as tomllib
 
 _MAX_CONFIG_BYTES = 1 << 20
+_REQUEST_LOGS = ("off", "summary", "text")
 
 
 def _setting(default: Any, help_text: str) -> Any:
@@ -70,17 +72,75 @@ class ServingConfig:
     threads: int | None = _setting(None, "Compute threads; absent: one for each physical core.")
     prefill: str = _setting("auto", PREFILL_HELP)
     drain_s: float = _setting(20.0, "Seconds running requests get to end at shutdown.")
+    draft_tokens: int = _setting(
+        8,
+        "Tokens guessed from the text and proven in one step while one request decodes alone, at "
+        "most 16; 0: none.",
+    )
+    max_waiting: int = _setting(256, "Requests that wait for a row; more are told to come back.")
+    inter_token_s: float = _setting(
+        0.25, "Long prompts are read in pieces so short that running answers move this often."
+    )
+    prefix_cache_bytes: int = _setting(
+        256 << 20, "Memory for the keys and values of prompts that begin alike; 0: none is reused."
+    )
+    memory_floor_bytes: int = _setting(
+        256 << 20,
+        "Bytes of memory that stay free; requests and engines that need them are refused.",
+    )
+    unix_socket: str | None = _setting(
+        None, "Path of a unix socket to serve on too (mode 0660); absent: none."
+    )
+    allowed_users: tuple[str, ...] = _setting(
+        (),
+        "Names or numbers of users who may call over unix sockets; empty: all whom the socket's "
+        "mode lets in.",
+    )
+    reflection: bool = _setting(True, "Describe the services to gRPC clients that ask.")
 
     def __post_init__(self) -> None:
         _check_listen(self.listen, "serving.listen")
+        if self.unix_socket is not None:
+            _check_listen(f"unix:{self.unix_socket}", "serving.unix_socket")
         _at_least(self.rows, 1, "serving.rows")
         _at_least(self.context, 1, "serving.context")
         _at_least(self.threads, 1, "serving.threads")
         _at_least(self.drain_s, 0, "serving.drain_s")
         if self.prefill not in CHOICES:
             raise ValueError(f"serving.prefill must be one of {', '.join(CHOICES)}")
+        _at_least(self.draft_tokens, 0, "serving.draft_tokens")
+        if self.draft_tokens > MAX_DRAFT_TOKENS:
+            raise ValueError(f"serving.draft_tokens must be at most {MAX_DRAFT_TOKENS}")
+        _at_least(self.max_waiting, 1, "serving.max_waiting")
+        _at_least(self.inter_token_s, 0.001, "serving.inter_token_s")
+        _at_least(self.prefix_cache_bytes, 0, "serving.prefix_cache_bytes")
+        _at_least(self.memory_floor_bytes, 0, "serving.memory_floor_bytes")
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls_certificate and tls_key belong together: give both or neither")
+
+
+@dataclass(frozen=True)
+class AdaptersConfig:
+    host_bytes: int = _setting(1 << 30, "Bytes of adapter files kept in host memory.")
+    bank_bytes: int | None = _setting(
+        2 << 30,
+        "Bytes of all adapters resident in the engine, counted as float32. Those that fit no more "
+        "leave the least recently used.",
+    )
+    bank_rank: int | None = _setting(
+        None, "Sum of the ranks of resident adapters; absent: the bundle's --max-bank-rank."
+    )
+    turn_s: float = _setting(
+        2.0,
+        "Seconds a request waits for room for its adapters before others give way, and an adapter "
+        "that requests want keeps its place.",
+    )
+
+    def __post_init__(self) -> None:
+        _at_least(self.host_bytes, 1, "adapters.host_bytes")
+        _at_least(self.bank_bytes, 1, "adapters.bank_bytes")
+        _at_least(self.bank_rank, 1, "adapters.bank_rank")
+        _at_least(self.turn_s, 0.01, "adapters.turn_s")
 
 
 @dataclass(frozen=True)
@@ -89,6 +149,16 @@ class TelemetryConfig:
     metrics_listen: str | None = _setting(
         "127.0.0.1:7452",
         'HOST:PORT of Prometheus /metrics (plain HTTP, loopback); "" turns it off.',
+    )
+    request_log: str = _setting(
+        "summary",
+        "A log line for each ended request: off, summary (counts, times, digests) or text (the "
+        "prompt and the answer too).",
+    )
+    otlp_endpoint: str | None = _setting(
+        None,
+        "http[s]://HOST:PORT that gets a trace of each request over OTLP/gRPC (remora[otel]); "
+        "absent: no traces.",
     )
     spool_events: int = _setting(5000, "Events kept while offline; the oldest are dropped first.")
     spool_samples: int = _setting(
@@ -99,6 +169,10 @@ class TelemetryConfig:
         _at_least(self.interval_s, 0.1, "telemetry.interval_s")
         _at_least(self.spool_events, 10, "telemetry.spool_events")
         _at_least(self.spool_samples, 10, "telemetry.spool_samples")
+        if self.request_log not in _REQUEST_LOGS:
+            raise ValueError(f"request_log is one of {', '.join(_REQUEST_LOGS)}")
+        if self.otlp_endpoint and not self.otlp_endpoint.startswith(("http://", "https://")):
+            raise ValueError(f"otlp_endpoint must be http[s]://HOST:PORT, not {self.otlp_endpoint}")
         if self.metrics_listen:
             host, _ = check_address(self.metrics_listen, "telemetry.metrics_listen")
             if not is_loopback(host):
@@ -133,6 +207,7 @@ class AgentConfig:
     )
     controller: ControllerConfig = field(default_factory=ControllerConfig)
     serving: ServingConfig = field(default_factory=ServingConfig)
+    adapters: AdaptersConfig = field(default_factory=AdaptersConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
 

@@ -42,19 +42,52 @@ def local_host(
     from remora_agent.engine.opening import EngineOptions
     from remora_agent.engine.prefill import check_choice
     from remora_agent.hosting.engines import EngineSettings
-    from remora_agent.serving.address import parse_address
+    from remora_agent.local_host import HostSettings
+    from remora_agent.runtime.options import RuntimeOptions
+    from remora_agent.serving.address import parse_address, parse_socket
     from remora_agent.serving.stack import ServingStack, StackOptions
+    from remora_agent.serving.unix_gate import user_ids
+    from remora_agent.telemetry.observers import Observing
+    from remora_agent.telemetry.request_log import RequestLog
 
-    serving = config.serving
+    serving, adapters = config.serving, config.adapters
     options = EngineOptions(
         rows=serving.rows,
         context=serving.context,
         threads=serving.threads,
         prefill=check_choice(serving.prefill),
     )
-    settings = EngineSettings(cache_dir=layout.engines, options=options)
+    settings = EngineSettings(
+        cache_dir=layout.engines,
+        memory_floor_bytes=serving.memory_floor_bytes,
+        options=options,
+    )
+    host = HostSettings(
+        RuntimeOptions(
+            max_waiting=serving.max_waiting,
+            inter_token_s=serving.inter_token_s,
+            prefix_bytes=serving.prefix_cache_bytes,
+            memory_floor_bytes=serving.memory_floor_bytes,
+            patience_s=adapters.turn_s,
+            host_bytes=adapters.host_bytes,
+            bank_rank=adapters.bank_rank,
+            bank_bytes=adapters.bank_bytes,
+            draft_tokens=serving.draft_tokens,
+        )
+    )
     listen = parse_address(serving.listen)
-    stack = ServingStack(StackOptions(listen, _tls(serving), settings), cancelled)
+    observing = Observing(RequestLog(config.telemetry.request_log), config.telemetry.otlp_endpoint)
+    made = StackOptions(
+        listen,
+        _tls(serving),
+        settings,
+        host,
+        observing=observing,
+        reflection=serving.reflection,
+        unix_socket=None if serving.unix_socket is None else parse_socket(serving.unix_socket),
+        allowed_users=user_ids(serving.allowed_users) if serving.allowed_users else None,
+    )
+    stack = ServingStack(made, cancelled)
     stack.start()
     try:
         yield stack.host
@@ -79,7 +112,8 @@ def run_agent(
         parts = compose(config, identity, host)
         if config.telemetry.metrics_listen:
             address = check_address(config.telemetry.metrics_listen, "metrics_listen")
-            stack.enter_context(MetricsServer(*address, parts.telemetry.sampler.latest))
+            latest = parts.telemetry.sampler.latest
+            stack.enter_context(MetricsServer(*address, latest, host.histograms))
         log.info(
             "agent.started",
             extra={"device_id": identity.device_id, "controller": parts.client.address},

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import math
-
 from remora_agent.engine.protocol import EngineLimits
 from remora_agent.runtime.api import AdapterRef, GenerationRequest, SamplingParams, StoppingParams
-from remora_agent.runtime.options import MAX_ID_CHARS, MAX_STOP_TOKENS, RuntimeOptions
-from remora_contract.errors import DeadlineExceeded, PromptTooLong, RequestInvalid
+from remora_agent.runtime.bounds import check_sampling, check_scoring
+from remora_agent.runtime.embedding import EmbeddingRequest
+from remora_agent.runtime.options import (
+    MAX_EMBEDDINGS,
+    MAX_ID_CHARS,
+    MAX_STOP_TOKENS,
+    RuntimeOptions,
+)
+from remora_agent.runtime.sharing import check_share
+from remora_contract.errors import DeadlineExceeded, PromptTooLong, RequestInvalid, Unsupported
 from remora_contract.release import MAX_WEIGHT
 
 
@@ -21,8 +27,42 @@ def check_request(
         raise DeadlineExceeded("the deadline had passed when the request arrived")
     _check_prompt(request.prompt, limits)
     check_sampling(request.sampling)
+    _check_biases(request.sampling, limits)
     _check_stopping(request.stopping, options)
+    check_scoring(request.scoring)
     check_adapters(request.adapters, options)
+    check_share(request.share)
+
+
+def check_embedding(
+    request: EmbeddingRequest, limits: EngineLimits, options: RuntimeOptions, now: float
+) -> None:
+    """Raises Unsupported, RequestInvalid, PromptTooLong, DeadlineExceeded."""
+    if not limits.hidden:
+        raise Unsupported("this engine gives no states: it cannot embed")
+    if not 0 < len(request.prompts) <= MAX_EMBEDDINGS:
+        raise RequestInvalid(f"give 1 to {MAX_EMBEDDINGS} inputs, not {len(request.prompts)}")
+    if not 0 < len(request.request_id) <= MAX_ID_CHARS:
+        raise RequestInvalid(f"request_id must have 1 to {MAX_ID_CHARS} characters")
+    total = sum(map(len, request.prompts))
+    if total > options.max_waiting_tokens:
+        raise RequestInvalid(
+            f"the inputs have {total} tokens together; at most {options.max_waiting_tokens} are "
+            "taken in one request"
+        )
+    if request.deadline_s is not None and now >= request.deadline_s:
+        raise DeadlineExceeded("the deadline had passed when the request arrived")
+    for index, prompt in enumerate(request.prompts):
+        _check_input(index, prompt, limits)
+    check_adapters(request.adapters, options)
+    check_share(request.share)
+
+
+def _check_input(index: int, prompt: tuple[int, ...], limits: EngineLimits) -> None:
+    try:
+        _check_prompt(prompt, limits)
+    except (RequestInvalid, PromptTooLong) as e:
+        raise type(e)(f"inputs[{index}]: {e}") from e
 
 
 def _check_prompt(prompt: tuple[int, ...], limits: EngineLimits) -> None:
@@ -38,21 +78,22 @@ def _check_prompt(prompt: tuple[int, ...], limits: EngineLimits) -> None:
         raise RequestInvalid(f"token {wrong} is outside the vocabulary 0..{limits.vocab - 1}")
 
 
-def check_sampling(sampling: SamplingParams) -> None:
-    """Raises RequestInvalid."""
-    if not (math.isfinite(sampling.temperature) and sampling.temperature >= 0):
-        raise RequestInvalid(f"temperature must be 0 or more, not {sampling.temperature}")
-    if sampling.top_k < 0:
-        raise RequestInvalid(f"top_k must be 0 (all) or more, not {sampling.top_k}")
-    if not 0 < sampling.top_p <= 1:
-        raise RequestInvalid(f"top_p must be above 0 and at most 1, not {sampling.top_p}")
-    if sampling.seed is not None and not 0 <= sampling.seed < 1 << 64:
-        raise RequestInvalid(f"seed must fit 64 bits without a sign, not {sampling.seed}")
+def _check_biases(sampling: SamplingParams, limits: EngineLimits) -> None:
+    for token, _ in sampling.logit_bias:
+        if not 0 <= token < limits.vocab:
+            raise RequestInvalid(
+                f"logit_bias: token {token} is outside the vocabulary 0..{limits.vocab - 1}"
+            )
 
 
 def _check_stopping(stopping: StoppingParams, options: RuntimeOptions) -> None:
     if stopping.max_tokens < 1:
         raise RequestInvalid(f"max_tokens must be at least 1, not {stopping.max_tokens}")
+    if not 0 <= stopping.min_tokens <= stopping.max_tokens:
+        raise RequestInvalid(
+            f"min_tokens must be in 0..max_tokens ({stopping.max_tokens}), "
+            f"not {stopping.min_tokens}"
+        )
     if len(stopping.stop) > options.max_stop_strings:
         raise RequestInvalid(
             f"{len(stopping.stop)} stop strings; at most {options.max_stop_strings} are allowed"

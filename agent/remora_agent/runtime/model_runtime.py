@@ -6,17 +6,22 @@ Owns the engine from construction to `close`. Knows no wire format and no contro
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from remora_agent.bank.bank import Bank, Wanted
-from remora_agent.bank.directory import AdapterDirectory
+import numpy as np
+
+from remora_agent.bank.bank import Bank, BankOptions, Wanted
+from remora_agent.bank.directory import AdapterDirectory, Registered
+from remora_agent.bank.heap import give_back
 from remora_agent.bank.host import HostCache
 from remora_agent.bank.loader import Load, Loader
 from remora_agent.bank.weights import AdapterWeights, load_weights
+from remora_agent.engine.memory import bank_bytes
 from remora_agent.engine.protocol import Engine
 from remora_agent.runtime.activation import activation_start
 from remora_agent.runtime.adapters import Adapters
@@ -27,29 +32,42 @@ from remora_agent.runtime.api import (
     GenerationRequest,
     OnEvent,
     Provenance,
+    SamplingOverrides,
     SamplingParams,
+    StoppingOverrides,
     StoppingParams,
 )
-from remora_agent.runtime.checks import check_request
+from remora_agent.runtime.checks import check_embedding, check_request
 from remora_agent.runtime.defaults import (
     GenerationDefaults,
     layered,
     load_generation_defaults,
     sampling_params,
+    stopping_params,
 )
+from remora_agent.runtime.embedding import Embedding, EmbeddingRequest, OnEmbedded, OnVector
+from remora_agent.runtime.embedding_batch import EmbeddingBatch
+from remora_agent.runtime.jobs import Job, SchedulerLimits
+from remora_agent.runtime.memory_floor import MemoryFloor
 from remora_agent.runtime.metrics import RuntimeMetrics
 from remora_agent.runtime.options import RuntimeOptions
+from remora_agent.runtime.prefix_cache import PrefixCache
+from remora_agent.runtime.prefix_keys import reusable_tokens
 from remora_agent.runtime.sampling import Sampler
-from remora_agent.runtime.scheduler import Job, Scheduler, SchedulerLimits
+from remora_agent.runtime.scheduler import Scheduler
+from remora_agent.runtime.speculation import Speculation
 from remora_agent.runtime.status import RuntimeState, RuntimeStatus
 from remora_agent.runtime.step_loop import StepLoop
 from remora_agent.runtime.stepper import Stepper
 from remora_agent.text.pipeline import TextPipeline
 from remora_contract.bundle import Bundle
-from remora_contract.errors import RemoraError, Unavailable
+from remora_contract.errors import EngineFault, RemoraError, Unavailable
 from remora_contract.release import SamplingDefaults
 
 log = logging.getLogger(__name__)
+
+Resolved = list[tuple[Registered, float]]  # with their weights
+PROBE_TIMEOUT_S = 120.0  # a first step may read all weights from a slow disk
 
 
 class ModelRuntime:
@@ -67,10 +85,12 @@ class ModelRuntime:
         clock: Callable[[], float] = time.monotonic,
         seeds: Callable[[], int] = lambda: secrets.randbits(64),
         load: Load | None = None,
+        free_bytes: Callable[[], int] | None = None,
     ) -> None:
         """Starts the step thread. `sampling` are the release's defaults and win over `generation`,
         the bundle's (`load_generation_defaults`). `directory` None is an empty one. `seeds` serves
-        requests without a seed; `load` reads an adapter directory (default: `load_weights`)."""
+        requests without a seed; `load` reads an adapter directory (default: `load_weights`);
+        `free_bytes` tells the system's free memory (None: the floor is not kept)."""
         self.bundle = bundle
         self.text = text
         self.options = options or RuntimeOptions()
@@ -80,14 +100,40 @@ class ModelRuntime:
         self._limits = engine.limits
         self._state = RuntimeState.SERVING
         self._metrics = RuntimeMetrics()
-        self._loader = Loader(load or (lambda d: load_weights(d, bundle)), self._on_loaded)
+        read = load or (lambda d: load_weights(d, bundle))
+        self._loader = Loader(read, self._on_loaded, clock)
         host = HostCache(self.options.host_bytes)
-        self._bank = Bank(engine, host, self._loader, clock)
+        self._bank = Bank(engine, host, self._loader, clock, _bank_options(self.options))
         scheduler = Scheduler(_scheduler_limits(engine.limits.rows, self.options))
-        self._stepper = Stepper(engine, self._bank, scheduler, self._metrics, clock)
+        memory = MemoryFloor(
+            free_bytes if self.options.memory_floor_bytes else None,
+            self.options.memory_floor_bytes,
+            engine.limits.rows,
+            engine.limits.kv_token_bytes,
+            clock,
+        )
+        longest = reusable_tokens(bundle.decoder, bundle.graph.context)
+        self._prefixes = PrefixCache(engine, self.options.prefix_bytes, longest, lambda: memory.low)
+        self._stepper = Stepper(
+            engine,
+            self._bank,
+            scheduler,
+            self._metrics,
+            clock,
+            self._prefixes,
+            memory,
+            Speculation(min(self.options.draft_tokens, engine.limits.scored - 1)),
+        )
+        self._moved: Callable[[str], bool] | None = None
         self._loop = StepLoop(self._stepper.step, self._on_exit, clock)
         self._directory = directory or AdapterDirectory(bundle)
-        self.adapters = Adapters(self._directory, self._bank, self._stepper, self._loop)
+        self.adapters = Adapters(
+            self._directory,
+            self._bank,
+            self._stepper,
+            self._loop,
+            lambda rank: bank_bytes(bundle.decoder, rank, graph=bundle.graph),
+        )
         for warning in self._generation.warnings:
             log.warning("generation_config.not_honoured", extra={"setting": warning})
         self._loop.start()
@@ -101,12 +147,22 @@ class ModelRuntime:
         directory: AdapterDirectory | None = None,
         options: RuntimeOptions | None = None,
         sampling: SamplingDefaults | None = None,
+        free_bytes: Callable[[], int] | None = None,
     ) -> ModelRuntime:
         """With text and generation config as the bundle's directory has them. Raises
         ArtifactInvalid; the engine is the caller's then."""
         text = TextPipeline.load(bundle_directory)
         generation = load_generation_defaults(bundle_directory)
-        return cls(engine, bundle, text, directory, options, sampling, generation)
+        return cls(
+            engine,
+            bundle,
+            text,
+            directory,
+            options,
+            sampling,
+            generation,
+            free_bytes=free_bytes,
+        )
 
     def submit(self, request: GenerationRequest, on_event: OnEvent) -> None:
         """Queues a request; its adapters are resolved to digests here, once.
@@ -118,45 +174,78 @@ class ModelRuntime:
         """
         now = self._clock()
         check_request(request, self._limits, self.options, now)
-        resolved = tuple(self._resolve(request.prompt, a) for a in request.adapters)
+        resolved = _acting(request.prompt, self._resolved(request.adapters))
+        answer = self._answer(self._clipped(request), resolved, on_event, now)
+        self._queue(answer, resolved)
+
+    def embed(self, request: EmbeddingRequest, on_end: OnEmbedded) -> Callable[[], None]:
+        """Queues the prompts of a request, their adapters resolved once for all; returns what
+        cancels it. Raises as `submit` does, and Unsupported for an engine without states."""
+        check_embedding(request, self._limits, self.options, self._clock())
+        adapters = self._resolved(request.adapters)
+
+        def queue(index: int, on_admitted: Callable[[float], None], heard: OnVector) -> Provenance:
+            reading = request.reading(index)
+            acting = _acting(reading.prompt, adapters)
+            made = Embedding(
+                reading,
+                self._provenance(acting),
+                request.pooling,
+                request.normalize,
+                on_admitted,
+                heard,
+            )
+            self._queue(made, acting, begun=index > 0)
+            return made.provenance
+
+        batch = EmbeddingBatch(request, queue, self.cancel, self._clock, on_end)
+        batch.start()
+        return batch.cancel
+
+    def _queue(
+        self, answer: Answer | Embedding, resolved: tuple[Wanted, ...], *, begun: bool = False
+    ) -> None:
         wanted = tuple(w for w in resolved if w.start is not None)
         self._bank.check_fits(wanted)
-        answer = self._answer(self._clipped(request), resolved, on_event, now)
         borders = tuple(sorted({w.start for w in wanted if w.start}))
-        job = Job(request.request_id, len(request.prompt), request.deadline_s, borders)
-        self._stepper.add(answer, wanted, job)
+        self._stepper.add(answer, wanted, _job(answer.request, borders), begun=begun)
         self._loop.wake()
 
     def cancel(self, request_id: str) -> bool:
         """Whether it was found; it then ends with Finished(CANCELLED), unless it ends otherwise
         in the step that is running."""
         found = self._stepper.cancel(request_id)
+        if not found and self._moved is not None:
+            # What was handed back meanwhile is here again.
+            found = self._moved(request_id) or self._stepper.cancel(request_id)
         self._loop.wake()
         return found
 
-    def sampling(
-        self,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-    ) -> SamplingParams:
+    def withdraw(self, among: Collection[str], moved: Callable[[str], bool]) -> tuple[str, ...]:
+        """Takes out the requests of `among` that have no row yet: at most Accepted they may still
+        hear from here, and `cancel` asks `moved` about them. In the order of arrival."""
+        self._moved = moved
+        return self._stepper.withdraw(among)
+
+    def probe(self) -> None:
+        """One token through the engine, before any request. Raises EngineFault, Unavailable."""
+
+        def on_step_thread() -> None:
+            logits = self._engine.prefill(0, np.zeros(1, np.int64), 0)
+            if not np.isfinite(logits).all():
+                raise EngineFault("the engine's first logits are not numbers; build it again")
+
+        self._loop.call(on_step_thread, PROBE_TIMEOUT_S)
+
+    def sampling(self, asked: SamplingOverrides | None = None) -> SamplingParams:
         """A request's explicit fields over release, bundle and agent defaults. The values are
         checked by `submit`."""
-        asked = SamplingDefaults(temperature, top_k, top_p)
-        return sampling_params(layered(asked, self._defaults()), seed)
+        return sampling_params(self._defaults(), asked)
 
-    def stopping(
-        self,
-        max_tokens: int | None = None,
-        stop: tuple[str, ...] = (),
-        stop_token_ids: tuple[int, ...] = (),
-        ignore_eos: bool = False,
-    ) -> StoppingParams:
+    def stopping(self, asked: StoppingOverrides | None = None) -> StoppingParams:
         """The same for stopping."""
-        default = self._defaults().max_tokens or self.options.default_max_tokens
-        count = default if max_tokens is None else max_tokens
-        return StoppingParams(count, stop, stop_token_ids, ignore_eos)
+        asked = asked or StoppingOverrides()
+        return stopping_params(self._defaults(), asked, self.options.default_max_tokens)
 
     def set_sampling_defaults(self, sampling: SamplingDefaults) -> None:
         """A new release's defaults, for requests from now on."""
@@ -185,19 +274,28 @@ class ModelRuntime:
         )
 
     def metrics(self) -> Mapping[str, float]:
-        """Since start: requests, failures, tokens, adapter_hits, adapter_loads, adapter_evictions,
-        compositions; now: queue_depth, rows_busy; recently: ttft_s, ttft_p95_s, inter_token_s,
-        tokens_per_s, last_swap_s, scheduler_step_s (a step outside the engine)."""
-        counters = self._bank.snapshot.counters
+        """Since start: requests, failures, tokens, drafted_tokens, accepted_tokens, swaps (of
+        aliases), the bank's counters, prefix_lookups, prefix_hits, prefix_tokens,
+        prefix_evictions; now: queue_depth, rows_busy, prefix_bytes and what is resident
+        (BankSnapshot.metrics); recently: ttft_s, ttft_p95_s, inter_token_s, tokens_per_s,
+        scheduler_step_s (a step outside the engine)."""
         return {
             **self._metrics.values(),
             "queue_depth": float(self._stepper.queued),
             "rows_busy": float(self._stepper.rows_busy),
-            "adapter_hits": float(counters.hits),
-            "adapter_loads": float(counters.loads),
-            "adapter_evictions": float(counters.evictions),
-            "compositions": float(counters.compositions),
-            "last_swap_s": counters.last_swap_s,
+            "swaps": float(self._directory.swaps),
+            **self._bank.snapshot.metrics(),
+            **self._prefix_metrics(),
+        }
+
+    def _prefix_metrics(self) -> dict[str, float]:
+        counts = self._prefixes.counts
+        return {
+            "prefix_lookups": float(counts.lookups),
+            "prefix_hits": float(counts.hits),
+            "prefix_tokens": float(counts.tokens),
+            "prefix_evictions": float(counts.evictions),
+            "prefix_bytes": float(counts.bytes),
         }
 
     def drain(self, timeout_s: float) -> bool:
@@ -213,13 +311,13 @@ class ModelRuntime:
         self._state = RuntimeState.CLOSED
         self._loop.stop()
         self._loader.close()
+        give_back()
 
     def _defaults(self) -> SamplingDefaults:
         return layered(self._sampling, self._generation.sampling)
 
-    def _resolve(self, prompt: tuple[int, ...], named: AdapterRef) -> Wanted:
-        record = self._directory.resolve(named.name, named.revision)
-        return Wanted(record, named.weight, activation_start(prompt, record.invocation_tokens))
+    def _resolved(self, named: tuple[AdapterRef, ...]) -> Resolved:
+        return [(self._directory.resolve(a.name, a.revision), a.weight) for a in named]
 
     def _clipped(self, request: GenerationRequest) -> GenerationRequest:
         """max_tokens within what the prompt leaves of the context."""
@@ -238,7 +336,7 @@ class ModelRuntime:
         return Answer(
             request,
             self._provenance(wanted),
-            Sampler(request.sampling, self._seeds()),
+            Sampler(request.sampling, self._seeds(), request.prompt),
             self.text.detokenizer(request.prompt),
             frozenset(self.bundle.eos_token_ids),
             on_event,
@@ -254,16 +352,30 @@ class ModelRuntime:
         )
         return Provenance(self.bundle.digest, self._engine.digest, adapters)
 
-    def _on_loaded(self, digest: str, result: AdapterWeights | RemoraError) -> None:
-        self._loop.post(lambda: self._bank.loaded(digest, result))
+    def _on_loaded(self, digest: str, result: AdapterWeights | RemoraError, seconds: float) -> None:
+        self._loop.post(lambda: self._bank.loaded(digest, result, seconds))
 
     def _on_exit(self, error: RemoraError) -> None:
         """On the step thread, last."""
         self._stepper.refuse(Unavailable("the runtime has ended"))
         self._stepper.fail_all(error)
-        self._bank.fail_preloads(error)
-        if not self._loop.failed:
+        if self._loop.failed:
+            self._bank.fail_preloads(error)
+        else:
+            self._bank.close(error)
             self._engine.close()
+
+
+def _bank_options(options: RuntimeOptions) -> BankOptions:
+    return BankOptions(options.bank_rank, options.bank_bytes, options.patience_s)
+
+
+def _acting(prompt: tuple[int, ...], adapters: Resolved) -> tuple[Wanted, ...]:
+    """With the token of the prompt from which on each acts."""
+    return tuple(
+        Wanted(found, weight, activation_start(prompt, found.invocation_tokens))
+        for found, weight in adapters
+    )
 
 
 def _scheduler_limits(rows: int, options: RuntimeOptions) -> SchedulerLimits:
@@ -272,5 +384,21 @@ def _scheduler_limits(rows: int, options: RuntimeOptions) -> SchedulerLimits:
         max_waiting=options.max_waiting,
         max_waiting_tokens=options.max_waiting_tokens,
         prefill_chunk=options.prefill_chunk,
-        patience_s=options.patience_s,
+        # The bank sees to it that no request is passed over for ever, and only it can without
+        # holding up those that need nothing loaded.
+        patience_s=math.inf,
+        aging_s=options.aging_s,
+        inter_token_s=options.inter_token_s,
+    )
+
+
+def _job(request: GenerationRequest, borders: tuple[int, ...]) -> Job:
+    return Job(
+        request.request_id,
+        len(request.prompt),
+        request.deadline_s,
+        borders,
+        request.stopping.max_tokens,
+        request.share.priority,
+        request.share.client,
     )

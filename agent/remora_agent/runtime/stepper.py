@@ -9,47 +9,33 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-
-import numpy as np
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 
 from remora_agent.bank.bank import Bank, Lease, Wanted
-from remora_agent.engine.protocol import Engine, Mix, RowStep
+from remora_agent.engine.protocol import Engine
 from remora_agent.runtime.answer import Answer, TokenTaken
 from remora_agent.runtime.api import FinishReason
+from remora_agent.runtime.computing import Computing, Found
+from remora_agent.runtime.embedding import Embedding
+from remora_agent.runtime.jobs import Job
+from remora_agent.runtime.memory_floor import RETRY_AFTER_S, MemoryFloor
 from remora_agent.runtime.metrics import RuntimeMetrics
+from remora_agent.runtime.prefix_cache import PrefixCache
+from remora_agent.runtime.prefix_keys import Acting, PrefixKeys
+from remora_agent.runtime.request import Request
 from remora_agent.runtime.sampling import Logits
 from remora_agent.runtime.scheduler import (
     DecodeStep,
     EndCause,
-    Job,
     PrefillChunk,
     Scheduler,
     Work,
 )
-from remora_contract.errors import DeadlineExceeded, RemoraError
+from remora_agent.runtime.speculation import Speculation
+from remora_contract.errors import DeadlineExceeded, Exhausted, RemoraError
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Request:
-    """An accepted request with all that its steps need."""
-
-    answer: Answer
-    wanted: tuple[Wanted, ...]
-    lease: Lease | None = None  # from admission on
-
-    def mix_at(self, position: int) -> Mix:
-        return self.lease.mix_at(position) if self.lease is not None else ()
-
-    @property
-    def id(self) -> str:
-        return self.answer.request.request_id
-
-    def uses(self, digest: str) -> bool:
-        return any(w.adapter.digest == digest for w in self.wanted)
 
 
 class Stepper:
@@ -60,26 +46,46 @@ class Stepper:
         scheduler: Scheduler,
         metrics: RuntimeMetrics,
         clock: Callable[[], float],
+        prefixes: PrefixCache,
+        memory: MemoryFloor,
+        speculation: Speculation,
     ) -> None:
         self._engine = engine
         self._bank = bank
         self._scheduler = scheduler
         self._metrics = metrics
         self._clock = clock
+        self._prefixes = prefixes
+        self._memory = memory
+        self._computing = Computing(engine, speculation)
         self._changed = threading.Condition()
         self._requests: dict[str, Request] = {}
-        self._fresh: list[Answer] = []
+        self._fresh: list[Answer | Embedding] = []
         self._closed: RemoraError | None = None
 
     # -- any thread -------------------------------------------------------------------------
 
-    def add(self, answer: Answer, wanted: tuple[Wanted, ...], job: Job) -> None:
-        """Queues it. Raises what the scheduler refuses with, and what `refuse` was given."""
+    def add(
+        self,
+        answer: Answer | Embedding,
+        wanted: tuple[Wanted, ...],
+        job: Job,
+        *,
+        begun: bool = False,
+    ) -> None:
+        """Queues it. Raises what the scheduler refuses with, Exhausted while memory is short, and,
+        unless it is a part of what has `begun`, what `refuse` was given."""
         with self._changed:
-            if self._closed is not None:
+            if self._closed is not None and not begun:
                 raise self._closed
-            self._scheduler.submit(job, self._clock())
-            self._requests[job.request_id] = Request(answer, wanted)
+            scheduler, now = self._scheduler, self._clock()
+            rows = scheduler.free_rows or range(self._engine.limits.rows)
+            short = self._memory.refusal(job, scheduler.running(), rows)
+            if short is not None:
+                wait_s = scheduler.retry_after_s(job, now)
+                raise Exhausted(short, max(wait_s, RETRY_AFTER_S))
+            scheduler.submit(job, now)
+            self._requests[job.request_id] = Request(answer, wanted, job)
             self._fresh.append(answer)
 
     def cancel(self, request_id: str) -> bool:
@@ -91,6 +97,16 @@ class Stepper:
         with self._changed:
             using = [r.id for r in self._requests.values() if r.uses(digest)]
             return sum(self._scheduler.cancel(request_id) for request_id in using)
+
+    def withdraw(self, among: Collection[str]) -> tuple[str, ...]:
+        """Takes out those that have no row yet; at most Accepted they may still hear. In the order
+        of arrival."""
+        with self._changed:
+            taken = self._scheduler.withdraw(among, self._clock())
+            for request_id in taken:
+                del self._requests[request_id]
+            self._changed.notify_all()
+        return taken
 
     def refuse(self, error: RemoraError) -> None:
         """New requests get `error` from now on."""
@@ -124,6 +140,8 @@ class Stepper:
             work = self._scheduler.next_work()
         if work is None:
             return self._idle_s()
+        if isinstance(work, PrefillChunk) and self._reused(work):
+            return None
         engine_s = self._compute(work)
         self._metrics.overhead(time.perf_counter() - began - engine_s)
         return None
@@ -162,7 +180,7 @@ class Stepper:
         with self._changed:
             candidates = [self._requests[i] for i in self._scheduler.candidates(now)]
         for request in candidates:
-            if not self._scheduler.row_free:
+            if not self._scheduler.row_free or not self._has_memory(request):
                 return
             try:
                 lease = self._bank.acquire(request.wanted)
@@ -170,10 +188,60 @@ class Stepper:
                 self._fail(request, e)
                 continue
             if lease is not None:
-                with self._changed:
-                    self._scheduler.admit(request.id, now)
-                    self._requests[request.id] = replace(request, lease=lease)
-                request.answer.admitted(now)
+                self._place(request, lease, now)
+
+    def _has_memory(self, request: Request) -> bool:
+        """Where there is none and nothing runs that could make room, the request fails."""
+        with self._changed:
+            running, free = self._scheduler.running(), self._scheduler.free_rows
+            short = self._memory.refusal(request.job, running, free)
+        if short is not None and not running:
+            self._fail(request, Exhausted(short, RETRY_AFTER_S))
+        return short is None
+
+    def _place(self, request: Request, lease: Lease, now: float) -> None:
+        """Gives it the row that saves most, where memory leaves a choice."""
+        keys, scheduler = self._keys(request, lease), self._scheduler
+        with self._changed:
+            if not self._here(request):  # withdrawn since it was looked at
+                self._bank.release(lease)
+                return
+            free = scheduler.free_rows
+            row = self._prefixes.choose_row(keys, request.prompt, free)
+            if self._memory.refusal(request.job, scheduler.running(), (row,)) is not None:
+                row = self._memory.widest(free)
+            scheduler.admit(request.id, now, row)
+            self._requests[request.id] = replace(request, lease=lease, keys=keys)
+        request.answer.admitted(now)
+
+    def _keys(self, request: Request, lease: Lease) -> PrefixKeys | None:
+        """None where every prompt token has to be computed."""
+        asked = request.answer.request
+        if asked.scoring.prompt_top is not None or isinstance(request.answer, Embedding):
+            return None
+        parts = zip(lease.digests, lease.mix, lease.starts, strict=True)
+        acting = [Acting(d, entry.weight, s) for d, entry, s in parts if s is not None]
+        return self._prefixes.keys(asked.share.cache_salt, acting, len(asked.prompt))
+
+    def _reused(self, work: PrefillChunk) -> bool:
+        """Whether tokens of the chunk are there already. Only what follows reused ones can be."""
+        request = self._requests[work.request_id]
+        with self._changed:
+            reused = self._scheduler.reused(request.id)
+        if work.start != reused:
+            return False
+        try:
+            count = self._prefixes.reuse(work.row, request.keys, request.prompt, work.start)
+        except RemoraError as e:
+            self._prefixes.lost(work.row)
+            self._fail(request, e)
+            return True
+        if count:
+            request.answer.cached_tokens = reused + count
+            with self._changed:
+                self._memory.wrote(work.row, reused + count)
+                self._scheduler.reuse(request.id, count)
+        return count > 0
 
     def _prefetch(self) -> None:
         self._bank.prefetch(r.wanted for r in self._waiting() if r.wanted)
@@ -189,43 +257,51 @@ class Stepper:
         requests = self._of(work)
         began = time.perf_counter()
         try:
-            logits = self._run(work, requests)
+            found = self._computing.run(work, requests)
         except RemoraError as e:
             log.warning("engine.step_failed", extra={"rows": len(requests), "error": str(e)})
-            for request in requests:
+            for row, request in zip(_rows(work), requests, strict=True):
+                self._prefixes.lost(row)
                 self._fail(request, e)
             return time.perf_counter() - began
         engine_s = time.perf_counter() - began
+        self._wrote(work, requests)
         with self._changed:
-            self._scheduler.done(work)
-        self._take(requests, logits, engine_s)
+            self._scheduler.done(work, engine_s)
+        self._take(requests, found, engine_s)
+        if isinstance(work, PrefillChunk) and work.last:
+            self._end_embedding(requests[0])
         return engine_s
+
+    def _end_embedding(self, request: Request) -> None:
+        """One whose prompt is read is complete."""
+        if isinstance(request.answer, Embedding):
+            self._finish(request, FinishReason.STOP, self._clock())
+
+    def _wrote(self, work: Work, requests: Sequence[Request]) -> None:
+        """What the rows hold after the step."""
+        for row, request in zip(_rows(work), requests, strict=True):
+            if isinstance(work, PrefillChunk):
+                self._memory.wrote(row, work.stop)
+                self._prefixes.wrote(row, request.keys, request.prompt, work.stop)
+                continue
+            valid = request.generating.position + 1
+            self._memory.wrote(row, valid)
+            if request.keys is not None and self._prefixes.crosses(row, valid):
+                tokens = (*request.prompt, *request.generating.tokens)
+                self._prefixes.wrote(row, request.keys, tokens, valid)
 
     def _of(self, work: Work) -> list[Request]:
         ids = work.request_ids if isinstance(work, DecodeStep) else (work.request_id,)
         return [self._requests[i] for i in ids]
 
-    def _run(self, work: Work, requests: Sequence[Request]) -> list[Logits]:
-        """The logits [vocab] of each request that gets a token."""
-        if isinstance(work, PrefillChunk):
-            (request,) = requests
-            tokens = np.asarray(request.answer.request.prompt[work.start : work.stop], np.int64)
-            mix = request.mix_at(work.start)
-            logits = self._engine.prefill(work.row, tokens, work.start, mix)
-            return [logits] if work.last else []
-        steps = [
-            RowStep(row, r.answer.tokens[-1], r.answer.position, r.mix_at(r.answer.position))
-            for row, r in zip(work.rows, requests, strict=True)
-        ]
-        return list(self._engine.decode(steps))
-
-    def _take(self, requests: Sequence[Request], logits: Iterable[Logits], engine_s: float) -> None:
-        """A token for each; counted before anybody hears that an answer is complete."""
+    def _take(self, requests: Sequence[Request], found: Iterable[Found], engine_s: float) -> None:
+        """Tokens for each; counted before anybody hears that an answer is complete."""
         now = self._clock()
         pairs = [
             (request, taken)
-            for request, row_logits in zip(requests, logits, strict=False)
-            if (taken := self._take_one(request, row_logits, now)) is not None
+            for request, of_one in zip(requests, found, strict=False)
+            for taken in self._take_all(request, of_one, now)
         ]
         between = [taken.since_last_s for _, taken in pairs if not taken.first]
         self._metrics.step(len(pairs), engine_s, between)
@@ -233,33 +309,57 @@ class Stepper:
             if taken.first:
                 self._metrics.first_token(taken.since_last_s)
             if taken.reason is not None:
-                self._end(request)
-                self._metrics.ended(failed=False)
-                request.answer.finish(taken.reason, now)
+                self._finish(request, taken.reason, now)
+
+    def _take_all(self, request: Request, found: Found, now: float) -> list[TokenTaken]:
+        """A token of each position, as long as it is the draft's."""
+        answer, tokens = request.generating, list[TokenTaken]()
+        for logits, drafted in zip(found.logits, (*found.draft, None), strict=True):
+            taken = self._take_one(request, logits, now)
+            if taken is None:
+                return tokens
+            tokens.append(taken)
+            if taken.reason is not None or answer.tokens[-1] != drafted:
+                break
+        if found.draft:
+            self._metrics.drafted(len(found.draft), len(tokens) - 1)
+        return tokens
 
     def _take_one(self, request: Request, logits: Logits, now: float) -> TokenTaken | None:
         try:
-            taken = request.answer.take(logits, now)
+            taken = request.generating.take(logits, now)
         except RemoraError as e:
             self._fail(request, e)
             return None
-        if request.answer.deaf:
+        if request.generating.deaf:
             self.cancel(request.id)
         return taken
 
-    def _fail(self, request: Request, error: RemoraError) -> None:
+    def _finish(self, request: Request, reason: FinishReason, now: float) -> None:
         self._end(request)
-        self._metrics.ended(failed=True)
-        request.answer.fail(error)
+        self._metrics.ended(failed=False)
+        request.answer.finish(reason, now)
 
-    def _end(self, request: Request) -> None:
+    def _fail(self, request: Request, error: RemoraError) -> None:
+        if self._end(request):
+            self._metrics.ended(failed=True)
+            request.answer.fail(error)
+
+    def _end(self, request: Request) -> bool:
         """Out of bank, scheduler and table before the last event: whoever hears it sees the bank
-        without the request and may use its id again."""
+        without the request and may use its id again. False when it was withdrawn before."""
         self._release(request)
         with self._changed:
+            if not self._here(request):
+                return False
             self._scheduler.end(request.id, self._clock())
             del self._requests[request.id]
             self._changed.notify_all()
+        return True
+
+    def _here(self, request: Request) -> bool:
+        known = self._requests.get(request.id)
+        return known is not None and known.answer is request.answer
 
     def _release(self, request: Request) -> None:
         if request.lease is not None:
@@ -268,3 +368,7 @@ class Stepper:
     def _waiting(self) -> list[Request]:
         with self._changed:
             return [self._requests[i] for i in self._scheduler.waiting()]
+
+
+def _rows(work: Work) -> tuple[int, ...]:
+    return work.rows if isinstance(work, DecodeStep) else (work.row,)

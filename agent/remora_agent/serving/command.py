@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import faulthandler
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from remora_agent.engine.prefill import PREFILL_HELP
-from remora_agent.serving.address import DEFAULT_LISTEN
+from remora_agent.serving.address import DEFAULT_LISTEN, parse_socket
+from remora_agent.telemetry.request_log import RequestLog
 from remora_contract.errors import RequestInvalid
 
 if TYPE_CHECKING:
     from remora_agent.engine.opening import EngineOptions
+    from remora_agent.runtime.options import RuntimeOptions
     from remora_agent.serving.stack import StackOptions
     from remora_agent.serving.tls import ServerTls
 
@@ -71,6 +74,15 @@ def serve(
         typer.Option(help="Compute threads (default: one for each physical core)."),
     ] = None,
     prefill: Annotated[str, typer.Option(metavar="FORM", help=PREFILL_HELP)] = "auto",
+    draft_tokens: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=16,
+            help="Tokens guessed from the text and proven in one step while one request decodes "
+            "alone; 0: none.",
+        ),
+    ] = 8,
     cache_dir: Annotated[
         Path | None,
         typer.Option(help="Directory of built engines (default: ~/.cache/remora/engines)."),
@@ -79,9 +91,52 @@ def serve(
         str | None,
         typer.Option(metavar="HOST:PORT", help="Serve Prometheus /metrics here (loopback only)."),
     ] = None,
+    unix_socket: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Listen on this unix socket too (mode 0660)."),
+    ] = None,
+    allow_user: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="USER",
+            help="Name or number of a user who may call over unix sockets (default: all whom the "
+            "socket's mode lets in). Repeatable.",
+        ),
+    ] = None,
+    request_log: Annotated[
+        RequestLog,
+        typer.Option(
+            help="A log line for each request that has ended: off, summary (counts, times, "
+            "digests) or text (the prompt and the answer too)."
+        ),
+    ] = RequestLog.OFF,
+    otlp_endpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="http://HOST:PORT",
+            help="Send a trace of each request there over OTLP/gRPC (needs remora[otel]).",
+        ),
+    ] = None,
+    reflection: Annotated[
+        bool, typer.Option(help="Describe the services to gRPC clients that ask.")
+    ] = True,
     drain_s: Annotated[
         float, typer.Option(min=0.0, help="Seconds that running requests get to end at shutdown.")
     ] = 20.0,
+    max_waiting: Annotated[
+        int, typer.Option(min=1, help="Requests that wait; more are told when to come back.")
+    ] = 256,
+    inter_token_s: Annotated[
+        float,
+        typer.Option(min=0.001, help="Running answers move this often while prompts are read."),
+    ] = 0.25,
+    prefix_cache_mib: Annotated[
+        int,
+        typer.Option(min=0, help="Memory for prompts that begin alike (0: none is reused)."),
+    ] = 256,
+    memory_floor_mib: Annotated[
+        int, typer.Option(min=0, help="Memory that stays free (0: not looked at).")
+    ] = 256,
     log_level: Annotated[
         str, typer.Option(help="Of the JSON logs on stderr: debug, info, warning or error.")
     ] = "warning",
@@ -89,7 +144,10 @@ def serve(
     """Serves a bundle over gRPC until it is stopped. Needs no controller."""
     from remora_agent.engine.opening import EngineOptions
     from remora_agent.engine.prefill import check_choice
+    from remora_agent.runtime.options import RuntimeOptions
     from remora_agent.serving import standalone
+    from remora_agent.serving.unix_gate import user_ids
+    from remora_agent.telemetry.observers import Observing
     from remora_contract import structured_logs
 
     adapters = standalone.parse_adapters(adapter or [])
@@ -106,6 +164,21 @@ def serve(
         ),
         cache_dir,
         metrics_listen,
+        RuntimeOptions(
+            max_waiting=max_waiting,
+            inter_token_s=inter_token_s,
+            prefix_bytes=prefix_cache_mib << 20,
+            draft_tokens=draft_tokens,
+            memory_floor_bytes=memory_floor_mib << 20,
+        ),
+    )
+    observing = Observing(request_log, otlp_endpoint)
+    stack = replace(
+        stack,
+        observing=observing,
+        reflection=reflection,
+        unix_socket=None if unix_socket is None else parse_socket(unix_socket),
+        allowed_users=user_ids(allow_user) if allow_user else None,
     )
     structured_logs.set_up(log_level)
     # A watchdog's SIGABRT then leaves every thread's stack in the journal.
@@ -130,8 +203,10 @@ def _stack_options(
     engine: EngineOptions,
     cache_dir: Path | None,
     metrics_listen: str | None,
+    runtime: RuntimeOptions,
 ) -> StackOptions:
     from remora_agent.hosting.engines import EngineSettings, default_cache
+    from remora_agent.local_host import HostSettings
     from remora_agent.serving.address import TcpAddress, parse_address
     from remora_agent.serving.stack import StackOptions
 
@@ -141,6 +216,11 @@ def _stack_options(
     return StackOptions(
         listen=parse_address(listen),
         tls=tls,
-        engines=EngineSettings(cache_dir=cache_dir or default_cache(), options=engine),
+        engines=EngineSettings(
+            cache_dir=cache_dir or default_cache(),
+            memory_floor_bytes=runtime.memory_floor_bytes,
+            options=engine,
+        ),
+        host=HostSettings(runtime),
         metrics_listen=metrics,
     )

@@ -26,8 +26,9 @@ DEFAULTS = {
 
 def read(fields: ConfigFields) -> DecoderSpec:
     main, local = _rope_tables(fields)
-    pattern = fields.take("_sliding_window_pattern", fields.take("sliding_window_pattern", 6))
-    pattern = fields.check_whole("sliding_window_pattern", pattern, MAX_LAYERS)
+    pattern = fields.whole("sliding_window_pattern", MAX_LAYERS, 6)
+    fields.ignore("_sliding_window_pattern")  # a note of transformers beside `layer_types`
+    fields.only("attn_logit_softcapping", None, why="a gemma3 computes without, whatever it says")
     spec, windows = read_sandwich(
         fields, FAMILY.model_type, lambda layer: (layer + 1) % pattern != 0
     )
@@ -50,6 +51,8 @@ def _rope_tables(fields: ConfigFields) -> tuple[ConfigFields, ConfigFields]:
     scaling = fields.nested("rope_scaling").left()
     for key, value in scaling.items():
         main.default(key, value)
+    for table in (main, local):
+        table.only("truncate", True, why="transformers overlooks it in a kind of layer's table")
     main.default("rope_theta", fields.take("rope_theta", 1e6))
     local.default("rope_theta", fields.take("rope_local_base_freq", 1e4))
     return main, local

@@ -23,6 +23,7 @@ from remora_agent.engine.opening import (
     open_engine,
 )
 from remora_agent.engine.ort import builder, prefill_trial
+from remora_agent.engine.ort import engine as engine_module
 from remora_agent.engine.ort.engine import chunks
 from remora_agent.engine.protocol import Engine, MixEntry, RowStep
 from remora_agent.hosting.engines import CachedEngines, EngineSettings
@@ -93,6 +94,17 @@ def test_answers_go_on_from_the_cache_that_int8_filled(pair):
     for at, token in enumerate((5, 90, 7), len(LONG)):
         want, have = (e.decode([RowStep(0, token, at)])[0] for e in (plain, int8))
         assert spreads(want, have) < 0.1
+
+
+def test_a_prompt_of_several_chunks_is_answered_as_one_of_one_chunk(
+    pair, monkeypatch: pytest.MonkeyPatch
+):
+    plain, int8, _ = pair()
+    want = plain.prefill(0, LONG, 0)
+    monkeypatch.setattr(engine_module, "_INT8_CHUNK", 16)
+    monkeypatch.setattr(engine_module, "_PREFILL_CHUNK", 16)
+    assert np.abs(plain.prefill(1, LONG, 0) - want).max() < 1e-3 * want.std()
+    assert 0 < spreads(want, int8.prefill(1, LONG, 0)) < 0.1
 
 
 def test_short_prompts_are_computed_as_answers_are(pair):

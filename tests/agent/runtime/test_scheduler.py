@@ -4,14 +4,13 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from remora_agent.runtime.jobs import Job, SchedulerLimits
 from remora_agent.runtime.scheduler import (
     DecodeStep,
     EndCause,
     Ended,
-    Job,
     PrefillChunk,
     Scheduler,
-    SchedulerLimits,
 )
 from remora_contract.errors import Conflict, Exhausted, InternalFault
 
@@ -97,7 +96,7 @@ def test_a_request_passed_over_for_too_long_holds_up_later_ones():
 def test_the_queue_is_bounded_by_count_and_says_when_to_come_back():
     scheduler = make()
     for i in range(4):
-        scheduler.submit(Job(str(i), 1), 0.0)
+        scheduler.submit(Job(str(i), 1, client=str(i)), 0.0)
     with pytest.raises(Exhausted, match="4 requests") as caught:
         scheduler.submit(Job("late", 1), 0.0)
     assert caught.value.retry_after_s > 0
@@ -121,17 +120,54 @@ def test_an_id_in_use_is_a_conflict_while_it_runs():
     scheduler.submit(Job("a", 1), 0.0)
 
 
-def test_a_wait_longer_than_the_deadline_is_refused_once_times_are_known():
+def measured(rows=1, **changes):
+    """One second a prompt token of a chunk of one, two seconds a step, answers of ten tokens."""
+    scheduler = make(rows=rows, **changes)
+    scheduler.submit(Job("first", 1, max_new=10), 0.0)
+    scheduler.admit("first", 0.0)
+    for _ in range(10):
+        work = scheduler.next_work()
+        scheduler.done(work, 1.0 if isinstance(work, PrefillChunk) else 2.0)
+    scheduler.end("first", 19.0)
+    return scheduler
+
+
+def test_a_first_token_after_the_deadline_is_refused_once_speeds_are_known():
     scheduler = make(rows=1)
-    scheduler.submit(Job("a", 1), 0.0)
-    scheduler.admit("a", 0.0)
     scheduler.submit(Job("unknown", 1, deadline_s=0.1), 0.0)
     assert scheduler.reap(1.0) == (Ended("unknown", EndCause.EXPIRED),)
-    scheduler.end("a", 10.0)
-    scheduler.submit(Job("b", 1, deadline_s=11.0), 10.0)  # a free row: no wait
-    scheduler.admit("b", 10.0)
+    scheduler = measured()
     with pytest.raises(Exhausted, match="deadline"):
-        scheduler.submit(Job("c", 1, deadline_s=15.0), 10.0)
+        scheduler.submit(Job("long", 30, deadline_s=20 + 29), 20.0)
+    scheduler.submit(Job("runs", 4, deadline_s=25.0, max_new=10), 20.0)
+    scheduler.admit("runs", 20.0)
+    with pytest.raises(Exhausted, match="deadline") as caught:
+        scheduler.submit(Job("late", 1, deadline_s=30.0), 20.0)
+    assert 4 + 10 * 2 <= caught.value.retry_after_s <= 4 * 1.5 + 10 * 2
+    scheduler.submit(Job("patient", 1, deadline_s=60.0), 20.0)
+
+
+def test_the_expected_wait_counts_what_goes_before_by_priority():
+    scheduler = measured()
+    for i in range(3):
+        scheduler.submit(Job(f"{i}", 2, max_new=10, client=f"{i}"), 20.0)
+    low = scheduler.expected_wait(Job("low", 2, priority=-1, client="x"), 20.0)
+    high = scheduler.expected_wait(Job("high", 2, priority=1, client="x"), 20.0)
+    assert high.row_s == 0.0 and low.row_s >= 3 * 20
+
+
+def test_cached_prefixes_shorten_the_expected_wait():
+    def expected(reused):
+        scheduler = measured(rows=2)
+        scheduler.submit(Job("cached", 100, max_new=1), 20.0)
+        scheduler.admit("cached", 20.0)
+        if reused:
+            scheduler.reuse("cached", reused)
+        while isinstance(work := scheduler.next_work(), PrefillChunk):
+            scheduler.done(work)
+        return scheduler.expected_wait(Job("next", 10), 20.0).first_token_s
+
+    assert expected(96) < expected(0)
 
 
 def test_cancelled_and_expired_requests_leave_at_the_next_reap():
@@ -163,12 +199,19 @@ class History(RuleBasedStateMachine):
         self.scheduler = Scheduler(LIMITS)
         self.alive, self.running, self.read, self.lengths = {}, {}, {}, {}
         self.last_work = None
+        self.cancelled = set()
 
-    @rule(tokens=st.integers(1, 12), deadline=st.none() | st.floats(0, 30))
-    def submit(self, tokens, deadline):
+    @rule(
+        tokens=st.integers(1, 12),
+        deadline=st.none() | st.floats(0, 30),
+        priority=st.integers(-1, 1),
+        client=st.sampled_from("xyz"),
+    )
+    def submit(self, tokens, deadline, priority, client):
         name = f"r{self.count}"
         self.count += 1
-        job = Job(name, tokens, None if deadline is None else self.now + deadline)
+        until = None if deadline is None else self.now + deadline
+        job = Job(name, tokens, until, max_new=3, priority=priority, client=client)
         try:
             self.scheduler.submit(job, self.now)
         except Exhausted:
@@ -180,7 +223,18 @@ class History(RuleBasedStateMachine):
         self.now += seconds
         candidates = self.scheduler.candidates(self.now)
         order = list(self.scheduler.waiting())
-        assert list(candidates) == order[: len(candidates)]
+        assert len(set(candidates)) == len(candidates) and set(candidates) <= set(order)
+        flows = {}
+        for name in candidates:  # of one client and priority the oldest first, none left out
+            job = self.alive[name]
+            flows.setdefault((job.client, job.priority), []).append(name)
+        for (client, priority), names in flows.items():
+            own = [
+                n
+                for n in order
+                if (self.alive[n].client, self.alive[n].priority) == (client, priority)
+            ]
+            assert names == own[: len(names)]
         for i, name in enumerate(candidates):
             if i in blocked or not self.scheduler.row_free:
                 continue
@@ -213,16 +267,42 @@ class History(RuleBasedStateMachine):
             self.forget(ids[0])
             self.scheduler.end(ids[0], self.now)
 
+    @rule(part=st.floats(0.1, 1.0))
+    def reuse(self, part):
+        work = self.scheduler.next_work()
+        if not isinstance(work, PrefillChunk):
+            return
+        name = work.request_id
+        tokens = int((self.lengths[name] - self.read[name] - 1) * part)
+        if tokens:
+            self.scheduler.reuse(name, tokens)
+            self.read[name] += tokens
+            self.last_work = work
+
+    @precondition(lambda self: self.alive)
+    @rule(data=st.data())
+    def withdraw(self, data):
+        among = data.draw(st.sets(st.sampled_from(sorted(self.alive))))
+        waiting = self.scheduler.waiting()
+        gone = self.scheduler.withdraw(among, self.now)
+        assert set(gone) == {n for n in waiting if n in among and n not in self.cancelled}
+        for name in gone:
+            self.forget(name)
+
     @precondition(lambda self: self.alive)
     @rule(data=st.data())
     def cancel(self, data):
-        assert self.scheduler.cancel(data.draw(st.sampled_from(sorted(self.alive))))
+        name = data.draw(st.sampled_from(sorted(self.alive)))
+        assert self.scheduler.cancel(name)
+        self.cancelled.add(name)
 
     @rule(seconds=st.floats(0, 10))
     def reap(self, seconds):
         self.now += seconds
         for ended in self.scheduler.reap(self.now):
             job = self.alive[ended.request_id]
+            cancelled = ended.cause is EndCause.CANCELLED
+            assert cancelled == (ended.request_id in self.cancelled)
             if ended.cause is EndCause.EXPIRED:
                 assert job.deadline_s <= self.now
             self.forget(ended.request_id)
@@ -232,6 +312,28 @@ class History(RuleBasedStateMachine):
         del self.alive[name]
         self.running.pop(name, None)
         self.read.pop(name, None)
+        self.cancelled.discard(name)
+
+    def teardown(self):
+        """Whatever has happened, serving on empties it: no job is lost and none stays for ever."""
+        for _ in range(10_000):
+            if self.scheduler.empty:
+                break
+            self.now += 0.1
+            for ended in self.scheduler.reap(self.now):
+                self.forget(ended.request_id)
+            for name in self.scheduler.candidates(self.now):
+                if self.scheduler.row_free:
+                    self.scheduler.admit(name, self.now)
+            work = self.scheduler.next_work()
+            if work is None:
+                continue
+            self.scheduler.done(work, 0.1)
+            if isinstance(work, DecodeStep):
+                for name in work.request_ids:
+                    self.scheduler.end(name, self.now)
+                    self.forget(name)
+        assert self.scheduler.empty and not self.alive
 
     @invariant()
     def counts_agree(self):

@@ -29,11 +29,14 @@ Sequences = Sequence[tuple[NDArray[np.int64], int]]
 def trial(files: EngineFiles, prefill: str, bundle: Bundle, golden: Golden) -> Agreement:
     """Answers the same tokens through both forms. Raises EngineFault."""
     checked = sequences(golden, bundle.graph.context)
-    limits = EngineLimits(1, bundle.graph.context, bundle.decoder.vocab, bundle.graph.max_bank_rank)
+    decoder, graph = bundle.decoder, bundle.graph
+    limits = EngineLimits(
+        1, graph.context, decoder.vocab, graph.max_bank_rank, hidden=decoder.hidden
+    )
     forms = []
     for file in (None, prefill):
         form = None if file is None else PrefillForm(file, least=1)
-        engine = OrtEngine(replace(files, prefill=form), bundle.decoder, limits, None, bundle.graph)
+        engine = OrtEngine(replace(files, prefill=form), decoder, limits, None, graph)
         forms.append(_logits(engine, checked))
         engine.close()
     found = compare(*forms)
