@@ -59,6 +59,15 @@ def test_chunks_get_smaller_while_a_context_grows_and_larger_once_the_engine_is_
     assert pace.chunk(0.25) == 256
 
 
+def test_the_rest_of_a_cached_prompt_does_not_make_reading_look_slow():
+    pace = Pace(256)
+    pace.answered(10)
+    pace.chunk_took(256, 0.256)
+    for _ in range(3):
+        pace.chunk_took(2, 0.03)  # as slow as one pass over the weights
+    assert pace.rates.token_s < 0.003
+
+
 RATES = Rates(token_s=0.01, step_s=0.1, answer_tokens=10, reused=0.0)
 
 
