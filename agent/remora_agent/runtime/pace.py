@@ -68,8 +68,10 @@ class Pace:
 
     def chunk(self, bound_s: float) -> int:
         """Most tokens of a chunk after which, and after a decode step, `bound_s` have not passed;
-        at least LEAST_CHUNK, whatever it takes."""
-        left = bound_s - (self._step_s or 0.0)
+        at least LEAST_CHUNK, whatever it takes. Where steps alone take longer, chunks take as long
+        as steps, so that prompts are still read."""
+        step_s = self._step_s or 0.0
+        left = bound_s - step_s if step_s < bound_s else step_s
         if left == float("inf"):
             return self._largest
         chosen = size = LEAST_CHUNK

@@ -26,6 +26,7 @@ from remora_agent.runtime.prefix_cache import PrefixCache
 from remora_agent.runtime.prefix_keys import BLOCK
 from remora_agent.runtime.sampling import Sampler
 from remora_agent.runtime.scheduler import Scheduler
+from remora_agent.runtime.speculation import Speculation
 from remora_agent.runtime.stepper import Stepper
 from remora_contract.errors import DeadlineExceeded, EngineFault, Exhausted
 from tests.support.reference_engine import HIDDEN, ReferenceEngine, fault
@@ -82,6 +83,7 @@ class Steps(RuleBasedStateMachine):
             self.clock,
             self.prefixes,
             memory,
+            Speculation(4),
         )
         self.sent, self.heard, self.moved, self.cancelled = {}, {}, set(), set()
 
