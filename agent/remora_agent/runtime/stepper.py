@@ -238,7 +238,7 @@ class Stepper:
             return None
         parts = zip(lease.digests, lease.mix, lease.starts, strict=True)
         acting = [Acting(d, entry.weight, s) for d, entry, s in parts if s is not None]
-        return self._prefixes.keys(asked.share.cache_salt, acting, len(asked.prompt))
+        return self._prefixes.keys(asked.share.cache_salt, acting, asked.prompt)
 
     def _reused(self, work: PrefillChunk) -> bool:
         """Whether tokens of the chunk are there already. Only what follows reused ones can be."""

@@ -83,7 +83,7 @@ class Steps(RuleBasedStateMachine):
             self.clock,
             self.prefixes,
             memory,
-            Speculation(0),
+            Speculation(4),
         )
         self.sent, self.heard, self.moved, self.cancelled = {}, {}, set(), set()
 
