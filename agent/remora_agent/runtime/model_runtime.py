@@ -47,7 +47,7 @@ from remora_agent.runtime.defaults import (
 )
 from remora_agent.runtime.embedding import Embedding, EmbeddingRequest, OnEmbedded, OnVector
 from remora_agent.runtime.embedding_batch import EmbeddingBatch
-from remora_agent.runtime.jobs import Job, SchedulerLimits
+from remora_agent.runtime.jobs import SchedulerLimits, job_of
 from remora_agent.runtime.memory_floor import MemoryFloor
 from remora_agent.runtime.metrics import RuntimeMetrics
 from remora_agent.runtime.options import RuntimeOptions
@@ -208,7 +208,7 @@ class ModelRuntime:
         wanted = tuple(w for w in resolved if w.start is not None)
         self._bank.check_fits(wanted)
         borders = tuple(sorted({w.start for w in wanted if w.start}))
-        self._stepper.add(answer, wanted, _job(answer.request, borders), begun=begun)
+        self._stepper.add(answer, wanted, job_of(answer.request, borders), begun=begun)
         self._loop.wake()
 
     def cancel(self, request_id: str) -> bool:
@@ -389,16 +389,4 @@ def _scheduler_limits(rows: int, options: RuntimeOptions) -> SchedulerLimits:
         patience_s=math.inf,
         aging_s=options.aging_s,
         inter_token_s=options.inter_token_s,
-    )
-
-
-def _job(request: GenerationRequest, borders: tuple[int, ...]) -> Job:
-    return Job(
-        request.request_id,
-        len(request.prompt),
-        request.deadline_s,
-        borders,
-        request.stopping.max_tokens,
-        request.share.priority,
-        request.share.client,
     )
