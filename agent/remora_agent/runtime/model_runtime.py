@@ -50,7 +50,7 @@ from remora_agent.runtime.defaults import (
 )
 from remora_agent.runtime.embedding import Embedding, EmbeddingRequest, OnEmbedded, OnVector
 from remora_agent.runtime.embedding_batch import EmbeddingBatch
-from remora_agent.runtime.jobs import Job, SchedulerLimits
+from remora_agent.runtime.jobs import SchedulerLimits, job_of
 from remora_agent.runtime.memory_floor import MemoryFloor
 from remora_agent.runtime.metrics import RuntimeMetrics
 from remora_agent.runtime.options import RuntimeOptions
@@ -240,7 +240,7 @@ class ModelRuntime:
         wanted = tuple(w for w in resolved if w.start is not None)
         self._bank.check_fits(wanted)
         borders = tuple(sorted({w.start for w in wanted if w.start}))
-        return Arrival(answer, wanted, _job(answer.request, borders))
+        return Arrival(answer, wanted, job_of(answer.request, borders))
 
     def cancel(self, request_id: str) -> bool:
         """Whether it was found; it then ends with Finished(CANCELLED), unless it ends otherwise
@@ -423,16 +423,4 @@ def _scheduler_limits(rows: int, options: RuntimeOptions) -> SchedulerLimits:
         patience_s=math.inf,
         aging_s=options.aging_s,
         inter_token_s=options.inter_token_s,
-    )
-
-
-def _job(request: GenerationRequest, borders: tuple[int, ...]) -> Job:
-    return Job(
-        request.request_id,
-        len(request.prompt),
-        request.deadline_s,
-        borders,
-        request.stopping.max_tokens,
-        request.share.priority,
-        request.share.client,
     )
