@@ -14,8 +14,9 @@ import typing
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from remora_build.adapters.fields import FIELDS, Rule
+from remora_build.adapters.fields import FIELDS
 from remora_build.adapters.formats.registry import SIGNS, SOURCE_FORMATS, TARGET_FORMATS
+from remora_build.adapters.rules import Rule
 from remora_build.families import FAMILIES
 from remora_build.families.wrappers import WRAPPERS
 from remora_build.merge.fields import FIELDS as MERGE_FIELDS

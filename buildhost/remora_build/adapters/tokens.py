@@ -44,15 +44,22 @@ def bind_tokens(
                 f"are missing: {module}.token_adapter.trainable_tokens_delta"
             )
         if set(parts) & {"A", "embedding_A"}:
-            raise Unsupported(f"{module} has trained tokens beside LoRA: PEFT trains either")
+            raise _together(module)
         is_embedding = module == table.embedding
         if is_embedding and follows and "A" in found.get(table.head, {}):
-            raise Unsupported(f"{table.head} has trained tokens beside LoRA: PEFT trains either")
+            raise _together(table.head)
         rows.append(TokenRows("embed" if is_embedding else "head", tokens, parts["tokens"]))
         if is_embedding and follows:
             rows.append(TokenRows("head", tokens, parts["tokens"]))
     _check_asked_for(found, wanted)
     return tuple(rows)
+
+
+def _together(module: str) -> Unsupported:
+    return Unsupported(
+        f"{module} has trained tokens beside LoRA, and a bank carries one of them on a weight; "
+        "train one or the other"
+    )
 
 
 def token_factor(rows: TokenRows, change: NDArray[np.float32], vocab: int) -> Factor:
