@@ -88,6 +88,7 @@ class ServedModel:
                 stopping=runtime.stopping(call.stopping),
                 deadline_s=None if timeout_s is None else runtime.now() + timeout_s,
                 scoring=call.scoring,
+                share=call.share,
             )
             if isinstance(call.selection, UseCaseRef):
                 on_event = self.counts.listening(call.selection.name, len(tokens), on_event)
