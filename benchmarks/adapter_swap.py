@@ -3,11 +3,11 @@
     python benchmarks/adapter_swap.py [--work DIR] [--threads N] [--swaps N] [--requests N]
 
 A whole runtime on a Qwen2.5-0.5B-shaped int4 model, rank-16 float16 adapters on all projections.
-Swaps: what an adapter in host memory and one on disk (in the page cache) cost, and the longest pause
-of an answer that is decoded meanwhile; a swap of resident ones is in benchmarks/adapters.py. Crowd:
-as many clients as rows, each asking for one adapter after the other; adapters as many as places,
-then twice as many, with turns and, for comparison, with turns too short to matter. Absolute figures
-are this machine's.
+Swaps: what an adapter in host memory and one on disk (in the page cache) cost, and the longest
+pause of an answer that is decoded meanwhile; a swap of resident ones is in benchmarks/adapters.py.
+Crowd: as many clients as rows, each asking for one adapter after the other; adapters as many as
+places, then twice as many, with turns and, for comparison, with turns too short to matter. Absolute
+figures are this machine's.
 """
 
 from __future__ import annotations

@@ -38,6 +38,15 @@ class Result:
 
 
 @dataclass(frozen=True)
+class Embeddings:
+    """In the order of the inputs."""
+
+    vectors: tuple[tuple[float, ...], ...]  # [inputs][hidden]
+    prompt_tokens: tuple[int, ...]
+    provenance: Provenance
+
+
+@dataclass(frozen=True)
 class Tokens:
     ids: tuple[int, ...]
     rendered: str  # the text that was tokenised
@@ -146,6 +155,14 @@ def ended(request_id: str, text: str, ids: Iterable[int], finished: pb.Finished)
             finished.timings.time_to_first_token_s,
         ),
         provenance=provenance(finished.provenance),
+    )
+
+
+def embeddings(response: pb.EmbedResponse) -> Embeddings:
+    return Embeddings(
+        tuple(tuple(e.values) for e in response.embeddings),
+        tuple(e.prompt_tokens for e in response.embeddings),
+        provenance(response.provenance),
     )
 
 

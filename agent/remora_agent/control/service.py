@@ -59,6 +59,7 @@ def local_host(
         host_bytes=adapters.host_bytes,
         bank_rank=adapters.bank_rank,
         bank_bytes=adapters.bank_bytes,
+        draft_tokens=serving.draft_tokens,
     )
     observing = Observing(RequestLog(config.telemetry.request_log), config.telemetry.otlp_endpoint)
     made = StackOptions(
