@@ -36,11 +36,15 @@ class Options(TypedDict, total=False):
     add_generation_prompt: bool
     template_arguments: Mapping[str, Any]
     request_id: str
+    priority: int  # higher goes first among those that wait
+    client: str  # who shares the rows fairly with other clients; missing: the connection's identity
+    cache_salt: str  # prefixes are cached apart for each
 
 
 _SAMPLING = ("temperature", "top_k", "top_p", "seed")
 _STOPPING = ("max_tokens", "ignore_eos")
 _POOLING = {"last": pb.POOLING_LAST, "mean": pb.POOLING_MEAN}
+_SHARE = ("priority", "client", "cache_salt")
 _KNOWN = frozenset(Options.__annotations__)
 
 
@@ -171,3 +175,6 @@ def _set_numbers(request: pb.GenerateRequest, options: Options) -> None:
     for name in _STOPPING:
         if name in given:
             setattr(request.stopping, name, given[name])
+    for name in _SHARE:
+        if name in given:
+            setattr(request, name, given[name])

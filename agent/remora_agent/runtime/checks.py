@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 from remora_agent.engine.protocol import EngineLimits
-from remora_agent.runtime.api import (
-    AdapterRef,
-    GenerationRequest,
-    SamplingParams,
-    Share,
-    StoppingParams,
-)
+from remora_agent.runtime.api import AdapterRef, GenerationRequest, SamplingParams, StoppingParams
 from remora_agent.runtime.bounds import check_sampling, check_scoring
 from remora_agent.runtime.embedding import EmbeddingRequest
-from remora_agent.runtime.jobs import MAX_PRIORITY
 from remora_agent.runtime.options import (
-    MAX_CLIENT_CHARS,
     MAX_EMBEDDINGS,
     MAX_ID_CHARS,
-    MAX_SALT_CHARS,
     MAX_STOP_TOKENS,
     RuntimeOptions,
 )
+from remora_agent.runtime.sharing import check_share
 from remora_contract.errors import DeadlineExceeded, PromptTooLong, RequestInvalid, Unsupported
 from remora_contract.release import MAX_WEIGHT
 
@@ -71,19 +63,6 @@ def _check_input(index: int, prompt: tuple[int, ...], limits: EngineLimits) -> N
         _check_prompt(prompt, limits)
     except (RequestInvalid, PromptTooLong) as e:
         raise type(e)(f"inputs[{index}]: {e}") from e
-
-
-def check_share(share: Share) -> None:
-    """Raises RequestInvalid."""
-    if abs(share.priority) > MAX_PRIORITY:
-        raise RequestInvalid(f"priority must be in ±{MAX_PRIORITY}, not {share.priority}")
-    texts = [
-        ("client", share.client, MAX_CLIENT_CHARS),
-        ("cache_salt", share.cache_salt, MAX_SALT_CHARS),
-    ]
-    for name, text, most in texts:
-        if len(text) > most or not text.isprintable():
-            raise RequestInvalid(f"{name} must be at most {most} printable characters")
 
 
 def _check_prompt(prompt: tuple[int, ...], limits: EngineLimits) -> None:

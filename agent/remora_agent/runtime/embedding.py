@@ -101,6 +101,9 @@ class Embedding:
         self._sum: NDArray[np.float64] | None = None
         self._count = 0
 
+    def accept(self) -> None:
+        """It is queued; whoever asked hears the end only."""
+
     def admitted(self, now: float) -> None:
         """It has a row."""
         self._on_admitted(now)

@@ -24,7 +24,7 @@ from remora_agent.bank.weights import AdapterWeights, load_weights
 from remora_agent.engine.memory import bank_bytes
 from remora_agent.engine.protocol import Engine
 from remora_agent.runtime.activation import activation_start
-from remora_agent.runtime.adapters import CALL_TIMEOUT_S, Adapters
+from remora_agent.runtime.adapters import Adapters
 from remora_agent.runtime.answer import Answer
 from remora_agent.runtime.api import (
     AdapterRef,
@@ -215,15 +215,17 @@ class ModelRuntime:
         """Whether it was found; it then ends with Finished(CANCELLED), unless it ends otherwise
         in the step that is running."""
         found = self._stepper.cancel(request_id)
+        if not found and self._moved is not None:
+            # What was handed back meanwhile is here again.
+            found = self._moved(request_id) or self._stepper.cancel(request_id)
         self._loop.wake()
-        return found or (self._moved is not None and self._moved(request_id))
+        return found
 
     def withdraw(self, among: Collection[str], moved: Callable[[str], bool]) -> tuple[str, ...]:
-        """Takes out the requests of `among` that have no row yet: they hear nothing more from here,
-        and `cancel` asks `moved` about them. In the order of arrival. Raises Unavailable when the
-        step thread does not get to it."""
+        """Takes out the requests of `among` that have no row yet: at most Accepted they may still
+        hear from here, and `cancel` asks `moved` about them. In the order of arrival."""
         self._moved = moved
-        return self._loop.call(lambda: self._stepper.withdraw(among), CALL_TIMEOUT_S)
+        return self._stepper.withdraw(among)
 
     def probe(self) -> None:
         """One token through the engine, before any request. Raises EngineFault, Unavailable."""
@@ -274,9 +276,9 @@ class ModelRuntime:
     def metrics(self) -> Mapping[str, float]:
         """Since start: requests, failures, tokens, drafted_tokens, accepted_tokens, swaps (of
         aliases), the bank's counters, prefix_lookups, prefix_hits, prefix_tokens,
-        prefix_evictions; now: queue_depth, rows_busy,
-        prefix_bytes and what is resident (BankSnapshot.metrics); recently: ttft_s, ttft_p95_s,
-        inter_token_s, tokens_per_s, scheduler_step_s (a step outside the engine)."""
+        prefix_evictions; now: queue_depth, rows_busy, prefix_bytes and what is resident
+        (BankSnapshot.metrics); recently: ttft_s, ttft_p95_s, inter_token_s, tokens_per_s,
+        scheduler_step_s (a step outside the engine)."""
         return {
             **self._metrics.values(),
             "queue_depth": float(self._stepper.queued),

@@ -26,7 +26,7 @@ class RuntimeOptions:
     prefill_chunk: int = 256  # most prompt tokens between two decode steps
     inter_token_s: float = 0.25  # chunks are cut so that running answers move at least as often
     patience_s: float = 2.0  # without room for its adapters for longer, it gets that of others
-    aging_s: float = 5.0  # so long without a turn is worth one level of priority
+    aging_s: float = 30.0  # so long without a turn is worth one level of priority
     prefix_bytes: int = 256 << 20  # keys and values of prefixes kept in host memory; 0: no reuse
     memory_floor_bytes: int = 256 << 20  # of the system's memory, stay free; 0: not looked at
     host_bytes: int = 1 << 30  # adapter weights kept in host memory

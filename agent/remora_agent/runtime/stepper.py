@@ -60,6 +60,7 @@ class Stepper:
         self._computing = Computing(engine, speculation)
         self._changed = threading.Condition()
         self._requests: dict[str, Request] = {}
+        self._fresh: list[Answer | Embedding] = []
         self._closed: RemoraError | None = None
 
     # -- any thread -------------------------------------------------------------------------
@@ -85,6 +86,7 @@ class Stepper:
                 raise Exhausted(short, max(wait_s, RETRY_AFTER_S))
             scheduler.submit(job, now)
             self._requests[job.request_id] = Request(answer, wanted, job)
+            self._fresh.append(answer)
 
     def cancel(self, request_id: str) -> bool:
         with self._changed:
@@ -95,6 +97,16 @@ class Stepper:
         with self._changed:
             using = [r.id for r in self._requests.values() if r.uses(digest)]
             return sum(self._scheduler.cancel(request_id) for request_id in using)
+
+    def withdraw(self, among: Collection[str]) -> tuple[str, ...]:
+        """Takes out those that have no row yet; at most Accepted they may still hear. In the order
+        of arrival."""
+        with self._changed:
+            taken = self._scheduler.withdraw(among, self._clock())
+            for request_id in taken:
+                del self._requests[request_id]
+            self._changed.notify_all()
+        return taken
 
     def refuse(self, error: RemoraError) -> None:
         """New requests get `error` from now on."""
@@ -120,7 +132,7 @@ class Stepper:
         """Does one thing for all. None: call again at once; else how many seconds nothing will
         happen unless someone calls."""
         began = time.perf_counter()
-        self._reap()
+        self._greet_and_reap()
         self._fail_unreadable()
         self._admit()
         self._prefetch()
@@ -136,24 +148,18 @@ class Stepper:
 
     def fail_all(self, error: RemoraError) -> None:
         """Ends everything that is left."""
-        self._reap()
+        self._greet_and_reap()
         for request in list(self._requests.values()):
             self._fail(request, error)
 
-    def withdraw(self, among: Collection[str]) -> tuple[str, ...]:
-        """Takes out those that have no row yet; they hear nothing more. In the order of arrival."""
-        with self._changed:
-            taken = self._scheduler.withdraw(among, self._clock())
-            for request_id in taken:
-                del self._requests[request_id]
-            self._changed.notify_all()
-        return taken
-
-    def _reap(self) -> None:
+    def _greet_and_reap(self) -> None:
         now = self._clock()
         with self._changed:
+            fresh, self._fresh = self._fresh, []
             ended = [(self._requests.pop(e.request_id), e.cause) for e in self._scheduler.reap(now)]
             self._changed.notify_all()
+        for answer in fresh:
+            answer.accept()
         for request, cause in ended:
             self._release(request)
             if cause is EndCause.CANCELLED:
@@ -197,6 +203,9 @@ class Stepper:
         """Gives it the row that saves most, where memory leaves a choice."""
         keys, scheduler = self._keys(request, lease), self._scheduler
         with self._changed:
+            if not self._here(request):  # withdrawn since it was looked at
+                self._bank.release(lease)
+                return
             free = scheduler.free_rows
             row = self._prefixes.choose_row(keys, request.prompt, free)
             if self._memory.refusal(request.job, scheduler.running(), (row,)) is not None:
@@ -332,18 +341,25 @@ class Stepper:
         request.answer.finish(reason, now)
 
     def _fail(self, request: Request, error: RemoraError) -> None:
-        self._end(request)
-        self._metrics.ended(failed=True)
-        request.answer.fail(error)
+        if self._end(request):
+            self._metrics.ended(failed=True)
+            request.answer.fail(error)
 
-    def _end(self, request: Request) -> None:
+    def _end(self, request: Request) -> bool:
         """Out of bank, scheduler and table before the last event: whoever hears it sees the bank
-        without the request and may use its id again."""
+        without the request and may use its id again. False when it was withdrawn before."""
         self._release(request)
         with self._changed:
+            if not self._here(request):
+                return False
             self._scheduler.end(request.id, self._clock())
             del self._requests[request.id]
             self._changed.notify_all()
+        return True
+
+    def _here(self, request: Request) -> bool:
+        known = self._requests.get(request.id)
+        return known is not None and known.answer is request.answer
 
     def _release(self, request: Request) -> None:
         if request.lease is not None:

@@ -15,6 +15,7 @@ from remora_contract.errors import RequestInvalid
 
 if TYPE_CHECKING:
     from remora_agent.engine.opening import EngineOptions
+    from remora_agent.runtime.options import RuntimeOptions
     from remora_agent.serving.stack import StackOptions
     from remora_agent.serving.tls import ServerTls
 
@@ -120,12 +121,27 @@ def serve(
     drain_s: Annotated[
         float, typer.Option(min=0.0, help="Seconds that running requests get to end at shutdown.")
     ] = 20.0,
+    max_waiting: Annotated[
+        int, typer.Option(min=1, help="Requests that wait; more are told when to come back.")
+    ] = 256,
+    inter_token_s: Annotated[
+        float,
+        typer.Option(min=0.001, help="Running answers move this often while prompts are read."),
+    ] = 0.25,
+    prefix_cache_mib: Annotated[
+        int,
+        typer.Option(min=0, help="Memory for prompts that begin alike (0: none is reused)."),
+    ] = 256,
+    memory_floor_mib: Annotated[
+        int, typer.Option(min=0, help="Memory that stays free (0: not looked at).")
+    ] = 256,
     log_level: Annotated[
         str, typer.Option(help="Of the JSON logs on stderr: debug, info, warning or error.")
     ] = "warning",
 ) -> None:
     """Serves a bundle over gRPC until it is stopped. Needs no controller."""
     from remora_agent.engine.opening import EngineOptions
+    from remora_agent.runtime.options import RuntimeOptions
     from remora_agent.serving import standalone
     from remora_agent.serving.unix_gate import user_ids
     from remora_agent.telemetry.observers import Observing
@@ -140,7 +156,13 @@ def serve(
         EngineOptions(rows=rows, context=context, threads=threads),
         cache_dir,
         metrics_listen,
-        draft_tokens,
+        RuntimeOptions(
+            max_waiting=max_waiting,
+            inter_token_s=inter_token_s,
+            prefix_bytes=prefix_cache_mib << 20,
+            draft_tokens=draft_tokens,
+            memory_floor_bytes=memory_floor_mib << 20,
+        ),
     )
     observing = Observing(request_log, otlp_endpoint)
     stack = replace(
@@ -173,11 +195,10 @@ def _stack_options(
     engine: EngineOptions,
     cache_dir: Path | None,
     metrics_listen: str | None,
-    draft_tokens: int,
+    runtime: RuntimeOptions,
 ) -> StackOptions:
     from remora_agent.hosting.engines import EngineSettings, default_cache
     from remora_agent.local_host import HostSettings
-    from remora_agent.runtime.options import RuntimeOptions
     from remora_agent.serving.address import TcpAddress, parse_address
     from remora_agent.serving.stack import StackOptions
 
@@ -187,7 +208,11 @@ def _stack_options(
     return StackOptions(
         listen=parse_address(listen),
         tls=tls,
-        engines=EngineSettings(cache_dir=cache_dir or default_cache(), options=engine),
-        host=HostSettings(RuntimeOptions(draft_tokens=draft_tokens)),
+        engines=EngineSettings(
+            cache_dir=cache_dir or default_cache(),
+            memory_floor_bytes=runtime.memory_floor_bytes,
+            options=engine,
+        ),
+        host=HostSettings(runtime),
         metrics_listen=metrics,
     )

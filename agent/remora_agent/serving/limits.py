@@ -8,6 +8,7 @@ from remora_agent.runtime import bounds
 from remora_agent.runtime.api import AdapterRef, SamplingOverrides, StoppingOverrides
 from remora_agent.runtime.bounds import Range
 from remora_agent.runtime.options import MAX_ID_CHARS, MAX_STOP_TOKENS, RuntimeOptions
+from remora_agent.runtime.sharing import check_share
 from remora_agent.serving.call import (
     ROLES,
     AdapterSelection,
@@ -35,6 +36,7 @@ def check_call(call: GenerateCall) -> GenerateCall:
     check_selection(call.selection)
     check_sampling(call.sampling)
     check_stopping(call.stopping)
+    check_share(call.share)
     bounds.check_scoring(call.scoring)
     _refuse_not_yet(call)
     return call
@@ -43,9 +45,7 @@ def check_call(call: GenerateCall) -> GenerateCall:
 def _refuse_not_yet(call: GenerateCall) -> None:
     """What nothing computes yet. Raises Unsupported."""
     plain = GenerateCall(call.prompt)
-    asked = [
-        n for n in ("constraint", "n", "echo", "share") if getattr(call, n) != getattr(plain, n)
-    ]
+    asked = [n for n in ("constraint", "n", "echo") if getattr(call, n) != getattr(plain, n)]
     if call.scoring.prompt_top is not None:
         asked.append("prompt_logprobs")
     if asked:

@@ -11,7 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from remora_agent.runtime.api import AdapterRef, Event, Failed, GenerationRequest, OnEvent
+from remora_agent.runtime.api import (
+    AdapterRef,
+    Event,
+    Failed,
+    GenerationRequest,
+    OnEvent,
+    Provenance,
+)
 from remora_agent.runtime.embedding import Embedded, EmbeddingRequest, OnEmbedded
 from remora_agent.runtime.model_runtime import ModelRuntime
 from remora_agent.serving.call import (
@@ -23,7 +30,9 @@ from remora_agent.serving.call import (
     UseCaseRef,
 )
 from remora_agent.serving.embedding import EmbedCall, as_event, joined
+from remora_agent.serving.held_calls import HeldCall, HeldCalls
 from remora_agent.serving.use_case_counts import UseCaseCounts
+from remora_agent.serving.waiting_calls import AcceptedOnce, WaitingCalls
 from remora_agent.telemetry.records import Origin, RequestRecords
 from remora_agent.text.pipeline import Encoded
 from remora_contract.errors import RequestInvalid
@@ -45,6 +54,7 @@ class ServedModel:
         self._records = records or RequestRecords()
         self._names = threading.Lock()
         self._observe = observe
+        self._waiting = WaitingCalls()
 
     @contextmanager
     def changing_names(self) -> Iterator[None]:
@@ -82,6 +92,7 @@ class ServedModel:
         for a use case, RequestInvalid for a weight of an adapter that the use case has not.
         """
         runtime = self.runtime
+        on_event = AcceptedOnce(on_event)
         with self._names:
             request = GenerationRequest(
                 request_id=request_id,
@@ -93,11 +104,26 @@ class ServedModel:
                 scoring=call.scoring,
                 share=call.share,
             )
+            held = HeldCall(request_id, call, len(tokens), request.deadline_s, on_event, self._was)
             if isinstance(call.selection, UseCaseRef):
                 on_event = self.counts.listening(call.selection.name, len(tokens), on_event)
-            origin = self._origin(call, tokens)
-            recorded = self._records.listening(request, origin, on_event)
-            runtime.submit(request, self._listener(recorded))
+            recorded = self._records.listening(request, self._origin(call, tokens), on_event)
+            with self._waiting.adding(held):
+                runtime.submit(request, self._waiting.watching(held, self._listener(recorded)))
+
+    def cancel(self, request_id: str) -> bool:
+        """See ModelRuntime.cancel."""
+        return self.runtime.cancel(request_id)
+
+    def give_up_waiting(self) -> HeldCalls:
+        """The calls that have no row yet leave this model, to be handed to the next. Nobody may
+        submit meanwhile."""
+        return self._waiting.give_up(self.runtime.withdraw)
+
+    @property
+    def _was(self) -> Provenance:
+        status = self.runtime.status()
+        return Provenance(status.bundle_digest, status.engine_digest)
 
     def embed(
         self,
