@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from remora_agent.runtime.options import MAX_DRAFT_TOKENS
 from remora_agent.serving.address import parse_address
 from remora_contract.errors import DocumentInvalid, RequestInvalid
 from remora_contract.strict import parse
@@ -69,6 +70,11 @@ class ServingConfig:
     )
     threads: int | None = _setting(None, "Compute threads; absent: one for each physical core.")
     drain_s: float = _setting(20.0, "Seconds running requests get to end at shutdown.")
+    draft_tokens: int = _setting(
+        8,
+        "Tokens guessed from the text and proven in one step while one request decodes alone, at "
+        "most 16; 0: none.",
+    )
     max_waiting: int = _setting(256, "Requests that wait for a row; more are told to come back.")
     inter_token_s: float = _setting(
         0.25, "Long prompts are read in pieces so short that running answers move this often."
@@ -98,12 +104,39 @@ class ServingConfig:
         _at_least(self.context, 1, "serving.context")
         _at_least(self.threads, 1, "serving.threads")
         _at_least(self.drain_s, 0, "serving.drain_s")
+        _at_least(self.draft_tokens, 0, "serving.draft_tokens")
+        if self.draft_tokens > MAX_DRAFT_TOKENS:
+            raise ValueError(f"serving.draft_tokens must be at most {MAX_DRAFT_TOKENS}")
         _at_least(self.max_waiting, 1, "serving.max_waiting")
         _at_least(self.inter_token_s, 0.001, "serving.inter_token_s")
         _at_least(self.prefix_cache_bytes, 0, "serving.prefix_cache_bytes")
         _at_least(self.memory_floor_bytes, 0, "serving.memory_floor_bytes")
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls_certificate and tls_key belong together: give both or neither")
+
+
+@dataclass(frozen=True)
+class AdaptersConfig:
+    host_bytes: int = _setting(1 << 30, "Bytes of adapter files kept in host memory.")
+    bank_bytes: int | None = _setting(
+        2 << 30,
+        "Bytes of all adapters resident in the engine, counted as float32. Those that fit no more "
+        "leave the least recently used.",
+    )
+    bank_rank: int | None = _setting(
+        None, "Sum of the ranks of resident adapters; absent: the bundle's --max-bank-rank."
+    )
+    turn_s: float = _setting(
+        2.0,
+        "Seconds a request waits for room for its adapters before others give way, and an adapter "
+        "that requests want keeps its place.",
+    )
+
+    def __post_init__(self) -> None:
+        _at_least(self.host_bytes, 1, "adapters.host_bytes")
+        _at_least(self.bank_bytes, 1, "adapters.bank_bytes")
+        _at_least(self.bank_rank, 1, "adapters.bank_rank")
+        _at_least(self.turn_s, 0.01, "adapters.turn_s")
 
 
 @dataclass(frozen=True)
@@ -170,6 +203,7 @@ class AgentConfig:
     )
     controller: ControllerConfig = field(default_factory=ControllerConfig)
     serving: ServingConfig = field(default_factory=ServingConfig)
+    adapters: AdaptersConfig = field(default_factory=AdaptersConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
 

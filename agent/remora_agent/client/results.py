@@ -52,6 +52,15 @@ class Result:
 
 
 @dataclass(frozen=True)
+class Embeddings:
+    """In the order of the inputs."""
+
+    vectors: tuple[tuple[float, ...], ...]  # [inputs][hidden]
+    prompt_tokens: tuple[int, ...]
+    provenance: Provenance
+
+
+@dataclass(frozen=True)
 class Tokens:
     ids: tuple[int, ...]
     rendered: str  # the text that was tokenised
@@ -92,6 +101,10 @@ class Capacity:
     used_rank: int
     evictable_rank: int
     more_adapters: int
+    max_bytes: int | None  # of all resident adapters; None: bounded by rank alone
+    used_bytes: int
+    host_max_bytes: int
+    host_used_bytes: int
 
 
 @dataclass(frozen=True)
@@ -184,6 +197,14 @@ def ended(
     )
 
 
+def embeddings(response: pb.EmbedResponse) -> Embeddings:
+    return Embeddings(
+        tuple(tuple(e.values) for e in response.embeddings),
+        tuple(e.prompt_tokens for e in response.embeddings),
+        provenance(response.provenance),
+    )
+
+
 def provenance(message: pb.Provenance) -> Provenance:
     return Provenance(
         bundle_digest=message.bundle_digest,
@@ -225,7 +246,14 @@ def adapters(response: pb.ListAdaptersResponse) -> Adapters:
 
 def capacity(response: pb.CapacityResponse) -> Capacity:
     return Capacity(
-        response.max_rank, response.used_rank, response.evictable_rank, response.more_adapters
+        response.max_rank,
+        response.used_rank,
+        response.evictable_rank,
+        response.more_adapters,
+        response.max_bytes or None,
+        response.used_bytes,
+        response.host_max_bytes,
+        response.host_used_bytes,
     )
 
 

@@ -49,7 +49,7 @@ def local_host(
     from remora_agent.telemetry.observers import Observing
     from remora_agent.telemetry.request_log import RequestLog
 
-    serving = config.serving
+    serving, adapters = config.serving, config.adapters
     options = EngineOptions(rows=serving.rows, context=serving.context, threads=serving.threads)
     settings = EngineSettings(
         cache_dir=layout.engines,
@@ -62,6 +62,11 @@ def local_host(
             inter_token_s=serving.inter_token_s,
             prefix_bytes=serving.prefix_cache_bytes,
             memory_floor_bytes=serving.memory_floor_bytes,
+            patience_s=adapters.turn_s,
+            host_bytes=adapters.host_bytes,
+            bank_rank=adapters.bank_rank,
+            bank_bytes=adapters.bank_bytes,
+            draft_tokens=serving.draft_tokens,
         )
     )
     listen = parse_address(serving.listen)

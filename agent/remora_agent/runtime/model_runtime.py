@@ -6,6 +6,7 @@ Owns the engine from construction to `close`. Knows no wire format and no contro
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -15,11 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-from remora_agent.bank.bank import Bank, Wanted
-from remora_agent.bank.directory import AdapterDirectory
+from remora_agent.bank.bank import Bank, BankOptions, Wanted
+from remora_agent.bank.directory import AdapterDirectory, Registered
+from remora_agent.bank.heap import give_back
 from remora_agent.bank.host import HostCache
 from remora_agent.bank.loader import Load, Loader
 from remora_agent.bank.weights import AdapterWeights, load_weights
+from remora_agent.engine.memory import bank_bytes
 from remora_agent.engine.protocol import Engine
 from remora_agent.runtime.activation import activation_start
 from remora_agent.runtime.adapters import Adapters
@@ -36,7 +39,7 @@ from remora_agent.runtime.api import (
     StoppingOverrides,
     StoppingParams,
 )
-from remora_agent.runtime.checks import check_request
+from remora_agent.runtime.checks import check_embedding, check_request
 from remora_agent.runtime.constraint import Grammar, GrammarCompiler, Matcher
 from remora_agent.runtime.defaults import (
     GenerationDefaults,
@@ -45,17 +48,21 @@ from remora_agent.runtime.defaults import (
     sampling_params,
     stopping_params,
 )
+from remora_agent.runtime.embedding import Embedding, EmbeddingRequest, OnEmbedded, OnVector
+from remora_agent.runtime.embedding_batch import EmbeddingBatch
 from remora_agent.runtime.jobs import Job, SchedulerLimits
 from remora_agent.runtime.memory_floor import MemoryFloor
 from remora_agent.runtime.metrics import RuntimeMetrics
 from remora_agent.runtime.options import RuntimeOptions
 from remora_agent.runtime.prefix_cache import PrefixCache
 from remora_agent.runtime.prefix_keys import reusable_tokens
+from remora_agent.runtime.request import Arrival
 from remora_agent.runtime.sampling import Sampler
 from remora_agent.runtime.scheduler import Scheduler
+from remora_agent.runtime.speculation import Speculation
 from remora_agent.runtime.status import RuntimeState, RuntimeStatus
 from remora_agent.runtime.step_loop import StepLoop
-from remora_agent.runtime.stepper import Arrival, Stepper
+from remora_agent.runtime.stepper import Stepper
 from remora_agent.text.pipeline import TextPipeline
 from remora_contract.bundle import Bundle
 from remora_contract.errors import EngineFault, InternalFault, RemoraError, Unavailable
@@ -63,6 +70,7 @@ from remora_contract.release import SamplingDefaults
 
 log = logging.getLogger(__name__)
 
+Resolved = list[tuple[Registered, float]]  # with their weights
 PROBE_TIMEOUT_S = 120.0  # a first step may read all weights from a slow disk
 
 
@@ -96,9 +104,10 @@ class ModelRuntime:
         self._limits = engine.limits
         self._state = RuntimeState.SERVING
         self._metrics = RuntimeMetrics()
-        self._loader = Loader(load or (lambda d: load_weights(d, bundle)), self._on_loaded)
+        read = load or (lambda d: load_weights(d, bundle))
+        self._loader = Loader(read, self._on_loaded, clock)
         host = HostCache(self.options.host_bytes)
-        self._bank = Bank(engine, host, self._loader, clock)
+        self._bank = Bank(engine, host, self._loader, clock, _bank_options(self.options))
         scheduler = Scheduler(_scheduler_limits(engine.limits.rows, self.options))
         memory = MemoryFloor(
             free_bytes if self.options.memory_floor_bytes else None,
@@ -110,7 +119,14 @@ class ModelRuntime:
         longest = reusable_tokens(bundle.decoder, bundle.graph.context)
         self._prefixes = PrefixCache(engine, self.options.prefix_bytes, longest, lambda: memory.low)
         self._stepper = Stepper(
-            engine, self._bank, scheduler, self._metrics, clock, self._prefixes, memory
+            engine,
+            self._bank,
+            scheduler,
+            self._metrics,
+            clock,
+            self._prefixes,
+            memory,
+            Speculation(min(self.options.draft_tokens, engine.limits.scored - 1)),
         )
         self._moved: Callable[[str], bool] | None = None
         self._loop = StepLoop(self._stepper.step, self._on_exit, clock)
@@ -119,7 +135,13 @@ class ModelRuntime:
             lambda: text.token_bytes(vocab), vocab, bundle.eos_token_ids
         )
         self._directory = directory or AdapterDirectory(bundle)
-        self.adapters = Adapters(self._directory, self._bank, self._stepper, self._loop)
+        self.adapters = Adapters(
+            self._directory,
+            self._bank,
+            self._stepper,
+            self._loop,
+            lambda rank: bank_bytes(bundle.decoder, rank, graph=bundle.graph),
+        )
         for warning in self._generation.warnings:
             log.warning("generation_config.not_honoured", extra={"setting": warning})
         self._loop.start()
@@ -184,11 +206,39 @@ class ModelRuntime:
         if request.constraint is not None and grammar is None:
             raise InternalFault("a request's constraint is to be compiled before it is submitted")
         check_request(request, self._limits, self.options, now)
-        resolved = tuple(self._resolve(request.prompt, a) for a in request.adapters)
-        wanted = tuple(w for w in resolved if w.start is not None)
-        self._bank.check_fits(wanted)
+        resolved = _acting(request.prompt, self._resolved(request.adapters))
         matcher = None if grammar is None else grammar.start()
         answer = self._answer(self._clipped(request), resolved, on_event, now, matcher)
+        return self._arriving(answer, resolved)
+
+    def embed(self, request: EmbeddingRequest, on_end: OnEmbedded) -> Callable[[], None]:
+        """Queues the prompts of a request, their adapters resolved once for all; returns what
+        cancels it. Raises as `submit` does, and Unsupported for an engine without states."""
+        check_embedding(request, self._limits, self.options, self._clock())
+        adapters = self._resolved(request.adapters)
+
+        def queue(index: int, on_admitted: Callable[[float], None], heard: OnVector) -> Provenance:
+            reading = request.reading(index)
+            acting = _acting(reading.prompt, adapters)
+            made = Embedding(
+                reading,
+                self._provenance(acting),
+                request.pooling,
+                request.normalize,
+                on_admitted,
+                heard,
+            )
+            self._stepper.add_all([self._arriving(made, acting)], begun=index > 0)
+            self._loop.wake()
+            return made.provenance
+
+        batch = EmbeddingBatch(request, queue, self.cancel, self._clock, on_end)
+        batch.start()
+        return batch.cancel
+
+    def _arriving(self, answer: Answer | Embedding, resolved: tuple[Wanted, ...]) -> Arrival:
+        wanted = tuple(w for w in resolved if w.start is not None)
+        self._bank.check_fits(wanted)
         borders = tuple(sorted({w.start for w in wanted if w.start}))
         return Arrival(answer, wanted, _job(answer.request, borders))
 
@@ -255,20 +305,17 @@ class ModelRuntime:
         )
 
     def metrics(self) -> Mapping[str, float]:
-        """Since start: requests, failures, tokens, adapter_hits, adapter_loads, adapter_evictions,
-        compositions, prefix_lookups, prefix_hits, prefix_tokens, prefix_evictions; now:
-        queue_depth, rows_busy, prefix_bytes; recently: ttft_s, ttft_p95_s, inter_token_s,
-        tokens_per_s, last_swap_s, scheduler_step_s (a step outside the engine)."""
-        counters = self._bank.snapshot.counters
+        """Since start: requests, failures, tokens, drafted_tokens, accepted_tokens, swaps (of
+        aliases), the bank's counters, prefix_lookups, prefix_hits, prefix_tokens,
+        prefix_evictions; now: queue_depth, rows_busy, prefix_bytes and what is resident
+        (BankSnapshot.metrics); recently: ttft_s, ttft_p95_s, inter_token_s, tokens_per_s,
+        scheduler_step_s (a step outside the engine)."""
         return {
             **self._metrics.values(),
             "queue_depth": float(self._stepper.queued),
             "rows_busy": float(self._stepper.rows_busy),
-            "adapter_hits": float(counters.hits),
-            "adapter_loads": float(counters.loads),
-            "adapter_evictions": float(counters.evictions),
-            "compositions": float(counters.compositions),
-            "last_swap_s": counters.last_swap_s,
+            "swaps": float(self._directory.swaps),
+            **self._bank.snapshot.metrics(),
             **self._prefix_metrics(),
         }
 
@@ -296,13 +343,13 @@ class ModelRuntime:
         self._loop.stop()
         self._loader.close()
         self._grammars.close()
+        give_back()
 
     def _defaults(self) -> SamplingDefaults:
         return layered(self._sampling, self._generation.sampling)
 
-    def _resolve(self, prompt: tuple[int, ...], named: AdapterRef) -> Wanted:
-        record = self._directory.resolve(named.name, named.revision)
-        return Wanted(record, named.weight, activation_start(prompt, record.invocation_tokens))
+    def _resolved(self, named: tuple[AdapterRef, ...]) -> Resolved:
+        return [(self._directory.resolve(a.name, a.revision), a.weight) for a in named]
 
     def _clipped(self, request: GenerationRequest) -> GenerationRequest:
         """max_tokens within what the prompt leaves of the context."""
@@ -339,16 +386,30 @@ class ModelRuntime:
         )
         return Provenance(self.bundle.digest, self._engine.digest, adapters)
 
-    def _on_loaded(self, digest: str, result: AdapterWeights | RemoraError) -> None:
-        self._loop.post(lambda: self._bank.loaded(digest, result))
+    def _on_loaded(self, digest: str, result: AdapterWeights | RemoraError, seconds: float) -> None:
+        self._loop.post(lambda: self._bank.loaded(digest, result, seconds))
 
     def _on_exit(self, error: RemoraError) -> None:
         """On the step thread, last."""
         self._stepper.refuse(Unavailable("the runtime has ended"))
         self._stepper.fail_all(error)
-        self._bank.fail_preloads(error)
-        if not self._loop.failed:
+        if self._loop.failed:
+            self._bank.fail_preloads(error)
+        else:
+            self._bank.close(error)
             self._engine.close()
+
+
+def _bank_options(options: RuntimeOptions) -> BankOptions:
+    return BankOptions(options.bank_rank, options.bank_bytes, options.patience_s)
+
+
+def _acting(prompt: tuple[int, ...], adapters: Resolved) -> tuple[Wanted, ...]:
+    """With the token of the prompt from which on each acts."""
+    return tuple(
+        Wanted(found, weight, activation_start(prompt, found.invocation_tokens))
+        for found, weight in adapters
+    )
 
 
 def _scheduler_limits(rows: int, options: RuntimeOptions) -> SchedulerLimits:
@@ -357,7 +418,9 @@ def _scheduler_limits(rows: int, options: RuntimeOptions) -> SchedulerLimits:
         max_waiting=options.max_waiting,
         max_waiting_tokens=options.max_waiting_tokens,
         prefill_chunk=options.prefill_chunk,
-        patience_s=options.patience_s,
+        # The bank sees to it that no request is passed over for ever, and only it can without
+        # holding up those that need nothing loaded.
+        patience_s=math.inf,
         aging_s=options.aging_s,
         inter_token_s=options.inter_token_s,
     )

@@ -72,6 +72,15 @@ def serve(
         int | None,
         typer.Option(help="Compute threads (default: one for each physical core)."),
     ] = None,
+    draft_tokens: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=16,
+            help="Tokens guessed from the text and proven in one step while one request decodes "
+            "alone; 0: none.",
+        ),
+    ] = 8,
     cache_dir: Annotated[
         Path | None,
         typer.Option(help="Directory of built engines (default: ~/.cache/remora/engines)."),
@@ -151,6 +160,7 @@ def serve(
             max_waiting=max_waiting,
             inter_token_s=inter_token_s,
             prefix_bytes=prefix_cache_mib << 20,
+            draft_tokens=draft_tokens,
             memory_floor_bytes=memory_floor_mib << 20,
         ),
     )

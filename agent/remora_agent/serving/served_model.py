@@ -9,15 +9,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 from remora_agent.runtime.api import (
     AdapterRef,
     Event,
+    Failed,
     GenerationRequest,
     OnEvent,
     Provenance,
 )
 from remora_agent.runtime.constraint import COMPILE_TIMEOUT_S, Grammar
+from remora_agent.runtime.embedding import Embedded, EmbeddingRequest, OnEmbedded
 from remora_agent.runtime.model_runtime import ModelRuntime
 from remora_agent.runtime.step_loop import wait_for
 from remora_agent.serving.call import (
@@ -29,6 +32,7 @@ from remora_agent.serving.call import (
     UseCaseRef,
 )
 from remora_agent.serving.choices import choice_call
+from remora_agent.serving.embedding import EmbedCall, as_event, joined
 from remora_agent.serving.held_calls import HeldCall, HeldCalls
 from remora_agent.serving.use_case_counts import UseCaseCounts
 from remora_agent.serving.waiting_calls import AcceptedOnce, WaitingCalls
@@ -122,7 +126,7 @@ class ServedModel:
                 listener = AcceptedOnce(on_event)
                 held = HeldCall(request_id, one, len(tokens), deadline_s, listener, self._was)
                 adding.enter_context(self._waiting.adding(held))
-                listening = self._listener(one, request, listener)
+                listening = self._listener(self._recorded(one, request, listener))
                 pairs.append((request, self._waiting.watching(held, listening)))
             self.runtime.submit_all(pairs, grammar)
 
@@ -159,6 +163,49 @@ class ServedModel:
         status = self.runtime.status()
         return Provenance(status.bundle_digest, status.engine_digest)
 
+    def embed(
+        self,
+        request_id: str,
+        call: EmbedCall,
+        prompts: Sequence[tuple[int, ...]],
+        timeout_s: float | None,
+        on_end: OnEmbedded,
+    ) -> Callable[[], None]:
+        """Queues the call, its inputs being `prompts`; returns what cancels it.
+
+        `on_end` hears the end on the step thread. Raises as ModelRuntime.embed does, NotFound for
+        a use case.
+        """
+        runtime = self.runtime
+        with self._names:
+            request = EmbeddingRequest(
+                request_id,
+                tuple(prompts),
+                self._adapters(call.selection),
+                call.pooling,
+                call.normalize,
+                None if timeout_s is None else runtime.now() + timeout_s,
+                call.share,
+            )
+            told = self._told(request, call)
+
+            def hear(end: Embedded | Failed) -> None:
+                told(as_event(end))
+                on_end(end)
+
+            return runtime.embed(request, hear)
+
+    def _told(self, request: EmbeddingRequest, call: EmbedCall) -> OnEvent:
+        """Who hears of the end besides the caller: counts and records, as of any request."""
+        prompt, use_case = joined(request.prompts), ""
+        listener: OnEvent = _nobody
+        if isinstance(call.selection, UseCaseRef):
+            use_case = call.selection.name
+            listener = self.counts.listening(use_case, len(prompt), listener)
+        origin = Origin(self.runtime.bundle.source.name, use_case, call.trace_parent)
+        whole = replace(request.reading(0), request_id=request.request_id, prompt=prompt)
+        return self._listener(self._records.listening(whole, origin, listener))
+
     def _origin(self, call: GenerateCall, tokens: tuple[int, ...]) -> Origin:
         use_case = call.selection.name if isinstance(call.selection, UseCaseRef) else ""
         text = self.runtime.text.decode(list(tokens)) if self._records.texts else None
@@ -178,12 +225,14 @@ class ServedModel:
             weights[given.name] = given.weight
         return tuple(AdapterRef(name, None, weight) for name, weight in weights.items())
 
-    def _listener(
+    def _recorded(
         self, call: GenerateCall, request: GenerationRequest, on_event: OnEvent
     ) -> OnEvent:
         if isinstance(call.selection, UseCaseRef):
             on_event = self.counts.listening(call.selection.name, len(request.prompt), on_event)
-        on_event = self._records.listening(request, self._origin(call, request.prompt), on_event)
+        return self._records.listening(request, self._origin(call, request.prompt), on_event)
+
+    def _listener(self, on_event: OnEvent) -> OnEvent:
         observe = self._observe
         if observe is None:
             return on_event
@@ -193,3 +242,7 @@ class ServedModel:
             on_event(event)
 
         return listen
+
+
+def _nobody(event: Event) -> None:
+    """The caller hears of the end by other ways."""

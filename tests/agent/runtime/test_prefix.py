@@ -1,7 +1,6 @@
 """Prefixes that are not computed again: the same answers, fewer tokens read, nothing shared that
 must not be."""
 
-import threading
 from dataclasses import replace
 
 import numpy as np
@@ -161,19 +160,27 @@ class Ticks:
         return self.now
 
 
-def test_a_failed_prefill_leaves_nothing_that_could_be_reused(serve):
-    s = serve(rows=1, context=CONTEXT, options=RuntimeOptions(prefill_chunk=BLOCK))
-    go = threading.Event()
-    s.engine.before_step = lambda: len(s.engine.calls.prefills) > 2 and fail(s.engine)
+def test_a_failed_step_leaves_nothing_that_could_be_reused(serve):
+    s = serve(rows=1, context=CONTEXT, copies_kv=False)
+    ask(s, "first", (*SYSTEM, 7))
 
-    def fail(engine):
-        engine.before_step = lambda: None
+    def spoil():
+        s.engine.before_step = lambda: None
+        s.engine._states[0] = 1e3
         raise fault()
 
-    failed = s.submit(request("fails", (*SYSTEM, 7), 4)).wait()
+    s.engine.before_step = spoil
+    failed = s.submit(request("fails", (*SYSTEM, 8), 4)).wait()
     assert "backend failed" in str(failed.error)
-    go.set()
-    assert ask(s, "next", (*SYSTEM, 7)) <= 2 * BLOCK
+    assert ask(s, "next", (*SYSTEM, 7)) == 0
+
+
+def test_a_row_that_a_prompt_without_keys_has_used_is_not_taken_for_what_it_was(serve):
+    s = serve(rows=1, context=CONTEXT, copies_kv=False)
+    ask(s, "first", (*SYSTEM, 7))
+    other = request("scored", tuple(range(100, 220)), 4)
+    s.submit(replace(other, scoring=Scoring(prompt_top=0))).wait()
+    assert ask(s, "next", (*SYSTEM, 7)) == 0
 
 
 def test_many_prompts_at_once_read_their_common_beginning_once(serve):
