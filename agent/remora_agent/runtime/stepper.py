@@ -10,20 +10,19 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from remora_agent.bank.bank import Bank, Lease, Wanted
+from remora_agent.bank.bank import Bank, Lease
 from remora_agent.engine.protocol import Engine
 from remora_agent.runtime.answer import Answer, TokenTaken
 from remora_agent.runtime.api import FinishReason
 from remora_agent.runtime.computing import Computing, Found
 from remora_agent.runtime.embedding import Embedding
-from remora_agent.runtime.jobs import Job
 from remora_agent.runtime.memory_floor import RETRY_AFTER_S, MemoryFloor
 from remora_agent.runtime.metrics import RuntimeMetrics
 from remora_agent.runtime.prefix_cache import PrefixCache
 from remora_agent.runtime.prefix_keys import Acting, PrefixKeys
-from remora_agent.runtime.request import Request
+from remora_agent.runtime.request import Arrival, Request
 from remora_agent.runtime.sampling import Logits
 from remora_agent.runtime.scheduler import (
     DecodeStep,
@@ -36,15 +35,6 @@ from remora_agent.runtime.speculation import Speculation
 from remora_contract.errors import DeadlineExceeded, Exhausted, RemoraError
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """A request on its way into the queue."""
-
-    answer: Answer | Embedding
-    wanted: tuple[Wanted, ...]
-    job: Job
 
 
 class Stepper:

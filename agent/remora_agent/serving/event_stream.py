@@ -12,6 +12,7 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 
 from remora_agent.runtime.api import (
     Accepted,
@@ -19,6 +20,7 @@ from remora_agent.runtime.api import (
     Event,
     Failed,
     Finished,
+    OnEvent,
     PromptScored,
     TokenLogprob,
 )
@@ -43,6 +45,10 @@ class EventStream:
             kept = unread.keep(event)
         if idle and kept:
             self._wake()
+
+    def listeners(self) -> list[OnEvent]:
+        """One for each answer."""
+        return [partial(self.put, choice=i) for i in range(len(self._unread))]
 
     async def events(self) -> AsyncGenerator[StreamEvent, None]:
         """Of the one answer."""

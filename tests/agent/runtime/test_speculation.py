@@ -1,6 +1,8 @@
 """Guessing, its worth, and that no answer is another for it."""
 
+import re
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remora_agent.runtime import speculation
-from remora_agent.runtime.api import FinishReason, SamplingParams
+from remora_agent.runtime.api import (
+    Constraint,
+    ConstraintKind,
+    FinishReason,
+    SamplingParams,
+    Scoring,
+)
 from remora_agent.runtime.options import RuntimeOptions
 from remora_agent.runtime.speculation import (
     LENGTHS,
@@ -19,7 +27,7 @@ from remora_agent.runtime.speculation import (
     lookup,
 )
 from tests.support.reference_engine import fault
-from tests.support.runtime import byte_tokenizer, request
+from tests.support.runtime import Listener, byte_tokenizer, request
 
 TEXTS = st.lists(st.integers(0, 3), max_size=40)
 
@@ -342,3 +350,27 @@ def test_a_fault_while_proving_ends_the_request_alone(eager):
         assert "the backend failed" in str(heard.error)
     again = request("b", (1, 2) * 8, 20)
     assert s.submit(again).wait().tokens == s.solo(again)
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_a_constrained_answer_with_logprobs_is_the_one_without_drafts(eager, serve, seed):
+    """Drafts that the grammar forbids are not taken, and penalties count each token once."""
+    one = Constraint(ConstraintKind.REGEX, "(ab|cd|a){40}")
+    params = SamplingParams(0.0 if seed is None else 1.0, seed=seed, repetition_penalty=1.05)
+    prompt = tuple(byte_tokenizer().encode("abcdabcdaabcdabcdaab" * 2).ids)
+    made = request("a", prompt, 100, sampling=params, ignore_eos=False)
+    made = replace(made, constraint=one, scoring=Scoring(top=2))
+    drafting = eager(context=200)
+    plain = serve(context=200, options=RuntimeOptions(draft_tokens=0))
+    if drafting.repeats:
+        plain.engine._recur *= 0
+    heard = []
+    for s in (drafting, plain):
+        heard.append(Listener())
+        s.runtime.submit(made, heard[-1], s.runtime.compile(one).result(20))
+    first, second = (h.wait() for h in heard)
+    assert first.tokens == second.tokens and re.fullmatch("(ab|cd|a){40}", first.text)
+    scores = [[p for e in h.events[1:-1] for p in e.logprobs] for h in (first, second)]
+    assert [p.token_id for p in scores[0]] == list(first.tokens)
+    np.testing.assert_allclose(*[[p.logprob for p in s] for s in scores], atol=1e-4)
+    assert drafting.runtime.metrics()["drafted_tokens"] > 0

@@ -24,10 +24,11 @@ from remora_agent.runtime.memory_floor import MemoryFloor
 from remora_agent.runtime.metrics import RuntimeMetrics
 from remora_agent.runtime.prefix_cache import PrefixCache
 from remora_agent.runtime.prefix_keys import BLOCK
+from remora_agent.runtime.request import Arrival
 from remora_agent.runtime.sampling import Sampler
 from remora_agent.runtime.scheduler import Scheduler
 from remora_agent.runtime.speculation import Speculation
-from remora_agent.runtime.stepper import Arrival, Stepper
+from remora_agent.runtime.stepper import Stepper
 from remora_contract.errors import DeadlineExceeded, EngineFault, Exhausted
 from tests.support.reference_engine import HIDDEN, ReferenceEngine, fault
 from tests.support.runtime import VOCAB, add_adapter, byte_text, make_bundle, request
