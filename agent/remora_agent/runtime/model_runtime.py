@@ -239,7 +239,7 @@ class ModelRuntime:
             request,
             self._provenance(wanted),
             Sampler(request.sampling, self._seeds()),
-            self.text.detokenizer(request.prompt),
+            self.text.detokenizer(request.prompt, request.visible_tokens),
             frozenset(self.bundle.eos_token_ids),
             on_event,
             now,

@@ -20,6 +20,8 @@ from remora_agent.serving.event_stream import EventStream, StreamEvent
 from remora_agent.serving.router import Router
 from remora_agent.serving.rpc_errors import translated
 from remora_agent.serving.served_model import ServedModel
+from remora_agent.serving.tool_calls import reading
+from remora_agent.text.tool_reader import CallArguments, CallBegins
 from remora_contract.errors import Conflict
 from remora_protos.inference.v1 import inference_pb2 as pb
 from remora_protos.inference.v1 import inference_pb2_grpc as rpc
@@ -107,12 +109,14 @@ class InferenceService(rpc.InferenceServicer):
             if request_id in self._running:
                 raise Conflict(f"a request with the id {request_id!r} is running; choose another")
             left = None if timeout_s is None else timeout_s - (loop.time() - started)
+            plan = model.tool_plan(call)
             model.submit(request_id, call, encoded.token_ids, left, stream.put)
             self._running[request_id] = model
         try:
-            async with aclosing(stream.events()) as events:
+            async with aclosing(reading(stream.events(), plan, self._new_id)) as events:
                 async for event in events:
-                    yield event
+                    if not isinstance(event, CallBegins | CallArguments):
+                        yield event
         finally:
             del self._running[request_id]
             # Without effect on a request that has ended.

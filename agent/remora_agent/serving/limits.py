@@ -17,6 +17,7 @@ from remora_agent.serving.call import (
     TextPrompt,
     UseCaseRef,
 )
+from remora_agent.serving.chat_prompt import check_chat_tools
 from remora_contract.artifact import check_name
 from remora_contract.errors import RequestInvalid, Unsupported
 from remora_contract.release import MAX_WEIGHT, WeightedName, check_use_case_name
@@ -54,6 +55,8 @@ def _refuse_not_yet(call: GenerateCall) -> None:
         *((name, call.sampling, sampling) for name in _SAMPLING_NOT_YET),
         ("min_tokens", call.stopping, stopping),
     ]
+    if isinstance(call.prompt, ChatPrompt) and call.prompt.tool_choice not in ("", "auto", "none"):
+        raise Unsupported("tool_choice: only auto and none are implemented in this version")
     for name, asked, default in pairs:
         if getattr(asked, name) != getattr(default, name):
             raise Unsupported(f"{name}: not implemented in this version; leave it out")
@@ -88,6 +91,7 @@ def _check_chat(chat: ChatPrompt) -> None:
             raise RequestInvalid(
                 f"chat.messages[{i}].role: {message.role[:40]!r} is not one of {', '.join(ROLES)}"
             )
+    check_chat_tools(chat)
 
 
 def check_selection(selection: AdapterSelection) -> AdapterSelection:

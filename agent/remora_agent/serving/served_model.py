@@ -20,25 +20,31 @@ from remora_agent.serving.call import (
     TextPrompt,
     UseCaseRef,
 )
+from remora_agent.serving.chat_prompt import template_arguments, template_messages
+from remora_agent.serving.tool_calls import ToolPlan, constrained, tool_plan
 from remora_agent.serving.use_case_counts import UseCaseCounts
 from remora_agent.text.pipeline import Encoded
+from remora_agent.text.tools import ToolFormat, detect
 from remora_contract.errors import RequestInvalid
 
 
 class ServedModel:
     """`observe` sees every event on the step thread, before the request's own listener; `counts`
-    are those of the process (default: this model's own)."""
+    are those of the process (default: this model's own); `tool_format` is how it writes calls of
+    tools (default: what its chat template says)."""
 
     def __init__(
         self,
         runtime: ModelRuntime,
         observe: Callable[[Event], None] | None = None,
         counts: UseCaseCounts | None = None,
+        tool_format: ToolFormat | None = None,
     ) -> None:
         self.runtime = runtime
         self.counts = counts or UseCaseCounts()
         self._names = threading.Lock()
         self._observe = observe
+        self.tool_format = tool_format or detect(runtime.text.tool_template)
 
     @contextmanager
     def changing_names(self) -> Iterator[None]:
@@ -56,11 +62,16 @@ class ServedModel:
             return text.encode(prompt.text, add_special_tokens=prompt.add_special_tokens)
         if isinstance(prompt, ChatPrompt):
             return text.encode_chat(
-                [{"role": m.role, "content": m.content} for m in prompt.messages],
+                template_messages(prompt, self.tool_format),
                 add_generation_prompt=prompt.add_generation_prompt,
-                arguments=prompt.arguments,
+                arguments=template_arguments(prompt, self.tool_format),
             )
         return Encoded("", prompt.ids)
+
+    def tool_plan(self, call: GenerateCall) -> ToolPlan | None:
+        """How to read calls of tools from the answer; None when none were offered. Raises
+        Unsupported, RequestInvalid."""
+        return tool_plan(call.prompt, self.tool_format)
 
     def submit(
         self,
@@ -75,6 +86,8 @@ class ServedModel:
         `timeout_s` from now until it must have ended. Raises as ModelRuntime.submit does, NotFound
         for a use case, RequestInvalid for a weight of an adapter that the use case has not.
         """
+        plan = self.tool_plan(call)
+        call = constrained(call, plan)
         runtime, sampling, stopping = self.runtime, call.sampling, call.stopping
         with self._names:
             request = GenerationRequest(
@@ -91,6 +104,7 @@ class ServedModel:
                     stopping.ignore_eos,
                 ),
                 deadline_s=None if timeout_s is None else runtime.now() + timeout_s,
+                visible_tokens=runtime.text.special_ids(plan.form.markers) if plan else (),
             )
             if isinstance(call.selection, UseCaseRef):
                 on_event = self.counts.listening(call.selection.name, len(tokens), on_event)

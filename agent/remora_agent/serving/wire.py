@@ -12,6 +12,7 @@ from google.protobuf.message import Message as ProtoMessage
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from remora_agent.runtime import api
+from remora_agent.serving import tool_wire
 from remora_agent.serving.call import (
     AdapterSelection,
     ChatPrompt,
@@ -51,11 +52,6 @@ _NOT_YET = frozenset(
         "frequency_penalty",
         "logit_bias",
         "min_tokens",
-        "tools_json",
-        "tool_choice",
-        "tool_calls_json",
-        "tool_call_id",
-        "name",
     ]
 )
 
@@ -69,8 +65,7 @@ _REASONS = {
 def generate_call(request: pb.GenerateRequest) -> GenerateCall:
     """Raises RequestInvalid, DocumentInvalid (a name), Unsupported (an unknown field)."""
     refuse_unknown_fields(request)
-    _refuse_not_yet(request, request.sampling, request.stopping, request.chat)
-    _refuse_not_yet(*request.chat.messages)
+    _refuse_not_yet(request, request.sampling, request.stopping)
     kind = request.WhichOneof("input")
     if kind is None:
         raise RequestInvalid("input: set one of text, chat, token_ids")
@@ -142,10 +137,17 @@ def adapter_ref(adapter: pb.WeightedAdapter) -> api.AdapterRef:
 def _chat(chat: pb.Chat) -> ChatPrompt:
     add = chat.add_generation_prompt if chat.HasField("add_generation_prompt") else True
     return ChatPrompt(
-        messages=tuple(Message(m.role, m.content) for m in chat.messages),
+        messages=tuple(_message(m, f"chat.messages[{i}]") for i, m in enumerate(chat.messages)),
         add_generation_prompt=add,
         arguments=template_arguments(chat.template_arguments_json),
+        tools=tool_wire.objects(chat.tools_json, "chat.tools_json"),
+        tool_choice=chat.tool_choice,
     )
+
+
+def _message(message: pb.ChatMessage, where: str) -> Message:
+    calls = tool_wire.objects(message.tool_calls_json, f"{where}.tool_calls_json")
+    return Message(message.role, message.content, calls, message.tool_call_id, message.name)
 
 
 def template_arguments(text: str) -> Mapping[str, Any]:
@@ -247,6 +249,7 @@ def finished(event: api.Finished) -> pb.Finished:
         ),
         provenance=provenance(event.provenance),
         stop_match=event.stop_match,
+        tool_calls=map(tool_wire.tool_call, event.tool_calls),
     )
 
 

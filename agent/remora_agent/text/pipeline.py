@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -96,6 +96,18 @@ class TextPipeline:
             raise RequestInvalid("token ids run from 0 to 4294967295")
         return self._tokenizer.decode(token_ids, keep_special_tokens=keep_special_tokens)
 
-    def detokenizer(self, prompt: Sequence[int]) -> Detokenizer:
-        """For one answer to `prompt`."""
-        return Detokenizer(self._tokenizer.decode, prompt)
+    def detokenizer(self, prompt: Sequence[int], visible: Sequence[int] = ()) -> Detokenizer:
+        """For one answer to `prompt`; `visible` are special tokens whose text it shows."""
+        if not visible:
+            return Detokenizer(self._tokenizer.decode, prompt)
+        shown = frozenset(visible)
+        return Detokenizer(lambda ids: self._tokenizer.decode_showing(ids, shown), prompt)
+
+    def special_ids(self, texts: Iterable[str]) -> tuple[int, ...]:
+        """Those of the texts that are special tokens, which answers do not show by themselves."""
+        return self._tokenizer.special_ids(texts)
+
+    @property
+    def tool_template(self) -> str:
+        """The source of the template that a chat with tools goes through; empty without one."""
+        return self._chat.tool_source if self._chat is not None else ""
