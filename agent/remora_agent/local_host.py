@@ -30,6 +30,7 @@ from remora_agent.runtime.status import RuntimeState
 from remora_agent.serving.router import Router
 from remora_agent.serving.served_model import ServedModel
 from remora_agent.serving.use_case_counts import UseCaseCounts
+from remora_agent.text.tools import ToolFormat
 from remora_contract.adapter import load_adapter
 from remora_contract.bundle import load_bundle
 from remora_contract.digests import short
@@ -45,6 +46,7 @@ class HostSettings:
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
     retire_s: float = 600.0  # what an old model's requests get to end while the new one serves
     idle_s: float = 300.0  # how long calls are held for running ones when two models do not fit
+    tool_format: ToolFormat | None = None  # None: what each bundle's chat template says
 
 
 @dataclass(frozen=True)
@@ -222,7 +224,9 @@ class LocalHost:
         except BaseException:
             engine.close()
             raise
-        model = ServedModel(runtime, self._faults.observe, self._use_cases)
+        model = ServedModel(
+            runtime, self._faults.observe, self._use_cases, self._settings.tool_format
+        )
         try:
             adopt(model, None, assignment)
         except BaseException:

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from remora_agent.config import AgentConfig, ServingConfig, check_address
+from remora_agent.config import AgentConfig, OpenAiConfig, ServingConfig, check_address
 from remora_agent.control.agent import Agent, Supervisor
 from remora_agent.control.compose import compose
 from remora_agent.control.identity import load_identity
@@ -23,6 +23,7 @@ from remora_agent.telemetry.prometheus import MetricsServer
 from remora_contract import systemd_notify
 
 if TYPE_CHECKING:
+    from remora_agent.serving.openai.settings import OpenAiOptions
     from remora_agent.serving.tls import ServerTls
 
 log = logging.getLogger(__name__)
@@ -41,14 +42,20 @@ def local_host(
     """The real thing: engines, models and the gRPC surface of this process."""
     from remora_agent.engine.opening import EngineOptions
     from remora_agent.hosting.engines import EngineSettings
+    from remora_agent.local_host import HostSettings
     from remora_agent.serving.address import parse_address
     from remora_agent.serving.stack import ServingStack, StackOptions
+    from remora_agent.text.tools import FORMATS
 
     serving = config.serving
     options = EngineOptions(rows=serving.rows, context=serving.context, threads=serving.threads)
     settings = EngineSettings(cache_dir=layout.engines, options=options)
     listen = parse_address(serving.listen)
-    stack = ServingStack(StackOptions(listen, _tls(serving), settings), cancelled)
+    host = HostSettings(tool_format=FORMATS[serving.tool_format] if serving.tool_format else None)
+    tls = _tls(serving)
+    stack = ServingStack(
+        StackOptions(listen, tls, settings, host, openai=_openai(config.openai, tls)), cancelled
+    )
     stack.start()
     try:
         yield stack.host
@@ -106,3 +113,9 @@ def _tls(serving: ServingConfig) -> ServerTls | None:
         return None
     client_ca = None if serving.tls_client_ca is None else Path(serving.tls_client_ca)
     return ServerTls(Path(serving.tls_certificate), Path(serving.tls_key), client_ca)
+
+
+def _openai(config: OpenAiConfig, tls: ServerTls | None) -> OpenAiOptions | None:
+    from remora_agent.serving.openai.settings import openai_options
+
+    return openai_options(config.listen, tls, config.api_key_file, config.adapter_directory)

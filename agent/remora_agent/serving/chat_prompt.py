@@ -14,7 +14,18 @@ from remora_agent.serving.tool_calls import offers_tools, tool_plan
 from remora_agent.text.tools import ToolFormat, check_tool_calls, check_tools, template_calls
 from remora_contract.errors import RequestInvalid
 
+MAX_TEMPLATE_ARGUMENTS = 16 << 10  # characters of JSON
+# The renderer sets these itself; letting a caller replace them would break its promises.
+RESERVED_ARGUMENTS = frozenset({"messages", "add_generation_prompt", "bos_token", "eos_token"})
 _CHOICES = ("", "auto", "none", "required")
+
+
+def check_template_arguments(arguments: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """Returns `arguments`. Raises RequestInvalid for a variable that is the renderer's own."""
+    for name in arguments:
+        if not name.isidentifier() or name in RESERVED_ARGUMENTS:
+            raise RequestInvalid(f"{where}: {name[:40]!r} cannot be given as a template variable")
+    return arguments
 
 
 def check_chat_tools(chat: ChatPrompt) -> None:

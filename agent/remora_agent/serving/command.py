@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,8 +14,10 @@ from remora_contract.errors import RequestInvalid
 
 if TYPE_CHECKING:
     from remora_agent.engine.opening import EngineOptions
+    from remora_agent.serving.openai.settings import OpenAiOptions
     from remora_agent.serving.stack import StackOptions
     from remora_agent.serving.tls import ServerTls
+    from remora_agent.text.tools import ToolFormat
 
 
 def register(app: typer.Typer) -> None:
@@ -77,6 +80,35 @@ def serve(
         str | None,
         typer.Option(metavar="HOST:PORT", help="Serve Prometheus /metrics here (loopback only)."),
     ] = None,
+    openai_listen: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Serve the OpenAI-compatible HTTP surface here too, or on unix:/path. Off "
+            "loopback it needs TLS and API keys.",
+        ),
+    ] = None,
+    openai_api_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="An API key on each line; the variable REMORA_OPENAI_API_KEY adds one.",
+        ),
+    ] = None,
+    openai_adapter_dir: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Let callers load and unload the converted adapters below this directory.",
+        ),
+    ] = None,
+    tool_format: Annotated[
+        str | None,
+        typer.Option(
+            help="How the model writes calls of tools: hermes, llama, mistral, mistral-args, "
+            "granite or phi (default: what its chat template says)."
+        ),
+    ] = None,
     drain_s: Annotated[
         float, typer.Option(min=0.0, help="Seconds that running requests get to end at shutdown.")
     ] = 20.0,
@@ -86,18 +118,24 @@ def serve(
 ) -> None:
     """Serves a bundle over gRPC until it is stopped. Needs no controller."""
     from remora_agent.engine.opening import EngineOptions
+    from remora_agent.local_host import HostSettings
     from remora_agent.serving import standalone
     from remora_contract import structured_logs
 
     adapters = standalone.parse_adapters(adapter or [])
     compositions = [standalone.parse_use_case(text) for text in use_case or []]
     assignment = standalone.local_assignment(bundle, adapters, compositions, use_cases)
-    stack = _stack_options(
-        listen,
-        _tls(tls_cert, tls_key, tls_client_ca),
-        EngineOptions(rows=rows, context=context, threads=threads),
-        cache_dir,
-        metrics_listen,
+    tls = _tls(tls_cert, tls_key, tls_client_ca)
+    stack = replace(
+        _stack_options(
+            listen,
+            tls,
+            EngineOptions(rows=rows, context=context, threads=threads),
+            cache_dir,
+            metrics_listen,
+        ),
+        openai=_openai(openai_listen, tls, openai_api_key_file, openai_adapter_dir),
+        host=HostSettings(tool_format=_tool_format(tool_format)),
     )
     structured_logs.set_up(log_level)
     # A watchdog's SIGABRT then leaves every thread's stack in the journal.
@@ -136,3 +174,24 @@ def _stack_options(
         engines=EngineSettings(cache_dir=cache_dir or default_cache(), options=engine),
         metrics_listen=metrics,
     )
+
+
+def _openai(
+    listen: str | None,
+    tls: ServerTls | None,
+    key_file: Path | None,
+    adapter_dir: Path | None,
+) -> OpenAiOptions | None:
+    from remora_agent.serving.openai.settings import openai_options
+
+    if listen is None and (key_file is not None or adapter_dir is not None):
+        raise RequestInvalid("--openai-api-key-file and --openai-adapter-dir need --openai-listen")
+    return openai_options(listen, tls, key_file, adapter_dir)
+
+
+def _tool_format(name: str | None) -> ToolFormat | None:
+    from remora_agent.text.tools import FORMATS
+
+    if name is not None and name not in FORMATS:
+        raise RequestInvalid(f"--tool-format {name[:40]!r} is not one of {', '.join(FORMATS)}")
+    return FORMATS[name] if name is not None else None

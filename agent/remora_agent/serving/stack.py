@@ -8,10 +8,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from remora_agent.hosting.engines import CachedEngines, EngineSettings, EngineSource
 from remora_agent.local_host import HostSettings, LocalHost
 from remora_agent.serving.address import DEFAULT_LISTEN, Address, TcpAddress, parse_address
+from remora_agent.serving.openai.settings import OpenAiOptions
 from remora_agent.serving.router import Router
 from remora_agent.serving.served_model import ServedModel
 from remora_agent.serving.server import InferenceServer, ServerOptions
@@ -19,7 +21,10 @@ from remora_agent.serving.tls import ServerTls
 from remora_agent.telemetry.prometheus import MetricsServer
 from remora_agent.telemetry.serving import serving_readings
 from remora_agent.telemetry.source import Reading
-from remora_contract.errors import Refused
+from remora_contract.errors import Refused, Unsupported
+
+if TYPE_CHECKING:
+    from remora_agent.serving.openai.server import OpenAiServer
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +36,7 @@ class StackOptions:
     engines: EngineSettings = field(default_factory=EngineSettings)
     host: HostSettings = field(default_factory=HostSettings)
     metrics_listen: TcpAddress | None = None
+    openai: OpenAiOptions | None = None  # None: no HTTP surface
 
 
 class ServingStack:
@@ -51,6 +57,8 @@ class ServingStack:
         self._server = InferenceServer(router, ServerOptions(options.listen, options.tls))
         engines = engines or CachedEngines(options.engines, cancelled or (lambda: False))
         self.host = LocalHost(engines, router, options.host)
+        self._openai = _openai_server(router, options.openai) if options.openai else None
+        self.openai_address: Address | None = None  # while it listens
         self._metrics: MetricsServer | None = None
 
     def start(self) -> Address:
@@ -59,14 +67,18 @@ class ServingStack:
         if self._options.metrics_listen is not None:
             self._metrics = self._serve_metrics(self._options.metrics_listen)
         try:
+            if self._openai is not None:
+                self.openai_address = self._openai.start()
             return self._server.start()
         except BaseException:
+            self._end_openai()
             self._end_metrics()
             raise
 
     def stop(self, drain_s: float) -> None:
         """Admits nothing more, lets running requests end for `drain_s`, then frees everything."""
         self.host.drain(drain_s)
+        self._end_openai()
         self._server.stop()
         self._end_metrics()
         log.info("serving.stopped")
@@ -82,7 +94,23 @@ class ServingStack:
     def _readings(self) -> list[Reading]:
         return serving_readings(self.host.metrics())
 
+    def _end_openai(self) -> None:
+        if self._openai is not None:
+            self._openai.stop()
+            self._openai = self.openai_address = None
+
     def _end_metrics(self) -> None:
         if self._metrics is not None:
             self._metrics.close()
             self._metrics = None
+
+
+def _openai_server(router: Router[ServedModel], options: OpenAiOptions) -> OpenAiServer:
+    """Raises Unsupported when its libraries are missing."""
+    try:
+        from remora_agent.serving.openai.server import OpenAiServer
+    except ImportError as e:
+        raise Unsupported(
+            f"the OpenAI-compatible surface needs {e.name}: pip install starlette uvicorn"
+        ) from e
+    return OpenAiServer(router, options)

@@ -146,10 +146,11 @@ def _shown(
 ) -> list[ToolEvent]:
     """`calls` grows by what the pieces say. The delta's tokens go with the first text."""
     out: list[ToolEvent] = []
+    rest = replace(delta, text="")
     for piece in pieces:
         if isinstance(piece, Content):
-            out.append(replace(delta, text=piece.text))
-            delta = Delta("", ())
+            out.append(replace(rest, text=piece.text))
+            rest = Delta("", ())
             continue
         if isinstance(piece, CallBegins):
             calls.append(ToolCall(piece.id, piece.name, ""))
@@ -158,7 +159,7 @@ def _shown(
             calls[piece.index] = replace(last, arguments_json=last.arguments_json + piece.text)
         if eager:
             out.append(piece)
-    return [delta, *out] if delta.token_ids else out
+    return [rest, *out] if rest.token_ids else out
 
 
 def _call_id(form: ToolFormat, new_id: Callable[[], str]) -> str:

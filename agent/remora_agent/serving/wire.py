@@ -25,15 +25,12 @@ from remora_agent.serving.call import (
     TokenPrompt,
     UseCaseRef,
 )
+from remora_agent.serving.chat_prompt import MAX_TEMPLATE_ARGUMENTS, check_template_arguments
 from remora_agent.serving.event_stream import StreamEvent
 from remora_agent.serving.limits import check_call, check_prompt
 from remora_contract.errors import RequestInvalid, Unsupported
 from remora_contract.release import WeightedName
 from remora_protos.inference.v1 import inference_pb2 as pb
-
-MAX_TEMPLATE_ARGUMENTS = 16 << 10  # characters of JSON
-# The renderer sets these itself; letting a caller replace them would break its promises.
-RESERVED_ARGUMENTS = frozenset({"messages", "add_generation_prompt", "bos_token", "eos_token"})
 
 # Fields of the protocol that nothing computes yet.
 _NOT_YET = frozenset(
@@ -163,10 +160,7 @@ def template_arguments(text: str) -> Mapping[str, Any]:
         raise RequestInvalid(f"{where} is not valid JSON: {e}") from e
     if not isinstance(arguments, dict):
         raise RequestInvalid(f"{where} must be a JSON object, not {type(arguments).__name__}")
-    for name in arguments:
-        if not name.isidentifier() or name in RESERVED_ARGUMENTS:
-            raise RequestInvalid(f"{where}: {name[:40]!r} cannot be given as a template variable")
-    return arguments
+    return check_template_arguments(arguments, where)
 
 
 def _selection(request: pb.GenerateRequest) -> AdapterSelection:

@@ -103,6 +103,10 @@ class TextPipeline:
         shown = frozenset(visible)
         return Detokenizer(lambda ids: self._tokenizer.decode_showing(ids, shown), prompt)
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """What the token alone stands for; may be part of a character. b"" for no token's id."""
+        return self._tokenizer.token_bytes(token_id)
+
     def special_ids(self, texts: Iterable[str]) -> tuple[int, ...]:
         """Those of the texts that are special tokens, which answers do not show by themselves."""
         return self._tokenizer.special_ids(texts)

@@ -8,6 +8,7 @@ from typing import Any
 
 import tokenizers
 
+from remora_agent.text.token_bytes import token_bytes
 from remora_contract.errors import ArtifactInvalid, PromptTooLong, RequestInvalid
 
 TOKENIZER_JSON = "tokenizer.json"
@@ -26,6 +27,7 @@ class TextTokenizer:
         self._max_text_bytes = max_text_bytes
         self._vocab = int(tokenizer.get_vocab_size(with_added_tokens=True))
         added = tokenizer.get_added_tokens_decoder()
+        self.token_bytes = token_bytes(tokenizer)  # the bytes of one token
         self._special = frozenset(i for i, token in added.items() if token.special)
 
     @classmethod

@@ -1,0 +1,118 @@
+"""The answers of one HTTP request: several generations submitted together, heard as one stream.
+
+Leaving early, for whatever reason, cancels all of them. Knows no JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from remora_agent.serving.call import GenerateCall, PromptInput
+from remora_agent.serving.event_stream import EventStream
+from remora_agent.serving.openai.naming import ModelChoice, select
+from remora_agent.serving.router import Router
+from remora_agent.serving.served_model import ServedModel
+from remora_agent.serving.tool_calls import ToolEvent, reading
+from remora_agent.text.pipeline import Encoded
+from remora_contract.errors import RemoraError
+
+T = TypeVar("T")
+Answers = AsyncGenerator[tuple[int, ToolEvent], None]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """`events` with the number of the answer that each belongs to; `prompts` of each answer."""
+
+    model: ServedModel
+    prompts: tuple[Encoded, ...]
+    events: Answers
+
+
+class Generator:
+    """`workers` run what takes as long as the caller's text is long."""
+
+    def __init__(
+        self,
+        router: Router[ServedModel],
+        workers: ThreadPoolExecutor,
+        new_id: Callable[[], str],
+    ) -> None:
+        self.router = router
+        self._workers = workers
+        self._new_id = new_id
+
+    async def work(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._workers, function)
+
+    @asynccontextmanager
+    async def generation(
+        self, choice: ModelChoice, calls: Sequence[GenerateCall], *, eager: bool
+    ) -> AsyncIterator[Generation]:
+        """All of `calls`, or none. Raises as ServedModel.encode and submit do, ModelUnknown."""
+        loop = asyncio.get_running_loop()
+        async with self.router.entering() as model:
+            bundle, directory = model.runtime.bundle, model.runtime.adapters.directory
+            selection = select(choice, bundle.source.name, directory)
+            prompts = await self._encoded(model, [call.prompt for call in calls])
+            streams = [EventStream(loop) for _ in calls]
+            ids: list[str] = []
+            try:
+                for call, prompt, stream in zip(calls, prompts, streams, strict=True):
+                    request_id = self._new_id()
+                    chosen = replace(call, selection=selection)
+                    model.submit(request_id, chosen, prompt.token_ids, None, stream.put)
+                    ids.append(request_id)
+            except RemoraError:
+                _cancel(model, ids)
+                raise
+        plan = model.tool_plan(calls[0])
+        each = [reading(s.events(), plan, self._new_id, eager=eager) for s in streams]
+        try:
+            async with aclosing(_merged(each)) as events:
+                yield Generation(model, prompts, events)
+        finally:
+            _cancel(model, ids)  # without effect on those that have ended
+
+    async def _encoded(
+        self, model: ServedModel, prompts: Sequence[PromptInput]
+    ) -> tuple[Encoded, ...]:
+        """Equal prompts of a request are one object, and tokenised once."""
+        known: dict[int, Encoded] = {}
+        for prompt in prompts:
+            if id(prompt) not in known:
+                known[id(prompt)] = await self.work(lambda p=prompt: model.encode(p))  # type: ignore[misc]
+        return tuple(known[id(prompt)] for prompt in prompts)
+
+
+def _cancel(model: ServedModel, ids: Sequence[str]) -> None:
+    for request_id in ids:
+        model.runtime.cancel(request_id)
+
+
+async def _merged(streams: Sequence[AsyncGenerator[ToolEvent, None]]) -> Answers:
+    """At most one event of each is taken ahead: what nobody reads does not pile up here."""
+    waiting = {asyncio.ensure_future(_next(s)): i for i, s in enumerate(streams)}
+    try:
+        while waiting:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in sorted(done, key=waiting.__getitem__):
+                event, index = task.result(), waiting.pop(task)
+                if event is not None:
+                    yield index, event
+                    waiting[asyncio.ensure_future(_next(streams[index]))] = index
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        for stream in streams:
+            await stream.aclose()
+
+
+async def _next(stream: AsyncGenerator[ToolEvent, None]) -> ToolEvent | None:
+    return await anext(stream, None)
