@@ -26,6 +26,8 @@ class FieldUnsupported(Unsupported):
 class ModelUnknown(errors.NotFound):
     """No such model, adapter or use case."""
 
+    param = "model"
+
 
 class BodyTooLarge(RequestInvalid):
     pass
