@@ -107,7 +107,7 @@ def _meanings(name: str, base: str, directory: AdapterDirectory) -> dict[str, Ad
     """By the name that means this alone."""
     found: dict[str, AdapterSelection] = {}
     adapter, use_case = name.removeprefix(f"{base}:"), name.removeprefix(USE_CASE)
-    if name == base or not adapter:
+    if name in (base, f"{base}:"):
         found[f"{base}:"] = ()
     ref = _ref(adapter, 1.0)
     with suppress(NotFound):

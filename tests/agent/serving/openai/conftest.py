@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
@@ -10,6 +12,7 @@ import openai
 import pytest
 
 from remora_agent.serving.address import TcpAddress
+from remora_agent.serving.openai.keys import ApiKeys
 from remora_agent.serving.openai.settings import OpenAiOptions
 from tests.support.scripted_engine import ScriptedEngines
 from tests.support.serving import ReferenceEngines, World, running_stack, write_bundle
@@ -28,22 +31,27 @@ HERMES = (
 )
 
 
-@pytest.fixture
-def world(tmp_path) -> World:
-    return World(tmp_path, context=512)
+@pytest.fixture(scope="module")
+def http(tmp_path_factory) -> Iterator[SimpleNamespace]:
+    """Shared by a module's tests: they leave it as they find it."""
+    with serving(tmp_path_factory.mktemp("http")) as served:
+        yield served
 
 
 @pytest.fixture
-def engines() -> ReferenceEngines:
-    return ReferenceEngines()
+def own_http(tmp_path) -> Iterator[SimpleNamespace]:
+    """Of one test alone."""
+    with serving(tmp_path) as served:
+        yield served
 
 
-@pytest.fixture
-def http(tmp_path, world, engines) -> Iterator[SimpleNamespace]:
+@contextmanager
+def serving(tmp_path: Path, keys: ApiKeys | None = None) -> Iterator[SimpleNamespace]:
     """Base model `base` with adapters a and b and the use case both."""
+    world, engines = World(tmp_path, context=512), ReferenceEngines()
     adapters = tmp_path / "adapters"
     adapters.mkdir()
-    options = OpenAiOptions(LOOPBACK, adapter_directory=adapters)
+    options = OpenAiOptions(LOOPBACK, keys=keys or ApiKeys(), adapter_directory=adapters)
     with running_stack(tmp_path, engines, openai=options) as (stack, address):
         stack.host.switch(
             world.assignment(
@@ -64,14 +72,16 @@ def http(tmp_path, world, engines) -> Iterator[SimpleNamespace]:
                 engines=engines,
                 engine=engines.opened[0],
                 adapters=adapters,
+                world=world,
                 digests={n: world.adapter(n).digest for n in "ab"},
             )
 
 
-@pytest.fixture
-def scripted(tmp_path, world) -> Iterator[SimpleNamespace]:
+@pytest.fixture(scope="module")
+def scripted(tmp_path_factory) -> Iterator[SimpleNamespace]:
     """The same with a model that says what `says` told it to."""
-    engines = ScriptedEngines()
+    tmp_path = tmp_path_factory.mktemp("scripted")
+    world, engines = World(tmp_path, context=512), ScriptedEngines()
     world.bundles["hermes"] = write_bundle(tmp_path / "b" / "hermes", "hermes", 2048, HERMES)
     with running_stack(tmp_path, engines, openai=OpenAiOptions(LOOPBACK)) as (stack, address):
         stack.host.switch(world.assignment(bundle="hermes"))

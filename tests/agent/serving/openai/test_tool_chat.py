@@ -11,7 +11,7 @@ from remora_agent.client import Client
 from remora_agent.serving.openai.settings import OpenAiOptions
 from tests.agent.serving.openai.conftest import LOOPBACK
 from tests.support.scripted_engine import ScriptedEngines
-from tests.support.serving import running_stack, write_bundle
+from tests.support.serving import World, running_stack, write_bundle
 
 TOOLS = [
     {
@@ -155,10 +155,10 @@ def test_a_model_without_tools_in_its_template_refuses_them(http):
     assert caught.value.status_code == 400
 
 
-def test_markers_that_are_special_tokens_are_seen(tmp_path, world):
+def test_markers_that_are_special_tokens_are_seen(tmp_path):
     """They have no text in an answer of their own."""
     template = "{{ tools }}[TOOL_CALLS]{{ messages[0].content }}"
-    engines = ScriptedEngines(special="[TOOL_CALLS]")
+    world, engines = World(tmp_path), ScriptedEngines(special="[TOOL_CALLS]")
     world.bundles["m"] = write_bundle(tmp_path / "b" / "m", "m", 1024, template, "[TOOL_CALLS]")
     with running_stack(tmp_path, engines, openai=OpenAiOptions(LOOPBACK)) as (stack, _):
         stack.host.switch(world.assignment(bundle="m"))
