@@ -34,6 +34,7 @@ from remora_agent.runtime.api import (
 from remora_agent.runtime.model_runtime import ModelRuntime
 from remora_agent.runtime.options import RuntimeOptions
 from remora_contract.digests import digest_bytes
+from remora_contract.errors import Unsupported
 from tests.support.runtime import byte_text, make_bundle
 
 CASES = {
@@ -68,6 +69,16 @@ class InstantEngine:
         self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()
     ) -> NDArray[np.float32]:
         return self._logits[row]
+
+    def score(
+        self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()
+    ) -> NDArray[np.float32]:
+        raise Unsupported("this engine has prepared logits only")
+
+    def embed(
+        self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()
+    ) -> NDArray[np.float32]:
+        raise Unsupported("this engine has prepared logits only")
 
     def decode(self, steps: Sequence[RowStep]) -> NDArray[np.float32]:
         return self._logits[: len(steps)]

@@ -2,7 +2,8 @@
 
 The code is made with the oldest supported tools, in a virtual environment of their own, because
 generated code runs under newer protobuf runtimes but never under older ones: a fleet's
-applications bring their own protobuf (tritonclient wants < 7).
+applications bring their own protobuf (tritonclient wants < 7). The KServe messages go to a
+descriptor pool of their own: their clients register the same names.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
 TOOLS = ["grpcio-tools==1.62.3", "protobuf==4.25.3", "setuptools<81"]
 GENERATED = ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py")
+OWN_POOL = Path("remora_protos/kserve")
+_DEFAULT_POOL = "from google.protobuf import descriptor_pool as _descriptor_pool\n"
+_KSERVE_POOL = "from remora_protos.kserve import pool as _descriptor_pool\n"
 
 
 def tools_python() -> Path:
@@ -39,6 +43,8 @@ def generate(out: Path) -> None:
     flags = [f"--python_out={out}", f"--pyi_out={out}", f"--grpc_python_out={out}"]
     command = [tools_python(), "-W", "ignore", "-m", "grpc_tools.protoc", f"-I{PROTOS}"]
     subprocess.run([*map(str, command), *flags, *sources], check=True)
+    for path in (out / OWN_POOL).rglob("*_pb2.py"):
+        path.write_text(path.read_text().replace(_DEFAULT_POOL, _KSERVE_POOL))
 
 
 def generated_files(root: Path) -> dict[str, Path]:

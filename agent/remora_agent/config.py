@@ -22,6 +22,7 @@ else:
     import tomli as tomllib
 
 _MAX_CONFIG_BYTES = 1 << 20
+_REQUEST_LOGS = ("off", "summary", "text")
 
 
 def _setting(default: Any, help_text: str) -> Any:
@@ -69,6 +70,15 @@ class ServingConfig:
     )
     threads: int | None = _setting(None, "Compute threads; absent: one for each physical core.")
     drain_s: float = _setting(20.0, "Seconds running requests get to end at shutdown.")
+    unix_socket: str | None = _setting(
+        None, "Path of a unix socket to serve on too (mode 0660); absent: none."
+    )
+    allowed_users: tuple[str, ...] = _setting(
+        (),
+        "Names or numbers of users who may call over unix sockets; empty: all whom the socket's "
+        "mode lets in.",
+    )
+    reflection: bool = _setting(True, "Describe the services to gRPC clients that ask.")
     tool_format: str | None = _setting(
         None,
         "How the model writes calls of tools: hermes, llama, mistral, mistral-args, granite or "
@@ -77,6 +87,8 @@ class ServingConfig:
 
     def __post_init__(self) -> None:
         _check_listen(self.listen, "serving.listen")
+        if self.unix_socket is not None:
+            _check_listen(f"unix:{self.unix_socket}", "serving.unix_socket")
         _at_least(self.rows, 1, "serving.rows")
         _at_least(self.context, 1, "serving.context")
         _at_least(self.threads, 1, "serving.threads")
@@ -124,6 +136,16 @@ class TelemetryConfig:
         "127.0.0.1:7452",
         'HOST:PORT of Prometheus /metrics (plain HTTP, loopback); "" turns it off.',
     )
+    request_log: str = _setting(
+        "summary",
+        "A log line for each ended request: off, summary (counts, times, digests) or text (the "
+        "prompt and the answer too).",
+    )
+    otlp_endpoint: str | None = _setting(
+        None,
+        "http[s]://HOST:PORT that gets a trace of each request over OTLP/gRPC (remora[otel]); "
+        "absent: no traces.",
+    )
     spool_events: int = _setting(5000, "Events kept while offline; the oldest are dropped first.")
     spool_samples: int = _setting(
         50_000, "Metric samples kept while offline; the oldest are dropped first."
@@ -133,6 +155,10 @@ class TelemetryConfig:
         _at_least(self.interval_s, 0.1, "telemetry.interval_s")
         _at_least(self.spool_events, 10, "telemetry.spool_events")
         _at_least(self.spool_samples, 10, "telemetry.spool_samples")
+        if self.request_log not in _REQUEST_LOGS:
+            raise ValueError(f"request_log is one of {', '.join(_REQUEST_LOGS)}")
+        if self.otlp_endpoint and not self.otlp_endpoint.startswith(("http://", "https://")):
+            raise ValueError(f"otlp_endpoint must be http[s]://HOST:PORT, not {self.otlp_endpoint}")
         if self.metrics_listen:
             host, _ = check_address(self.metrics_listen, "telemetry.metrics_listen")
             if not is_loopback(host):

@@ -6,11 +6,12 @@ Everything that could take the device down happens in a child process behind `pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from remora_agent.telemetry.histograms import HistogramReading
 from remora_contract.release import ReleaseUseCase, SamplingDefaults
 
 # (what is happening, fraction done 0..1)
@@ -82,6 +83,10 @@ class ServingHost(Protocol):
 
     def metrics(self) -> Mapping[str, float]:
         """Serving metrics since start: ttft_s, inter_token_s, tokens_per_s, queue_depth, …"""
+        ...
+
+    def histograms(self) -> Sequence[HistogramReading]:
+        """Distributions of what requests waited for, since start."""
         ...
 
     def healthy(self) -> bool:

@@ -30,6 +30,8 @@ from remora_agent.runtime.status import RuntimeState
 from remora_agent.serving.router import Router
 from remora_agent.serving.served_model import ServedModel
 from remora_agent.serving.use_case_counts import UseCaseCounts
+from remora_agent.telemetry.histograms import HistogramReading
+from remora_agent.telemetry.observers import Observers, Observing
 from remora_agent.text.tools import ToolFormat
 from remora_contract.adapter import load_adapter
 from remora_contract.bundle import load_bundle
@@ -70,7 +72,9 @@ class LocalHost:
         router: Router[ServedModel],
         settings: HostSettings | None = None,
         available_bytes: Callable[[], int] = available_memory,
+        observers: Observers | None = None,
     ) -> None:
+        """`observers` hear of every request, over switches of models; they are the caller's."""
         self._engines = engines
         self._router = router
         self._settings = settings or HostSettings()
@@ -83,6 +87,7 @@ class LocalHost:
         self._retiring = Retiring()
         self._faults = FaultCount()
         self._use_cases = UseCaseCounts()
+        self._observers = observers or Observers(Observing())
 
     def build(self, assignment: Assignment, progress: Progress) -> BuildOutcome:
         check(assignment)
@@ -139,6 +144,9 @@ class LocalHost:
         counters = added(counted(metrics), past)
         faults = {"engine_faults": float(self._faults.count)}
         return {**metrics, **counters, **faults, **self._use_cases.metrics()}
+
+    def histograms(self) -> list[HistogramReading]:
+        return self._observers.histograms.readings()
 
     def healthy(self) -> bool:
         """False when a step thread has died or stands still. True while nothing is loaded."""
@@ -225,7 +233,11 @@ class LocalHost:
             engine.close()
             raise
         model = ServedModel(
-            runtime, self._faults.observe, self._use_cases, self._settings.tool_format
+            runtime,
+            self._faults.observe,
+            self._use_cases,
+            self._observers.records,
+            self._settings.tool_format,
         )
         try:
             adopt(model, None, assignment)

@@ -55,10 +55,17 @@ class ReleaseUseCase:
 
 @dataclass(frozen=True)
 class SamplingDefaults:
+    """What a request that does not say otherwise gets; None says nothing."""
+
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
     max_tokens: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    min_tokens: int | None = None
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,7 @@ VARIANTS: dict[str, Form] = {
         "qwen2_moe",
         {"norm_topk_prob": True, "num_experts_per_tok": 4, "qkv_bias": False},
     ),
+    "qwen2moe-no-layer-mixes": ("qwen2_moe", {"mlp_only_layers": [0, 1]}),
     "qwen3moe-dense-layer-sliding": (
         "qwen3_moe",
         {

@@ -21,3 +21,14 @@ def reference_logits(model: torch.nn.Module, tokens: NDArray[np.int64]) -> NDArr
     """[rows, tokens, vocab]"""
     with torch.no_grad():
         return model(torch.from_numpy(np.ascontiguousarray(tokens))).logits.numpy()
+
+
+def reference_states(model: torch.nn.Module, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+    """[rows, tokens, hidden] after the final norm."""
+    found: list[torch.Tensor] = []
+    hook = model.get_output_embeddings().register_forward_pre_hook(
+        lambda _, inputs: found.append(inputs[0])
+    )
+    reference_logits(model, tokens)
+    hook.remove()
+    return found[0].numpy()

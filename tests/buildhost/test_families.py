@@ -21,6 +21,7 @@ BASE = {
     "model_type": "llama",
     "hidden_size": 64,
     "num_attention_heads": 4,
+    "num_key_value_heads": 4,
     "num_hidden_layers": 2,
     "intermediate_size": 96,
     "vocab_size": 320,
@@ -37,11 +38,27 @@ def read(tmp_path: Path, **changes):
 
 
 def test_absent_fields_mean_what_they_mean_in_the_family(tmp_path):
-    spec = read(tmp_path)
+    spec = read(tmp_path, num_key_value_heads="absent")
     assert (spec.kv_heads, spec.head_dim, spec.tied_embeddings) == (4, 16, False)
     assert spec.rope == RopeSpec(theta=5e5)
     assert read(tmp_path, model_type="qwen3").head_dim == 128
     assert read(tmp_path, model_type="qwen2").qkv_bias
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_absent_field_is_read_as_transformers_reads_it_or_refused(tmp_path, family):
+    """transformers writes out what it took an absent field for."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model(family, num_hidden_layers=5).to_dict()
+    config.pop("layer_types", None)
+    for key in [key for key in config if key != "model_type"]:
+        less = {k: v for k, v in config.items() if k != key}
+        (tmp_path / "config.json").write_text(json.dumps(less))
+        with suppress(CheckpointInvalid):
+            spec = read_config(tmp_path)
+            AutoConfig.from_pretrained(tmp_path).save_pretrained(tmp_path)
+            assert read_config(tmp_path) == spec, key
 
 
 UNSUPPORTED = {
@@ -110,6 +127,11 @@ def test_impossible_values_are_named(tmp_path, changes, word):
         ("qwen2_audio", "qwen2"),
         ("llama4", "mixtral"),
         ("gemma3n", "gemma3_text"),
+        ("gemma4_unified_text", "gemma3_text"),
+        ("deepseek_v32", "qwen2_moe"),
+        ("mistrall", "mistral"),
+        ("bloom", "llama"),
+        ("mpt", "llama"),
         ("zebra", "llama"),
     ],
 )
@@ -123,6 +145,8 @@ def test_an_unknown_family_names_the_nearest_supported_one(tmp_path, model_type,
 def test_an_unknown_mixture_of_experts_is_near_to_one(tmp_path):
     with pytest.raises(Unsupported, match="nearest is 'mixtral'"):
         read(tmp_path, model_type="zebra", n_routed_experts=64)
+    with pytest.raises(Unsupported, match="nearest is 'qwen3_moe'"):
+        read(tmp_path, model_type="qwen3_5", num_experts=64)
 
 
 def test_fields_that_change_nothing_are_accepted(tmp_path):
@@ -286,6 +310,15 @@ FAMILY_REFUSALS = {
     ),
     "both ways": ({"model_type": "gemma", "use_bidirectional_attention": True}, "bidirectional"),
     "half a head in a llama": ({"partial_rotary_factor": 0.5}, "turns whole heads"),
+    "a cap that gemma 3 leaves out": (
+        {"model_type": "gemma3_text", "attn_logit_softcapping": 50.0},
+        "attn_logit_softcapping",
+    ),
+    "a phi3 with another rope": (
+        {"model_type": "phi3", "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+        "longrope",
+    ),
+    "an encoder too": ({"is_encoder_decoder": True}, "is_encoder_decoder"),
     "a bias on the head": ({"model_type": "phi3", "lm_head_bias": True}, "lm_head_bias"),
     "a sliding llama": ({"use_sliding_window": True, "sliding_window": 8}, "use_sliding_window"),
     "two ropes at odds": (
@@ -313,6 +346,10 @@ FAMILY_MISTAKES = {
             "layer_types": ["sliding_attention"] * 2,
             "sliding_window": None,
         },
+        "sliding_window",
+    ),
+    "a window of nothing, switched on": (
+        {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 0},
         "sliding_window",
     ),
     "a window of nothing": ({"model_type": "mistral", "sliding_window": 0}, "sliding_window"),
@@ -359,6 +396,27 @@ def test_two_numbers_of_experts_are_refused(tmp_path):
     with pytest.raises(Unsupported, match="num_experts"):
         read(tmp_path, num_experts=4, num_local_experts=8, **experts)
     assert read(tmp_path, num_experts=4, num_local_experts=4, **experts).experts.count == 4
+
+
+def test_a_mixture_in_which_no_layer_mixes_is_read_without_experts(tmp_path):
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    spec = read(tmp_path, model_type="qwen3_moe", mlp_only_layers=[0, 1], **experts)
+    assert (spec.experts, spec.kinds) == (None, ())
+
+
+def test_the_pattern_of_windows_is_the_field_that_transformers_reads(tmp_path):
+    """The one with the underscore is written by it beside `layer_types`, and never read."""
+    gemma = {"model_type": "gemma3_text", "_sliding_window_pattern": 2, "sliding_window": 64}
+    assert [k.window for k in read(tmp_path, **gemma).kinds] == [64, 64]
+    pattern = read(tmp_path, **gemma, sliding_window_pattern=1)
+    assert pattern.kinds == ()
+
+
+def test_a_qwen2_moe_may_say_that_no_layer_slides(tmp_path):
+    moe = {"model_type": "qwen2_moe", "num_experts": 4, "num_experts_per_tok": 2}
+    moe |= {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}
+    spec = read(tmp_path, **moe, use_sliding_window=True, sliding_window=9, max_window_layers=0)
+    assert spec.kinds == (LayerKind(experts=True),) * 2
 
 
 def test_null_is_not_the_default(tmp_path):

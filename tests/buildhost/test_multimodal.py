@@ -134,6 +134,26 @@ def test_fields_a_nested_gemma_leaves_out_mean_its_own_defaults(tmp_path):
     assert spec.tied_embeddings and spec.max_position == 131072
 
 
+def test_defaults_of_the_usual_text_part_are_not_those_of_another(tmp_path):
+    checkpoint = make(tmp_path, "llava-qwen2")
+    text = json.loads((checkpoint / "config.json").read_text())["text_config"]
+    edit_config(
+        checkpoint,
+        text_config={k: v for k, v in text.items() if k != "max_position_embeddings"},
+    )
+    with pytest.raises(CheckpointInvalid, match="max_position_embeddings"):
+        read_config(checkpoint)
+
+
+@pytest.mark.parametrize("model", ["qwen2_vl", "qwen2_5_vl"])
+def test_a_qwen_vl_that_says_nothing_of_key_heads_has_eight(tmp_path, model):
+    checkpoint = make(tmp_path, model)
+    text = json.loads((checkpoint / "config.json").read_text())["text_config"]
+    less = {k: v for k, v in text.items() if k != "num_key_value_heads"}
+    edit_config(checkpoint, text_config=less | {"num_attention_heads": 16, "head_dim": 16})
+    assert read_config(checkpoint).kv_heads == 8
+
+
 def test_a_text_part_of_another_family_is_refused_by_name(tmp_path):
     checkpoint = make(tmp_path, "llava")
     config = json.loads((checkpoint / "config.json").read_text())

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from remora_agent.bank.weights import AdapterWeights
-from remora_agent.engine.protocol import EngineLimits, Mix, RowStep
+from remora_agent.engine.protocol import EngineLimits, KvBlock, Mix, RowStep
 from remora_contract.digests import digest_bytes
 from remora_contract.errors import EngineFault, Exhausted, NotFound, PromptTooLong, Unavailable
 from remora_contract.targets import AdapterTarget
@@ -34,6 +34,9 @@ def make_weights(name: str, rank: int = 4, width: int = 8) -> AdapterWeights:
 class Calls:
     prefills: list[tuple[int, int, int]] = field(default_factory=list)  # row, start, tokens
     decodes: list[tuple[int, ...]] = field(default_factory=list)  # rows
+    writes: list[tuple[int, int, int]] = field(default_factory=list)  # row, start, tokens
+    scores: list[tuple[int, int, int]] = field(default_factory=list)  # row, start, tokens
+    embeds: list[tuple[int, int, int]] = field(default_factory=list)  # row, start, tokens
     adds: list[str] = field(default_factory=list)
     removes: list[str] = field(default_factory=list)
 
@@ -43,16 +46,25 @@ class ReferenceEngine:
     a row twice in a step, an adapter removed while a row still uses it is seen as NotFound."""
 
     def __init__(
-        self, rows: int = 4, context: int = 64, vocab: int = 64, max_bank_rank: int = 16
+        self,
+        rows: int = 4,
+        context: int = 64,
+        vocab: int = 64,
+        max_bank_rank: int = 16,
+        scored: int = 16,
+        copies_kv: bool = True,
     ) -> None:
         random = np.random.default_rng(7)
-        self._limits = EngineLimits(rows, context, vocab, max_bank_rank)
+        self._limits = EngineLimits(
+            rows, context, vocab, max_bank_rank, scored, HIDDEN, 8 * HIDDEN, copies_kv
+        )
         # Chaotic on purpose: a difference far back does not fade.
         self._recur = 1.8 * random.standard_normal((HIDDEN, HIDDEN)) / np.sqrt(HIDDEN)
         self._embed = random.standard_normal((vocab, HIDDEN))
         self._head = random.standard_normal((vocab, HIDDEN))
         self._states = np.zeros((rows, context, HIDDEN))
         self._held = [0] * rows
+        self._scored_from = [context] * rows  # positions after it may be taken back
         self._adapters: dict[int, AdapterWeights] = {}
         self._next_handle = 100
         self._thread: int | None = None
@@ -94,15 +106,20 @@ class ReferenceEngine:
         self.calls.removes.append(self._adapters.pop(handle).digest)
 
     def prefill(self, row: int, tokens: np.ndarray, start: int, mix: Mix = ()) -> np.ndarray:
-        self._begin_step()
-        assert tokens.dtype == np.int64 and tokens.ndim == 1 and len(tokens) > 0
-        assert 0 <= start <= self._held[row], f"row {row} holds {self._held[row]}, start {start}"
-        if start + len(tokens) > self._limits.context:
-            raise PromptTooLong(f"{start} + {len(tokens)} tokens > {self._limits.context}")
         self.calls.prefills.append((row, start, len(tokens)))
-        for position, token in enumerate(tokens.tolist(), start):
-            self._read(row, token, position, mix)
+        self._chunk(row, tokens, start, mix)
         return self._logits(row)
+
+    def score(self, row: int, tokens: np.ndarray, start: int, mix: Mix = ()) -> np.ndarray:
+        assert len(tokens) <= self._limits.scored, f"{len(tokens)} tokens in one score"
+        self.calls.scores.append((row, start, len(tokens)))
+        states = self._chunk(row, tokens, start, mix)
+        self._scored_from[row] = start + 1
+        return (4 * states @ self._head.T).astype(np.float32)
+
+    def embed(self, row: int, tokens: np.ndarray, start: int, mix: Mix = ()) -> np.ndarray:
+        self.calls.embeds.append((row, start, len(tokens)))
+        return self._chunk(row, tokens, start, mix).astype(np.float32)
 
     def decode(self, steps: Sequence[RowStep]) -> np.ndarray:
         self._begin_step()
@@ -110,9 +127,25 @@ class ReferenceEngine:
         assert rows and len(set(rows)) == len(rows), f"rows {rows}"
         self.calls.decodes.append(tuple(rows))
         for step in steps:
-            assert step.position == self._held[step.row], (step, self._held)
+            least = min(self._held[step.row], self._scored_from[step.row])
+            assert least <= step.position <= self._held[step.row], (step, self._held)
+            self._scored_from[step.row] = self._limits.context
             self._read(step.row, step.token, step.position, step.mix)
         return np.stack([self._logits(row) for row in rows])
+
+    def read_kv(self, row: int, start: int, stop: int) -> KvBlock:
+        self._enter()
+        assert self._limits.copies_kv, "this engine copies nothing"
+        assert 0 <= start < stop <= self._held[row], f"row {row} holds {self._held[row]}"
+        return KvBlock(stop - start, (self._states[row, start:stop].copy(),))
+
+    def write_kv(self, row: int, start: int, block: KvBlock) -> None:
+        self._enter()
+        assert self._limits.copies_kv, "this engine copies nothing"
+        assert 0 <= start <= self._held[row], f"row {row} holds {self._held[row]}, start {start}"
+        self.calls.writes.append((row, start, block.tokens))
+        self._states[row, start : start + block.tokens] = block.arrays[0]
+        self._held[row] = start + block.tokens
 
     def close(self) -> None:
         self._enter()
@@ -129,6 +162,18 @@ class ReferenceEngine:
             answer.append(int((4 * self._head @ state).astype(np.float32).argmax()))
             state = self._next(state, answer[-1], mix or {})
         return tuple(answer)
+
+    def _chunk(self, row: int, tokens: np.ndarray, start: int, mix: Mix) -> np.ndarray:
+        """States [s, HIDDEN] of tokens at start.."""
+        self._begin_step()
+        assert tokens.dtype == np.int64 and tokens.ndim == 1 and len(tokens) > 0
+        assert 0 <= start <= self._held[row], f"row {row} holds {self._held[row]}, start {start}"
+        if start + len(tokens) > self._limits.context:
+            raise PromptTooLong(f"{start} + {len(tokens)} tokens > {self._limits.context}")
+        self._scored_from[row] = self._limits.context
+        for position, token in enumerate(tokens.tolist(), start):
+            self._read(row, token, position, mix)
+        return self._states[row, start : start + len(tokens)]
 
     def _read(self, row: int, token: int, position: int, mix: Mix) -> None:
         missing = [e.handle for e in mix if e.handle not in self._adapters]

@@ -12,6 +12,7 @@ from remora_agent.host import (
     ServingAdapterState,
     ServingState,
 )
+from remora_agent.telemetry.histograms import HistogramReading
 
 
 class ScriptedHost:
@@ -51,6 +52,9 @@ class ScriptedHost:
 
     def metrics(self) -> Mapping[str, float]:
         return dict(self.counters)
+
+    def histograms(self) -> tuple[HistogramReading, ...]:
+        return ()
 
     def healthy(self) -> bool:
         return self.well

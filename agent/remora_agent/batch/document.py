@@ -10,14 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from remora_agent.runtime.api import AdapterRef
+from remora_agent.runtime.api import AdapterRef, SamplingOverrides, StoppingOverrides
 from remora_agent.serving.call import (
     AdapterSelection,
     ChatPrompt,
     GenerateCall,
     Message,
-    SamplingOverrides,
-    StoppingOverrides,
     TextPrompt,
     UseCaseRef,
 )

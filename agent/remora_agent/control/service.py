@@ -43,8 +43,11 @@ def local_host(
     from remora_agent.engine.opening import EngineOptions
     from remora_agent.hosting.engines import EngineSettings
     from remora_agent.local_host import HostSettings
-    from remora_agent.serving.address import parse_address
+    from remora_agent.serving.address import parse_address, parse_socket
     from remora_agent.serving.stack import ServingStack, StackOptions
+    from remora_agent.serving.unix_gate import user_ids
+    from remora_agent.telemetry.observers import Observing
+    from remora_agent.telemetry.request_log import RequestLog
     from remora_agent.text.tools import FORMATS
 
     serving = config.serving
@@ -53,9 +56,19 @@ def local_host(
     listen = parse_address(serving.listen)
     host = HostSettings(tool_format=FORMATS[serving.tool_format] if serving.tool_format else None)
     tls = _tls(serving)
-    stack = ServingStack(
-        StackOptions(listen, tls, settings, host, openai=_openai(config.openai, tls)), cancelled
+    observing = Observing(RequestLog(config.telemetry.request_log), config.telemetry.otlp_endpoint)
+    made = StackOptions(
+        listen,
+        tls,
+        settings,
+        host,
+        observing=observing,
+        reflection=serving.reflection,
+        unix_socket=None if serving.unix_socket is None else parse_socket(serving.unix_socket),
+        allowed_users=user_ids(serving.allowed_users) if serving.allowed_users else None,
+        openai=_openai(config.openai, tls),
     )
+    stack = ServingStack(made, cancelled)
     stack.start()
     try:
         yield stack.host
@@ -80,7 +93,8 @@ def run_agent(
         parts = compose(config, identity, host)
         if config.telemetry.metrics_listen:
             address = check_address(config.telemetry.metrics_listen, "metrics_listen")
-            stack.enter_context(MetricsServer(*address, parts.telemetry.sampler.latest))
+            latest = parts.telemetry.sampler.latest
+            stack.enter_context(MetricsServer(*address, latest, host.histograms))
         log.info(
             "agent.started",
             extra={"device_id": identity.device_id, "controller": parts.client.address},

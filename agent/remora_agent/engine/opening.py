@@ -12,6 +12,7 @@ from pathlib import Path
 from remora_agent.engine.build import BuildControl, BuildResult, build_engine, ignore, never
 from remora_agent.engine.cache import CacheEntry, EngineCache
 from remora_agent.engine.child import ChildLimits
+from remora_agent.engine.memory import kv_bytes
 from remora_agent.engine.protocol import Engine, EngineLimits
 from remora_agent.engine.recipe import Recipe
 from remora_agent.host import Progress
@@ -20,6 +21,8 @@ from remora_contract.dialects import dialect_refusals
 from remora_contract.errors import Incompatible, RequestInvalid
 
 MAX_THREADS = 1024
+_SCORED_BYTES = 32 << 20  # logits of one `Engine.score`
+_MOST_SCORED = 512
 
 
 @dataclass(frozen=True)
@@ -108,4 +111,14 @@ def limits_of(bundle: Bundle, options: EngineOptions) -> EngineLimits:
             f"a context of {context} is outside 1..{bundle.graph.context}, what the bundle "
             "was exported for; export it with a larger --max-context"
         )
-    return EngineLimits(options.rows, context, bundle.decoder.vocab, bundle.graph.max_bank_rank)
+    decoder = bundle.decoder
+    return EngineLimits(
+        options.rows,
+        context,
+        decoder.vocab,
+        bundle.graph.max_bank_rank,
+        scored=max(1, min(_MOST_SCORED, _SCORED_BYTES // (4 * decoder.vocab))),
+        hidden=decoder.hidden,
+        kv_token_bytes=kv_bytes(decoder, rows=1, context=0),
+        copies_kv=True,
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,10 @@ class EngineLimits:
     context: int  # tokens a row's cache holds
     vocab: int
     max_bank_rank: int  # sum of ranks of resident adapters; 0: no adapters
+    scored: int = 0  # tokens of one `score`; 0: the engine cannot
+    hidden: int = 0  # width of the states that `embed` returns; 0: the engine cannot
+    kv_token_bytes: int = 0  # keys and values of one token in host memory; 0: not counted there
+    copies_kv: bool = False  # read_kv and write_kv work
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,18 @@ class RowStep:
     token: int
     position: int
     mix: Mix = ()
+
+
+@dataclass(frozen=True)
+class KvBlock:
+    """Keys and values of consecutive positions; only the engine that made it knows the layout."""
+
+    tokens: int
+    arrays: tuple[NDArray[Any], ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(a.nbytes for a in self.arrays)
 
 
 class Engine(Protocol):
@@ -84,6 +100,41 @@ class Engine(Protocol):
         """One token for each given row (distinct rows, any order); logits [len(steps), vocab].
 
         Rows that are not named keep their cache, whatever the backend computes beside them.
+        """
+        ...
+
+    def read_kv(self, row: int, start: int, stop: int) -> KvBlock:
+        """A copy of the keys and values of positions start..stop-1, which `row` holds.
+
+        Raises RequestInvalid outside what the row holds, Unsupported when the engine cannot.
+        """
+        ...
+
+    def write_kv(self, row: int, start: int, block: KvBlock) -> None:
+        """Puts a copy of this engine's read_kv back at positions `start`.. of any row; the row
+        then holds start + block.tokens tokens. `start` is where the block was read, because keys
+        carry their position, and at most what the row holds.
+
+        Raises RequestInvalid, PromptTooLong, Unsupported.
+        """
+        ...
+
+    def score(
+        self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()
+    ) -> NDArray[np.float32]:
+        """As `prefill`, and the logits [s, vocab] after every token; 1 <= s <= `limits.scored`.
+
+        For a prompt's logprobs and for proving drafted tokens: a row may be taken back to any
+        position afterwards. Raises Unsupported where the engine cannot.
+        """
+        ...
+
+    def embed(
+        self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()
+    ) -> NDArray[np.float32]:
+        """As `prefill`, and the states [s, hidden] after the final norm instead of logits.
+
+        Raises Unsupported where the engine cannot.
         """
         ...
 

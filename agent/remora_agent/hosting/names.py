@@ -11,7 +11,8 @@ import logging
 from remora_agent.host import AssignedAdapter, Assignment
 from remora_agent.runtime.adapters import Adapters, UnloadMode
 from remora_agent.runtime.api import AdapterRef
-from remora_agent.runtime.checks import check_adapters, check_sampling
+from remora_agent.runtime.bounds import check_sampling
+from remora_agent.runtime.checks import check_adapters
 from remora_agent.runtime.defaults import sampling_params
 from remora_agent.runtime.options import RuntimeOptions
 from remora_agent.serving.served_model import ServedModel
@@ -59,12 +60,16 @@ def check_answerable(new: Assignment, options: RuntimeOptions) -> None:
         except RequestInvalid as e:
             raise RequestInvalid(f"use case {use_case.name} of {new.release_id}: {e}") from e
     try:
-        check_sampling(sampling_params(new.sampling, None))
+        check_sampling(sampling_params(new.sampling))
     except RequestInvalid as e:
         raise RequestInvalid(f"sampling defaults of {new.release_id}: {e}") from e
     if new.sampling.max_tokens is not None and new.sampling.max_tokens < 1:
         raise RequestInvalid(
             f"sampling defaults of {new.release_id}: max_tokens must be at least 1"
+        )
+    if new.sampling.min_tokens is not None and new.sampling.min_tokens < 0:
+        raise RequestInvalid(
+            f"sampling defaults of {new.release_id}: min_tokens must be at least 0"
         )
 
 

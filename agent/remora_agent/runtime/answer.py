@@ -1,7 +1,8 @@
 """One request from acceptance to its last event: logits to token, token to text, text to events.
 
-Owns the request's sampler, detokeniser and stop strings, and the times of its milestones. Knows
-nothing of other requests, queues, engines or adapters.
+Owns the request's sampler, detokeniser and stop strings, and the times of its milestones. `take` is
+the one way to a token, one position at a time, so that whatever proposed the token it is drawn,
+counted and constrained alike. Knows nothing of other requests, queues, engines or adapters.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from remora_agent.runtime.api import (
     Accepted,
@@ -21,10 +25,12 @@ from remora_agent.runtime.api import (
     OnEvent,
     Provenance,
     Timings,
+    TokenLogprob,
     Usage,
 )
+from remora_agent.runtime.logprobs import scored
 from remora_agent.runtime.sampling import Logits, Sampler
-from remora_agent.runtime.stopping import StopStrings, stop_reason
+from remora_agent.runtime.stopping import StopStrings, ending_tokens, stop_reason
 from remora_agent.text.detokenize import Detokenizer
 from remora_contract.errors import RemoraError
 
@@ -55,14 +61,17 @@ class Answer:
         self.request = request
         self.provenance = provenance
         self.tokens: list[int] = []
+        self.cached_tokens = 0  # of the prompt, not computed
         self._sampler = sampler
         self._detokenizer = detokenizer
         self._stops = StopStrings(request.stopping.stop)
         self._stop_match = ""
-        self._eos = eos
+        self._ending = ending_tokens(request.stopping, eos)
         self._on_event = on_event
         self._unsent: list[int] = []  # tokens whose text is held back
+        self._unsent_logprobs: list[TokenLogprob] = []  # one for each, when asked for
         self._submitted_s = now
+        self._accepted = False
         self._admitted_s: float | None = None
         self._first_token_s: float | None = None
         self._last_token_s = now
@@ -77,18 +86,19 @@ class Answer:
         """Nobody listens any more."""
         return self._on_event is _nobody
 
-    def accept(self) -> None:
-        self._emit(Accepted(self.request.request_id, self.provenance))
-
     def admitted(self, now: float) -> None:
+        """It has a row, and this engine answers it."""
         self._admitted_s = now
+        self._accept()
 
     def take(self, logits: Logits, now: float) -> TokenTaken:
-        """Draws the next token from logits [vocab]. Raises EngineFault for logits that are not
-        numbers."""
-        token = self._sampler.draw(logits)
+        """Draws the next token from logits [vocab], which stay as they are. Raises EngineFault for
+        logits that are not numbers, RequestInvalid when no token may follow."""
+        token = self._sampler.draw(logits, banned=self._banned(len(logits)))
         self.tokens.append(token)
         self._unsent.append(token)
+        if self.request.scoring.top is not None:
+            self._unsent_logprobs.append(scored(logits, token, self.request.scoring.top))
         taken = TokenTaken(
             self._advance(token), now - self._last_token_s, self._first_token_s is None
         )
@@ -99,25 +109,41 @@ class Answer:
     def finish(self, reason: FinishReason, now: float) -> None:
         """The last event. What was held back, for a stop string or the rest of a character, goes
         out first, so that the text is the decoding of its tokens."""
+        self._accept()
         if not self._stop_match:
             rest = self._stops.push(self._detokenizer.flush())
             self._send(rest.text + self._stops.flush(), complete=True)
             if rest.match is not None:
                 self._stop_match, reason = rest.match, FinishReason.STOP
-        usage = Usage(len(self.request.prompt), 0, len(self.tokens))
+        usage = Usage(len(self.request.prompt), self.cached_tokens, len(self.tokens))
         timings = self._timings(now)
         self._emit(Finished(reason, usage, timings, self.provenance, self._stop_match))
 
     def fail(self, error: RemoraError) -> None:
         """The last event instead."""
+        self._accept()
         self._emit(Failed(error))
+
+    def _accept(self) -> None:
+        """The first event, whatever comes next."""
+        if not self._accepted:
+            self._accepted = True
+            self._emit(Accepted(self.request.request_id, self.provenance))
+
+    def _banned(self, vocab: int) -> NDArray[np.int64] | None:
+        """Tokens that would end the answer before `min_tokens`."""
+        if len(self.tokens) >= self.request.stopping.min_tokens:
+            return None
+        return np.fromiter((i for i in self._ending if 0 <= i < vocab), np.int64)
 
     def _advance(self, token: int) -> FinishReason | None:
         stopping = self.request.stopping
-        reason = stop_reason(token, len(self.tokens), stopping, self._eos)
+        reason = stop_reason(token, len(self.tokens), stopping.max_tokens, self._ending)
         if reason is FinishReason.STOP:
             return reason  # a stop token has no text
-        passed = self._stops.push(self._detokenizer.push(token))
+        text = self._detokenizer.push(token)
+        early = len(self.tokens) <= stopping.min_tokens
+        passed = self._stops.skip(text) if early else self._stops.push(text)
         if passed.match is not None:
             self._stop_match = passed.match
             self._send(passed.text, complete=True)
@@ -128,8 +154,9 @@ class Answer:
     def _send(self, text: str, *, complete: bool) -> None:
         """With no text the tokens go out only when none of theirs is held back."""
         if text or (complete and self._unsent):
-            self._emit(Delta(text, tuple(self._unsent)))
+            self._emit(Delta(text, tuple(self._unsent), tuple(self._unsent_logprobs)))
             self._unsent.clear()
+            self._unsent_logprobs.clear()
 
     def _emit(self, event: Event) -> None:
         try:

@@ -43,6 +43,32 @@ class StoppingParams:
     min_tokens: int = 0  # no end-of-sequence or stop token before
 
 
+@dataclass(frozen=True)
+class SamplingOverrides:
+    """What a request asks for. None: the release's default, then the bundle's, then greedy."""
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class StoppingOverrides:
+    """None: as for sampling, then the agent's default."""
+
+    max_tokens: int | None = None  # also clipped to what the context leaves
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    min_tokens: int | None = None
+
+
 class ConstraintKind(Enum):
     JSON_SCHEMA = "json_schema"
     JSON_OBJECT = "json_object"

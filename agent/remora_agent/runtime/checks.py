@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-import math
-
 from remora_agent.engine.protocol import EngineLimits
-from remora_agent.runtime.api import AdapterRef, GenerationRequest, SamplingParams, StoppingParams
-from remora_agent.runtime.options import MAX_ID_CHARS, MAX_STOP_TOKENS, RuntimeOptions
+from remora_agent.runtime.api import (
+    AdapterRef,
+    GenerationRequest,
+    SamplingParams,
+    Share,
+    StoppingParams,
+)
+from remora_agent.runtime.bounds import check_sampling, check_scoring
+from remora_agent.runtime.jobs import MAX_PRIORITY
+from remora_agent.runtime.options import (
+    MAX_CLIENT_CHARS,
+    MAX_ID_CHARS,
+    MAX_SALT_CHARS,
+    MAX_STOP_TOKENS,
+    RuntimeOptions,
+)
 from remora_contract.errors import DeadlineExceeded, PromptTooLong, RequestInvalid
 from remora_contract.release import MAX_WEIGHT
 
@@ -21,8 +33,24 @@ def check_request(
         raise DeadlineExceeded("the deadline had passed when the request arrived")
     _check_prompt(request.prompt, limits)
     check_sampling(request.sampling)
+    _check_biases(request.sampling, limits)
     _check_stopping(request.stopping, options)
+    check_scoring(request.scoring)
     check_adapters(request.adapters, options)
+    check_share(request.share)
+
+
+def check_share(share: Share) -> None:
+    """Raises RequestInvalid."""
+    if abs(share.priority) > MAX_PRIORITY:
+        raise RequestInvalid(f"priority must be in ±{MAX_PRIORITY}, not {share.priority}")
+    texts = [
+        ("client", share.client, MAX_CLIENT_CHARS),
+        ("cache_salt", share.cache_salt, MAX_SALT_CHARS),
+    ]
+    for name, text, most in texts:
+        if len(text) > most or not text.isprintable():
+            raise RequestInvalid(f"{name} must be at most {most} printable characters")
 
 
 def _check_prompt(prompt: tuple[int, ...], limits: EngineLimits) -> None:
@@ -38,21 +66,22 @@ def _check_prompt(prompt: tuple[int, ...], limits: EngineLimits) -> None:
         raise RequestInvalid(f"token {wrong} is outside the vocabulary 0..{limits.vocab - 1}")
 
 
-def check_sampling(sampling: SamplingParams) -> None:
-    """Raises RequestInvalid."""
-    if not (math.isfinite(sampling.temperature) and sampling.temperature >= 0):
-        raise RequestInvalid(f"temperature must be 0 or more, not {sampling.temperature}")
-    if sampling.top_k < 0:
-        raise RequestInvalid(f"top_k must be 0 (all) or more, not {sampling.top_k}")
-    if not 0 < sampling.top_p <= 1:
-        raise RequestInvalid(f"top_p must be above 0 and at most 1, not {sampling.top_p}")
-    if sampling.seed is not None and not 0 <= sampling.seed < 1 << 64:
-        raise RequestInvalid(f"seed must fit 64 bits without a sign, not {sampling.seed}")
+def _check_biases(sampling: SamplingParams, limits: EngineLimits) -> None:
+    for token, _ in sampling.logit_bias:
+        if not 0 <= token < limits.vocab:
+            raise RequestInvalid(
+                f"logit_bias: token {token} is outside the vocabulary 0..{limits.vocab - 1}"
+            )
 
 
 def _check_stopping(stopping: StoppingParams, options: RuntimeOptions) -> None:
     if stopping.max_tokens < 1:
         raise RequestInvalid(f"max_tokens must be at least 1, not {stopping.max_tokens}")
+    if not 0 <= stopping.min_tokens <= stopping.max_tokens:
+        raise RequestInvalid(
+            f"min_tokens must be in 0..max_tokens ({stopping.max_tokens}), "
+            f"not {stopping.min_tokens}"
+        )
     if len(stopping.stop) > options.max_stop_strings:
         raise RequestInvalid(
             f"{len(stopping.stop)} stop strings; at most {options.max_stop_strings} are allowed"

@@ -7,11 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from remora_agent.runtime.api import SamplingParams
+from remora_agent.runtime.api import (
+    SamplingOverrides,
+    SamplingParams,
+    StoppingOverrides,
+    StoppingParams,
+)
+from remora_agent.runtime.bounds import RANGES
 from remora_agent.text.files import read_json_table
 from remora_contract.bundle import GENERATION_CONFIG
 from remora_contract.errors import ArtifactInvalid
@@ -19,6 +25,7 @@ from remora_contract.release import SamplingDefaults
 
 # transformers samples among 50 when a config samples and does not say how many.
 _UNSAID_TOP_K = 50
+_GREEDY = SamplingDefaults(temperature=0.0)
 
 # Fields that change nothing here: read elsewhere, about training, caching, returning or speed, or
 # without effect unless one of the others asks for it.
@@ -61,6 +68,9 @@ _HARMLESS = frozenset(
         "target_lookbehind",
         "is_assistant",
         "prefill_chunk_size",
+        "min_p",
+        "repetition_penalty",
+        "min_new_tokens",
         "trust_remote_code",
         "chat_format",
         "remove_invalid_values",
@@ -69,7 +79,6 @@ _HARMLESS = frozenset(
 )
 # Fields that change the tokens, with the values that leave them alone (besides null).
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "repetition_penalty": (1,),
     "encoder_repetition_penalty": (1,),
     "diversity_penalty": (0,),
     "no_repeat_ngram_size": (0,),
@@ -77,8 +86,6 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "num_beams": (1,),
     "num_beam_groups": (1,),
     "min_length": (0,),
-    "min_new_tokens": (0,),
-    "min_p": (0,),
     "top_h": (0,),
     "typical_p": (1,),
     "epsilon_cutoff": (0,),
@@ -104,46 +111,62 @@ def load_generation_defaults(bundle_directory: Path) -> GenerationDefaults:
 
 
 def parse_generation_config(config: Mapping[str, Any], where: str) -> GenerationDefaults:
-    """As transformers reads it: without do_sample the answer is greedy, whatever else is set.
-    Raises ArtifactInvalid for a value out of range."""
+    """As transformers reads it: without do_sample the likeliest token is taken, whatever is said
+    about drawing; penalties and lengths hold for both. Raises ArtifactInvalid for a value out of
+    range."""
     warnings = tuple(_warnings(config))
-    max_tokens = _number(config, "max_new_tokens", where, least=1)
-    count = None if max_tokens is None else int(max_tokens)
-    if not config.get("do_sample"):
-        return GenerationDefaults(SamplingDefaults(temperature=0.0, max_tokens=count), warnings)
-    temperature = _number(config, "temperature", where, least=0)
-    top_k = _number(config, "top_k", where, least=0)
-    top_p = _number(config, "top_p", where, least=0)
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ArtifactInvalid(f"{where}: top_p must be above 0 and at most 1, not {top_p}")
-    sampling = SamplingDefaults(
+    max_tokens = _number(config, "max_new_tokens", where, 1)
+    min_tokens = _number(config, "min_new_tokens", where, 0)
+    repetition = RANGES["repetition_penalty"]
+    lengths = SamplingDefaults(
+        repetition_penalty=_number(
+            config, "repetition_penalty", where, repetition.least, repetition.most
+        ),
+        max_tokens=None if max_tokens is None else int(max_tokens),
+        min_tokens=None if min_tokens is None else int(min_tokens),
+    )
+    drawing = _drawing(config, where) if config.get("do_sample") else _GREEDY
+    return GenerationDefaults(layered(drawing, lengths), warnings)
+
+
+def _drawing(config: Mapping[str, Any], where: str) -> SamplingDefaults:
+    temperature = _number(config, "temperature", where, 0)
+    top_k = _number(config, "top_k", where, 0)
+    top_p = _number(config, "top_p", where, 0, 1)
+    if top_p == 0:
+        raise ArtifactInvalid(f"{where}: top_p must be above 0")
+    return SamplingDefaults(
         temperature=1.0 if temperature is None else temperature,
         top_k=_UNSAID_TOP_K if top_k is None else int(top_k),
         top_p=top_p,
-        max_tokens=count,
+        min_p=_number(config, "min_p", where, 0, 1),
     )
-    return GenerationDefaults(sampling, warnings)
 
 
 def layered(first: SamplingDefaults, then: SamplingDefaults) -> SamplingDefaults:
     """`first` where it says something, else `then`."""
-    return SamplingDefaults(
-        temperature=_either(first.temperature, then.temperature),
-        top_k=_either(first.top_k, then.top_k),
-        top_p=_either(first.top_p, then.top_p),
-        max_tokens=_either(first.max_tokens, then.max_tokens),
-    )
+    return replace(then, **{k: v for k, v in vars(first).items() if v is not None})
 
 
-def sampling_params(defaults: SamplingDefaults, seed: int | None) -> SamplingParams:
-    """Greedy over the whole vocabulary where nobody says anything."""
-    plain = SamplingParams()
-    return SamplingParams(
-        temperature=plain.temperature if defaults.temperature is None else defaults.temperature,
-        top_k=plain.top_k if defaults.top_k is None else defaults.top_k,
-        top_p=plain.top_p if defaults.top_p is None else defaults.top_p,
-        seed=seed,
-    )
+def sampling_params(
+    defaults: SamplingDefaults, asked: SamplingOverrides | None = None
+) -> SamplingParams:
+    """What was `asked` over `defaults`; greedy over the whole vocabulary where neither says
+    anything."""
+    lengths = ("max_tokens", "min_tokens")
+    said = {k: v for k, v in vars(defaults).items() if v is not None and k not in lengths}
+    said |= {k: v for k, v in vars(asked or SamplingOverrides()).items() if v is not None}
+    return SamplingParams(**said)
+
+
+def stopping_params(
+    defaults: SamplingDefaults, asked: StoppingOverrides, default_max_tokens: int
+) -> StoppingParams:
+    """The same for stopping. A default of min_tokens gives way to a smaller max_tokens."""
+    default = default_max_tokens if defaults.max_tokens is None else defaults.max_tokens
+    longest = default if asked.max_tokens is None else asked.max_tokens
+    least = min(defaults.min_tokens or 0, longest) if asked.min_tokens is None else asked.min_tokens
+    return StoppingParams(longest, asked.stop, asked.stop_token_ids, asked.ignore_eos, least)
 
 
 def _warnings(config: Mapping[str, Any]) -> list[str]:
@@ -158,16 +181,17 @@ def _warnings(config: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _number(config: Mapping[str, Any], name: str, where: str, *, least: float) -> float | None:
+def _number(
+    config: Mapping[str, Any], name: str, where: str, least: float, most: float = math.inf
+) -> float | None:
     value = config.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least:
-        raise ArtifactInvalid(f"{where}: {name} must be a number from {least}, not {value!r:.60}")
+    known = isinstance(value, int | float) and not isinstance(value, bool)
+    if not known or not least <= value <= most:
+        raise ArtifactInvalid(
+            f"{where}: {name} must be a number in {least:g}..{most:g}, not {value!r:.60}"
+        )
     if not math.isfinite(value):
         raise ArtifactInvalid(f"{where}: {name} must be finite")
     return float(value)
-
-
-def _either(first: Any, then: Any) -> Any:
-    return then if first is None else first

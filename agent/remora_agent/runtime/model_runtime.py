@@ -8,9 +8,11 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from remora_agent.bank.bank import Bank, Wanted
 from remora_agent.bank.directory import AdapterDirectory
@@ -19,7 +21,7 @@ from remora_agent.bank.loader import Load, Loader
 from remora_agent.bank.weights import AdapterWeights, load_weights
 from remora_agent.engine.protocol import Engine
 from remora_agent.runtime.activation import activation_start
-from remora_agent.runtime.adapters import Adapters
+from remora_agent.runtime.adapters import CALL_TIMEOUT_S, Adapters
 from remora_agent.runtime.answer import Answer
 from remora_agent.runtime.api import (
     AdapterRef,
@@ -27,7 +29,9 @@ from remora_agent.runtime.api import (
     GenerationRequest,
     OnEvent,
     Provenance,
+    SamplingOverrides,
     SamplingParams,
+    StoppingOverrides,
     StoppingParams,
 )
 from remora_agent.runtime.checks import check_request
@@ -36,20 +40,27 @@ from remora_agent.runtime.defaults import (
     layered,
     load_generation_defaults,
     sampling_params,
+    stopping_params,
 )
+from remora_agent.runtime.jobs import Job, SchedulerLimits
+from remora_agent.runtime.memory_floor import MemoryFloor
 from remora_agent.runtime.metrics import RuntimeMetrics
 from remora_agent.runtime.options import RuntimeOptions
+from remora_agent.runtime.prefix_cache import PrefixCache
+from remora_agent.runtime.prefix_keys import reusable_tokens
 from remora_agent.runtime.sampling import Sampler
-from remora_agent.runtime.scheduler import Job, Scheduler, SchedulerLimits
+from remora_agent.runtime.scheduler import Scheduler
 from remora_agent.runtime.status import RuntimeState, RuntimeStatus
 from remora_agent.runtime.step_loop import StepLoop
 from remora_agent.runtime.stepper import Stepper
 from remora_agent.text.pipeline import TextPipeline
 from remora_contract.bundle import Bundle
-from remora_contract.errors import RemoraError, Unavailable
+from remora_contract.errors import EngineFault, RemoraError, Unavailable
 from remora_contract.release import SamplingDefaults
 
 log = logging.getLogger(__name__)
+
+PROBE_TIMEOUT_S = 120.0  # a first step may read all weights from a slow disk
 
 
 class ModelRuntime:
@@ -67,10 +78,12 @@ class ModelRuntime:
         clock: Callable[[], float] = time.monotonic,
         seeds: Callable[[], int] = lambda: secrets.randbits(64),
         load: Load | None = None,
+        free_bytes: Callable[[], int] | None = None,
     ) -> None:
         """Starts the step thread. `sampling` are the release's defaults and win over `generation`,
         the bundle's (`load_generation_defaults`). `directory` None is an empty one. `seeds` serves
-        requests without a seed; `load` reads an adapter directory (default: `load_weights`)."""
+        requests without a seed; `load` reads an adapter directory (default: `load_weights`);
+        `free_bytes` tells the system's free memory (None: the floor is not kept)."""
         self.bundle = bundle
         self.text = text
         self.options = options or RuntimeOptions()
@@ -84,7 +97,19 @@ class ModelRuntime:
         host = HostCache(self.options.host_bytes)
         self._bank = Bank(engine, host, self._loader, clock)
         scheduler = Scheduler(_scheduler_limits(engine.limits.rows, self.options))
-        self._stepper = Stepper(engine, self._bank, scheduler, self._metrics, clock)
+        memory = MemoryFloor(
+            free_bytes if self.options.memory_floor_bytes else None,
+            self.options.memory_floor_bytes,
+            engine.limits.rows,
+            engine.limits.kv_token_bytes,
+            clock,
+        )
+        longest = reusable_tokens(bundle.decoder, bundle.graph.context)
+        self._prefixes = PrefixCache(engine, self.options.prefix_bytes, longest, lambda: memory.low)
+        self._stepper = Stepper(
+            engine, self._bank, scheduler, self._metrics, clock, self._prefixes, memory
+        )
+        self._moved: Callable[[str], bool] | None = None
         self._loop = StepLoop(self._stepper.step, self._on_exit, clock)
         self._directory = directory or AdapterDirectory(bundle)
         self.adapters = Adapters(self._directory, self._bank, self._stepper, self._loop)
@@ -101,12 +126,22 @@ class ModelRuntime:
         directory: AdapterDirectory | None = None,
         options: RuntimeOptions | None = None,
         sampling: SamplingDefaults | None = None,
+        free_bytes: Callable[[], int] | None = None,
     ) -> ModelRuntime:
         """With text and generation config as the bundle's directory has them. Raises
         ArtifactInvalid; the engine is the caller's then."""
         text = TextPipeline.load(bundle_directory)
         generation = load_generation_defaults(bundle_directory)
-        return cls(engine, bundle, text, directory, options, sampling, generation)
+        return cls(
+            engine,
+            bundle,
+            text,
+            directory,
+            options,
+            sampling,
+            generation,
+            free_bytes=free_bytes,
+        )
 
     def submit(self, request: GenerationRequest, on_event: OnEvent) -> None:
         """Queues a request; its adapters are resolved to digests here, once.
@@ -123,7 +158,7 @@ class ModelRuntime:
         self._bank.check_fits(wanted)
         answer = self._answer(self._clipped(request), resolved, on_event, now)
         borders = tuple(sorted({w.start for w in wanted if w.start}))
-        job = Job(request.request_id, len(request.prompt), request.deadline_s, borders)
+        job = _job(answer.request, borders)
         self._stepper.add(answer, wanted, job)
         self._loop.wake()
 
@@ -132,31 +167,34 @@ class ModelRuntime:
         in the step that is running."""
         found = self._stepper.cancel(request_id)
         self._loop.wake()
-        return found
+        return found or (self._moved is not None and self._moved(request_id))
 
-    def sampling(
-        self,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-    ) -> SamplingParams:
+    def withdraw(self, among: Collection[str], moved: Callable[[str], bool]) -> tuple[str, ...]:
+        """Takes out the requests of `among` that have no row yet: they hear nothing more from here,
+        and `cancel` asks `moved` about them. In the order of arrival. Raises Unavailable when the
+        step thread does not get to it."""
+        self._moved = moved
+        return self._loop.call(lambda: self._stepper.withdraw(among), CALL_TIMEOUT_S)
+
+    def probe(self) -> None:
+        """One token through the engine, before any request. Raises EngineFault, Unavailable."""
+
+        def on_step_thread() -> None:
+            logits = self._engine.prefill(0, np.zeros(1, np.int64), 0)
+            if not np.isfinite(logits).all():
+                raise EngineFault("the engine's first logits are not numbers; build it again")
+
+        self._loop.call(on_step_thread, PROBE_TIMEOUT_S)
+
+    def sampling(self, asked: SamplingOverrides | None = None) -> SamplingParams:
         """A request's explicit fields over release, bundle and agent defaults. The values are
         checked by `submit`."""
-        asked = SamplingDefaults(temperature, top_k, top_p)
-        return sampling_params(layered(asked, self._defaults()), seed)
+        return sampling_params(self._defaults(), asked)
 
-    def stopping(
-        self,
-        max_tokens: int | None = None,
-        stop: tuple[str, ...] = (),
-        stop_token_ids: tuple[int, ...] = (),
-        ignore_eos: bool = False,
-    ) -> StoppingParams:
+    def stopping(self, asked: StoppingOverrides | None = None) -> StoppingParams:
         """The same for stopping."""
-        default = self._defaults().max_tokens or self.options.default_max_tokens
-        count = default if max_tokens is None else max_tokens
-        return StoppingParams(count, stop, stop_token_ids, ignore_eos)
+        asked = asked or StoppingOverrides()
+        return stopping_params(self._defaults(), asked, self.options.default_max_tokens)
 
     def set_sampling_defaults(self, sampling: SamplingDefaults) -> None:
         """A new release's defaults, for requests from now on."""
@@ -186,7 +224,8 @@ class ModelRuntime:
 
     def metrics(self) -> Mapping[str, float]:
         """Since start: requests, failures, tokens, adapter_hits, adapter_loads, adapter_evictions,
-        compositions; now: queue_depth, rows_busy; recently: ttft_s, ttft_p95_s, inter_token_s,
+        compositions, prefix_lookups, prefix_hits, prefix_tokens, prefix_evictions; now:
+        queue_depth, rows_busy, prefix_bytes; recently: ttft_s, ttft_p95_s, inter_token_s,
         tokens_per_s, last_swap_s, scheduler_step_s (a step outside the engine)."""
         counters = self._bank.snapshot.counters
         return {
@@ -198,6 +237,17 @@ class ModelRuntime:
             "adapter_evictions": float(counters.evictions),
             "compositions": float(counters.compositions),
             "last_swap_s": counters.last_swap_s,
+            **self._prefix_metrics(),
+        }
+
+    def _prefix_metrics(self) -> dict[str, float]:
+        counts = self._prefixes.counts
+        return {
+            "prefix_lookups": float(counts.lookups),
+            "prefix_hits": float(counts.hits),
+            "prefix_tokens": float(counts.tokens),
+            "prefix_evictions": float(counts.evictions),
+            "prefix_bytes": float(counts.bytes),
         }
 
     def drain(self, timeout_s: float) -> bool:
@@ -238,7 +288,7 @@ class ModelRuntime:
         return Answer(
             request,
             self._provenance(wanted),
-            Sampler(request.sampling, self._seeds()),
+            Sampler(request.sampling, self._seeds(), request.prompt),
             self.text.detokenizer(request.prompt, request.visible_tokens),
             frozenset(self.bundle.eos_token_ids),
             on_event,
@@ -273,4 +323,18 @@ def _scheduler_limits(rows: int, options: RuntimeOptions) -> SchedulerLimits:
         max_waiting_tokens=options.max_waiting_tokens,
         prefill_chunk=options.prefill_chunk,
         patience_s=options.patience_s,
+        aging_s=options.aging_s,
+        inter_token_s=options.inter_token_s,
+    )
+
+
+def _job(request: GenerationRequest, borders: tuple[int, ...]) -> Job:
+    return Job(
+        request.request_id,
+        len(request.prompt),
+        request.deadline_s,
+        borders,
+        request.stopping.max_tokens,
+        request.share.priority,
+        request.share.client,
     )

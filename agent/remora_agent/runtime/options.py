@@ -9,6 +9,10 @@ from remora_contract.release import MAX_MIX
 # Of one request, on every surface.
 MAX_ID_CHARS = 128
 MAX_STOP_TOKENS = 256
+MAX_CLIENT_CHARS = 128
+MAX_SALT_CHARS = 256
+
+_MAY_BE_ZERO = frozenset(["prefix_bytes", "memory_floor_bytes"])
 
 
 @dataclass(frozen=True)
@@ -17,8 +21,12 @@ class RuntimeOptions:
 
     max_waiting: int = 256  # requests that wait for a row
     max_waiting_tokens: int = 1 << 18  # sum of their prompts
-    prefill_chunk: int = 256  # prompt tokens between two decode steps
+    prefill_chunk: int = 256  # most prompt tokens between two decode steps
+    inter_token_s: float = 0.25  # chunks are cut so that running answers move at least as often
     patience_s: float = 2.0  # passed over for longer, a request holds up later ones
+    aging_s: float = 5.0  # so long without a turn is worth one level of priority
+    prefix_bytes: int = 256 << 20  # keys and values of prefixes kept in host memory; 0: no reuse
+    memory_floor_bytes: int = 256 << 20  # of the system's memory, stay free; 0: not looked at
     host_bytes: int = 1 << 30  # adapter weights kept in host memory
     max_mix: int = MAX_MIX  # adapters in one request
     default_max_tokens: int = 256  # where neither request nor release nor bundle says
@@ -27,5 +35,7 @@ class RuntimeOptions:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
+            if value == 0 and name in _MAY_BE_ZERO:
+                continue
             if value <= 0:
                 raise ValueError(f"{name} must be positive, not {value}")

@@ -1,22 +1,30 @@
-"""From logits to a token. Pure but for the request's own random generator: what other rows do
-never changes a draw.
+"""From logits to a token. Pure but for the request's own random generator and the tokens it has
+seen: what other rows do never changes a draw.
+
+In the order of transformers' processors: bias and penalties (penalties.py), then tokens that may
+not come are taken out, then
 
     p_i ∝ exp((logit_i - max) / temperature)
 
 over the `top_k` largest (ties with the k-th stay), of which the smallest set of largest
-probabilities whose sum reaches `top_p` is kept; then one uniform draw inverts the cumulative sum
-in the order of token ids.
+probabilities whose sum reaches `top_p` is kept, of which those not below `min_p` times the largest;
+then one uniform draw inverts the cumulative sum in the order of token ids. At temperature 0 the
+largest logit is taken, the first of equals.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from remora_agent.runtime.api import SamplingParams
-from remora_contract.errors import EngineFault
+from remora_agent.runtime.penalties import Logits as Logits
+from remora_agent.runtime.penalties import Penalties
+from remora_contract.errors import EngineFault, RequestInvalid
 
-Logits = NDArray[np.float32]
+Allowed = NDArray[np.bool_]
 _CLASS_SHIFT = 16  # of a float32's 32 bits: leaves sign, exponent and 7 bits of the fraction
 _BLOCK = 64
 _SPAN = 512
@@ -24,21 +32,57 @@ _SMALLEST = np.float32(-87)  # e^-87 is the smallest normal float32
 
 
 class Sampler:
-    """Draws the tokens of one request. `seed` is used when the request names none."""
+    """Draws the tokens of one request, each of which becomes part of its answer. `seed` is used
+    when the request names none."""
 
-    def __init__(self, params: SamplingParams, seed: int) -> None:
+    def __init__(self, params: SamplingParams, seed: int, prompt: Sequence[int] = ()) -> None:
         self._params = params
+        self._penalties = Penalties(params, prompt)
+        self._scratch: Logits | None = None  # [vocab], kept: a new one each step is slow
         self._random = np.random.Generator(
             np.random.PCG64(seed if params.seed is None else params.seed)
         )
 
-    def draw(self, logits: Logits) -> int:
-        """The next token from logits [vocab]. Raises EngineFault when they hold NaN or +inf."""
+    def draw(
+        self,
+        logits: Logits,
+        allowed: Allowed | None = None,
+        banned: NDArray[np.int64] | None = None,
+    ) -> int:
+        """The next token from logits [vocab], which stay as they are: one that is `allowed` [vocab]
+        and not among the ids `banned`.
+
+        Raises EngineFault when the logits hold NaN or +inf, RequestInvalid when none is left.
+        """
         best = int(logits.argmax())  # the first NaN, if there is one
         if not np.isfinite(logits[best]):
             raise EngineFault(f"the engine answered {logits[best]} as logit of token {best}")
-        if self._params.temperature == 0:
-            return best
+        if self._penalties.active or allowed is not None or banned is not None:
+            logits = self._changed(logits, allowed, banned)
+            best = int(logits.argmax())
+        token = best if self._params.temperature == 0 else self._sampled(logits)
+        self._penalties.saw(token)
+        return token
+
+    def _changed(
+        self, logits: Logits, allowed: Allowed | None, banned: NDArray[np.int64] | None
+    ) -> Logits:
+        if self._scratch is None:
+            self._scratch = np.empty_like(logits)
+        changed = self._scratch
+        np.copyto(changed, logits)
+        self._penalties.apply(changed)
+        if banned is not None:
+            changed[banned] = -np.inf
+        if allowed is not None:
+            np.copyto(changed, -np.inf, where=~allowed)
+        if changed.max() == -np.inf:
+            raise RequestInvalid(
+                "constraint, min_tokens and stop tokens together leave no token to go on with"
+            )
+        return changed
+
+    def _sampled(self, logits: Logits) -> int:
         ids, weights = kept(logits, self._params)
         at = _invert(weights, self._random.random())
         return at if ids is None else int(ids[at])
@@ -53,13 +97,20 @@ def kept(
     """
     ids: NDArray[np.int64] | None = None
     if 0 < params.top_k < len(logits):
-        ids = _largest(logits, params.top_k)
+        ids = largest(logits, params.top_k)
         logits = logits[ids]
     weights = _weights(logits, params.temperature)
-    if params.top_p >= 1:
-        return ids, weights
-    nucleus = _nucleus(weights, params.top_p)
-    return (nucleus if ids is None else ids[nucleus]), weights[nucleus]
+    if params.top_p < 1:
+        ids, weights = _picked(ids, weights, _nucleus(weights, params.top_p))
+    if params.min_p > 0:  # of the largest, which is 1
+        ids, weights = _picked(ids, weights, np.flatnonzero(weights >= np.float32(params.min_p)))
+    return ids, weights
+
+
+def _picked(
+    ids: NDArray[np.int64] | None, weights: NDArray[np.float32], at: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    return (at if ids is None else ids[at]), weights[at]
 
 
 def _weights(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
@@ -116,7 +167,7 @@ def _nucleus(weights: NDArray[np.float32], top_p: float) -> NDArray[np.int64]:
     return np.flatnonzero(kept)
 
 
-def _largest(values: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+def largest(values: NDArray[np.float32], count: int) -> NDArray[np.int64]:
     """Indices, ascending, of all values not below the `count`-th largest.
 
     The count-th largest of the blocks' maxima is a lower bound, so that only the few values above

@@ -2,41 +2,27 @@
 an argument; it knows nothing of tokens, text, adapters or engines.
 
 A job waits, gets a row, has its prompt read in chunks, then decodes one token a step with all the
-others. Chunks alternate with decode steps, so that running answers keep moving while a long prompt
-is read. Jobs are admitted in the order of arrival; one that cannot be admitted yet (its adapters
-are on the way, or there is no room for them) is passed over, but not for longer than `patience_s`:
-then later ones wait for it.
+others. Chunks alternate with decode steps, and are cut by what they take, so that running answers
+keep their pace while a long prompt is read. Who gets a row is `waiting`'s order; a job that cannot
+be admitted yet (its adapters are on the way, or there is no room for them) is passed over, but not
+for longer than `patience_s`: then those behind it wait for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
+from remora_agent.runtime.estimate import Ahead, Wait, estimate
+from remora_agent.runtime.fair_share import FairShare
+from remora_agent.runtime.jobs import Job, SchedulerLimits
+from remora_agent.runtime.pace import Pace, Rates
+from remora_agent.runtime.waiting import WaitingJobs
 from remora_contract.errors import Conflict, Exhausted, InternalFault
 
-_SERVICE_S_UNKNOWN = 1.0  # assumed until the first request has ended
-_SERVICE_MEMORY = 0.8  # weight of the past in the running mean of service times
-
-
-@dataclass(frozen=True)
-class Job:
-    """What the scheduler knows of a request."""
-
-    request_id: str
-    prompt_tokens: int  # >= 1; the row holds prompt and answer, checked before
-    deadline_s: float | None = None
-    borders: tuple[int, ...] = ()  # prompt positions that begin a chunk: the mix changes there
-
-
-@dataclass(frozen=True)
-class SchedulerLimits:
-    rows: int
-    max_waiting: int
-    max_waiting_tokens: int
-    prefill_chunk: int
-    patience_s: float
+_RETRY_UNKNOWN_S = 1.0  # until speeds were measured
+_RETRY_LEAST_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -72,32 +58,33 @@ class Ended:
 class _Running:
     job: Job
     row: int
-    admitted_s: float
     read: int = 0  # prompt tokens in the cache
+    reused: int = 0  # of them not computed
+    drawn: int = 0  # tokens of the answer
 
     @property
     def decoding(self) -> bool:
         return self.read == self.job.prompt_tokens
 
-
-@dataclass
-class _Waiting:
-    job: Job
-    passed_over_s: float | None = None  # when a later job was first admitted before it
+    @property
+    def left(self) -> Ahead:
+        job = self.job
+        return Ahead(job.prompt_tokens - self.read, max(1, job.max_new - self.drawn))
 
 
 class Scheduler:
-    """Not thread-safe. Every job that enters leaves by `reap` or by `end`, exactly once."""
+    """Not thread-safe. Every job that enters leaves by `reap`, by `end` or by `withdraw`, exactly
+    once."""
 
     def __init__(self, limits: SchedulerLimits) -> None:
         self._limits = limits
-        self._waiting: dict[str, _Waiting] = {}  # in the order of arrival
+        self._waiting = WaitingJobs(limits)
         self._running: dict[str, _Running] = {}  # in the order of admission
         self._cancelled: set[str] = set()
         self._free_rows = list(range(limits.rows - 1, -1, -1))
-        self._waiting_tokens = 0
         self._decode_next = False
-        self._service_s: float | None = None
+        self._share = FairShare()
+        self._pace = Pace(limits.prefill_chunk)
 
     @property
     def queued(self) -> int:
@@ -112,38 +99,48 @@ class Scheduler:
         return bool(self._free_rows)
 
     @property
+    def free_rows(self) -> tuple[int, ...]:
+        """The one that became free last comes last."""
+        return tuple(self._free_rows)
+
+    @property
     def empty(self) -> bool:
         return not self._waiting and not self._running
 
     def submit(self, job: Job, now: float) -> None:
-        """Puts it at the end of the queue. Raises Conflict for an id in use, Exhausted when the
-        queue is full or the wait would outlast the deadline."""
+        """Puts it into the queue. Raises Conflict for an id in use, Exhausted when the queue is
+        full or the first token would come after the deadline."""
         if job.request_id in self._waiting or job.request_id in self._running:
             raise Conflict(f"a request with id {job.request_id!r} is running; choose another id")
-        wait_s = self.estimated_wait_s()
-        if len(self._waiting) >= self._limits.max_waiting:
-            raise Exhausted(f"{len(self._waiting)} requests are waiting already", wait_s)
-        tokens = self._waiting_tokens + job.prompt_tokens
-        if self._waiting and tokens > self._limits.max_waiting_tokens:
-            raise Exhausted(
-                f"the waiting prompts have {self._waiting_tokens} tokens, and "
-                f"{job.prompt_tokens} more pass the limit of {self._limits.max_waiting_tokens}",
-                wait_s,
-            )
-        known = self._service_s is not None
-        if known and job.deadline_s is not None and now + wait_s > job.deadline_s:
-            raise Exhausted(
-                f"the wait is about {wait_s:.1f} s, longer than the request's deadline", wait_s
-            )
-        self._waiting[job.request_id] = _Waiting(job)
-        self._waiting_tokens = tokens
+        full = self._waiting.refusal(job)
+        if full is not None:
+            raise Exhausted(full, self.retry_after_s(job, now))
+        if job.deadline_s is not None:
+            wait = self.expected_wait(job, now)
+            if wait is not None and now + wait.first_token_s > job.deadline_s:
+                raise Exhausted(
+                    f"the first token is expected in about {wait.first_token_s:.1f} s, after the "
+                    "request's deadline; send it again later or with more time",
+                    max(wait.row_s, _RETRY_LEAST_S),
+                )
+        self._share.enter(job.client)
+        self._waiting.push(job, now)
 
-    def estimated_wait_s(self) -> float:
-        """Until a request that arrives now would get a row; 0 with a free row and no queue."""
-        if self._free_rows and not self._waiting:
-            return 0.0
-        service_s = _SERVICE_S_UNKNOWN if self._service_s is None else self._service_s
-        return service_s * (len(self._waiting) + 1) / self._limits.rows
+    def expected_wait(self, job: Job, now: float) -> Wait | None:
+        """Of a request that arrives now; None while nothing was measured."""
+        rates = self._pace.rates
+        if rates is None:
+            return None
+        running = [r.left for r in self._running.values()]
+        own = Ahead(job.prompt_tokens, job.max_new)
+        waiting = self._waiting.before(job, self._share, now)
+        before = [Ahead(j.prompt_tokens, j.max_new) for j in waiting]
+        return estimate(running, before, own, self._limits.rows, rates, self._limits.prefill_chunk)
+
+    def retry_after_s(self, job: Job, now: float) -> float:
+        """When it is worth trying again to get it in."""
+        wait = self.expected_wait(job, now)
+        return _RETRY_UNKNOWN_S if wait is None else max(wait.row_s, _RETRY_LEAST_S)
 
     def cancel(self, request_id: str) -> bool:
         """Whether it is here; it ends at the next `reap`."""
@@ -161,90 +158,142 @@ class Scheduler:
             elif job.deadline_s is not None and now >= job.deadline_s:
                 ended.append(Ended(job.request_id, EndCause.EXPIRED))
         for e in ended:
-            self._take_out(e.request_id)
+            self._take_out(e.request_id, now)
         return tuple(ended)
 
     def candidates(self, now: float) -> tuple[str, ...]:
-        """Waiting requests that may be admitted now, oldest first; try them in this order.
+        """Waiting requests that may be admitted now; try them in this order.
 
         Ends with the first that was passed over for too long. Empty when no row is free.
         """
         if not self._free_rows:
             return ()
-        found = []
-        for request_id, waiting in self._waiting.items():
-            found.append(request_id)
-            since = waiting.passed_over_s
-            if since is not None and now - since >= self._limits.patience_s:
-                break
-        return tuple(found)
+        order = self._waiting.order(self._share, now)
+        for i, request_id in enumerate(order):
+            if self._waiting.impatient(request_id, now):
+                return order[: i + 1]
+        return order
 
-    def admit(self, request_id: str, now: float) -> int:
-        """Gives a candidate its row. Raises InternalFault when it is none or no row is free."""
+    def admit(self, request_id: str, now: float, row: int | None = None) -> int:
+        """Gives a candidate a row: the given one or any. Raises InternalFault when it is none or
+        the row is not free."""
         if request_id not in self._waiting or not self._free_rows:
             raise InternalFault(f"request {request_id!r} cannot be admitted")
-        for earlier in self._waiting.values():
-            if earlier.job.request_id == request_id:
-                break
-            if earlier.passed_over_s is None:
-                earlier.passed_over_s = now
-        job = self._waiting.pop(request_id).job
-        self._waiting_tokens -= job.prompt_tokens
-        row = self._free_rows.pop()
-        self._running[request_id] = _Running(job, row, now)
+        row = self._free_rows[-1] if row is None else row
+        if row not in self._free_rows:
+            raise InternalFault(f"row {row} is not free for request {request_id!r}")
+        self._waiting.pass_over(self._waiting.order(self._share, now), request_id, now)
+        job = self._waiting.take(request_id, now)
+        assert job is not None  # looked up above
+        self._free_rows.remove(row)
+        self._share.charge(job.client, job.cost)
+        self._running[request_id] = _Running(job, row)
         return row
 
     def next_work(self) -> Work | None:
-        """What to compute now; the same until `read` or `decoded` says that it was done."""
-        prefilling = next((r for r in self._running.values() if not r.decoding), None)
+        """What to compute now; the same until `done` or `reuse` says that it was done."""
         decoding = [r for r in self._running.values() if r.decoding]
+        prefilling = self._prefilling()
         if decoding and (prefilling is None or self._decode_next):
             ids = tuple(r.job.request_id for r in decoding)
             return DecodeStep(ids, tuple(r.row for r in decoding))
         if prefilling is None:
             return None
-        start = prefilling.read
-        ahead = (b for b in prefilling.job.borders if b > start)
-        stop = min(start + self._limits.prefill_chunk, prefilling.job.prompt_tokens, *ahead)
+        stop = self._stop(prefilling, bool(decoding))
         last = stop == prefilling.job.prompt_tokens
-        return PrefillChunk(prefilling.job.request_id, prefilling.row, start, stop, last)
+        return PrefillChunk(prefilling.job.request_id, prefilling.row, prefilling.read, stop, last)
 
-    def done(self, work: Work) -> None:
-        """The engine has computed `work`."""
+    def reuse(self, request_id: str, tokens: int) -> None:
+        """The next `tokens` of its prompt are in its row without having been computed. Raises
+        InternalFault unless at least one is left to read."""
+        running = self._running[request_id]
+        if not 0 < tokens < running.job.prompt_tokens - running.read:
+            raise InternalFault(f"{tokens} tokens of request {request_id!r} cannot be reused")
+        running.read += tokens
+        running.reused += tokens
+        self._decode_next = True
+
+    def done(self, work: Work, seconds: float | None = None) -> None:
+        """The engine has computed `work`, in so many seconds when they were measured."""
         if isinstance(work, PrefillChunk):
-            self._running[work.request_id].read = work.stop
+            running = self._running[work.request_id]
+            running.read = work.stop
+            running.drawn += work.last
+            if work.last:
+                self._pace.reused(running.reused, running.job.prompt_tokens)
+            if seconds is not None:
+                self._pace.chunk_took(work.stop - work.start, seconds)
+        else:
+            for request_id in work.request_ids:
+                self._running[request_id].drawn += 1
+            if seconds is not None:
+                self._pace.step_took(seconds)
         self._decode_next = isinstance(work, PrefillChunk)
 
     def end(self, request_id: str, now: float) -> None:
         """The request has finished or failed; its row is free. Raises InternalFault for one that
         is not here."""
         running = self._running.get(request_id)
-        if running is not None:
-            service_s = now - running.admitted_s
-            before = service_s if self._service_s is None else self._service_s
-            self._service_s = _SERVICE_MEMORY * before + (1 - _SERVICE_MEMORY) * service_s
-        self._take_out(request_id)
+        if running is not None and running.drawn:
+            self._pace.answered(running.drawn)
+        self._take_out(request_id, now)
+
+    def withdraw(self, among: Collection[str], now: float) -> tuple[str, ...]:
+        """Takes out those of `among` that wait, in the order of arrival, but what was cancelled."""
+        here = (job.request_id for job in self._waiting)
+        taken = [i for i in here if i in among and i not in self._cancelled]
+        for request_id in taken:
+            self._take_out(request_id, now)
+        return tuple(taken)
 
     def waiting(self) -> tuple[str, ...]:
         """Oldest first."""
-        return tuple(self._waiting)
+        return tuple(job.request_id for job in self._waiting)
+
+    def running(self) -> tuple[tuple[int, Job], ...]:
+        """Row and job of each that has a row."""
+        return tuple((r.row, r.job) for r in self._running.values())
+
+    def reused(self, request_id: str) -> int:
+        """Prompt tokens that were not computed."""
+        return self._running[request_id].reused
 
     def next_deadline_s(self) -> float | None:
         """The earliest of all deadlines."""
         deadlines = (j.deadline_s for j in self._jobs() if j.deadline_s is not None)
         return min(deadlines, default=None)
 
+    @property
+    def rates(self) -> Rates | None:
+        return self._pace.rates
+
+    def _prefilling(self) -> _Running | None:
+        """Whose prompt is read now: the first admitted."""
+        return next((r for r in self._running.values() if not r.decoding), None)
+
+    def _stop(self, running: _Running, others_decode: bool) -> int:
+        """Where the next chunk ends: at a multiple of its size, at a border or with the prompt, so
+        that equal prompts are cut alike wherever their reading begins."""
+        size = self._limits.prefill_chunk
+        if others_decode:
+            size = self._pace.chunk(self._limits.inter_token_s)
+        start = running.read
+        ahead = (b for b in running.job.borders if b > start)
+        return min((start // size + 1) * size, running.job.prompt_tokens, *ahead)
+
     def _jobs(self) -> Iterable[Job]:
-        yield from (w.job for w in self._waiting.values())
+        yield from self._waiting
         yield from (r.job for r in self._running.values())
 
-    def _take_out(self, request_id: str) -> None:
+    def _take_out(self, request_id: str, now: float) -> None:
         self._cancelled.discard(request_id)
-        waiting = self._waiting.pop(request_id, None)
+        job = self._waiting.take(request_id, now)
         running = self._running.pop(request_id, None)
-        if waiting is not None:
-            self._waiting_tokens -= waiting.job.prompt_tokens
-        elif running is not None:
+        if running is not None:
+            job = running.job
             self._free_rows.append(running.row)
-        else:
+            served = running.read - running.reused + running.drawn
+            self._share.charge(job.client, served - job.cost)
+        if job is None:
             raise InternalFault(f"request {request_id!r} has ended before")
+        self._share.leave(job.client)

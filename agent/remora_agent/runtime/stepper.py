@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,17 +18,20 @@ from remora_agent.bank.bank import Bank, Lease, Wanted
 from remora_agent.engine.protocol import Engine, Mix, RowStep
 from remora_agent.runtime.answer import Answer, TokenTaken
 from remora_agent.runtime.api import FinishReason
+from remora_agent.runtime.jobs import Job
+from remora_agent.runtime.memory_floor import RETRY_AFTER_S, MemoryFloor
 from remora_agent.runtime.metrics import RuntimeMetrics
+from remora_agent.runtime.prefix_cache import PrefixCache
+from remora_agent.runtime.prefix_keys import Acting, PrefixKeys
 from remora_agent.runtime.sampling import Logits
 from remora_agent.runtime.scheduler import (
     DecodeStep,
     EndCause,
-    Job,
     PrefillChunk,
     Scheduler,
     Work,
 )
-from remora_contract.errors import DeadlineExceeded, RemoraError
+from remora_contract.errors import DeadlineExceeded, Exhausted, RemoraError
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +42,9 @@ class Request:
 
     answer: Answer
     wanted: tuple[Wanted, ...]
+    job: Job
     lease: Lease | None = None  # from admission on
+    keys: PrefixKeys | None = None  # the same; None: its prefix is not shared
 
     def mix_at(self, position: int) -> Mix:
         return self.lease.mix_at(position) if self.lease is not None else ()
@@ -47,6 +52,10 @@ class Request:
     @property
     def id(self) -> str:
         return self.answer.request.request_id
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        return self.answer.request.prompt
 
     def uses(self, digest: str) -> bool:
         return any(w.adapter.digest == digest for w in self.wanted)
@@ -60,27 +69,36 @@ class Stepper:
         scheduler: Scheduler,
         metrics: RuntimeMetrics,
         clock: Callable[[], float],
+        prefixes: PrefixCache,
+        memory: MemoryFloor,
     ) -> None:
         self._engine = engine
         self._bank = bank
         self._scheduler = scheduler
         self._metrics = metrics
         self._clock = clock
+        self._prefixes = prefixes
+        self._memory = memory
         self._changed = threading.Condition()
         self._requests: dict[str, Request] = {}
-        self._fresh: list[Answer] = []
         self._closed: RemoraError | None = None
 
     # -- any thread -------------------------------------------------------------------------
 
     def add(self, answer: Answer, wanted: tuple[Wanted, ...], job: Job) -> None:
-        """Queues it. Raises what the scheduler refuses with, and what `refuse` was given."""
+        """Queues it. Raises what the scheduler refuses with, Exhausted while memory is short, and
+        what `refuse` was given."""
         with self._changed:
             if self._closed is not None:
                 raise self._closed
-            self._scheduler.submit(job, self._clock())
-            self._requests[job.request_id] = Request(answer, wanted)
-            self._fresh.append(answer)
+            scheduler, now = self._scheduler, self._clock()
+            rows = scheduler.free_rows or range(self._engine.limits.rows)
+            short = self._memory.refusal(job, scheduler.running(), rows)
+            if short is not None:
+                wait_s = scheduler.retry_after_s(job, now)
+                raise Exhausted(short, max(wait_s, RETRY_AFTER_S))
+            scheduler.submit(job, now)
+            self._requests[job.request_id] = Request(answer, wanted, job)
 
     def cancel(self, request_id: str) -> bool:
         with self._changed:
@@ -116,7 +134,7 @@ class Stepper:
         """Does one thing for all. None: call again at once; else how many seconds nothing will
         happen unless someone calls."""
         began = time.perf_counter()
-        self._greet_and_reap()
+        self._reap()
         self._fail_unreadable()
         self._admit()
         self._prefetch()
@@ -124,24 +142,32 @@ class Stepper:
             work = self._scheduler.next_work()
         if work is None:
             return self._idle_s()
+        if isinstance(work, PrefillChunk) and self._reused(work):
+            return None
         engine_s = self._compute(work)
         self._metrics.overhead(time.perf_counter() - began - engine_s)
         return None
 
     def fail_all(self, error: RemoraError) -> None:
         """Ends everything that is left."""
-        self._greet_and_reap()
+        self._reap()
         for request in list(self._requests.values()):
             self._fail(request, error)
 
-    def _greet_and_reap(self) -> None:
+    def withdraw(self, among: Collection[str]) -> tuple[str, ...]:
+        """Takes out those that have no row yet; they hear nothing more. In the order of arrival."""
+        with self._changed:
+            taken = self._scheduler.withdraw(among, self._clock())
+            for request_id in taken:
+                del self._requests[request_id]
+            self._changed.notify_all()
+        return taken
+
+    def _reap(self) -> None:
         now = self._clock()
         with self._changed:
-            fresh, self._fresh = self._fresh, []
             ended = [(self._requests.pop(e.request_id), e.cause) for e in self._scheduler.reap(now)]
             self._changed.notify_all()
-        for answer in fresh:
-            answer.accept()
         for request, cause in ended:
             self._release(request)
             if cause is EndCause.CANCELLED:
@@ -162,7 +188,7 @@ class Stepper:
         with self._changed:
             candidates = [self._requests[i] for i in self._scheduler.candidates(now)]
         for request in candidates:
-            if not self._scheduler.row_free:
+            if not self._scheduler.row_free or not self._has_memory(request):
                 return
             try:
                 lease = self._bank.acquire(request.wanted)
@@ -170,10 +196,57 @@ class Stepper:
                 self._fail(request, e)
                 continue
             if lease is not None:
-                with self._changed:
-                    self._scheduler.admit(request.id, now)
-                    self._requests[request.id] = replace(request, lease=lease)
-                request.answer.admitted(now)
+                self._place(request, lease, now)
+
+    def _has_memory(self, request: Request) -> bool:
+        """Where there is none and nothing runs that could make room, the request fails."""
+        with self._changed:
+            running, free = self._scheduler.running(), self._scheduler.free_rows
+            short = self._memory.refusal(request.job, running, free)
+        if short is not None and not running:
+            self._fail(request, Exhausted(short, RETRY_AFTER_S))
+        return short is None
+
+    def _place(self, request: Request, lease: Lease, now: float) -> None:
+        """Gives it the row that saves most, where memory leaves a choice."""
+        keys, scheduler = self._keys(request, lease), self._scheduler
+        with self._changed:
+            free = scheduler.free_rows
+            row = self._prefixes.choose_row(keys, request.prompt, free)
+            if self._memory.refusal(request.job, scheduler.running(), (row,)) is not None:
+                row = self._memory.widest(free)
+            scheduler.admit(request.id, now, row)
+            self._requests[request.id] = replace(request, lease=lease, keys=keys)
+        request.answer.admitted(now)
+
+    def _keys(self, request: Request, lease: Lease) -> PrefixKeys | None:
+        """None where every prompt token has to be computed."""
+        asked = request.answer.request
+        if asked.scoring.prompt_top is not None:
+            return None
+        parts = zip(lease.digests, lease.mix, lease.starts, strict=True)
+        acting = [Acting(d, entry.weight, s) for d, entry, s in parts if s is not None]
+        return self._prefixes.keys(asked.share.cache_salt, acting, len(asked.prompt))
+
+    def _reused(self, work: PrefillChunk) -> bool:
+        """Whether tokens of the chunk are there already. Only what follows reused ones can be."""
+        request = self._requests[work.request_id]
+        with self._changed:
+            reused = self._scheduler.reused(request.id)
+        if work.start != reused:
+            return False
+        try:
+            count = self._prefixes.reuse(work.row, request.keys, request.prompt, work.start)
+        except RemoraError as e:
+            self._prefixes.lost(work.row)
+            self._fail(request, e)
+            return True
+        if count:
+            request.answer.cached_tokens = reused + count
+            with self._changed:
+                self._memory.wrote(work.row, reused + count)
+                self._scheduler.reuse(request.id, count)
+        return count > 0
 
     def _prefetch(self) -> None:
         self._bank.prefetch(r.wanted for r in self._waiting() if r.wanted)
@@ -192,14 +265,28 @@ class Stepper:
             logits = self._run(work, requests)
         except RemoraError as e:
             log.warning("engine.step_failed", extra={"rows": len(requests), "error": str(e)})
-            for request in requests:
+            for row, request in zip(_rows(work), requests, strict=True):
+                self._prefixes.lost(row)
                 self._fail(request, e)
             return time.perf_counter() - began
         engine_s = time.perf_counter() - began
+        self._wrote(work, requests)
         with self._changed:
-            self._scheduler.done(work)
+            self._scheduler.done(work, engine_s)
         self._take(requests, logits, engine_s)
         return engine_s
+
+    def _wrote(self, work: Work, requests: Sequence[Request]) -> None:
+        """What the rows hold after the step."""
+        for row, request in zip(_rows(work), requests, strict=True):
+            answer = request.answer
+            valid = work.stop if isinstance(work, PrefillChunk) else answer.position + 1
+            self._memory.wrote(row, valid)
+            if isinstance(work, PrefillChunk):
+                self._prefixes.wrote(row, request.keys, request.prompt, valid)
+            elif request.keys is not None and self._prefixes.crosses(row, valid):
+                tokens = (*request.prompt, *answer.tokens)
+                self._prefixes.wrote(row, request.keys, tokens, valid)
 
     def _of(self, work: Work) -> list[Request]:
         ids = work.request_ids if isinstance(work, DecodeStep) else (work.request_id,)
@@ -268,3 +355,7 @@ class Stepper:
     def _waiting(self) -> list[Request]:
         with self._changed:
             return [self._requests[i] for i in self._scheduler.waiting()]
+
+
+def _rows(work: Work) -> tuple[int, ...]:
+    return work.rows if isinstance(work, DecodeStep) else (work.row,)

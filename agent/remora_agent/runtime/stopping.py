@@ -42,6 +42,10 @@ class StopStrings:
         self._held = text[len(text) - keep :]
         return Passed(text[: len(text) - keep])
 
+    def skip(self, text: str) -> Passed:
+        """Lets text through in which no stop string counts, nor one that begins in it."""
+        return Passed(self.flush() + text)
+
     def flush(self) -> str:
         """What was held back, when the answer ends otherwise."""
         held, self._held = self._held, ""
@@ -55,12 +59,17 @@ class StopStrings:
 
 
 def stop_reason(
-    token: int, produced: int, params: StoppingParams, eos: Collection[int]
+    token: int, produced: int, max_tokens: int, ending: Collection[int]
 ) -> FinishReason | None:
     """Whether the answer ends with `token`, its `produced`-th. A stop wins over the length."""
-    if token in params.stop_token_ids or (token in eos and not params.ignore_eos):
+    if token in ending:
         return FinishReason.STOP
-    return FinishReason.LENGTH if produced >= params.max_tokens else None
+    return FinishReason.LENGTH if produced >= max_tokens else None
+
+
+def ending_tokens(params: StoppingParams, eos: Collection[int]) -> frozenset[int]:
+    """Tokens with which the answer ends."""
+    return frozenset(params.stop_token_ids).union(() if params.ignore_eos else eos)
 
 
 def _overlap(text: str, stop: str) -> int:

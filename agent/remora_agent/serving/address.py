@@ -63,6 +63,11 @@ def parse_address(text: str) -> Address:
     return TcpAddress(host, int(port))
 
 
+def parse_socket(path: str) -> UnixAddress:
+    """`/path` or `unix:/path`. Raises RequestInvalid."""
+    return _unix(path.removeprefix("unix:"))
+
+
 def _unix(path: str) -> UnixAddress:
     if not path.startswith("/"):
         raise RequestInvalid(f"address unix:{path[:80]}: the path must start with /")

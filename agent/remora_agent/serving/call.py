@@ -9,7 +9,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from remora_agent.runtime.api import AdapterRef, Constraint, Scoring, Share
+from remora_agent.runtime.api import (
+    AdapterRef,
+    Constraint,
+    Scoring,
+    Share,
+)
+from remora_agent.runtime.api import (
+    SamplingOverrides as SamplingOverrides,
+)
+from remora_agent.runtime.api import (
+    StoppingOverrides as StoppingOverrides,
+)
 from remora_contract.release import WeightedName
 
 
@@ -68,30 +79,6 @@ AdapterSelection = tuple[AdapterRef, ...] | UseCaseRef
 
 
 @dataclass(frozen=True)
-class SamplingOverrides:
-    """None: the release's default, then the bundle's generation config, then greedy."""
-
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    seed: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: tuple[tuple[int, float], ...] = ()
-
-
-@dataclass(frozen=True)
-class StoppingOverrides:
-    max_tokens: int | None = None  # None: the release's default, then what the context leaves
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
-    min_tokens: int = 0
-
-
-@dataclass(frozen=True)
 class GenerateCall:
     prompt: PromptInput
     selection: AdapterSelection = ()
@@ -103,3 +90,4 @@ class GenerateCall:
     n: int = 1  # independent answers; the i-th has seed + i
     echo: bool = False  # the answer's text begins with the prompt's
     share: Share = field(default_factory=Share)
+    trace_parent: str = ""  # W3C traceparent of the caller

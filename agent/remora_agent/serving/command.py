@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from remora_agent.serving.address import DEFAULT_LISTEN
+from remora_agent.serving.address import DEFAULT_LISTEN, parse_socket
+from remora_agent.telemetry.request_log import RequestLog
 from remora_contract.errors import RequestInvalid
 
 if TYPE_CHECKING:
@@ -80,6 +81,35 @@ def serve(
         str | None,
         typer.Option(metavar="HOST:PORT", help="Serve Prometheus /metrics here (loopback only)."),
     ] = None,
+    unix_socket: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Listen on this unix socket too (mode 0660)."),
+    ] = None,
+    allow_user: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="USER",
+            help="Name or number of a user who may call over unix sockets (default: all whom the "
+            "socket's mode lets in). Repeatable.",
+        ),
+    ] = None,
+    request_log: Annotated[
+        RequestLog,
+        typer.Option(
+            help="A log line for each request that has ended: off, summary (counts, times, "
+            "digests) or text (the prompt and the answer too)."
+        ),
+    ] = RequestLog.OFF,
+    otlp_endpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="http://HOST:PORT",
+            help="Send a trace of each request there over OTLP/gRPC (needs remora[otel]).",
+        ),
+    ] = None,
+    reflection: Annotated[
+        bool, typer.Option(help="Describe the services to gRPC clients that ask.")
+    ] = True,
     openai_listen: Annotated[
         str | None,
         typer.Option(
@@ -120,6 +150,8 @@ def serve(
     from remora_agent.engine.opening import EngineOptions
     from remora_agent.local_host import HostSettings
     from remora_agent.serving import standalone
+    from remora_agent.serving.unix_gate import user_ids
+    from remora_agent.telemetry.observers import Observing
     from remora_contract import structured_logs
 
     adapters = standalone.parse_adapters(adapter or [])
@@ -136,6 +168,14 @@ def serve(
         ),
         openai=_openai(openai_listen, tls, openai_api_key_file, openai_adapter_dir),
         host=HostSettings(tool_format=_tool_format(tool_format)),
+    )
+    observing = Observing(request_log, otlp_endpoint)
+    stack = replace(
+        stack,
+        observing=observing,
+        reflection=reflection,
+        unix_socket=None if unix_socket is None else parse_socket(unix_socket),
+        allowed_users=user_ids(allow_user) if allow_user else None,
     )
     structured_logs.set_up(log_level)
     # A watchdog's SIGABRT then leaves every thread's stack in the journal.

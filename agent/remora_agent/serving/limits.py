@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 
-from remora_agent.runtime.api import AdapterRef
+from remora_agent.runtime import bounds
+from remora_agent.runtime.api import AdapterRef, SamplingOverrides, StoppingOverrides
+from remora_agent.runtime.bounds import Range
 from remora_agent.runtime.options import MAX_ID_CHARS, MAX_STOP_TOKENS, RuntimeOptions
 from remora_agent.serving.call import (
     ROLES,
@@ -12,8 +14,6 @@ from remora_agent.serving.call import (
     ChatPrompt,
     GenerateCall,
     PromptInput,
-    SamplingOverrides,
-    StoppingOverrides,
     TextPrompt,
     UseCaseRef,
 )
@@ -26,13 +26,6 @@ MAX_MESSAGE_BYTES = 4 << 20  # of one gRPC message, in either direction
 MAX_MESSAGES = 1024
 MAX_TEMPERATURE = 100.0
 _RUNTIME = RuntimeOptions()
-_SAMPLING_NOT_YET = [
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "logit_bias",
-]
 
 
 def check_call(call: GenerateCall) -> GenerateCall:
@@ -43,23 +36,23 @@ def check_call(call: GenerateCall) -> GenerateCall:
     check_selection(call.selection)
     check_sampling(call.sampling)
     check_stopping(call.stopping)
+    bounds.check_scoring(call.scoring)
     _refuse_not_yet(call)
     return call
 
 
 def _refuse_not_yet(call: GenerateCall) -> None:
     """What nothing computes yet. Raises Unsupported."""
-    plain, sampling, stopping = GenerateCall(call.prompt), SamplingOverrides(), StoppingOverrides()
-    pairs = [
-        *((name, call, plain) for name in ("constraint", "scoring", "n", "echo", "share")),
-        *((name, call.sampling, sampling) for name in _SAMPLING_NOT_YET),
-        ("min_tokens", call.stopping, stopping),
+    plain = GenerateCall(call.prompt)
+    asked = [
+        n for n in ("constraint", "n", "echo", "share") if getattr(call, n) != getattr(plain, n)
     ]
+    if call.scoring.prompt_top is not None:
+        asked.append("prompt_logprobs")
     if isinstance(call.prompt, ChatPrompt) and call.prompt.tool_choice not in ("", "auto", "none"):
-        raise Unsupported("tool_choice: only auto and none are implemented in this version")
-    for name, asked, default in pairs:
-        if getattr(asked, name) != getattr(default, name):
-            raise Unsupported(f"{name}: not implemented in this version; leave it out")
+        asked.append("tool_choice")
+    if asked:
+        raise Unsupported(f"{asked[0]}: not implemented in this version; leave it out")
 
 
 def check_request_id(request_id: str) -> str:
@@ -141,18 +134,9 @@ def _check_weight(name: str, weight: float, where: str) -> None:
 
 
 def check_sampling(sampling: SamplingOverrides) -> SamplingOverrides:
-    temperature, top_p = sampling.temperature, sampling.top_p
-    if temperature is not None and not 0 <= temperature <= MAX_TEMPERATURE:  # NaN fails this too
-        raise RequestInvalid(
-            f"sampling.temperature must be in 0..{MAX_TEMPERATURE:g} (0 is greedy), "
-            f"not {temperature}"
-        )
-    if top_p is not None and not 0 < top_p <= 1:
-        raise RequestInvalid(f"sampling.top_p must be in (0, 1], not {top_p}")
-    if sampling.top_k is not None and sampling.top_k < 0:
-        raise RequestInvalid(f"sampling.top_k must be 0 (keep all) or more, not {sampling.top_k}")
-    if sampling.seed is not None and not 0 <= sampling.seed < 1 << 64:
-        raise RequestInvalid(f"sampling.seed must be in 0..2^64-1, not {sampling.seed}")
+    if sampling.temperature is not None:
+        Range(0, MAX_TEMPERATURE, "0 is greedy").check("sampling.temperature", sampling.temperature)
+    bounds.check_sampling(sampling, "sampling.")
     return sampling
 
 
@@ -163,6 +147,8 @@ def check_stopping(stopping: StoppingOverrides) -> StoppingOverrides:
         raise RequestInvalid(
             f"stopping.stop: at most {_RUNTIME.max_stop_strings} strings, not {len(stopping.stop)}"
         )
+    if stopping.min_tokens is not None and stopping.min_tokens < 0:
+        raise RequestInvalid(f"stopping.min_tokens must be 0 or more, not {stopping.min_tokens}")
     for i, text in enumerate(stopping.stop):
         if not 0 < len(text) <= _RUNTIME.max_stop_chars:
             raise RequestInvalid(

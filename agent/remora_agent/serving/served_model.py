@@ -23,6 +23,7 @@ from remora_agent.serving.call import (
 from remora_agent.serving.chat_prompt import template_arguments, template_messages
 from remora_agent.serving.tool_calls import ToolPlan, constrained, tool_plan
 from remora_agent.serving.use_case_counts import UseCaseCounts
+from remora_agent.telemetry.records import Origin, RequestRecords
 from remora_agent.text.pipeline import Encoded
 from remora_agent.text.tools import ToolFormat, detect
 from remora_contract.errors import RequestInvalid
@@ -30,18 +31,20 @@ from remora_contract.errors import RequestInvalid
 
 class ServedModel:
     """`observe` sees every event on the step thread, before the request's own listener; `counts`
-    are those of the process (default: this model's own); `tool_format` is how it writes calls of
-    tools (default: what its chat template says)."""
+    and `records` are those of the process (default: this model's own); `tool_format` is how it
+    writes calls of tools (default: what its chat template says)."""
 
     def __init__(
         self,
         runtime: ModelRuntime,
         observe: Callable[[Event], None] | None = None,
         counts: UseCaseCounts | None = None,
+        records: RequestRecords | None = None,
         tool_format: ToolFormat | None = None,
     ) -> None:
         self.runtime = runtime
         self.counts = counts or UseCaseCounts()
+        self._records = records or RequestRecords()
         self._names = threading.Lock()
         self._observe = observe
         self.tool_format = tool_format or detect(runtime.text.tool_template)
@@ -88,27 +91,28 @@ class ServedModel:
         """
         plan = self.tool_plan(call)
         call = constrained(call, plan)
-        runtime, sampling, stopping = self.runtime, call.sampling, call.stopping
+        runtime = self.runtime
         with self._names:
             request = GenerationRequest(
                 request_id=request_id,
                 prompt=tokens,
                 adapters=self._adapters(call.selection),
-                sampling=runtime.sampling(
-                    sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed
-                ),
-                stopping=runtime.stopping(
-                    stopping.max_tokens,
-                    stopping.stop,
-                    stopping.stop_token_ids,
-                    stopping.ignore_eos,
-                ),
+                sampling=runtime.sampling(call.sampling),
+                stopping=runtime.stopping(call.stopping),
                 deadline_s=None if timeout_s is None else runtime.now() + timeout_s,
+                scoring=call.scoring,
                 visible_tokens=runtime.text.special_ids(plan.form.markers) if plan else (),
             )
             if isinstance(call.selection, UseCaseRef):
                 on_event = self.counts.listening(call.selection.name, len(tokens), on_event)
-            runtime.submit(request, self._listener(on_event))
+            origin = self._origin(call, tokens)
+            recorded = self._records.listening(request, origin, on_event)
+            runtime.submit(request, self._listener(recorded))
+
+    def _origin(self, call: GenerateCall, tokens: tuple[int, ...]) -> Origin:
+        use_case = call.selection.name if isinstance(call.selection, UseCaseRef) else ""
+        text = self.runtime.text.decode(list(tokens)) if self._records.texts else None
+        return Origin(self.runtime.bundle.source.name, use_case, call.trace_parent, text)
 
     def _adapters(self, selection: AdapterSelection) -> tuple[AdapterRef, ...]:
         if not isinstance(selection, UseCaseRef):

@@ -6,12 +6,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -19,13 +17,15 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from remora_agent.serving.adapters_service import AdaptersService
-from remora_agent.serving.address import Address, TcpAddress, UnixAddress
+from remora_agent.serving.address import Address, UnixAddress
+from remora_agent.serving.driver import RequestDriver
 from remora_agent.serving.engine_service import EngineService
 from remora_agent.serving.inference_service import InferenceService
 from remora_agent.serving.limits import MAX_MESSAGE_BYTES
+from remora_agent.serving.listening import Listening
 from remora_agent.serving.router import Router
 from remora_agent.serving.served_model import ServedModel
-from remora_agent.serving.tls import ServerTls, server_credentials
+from remora_agent.serving.tls import ServerTls
 from remora_agent.serving.use_cases_service import UseCasesService
 from remora_contract.errors import InternalFault, Refused, RemoraError
 from remora_protos.inference.v1 import inference_pb2 as pb
@@ -37,7 +37,6 @@ SERVICES = tuple(service.full_name for service in pb.DESCRIPTOR.services_by_name
 # Text workers turn prompts into tokens; operation workers wait for disks and the step thread.
 _TEXT_WORKERS = 2
 _OPERATION_WORKERS = 4
-_SOCKET_MODE = 0o660
 _MAX_PENDING_CALLS = 16_384
 _FAREWELL_S = 1.0  # for what is still being sent when the models are drained
 
@@ -46,8 +45,15 @@ _FAREWELL_S = 1.0  # for what is still being sent when the models are drained
 class ServerOptions:
     address: Address
     tls: ServerTls | None = None
+    unix_socket: UnixAddress | None = None  # beside `address`
+    allowed_users: frozenset[int] | None = None  # of unix sockets; None: whom their mode lets in
     max_calls: int = 1024  # at a time, on all services; more are refused
     keepalive_s: float = 30.0  # a caller that vanished is noticed within about this time
+    reflection: bool = True  # clients may ask for the services' descriptions
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        return (self.address, *(() if self.unix_socket is None else (self.unix_socket,)))
 
 
 class InferenceServer:
@@ -57,7 +63,7 @@ class InferenceServer:
         """Raises Refused off loopback without TLS, DocumentInvalid (a PEM file)."""
         self._router = router
         self._options = options
-        self._credentials = server_credentials(options.address, options.tls)
+        self._listening = Listening(options.addresses, options.tls, options.allowed_users)
         self._text = ThreadPoolExecutor(_TEXT_WORKERS, "remora-text")
         self._operations = ThreadPoolExecutor(_OPERATION_WORKERS, "remora-operation")
         self._bound: Future[Address] = Future()
@@ -95,21 +101,25 @@ class InferenceServer:
     async def _serve(self) -> None:
         server, loop, stop = self._make_server(), asyncio.get_running_loop(), asyncio.Event()
         try:
-            bound = self._bind(server)
+            bound = self._listening.bind(server)
             healths = self._add_services(server)
             await server.start()
+            await self._listening.open()
         except Refused as e:
             await server.stop(None)
+            await self._listening.close()
             self._bound.set_exception(e)
             return
-        log.info("serving.listening", extra={"address": bound.target()})
+        for address in bound:
+            log.info("serving.listening", extra={"address": address.target()})
         self._stop = lambda: loop.call_soon_threadsafe(stop.set)
-        self._bound.set_result(bound)
+        self._bound.set_result(bound[0])
         watch = asyncio.ensure_future(self._report_health(healths))
         await stop.wait()
         watch.cancel()
         await asyncio.gather(watch, return_exceptions=True)
         await server.stop(_FAREWELL_S)
+        await self._listening.close()
 
     def _make_server(self) -> Any:
         keepalive_ms = int(self._options.keepalive_s * 1000)
@@ -129,36 +139,18 @@ class InferenceServer:
             ],
         )
 
-    def _bind(self, server: Any) -> Address:
-        address, target = self._options.address, self._options.address.target()
-        if isinstance(address, UnixAddress) and _answers(address):
-            # gRPC would take the path away from whoever listens there.
-            raise Refused(f"cannot listen on {target}: another process does")
-        try:
-            if self._credentials is None:
-                port = server.add_insecure_port(target)
-            else:
-                port = server.add_secure_port(target, self._credentials)
-        except RuntimeError as e:  # what grpc raises for every reason
-            raise Refused(
-                f"cannot listen on {target}: it is taken or not an address of this machine"
-            ) from e
-        if isinstance(address, TcpAddress):
-            return TcpAddress(address.host, port)
-        return address
-
     def _add_services(self, server: Any) -> health.aio.HealthServicer:
         router = self._router
-        rpc.add_InferenceServicer_to_server(InferenceService(router, self._text), server)
+        driver = RequestDriver(router, self._text)
+        rpc.add_InferenceServicer_to_server(InferenceService(router, driver), server)
         rpc.add_AdaptersServicer_to_server(AdaptersService(router, self._operations), server)
         rpc.add_UseCasesServicer_to_server(UseCasesService(router), server)
         rpc.add_EngineServiceServicer_to_server(EngineService(router), server)
         healths = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(healths, server)
-        names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, server)
-        if isinstance(self._options.address, UnixAddress):
-            Path(self._options.address.path).chmod(_SOCKET_MODE)
+        if self._options.reflection:
+            names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, server)
         return healths
 
     async def _report_health(self, healths: health.aio.HealthServicer) -> None:
@@ -177,9 +169,3 @@ class InferenceServer:
     def _close_workers(self) -> None:
         self._text.shutdown(wait=False)
         self._operations.shutdown(wait=False)
-
-
-def _answers(address: UnixAddress) -> bool:
-    """Whether a process listens there; the socket of one that was killed does not count."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        return probe.connect_ex(address.path) == 0

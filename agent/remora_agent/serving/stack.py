@@ -12,12 +12,19 @@ from typing import TYPE_CHECKING
 
 from remora_agent.hosting.engines import CachedEngines, EngineSettings, EngineSource
 from remora_agent.local_host import HostSettings, LocalHost
-from remora_agent.serving.address import DEFAULT_LISTEN, Address, TcpAddress, parse_address
+from remora_agent.serving.address import (
+    DEFAULT_LISTEN,
+    Address,
+    TcpAddress,
+    UnixAddress,
+    parse_address,
+)
 from remora_agent.serving.openai.settings import OpenAiOptions
 from remora_agent.serving.router import Router
 from remora_agent.serving.served_model import ServedModel
 from remora_agent.serving.server import InferenceServer, ServerOptions
 from remora_agent.serving.tls import ServerTls
+from remora_agent.telemetry.observers import Observers, Observing
 from remora_agent.telemetry.prometheus import MetricsServer
 from remora_agent.telemetry.serving import serving_readings
 from remora_agent.telemetry.source import Reading
@@ -36,6 +43,10 @@ class StackOptions:
     engines: EngineSettings = field(default_factory=EngineSettings)
     host: HostSettings = field(default_factory=HostSettings)
     metrics_listen: TcpAddress | None = None
+    observing: Observing = field(default_factory=Observing)
+    reflection: bool = True
+    unix_socket: UnixAddress | None = None  # beside `listen`
+    allowed_users: frozenset[int] | None = None  # of unix sockets; None: whom their mode lets in
     openai: OpenAiOptions | None = None  # None: no HTTP surface
 
 
@@ -50,13 +61,22 @@ class ServingStack:
     ) -> None:
         """`cancelled` is asked during engine builds; `engines` None are the device's own.
 
-        Raises Refused off loopback without TLS, DocumentInvalid (a PEM file), Exhausted (disk).
+        Raises Refused off loopback without TLS or for traces without their packages,
+        DocumentInvalid (a PEM file), Exhausted (disk).
         """
         self._options = options
         router: Router[ServedModel] = Router()
-        self._server = InferenceServer(router, ServerOptions(options.listen, options.tls))
+        server = ServerOptions(
+            options.listen,
+            options.tls,
+            options.unix_socket,
+            options.allowed_users,
+            reflection=options.reflection,
+        )
+        self._server = InferenceServer(router, server)
+        self._observers = Observers(options.observing)
         engines = engines or CachedEngines(options.engines, cancelled or (lambda: False))
-        self.host = LocalHost(engines, router, options.host)
+        self.host = LocalHost(engines, router, options.host, observers=self._observers)
         self._openai = _openai_server(router, options.openai) if options.openai else None
         self.openai_address: Address | None = None  # while it listens
         self._metrics: MetricsServer | None = None
@@ -75,12 +95,18 @@ class ServingStack:
             self._end_metrics()
             raise
 
+    @property
+    def metrics_port(self) -> int | None:
+        """Of /metrics; None where it is off."""
+        return None if self._metrics is None else self._metrics.port
+
     def stop(self, drain_s: float) -> None:
         """Admits nothing more, lets running requests end for `drain_s`, then frees everything."""
         self.host.drain(drain_s)
         self._end_openai()
         self._server.stop()
         self._end_metrics()
+        self._observers.close()
         log.info("serving.stopped")
 
     def _serve_metrics(self, listen: TcpAddress) -> MetricsServer:
@@ -89,7 +115,7 @@ class ServingStack:
                 f"metrics on {listen.target()}: they carry no login and stay on loopback; "
                 "scrape them through a proxy that adds TLS"
             )
-        return MetricsServer(listen.host, listen.port, self._readings)
+        return MetricsServer(listen.host, listen.port, self._readings, self.host.histograms)
 
     def _readings(self) -> list[Reading]:
         return serving_readings(self.host.metrics())

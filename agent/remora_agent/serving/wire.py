@@ -19,8 +19,6 @@ from remora_agent.serving.call import (
     GenerateCall,
     Message,
     PromptInput,
-    SamplingOverrides,
-    StoppingOverrides,
     TextPrompt,
     TokenPrompt,
     UseCaseRef,
@@ -36,19 +34,12 @@ from remora_protos.inference.v1 import inference_pb2 as pb
 _NOT_YET = frozenset(
     [
         "constraint",
-        "logprobs",
         "prompt_logprobs",
         "n",
         "echo",
         "priority",
         "client",
         "cache_salt",
-        "min_p",
-        "repetition_penalty",
-        "presence_penalty",
-        "frequency_penalty",
-        "logit_bias",
-        "min_tokens",
     ]
 )
 
@@ -79,6 +70,7 @@ def generate_call(request: pb.GenerateRequest) -> GenerateCall:
         sampling=_sampling(request.sampling),
         stopping=_stopping(request.stopping),
         request_id=request.request_id or None,
+        scoring=_scoring(request),
     )
     return check_call(call)
 
@@ -117,8 +109,8 @@ def refuse_unknown_fields(message: ProtoMessage) -> None:
             f"{', '.join(map(str, sorted(set(unknown))))}; update the agent or leave it out"
         )
     for field, value in message.ListFields():
-        if field.message_type is None:
-            continue
+        if field.message_type is None or field.message_type.GetOptions().map_entry:
+            continue  # no map of this protocol holds messages
         for part in [value] if isinstance(value, ProtoMessage) else value:
             refuse_unknown_fields(part)
 
@@ -189,22 +181,40 @@ def _override(adapter: pb.WeightedAdapter) -> WeightedName:
     return WeightedName(adapter.name, adapter.weight)
 
 
-def _sampling(sampling: pb.Sampling) -> SamplingOverrides:
-    return SamplingOverrides(
-        temperature=sampling.temperature if sampling.HasField("temperature") else None,
-        top_k=sampling.top_k if sampling.HasField("top_k") else None,
-        top_p=sampling.top_p if sampling.HasField("top_p") else None,
-        seed=sampling.seed if sampling.HasField("seed") else None,
+def _sampling(sampling: pb.Sampling) -> api.SamplingOverrides:
+    return api.SamplingOverrides(
+        temperature=_set(sampling, "temperature"),
+        top_k=_set(sampling, "top_k"),
+        top_p=_set(sampling, "top_p"),
+        seed=_set(sampling, "seed"),
+        min_p=_set(sampling, "min_p"),
+        repetition_penalty=_set(sampling, "repetition_penalty"),
+        presence_penalty=_set(sampling, "presence_penalty"),
+        frequency_penalty=_set(sampling, "frequency_penalty"),
+        logit_bias=tuple(sorted(sampling.logit_bias.items())),
     )
 
 
-def _stopping(stopping: pb.Stopping) -> StoppingOverrides:
-    return StoppingOverrides(
-        max_tokens=stopping.max_tokens if stopping.HasField("max_tokens") else None,
+def _stopping(stopping: pb.Stopping) -> api.StoppingOverrides:
+    return api.StoppingOverrides(
+        max_tokens=_set(stopping, "max_tokens"),
         stop=tuple(stopping.stop),
         stop_token_ids=tuple(stopping.stop_token_ids),
         ignore_eos=stopping.ignore_eos,
+        min_tokens=_set(stopping, "min_tokens"),
     )
+
+
+def _scoring(request: pb.GenerateRequest) -> api.Scoring:
+    return api.Scoring(
+        request.logprobs.top if request.HasField("logprobs") else None,
+        request.prompt_logprobs.top if request.HasField("prompt_logprobs") else None,
+    )
+
+
+def _set(message: ProtoMessage, name: str) -> Any:
+    """The field's value; None when it is unset."""
+    return getattr(message, name) if message.HasField(name) else None
 
 
 def token_logprob(scored: api.TokenLogprob) -> pb.TokenLogprob:

@@ -1,4 +1,5 @@
-"""Prometheus /metrics on loopback: the latest sample, nothing computed on a scrape."""
+"""Prometheus /metrics on loopback: the latest sample and the histograms, nothing computed on a
+scrape."""
 
 from __future__ import annotations
 
@@ -7,9 +8,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 
 from prometheus_client import CollectorRegistry, start_http_server
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
+from remora_agent.telemetry.histograms import HistogramReading
 from remora_agent.telemetry.source import Reading
 from remora_contract.errors import Refused
 
@@ -17,22 +24,37 @@ PREFIX = "remora_"
 
 
 class ReadingsCollector(Collector):
-    def __init__(self, latest: Callable[[], Iterable[Reading]]) -> None:
+    def __init__(
+        self,
+        latest: Callable[[], Iterable[Reading]],
+        histograms: Callable[[], Iterable[HistogramReading]] | None = None,
+    ) -> None:
         self._latest = latest
+        self._histograms = histograms
 
     def collect(self) -> Iterator[Metric]:
         groups: dict[str, list[Reading]] = {}
         for reading in self._latest():
             groups.setdefault(reading.name, []).append(reading)
         yield from map(_family, groups.values())
+        for histogram in self._histograms() if self._histograms is not None else ():
+            family = HistogramMetricFamily(PREFIX + histogram.name, histogram.help)
+            family.add_metric([], histogram.cumulative(), histogram.total)
+            yield family
 
 
 class MetricsServer:
     """Serves until closed. Raises Refused when the port is taken."""
 
-    def __init__(self, host: str, port: int, latest: Callable[[], Iterable[Reading]]) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        latest: Callable[[], Iterable[Reading]],
+        histograms: Callable[[], Iterable[HistogramReading]] | None = None,
+    ) -> None:
         registry = CollectorRegistry()
-        registry.register(ReadingsCollector(latest))
+        registry.register(ReadingsCollector(latest, histograms))
         try:
             self._server, self._thread = start_http_server(port, addr=host, registry=registry)
         except OSError as e:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from remora_build.families.fields import ConfigFields
+from remora_build.families.kinds import plain_if_all_plain
 from remora_build.families.naming import PLAIN, Words
-from remora_contract.decoder import MAX_EXPERTS, MAX_LAYERS, MAX_WIDTH, ExpertsSpec
+from remora_contract.decoder import MAX_EXPERTS, MAX_LAYERS, MAX_WIDTH, DecoderSpec, ExpertsSpec
 from remora_contract.targets import Projection
 
 SPLIT = PLAIN.but(
@@ -35,6 +38,13 @@ def read_mixing(fields: ConfigFields, layers: int) -> tuple[bool, ...]:
         raise fields.invalid("mlp_only_layers", "a list of layers", dense)
     plain = set(dense)
     return tuple(layer not in plain and (layer + 1) % step == 0 for layer in range(layers))
+
+
+def mixing_or_plain(spec: DecoderSpec) -> DecoderSpec:
+    """Without experts where no layer mixes: then nothing is stored or computed of them."""
+    if any(kind.experts for kind in spec.kinds):
+        return spec
+    return replace(spec, experts=None, kinds=plain_if_all_plain(spec.kinds))
 
 
 def read_experts(fields: ConfigFields, *count_keys: str) -> ExpertsSpec:

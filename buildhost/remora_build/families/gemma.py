@@ -34,6 +34,7 @@ def read(fields: ConfigFields) -> DecoderSpec:
     # The first checkpoints say "gelu" and mean its tanh form, or name that in a field of its own.
     fields.only("hidden_activation", _TANH, why=f"only {_TANH} is carried")
     fields.only("hidden_act", _TANH, "gelu", why=f"only {_TANH} is carried")
+    fields.default("num_key_value_heads", 16)
     return read_gemma(fields, FAMILY.model_type, activation="hidden_act")
 
 

@@ -29,6 +29,7 @@ def read_sandwich(
 ) -> tuple[DecoderSpec, tuple[int | None, ...]]:
     """What Gemma 2 and 3 share, and each layer's window."""
     fields.default("sliding_window", DEFAULT_WINDOW)
+    fields.default("num_key_value_heads", 4)
     fields.ignore("hidden_act")  # `hidden_activation` counts
     query = fields.positive("query_pre_attn_scalar", 256.0)
     caps = [fields.maybe_positive(f"{of}_logit_softcapping") for of in ("attn", "final")]

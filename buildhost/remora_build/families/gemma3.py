@@ -26,8 +26,9 @@ DEFAULTS = {
 
 def read(fields: ConfigFields) -> DecoderSpec:
     main, local = _rope_tables(fields)
-    pattern = fields.take("_sliding_window_pattern", fields.take("sliding_window_pattern", 6))
-    pattern = fields.check_whole("sliding_window_pattern", pattern, MAX_LAYERS)
+    pattern = fields.whole("sliding_window_pattern", MAX_LAYERS, 6)
+    fields.ignore("_sliding_window_pattern")  # a note of transformers beside `layer_types`
+    fields.only("attn_logit_softcapping", None, why="a gemma3 computes without, whatever it says")
     spec, windows = read_sandwich(
         fields, FAMILY.model_type, lambda layer: (layer + 1) % pattern != 0
     )

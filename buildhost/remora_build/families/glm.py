@@ -17,6 +17,7 @@ WORDS = PLAIN.but({"gate": "mlp.gate_up_proj", "up": "mlp.gate_up_proj"})
 def read_glm(fields: ConfigFields, family: str) -> DecoderSpec:
     attention = fields.flag("attention_bias", True)
     fields.default("head_dim", 128)
+    fields.default("num_key_value_heads", 2)
     base = read_plain(fields, family, rope=RopeDefaults(partial=0.5, interleaved=True))
     return replace(base, qkv_bias=attention)
 

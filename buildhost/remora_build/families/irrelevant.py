@@ -11,7 +11,7 @@ IRRELEVANT = frozenset(
     cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample dtype
     early_stopping embd_pdrop encoder_no_repeat_ngram_size eos_token_id
     exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id
-    hidden_dropout id2label initializer_range is_encoder_decoder label2id length_penalty max_length
+    hidden_dropout id2label initializer_range label2id length_penalty max_length
     min_length model_type no_repeat_ngram_size num_beam_groups num_beams
     num_return_sequences output_attentions output_hidden_states output_router_logits output_scores
     pad_token_id prefix pretraining_tp problem_type remove_invalid_values repetition_penalty

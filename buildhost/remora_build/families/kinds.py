@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from remora_build.families.fields import ConfigFields
-from remora_contract.decoder import MAX_POSITION, LayerKind
+from remora_contract.decoder import MAX_LAYERS, MAX_POSITION, LayerKind
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 
@@ -64,6 +64,15 @@ def drop_plain_layer_types(fields: ConfigFields) -> None:
 
 def read_switched_window(fields: ConfigFields) -> int | None:
     """`sliding_window` where `use_sliding_window` switches it on, as in Qwen's configs."""
-    on = fields.flag("use_sliding_window")
-    window = fields.take("sliding_window")  # stays in the file where it is off, even as 0
-    return fields.check_whole("sliding_window", window, MAX_POSITION) if on and window else None
+    if fields.flag("use_sliding_window"):
+        return read_window(fields)
+    fields.ignore("sliding_window")  # stays in the file where it is off, even as 0
+    return None
+
+
+def read_window_layers(fields: ConfigFields, default: int) -> int:
+    """`max_window_layers`, from 0; on which side of it layers slide is the family's."""
+    count = fields.take("max_window_layers", default)
+    if type(count) is not int or not 0 <= count <= MAX_LAYERS:
+        raise fields.invalid("max_window_layers", f"a whole number up to {MAX_LAYERS}", count)
+    return count

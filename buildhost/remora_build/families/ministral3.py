@@ -8,6 +8,7 @@ from remora_build.families.decoder import read_plain
 from remora_build.families.family import Family
 from remora_build.families.fields import ConfigFields
 from remora_build.families.kinds import every_layer, read_window
+from remora_build.families.mistral import DEFAULT_KV_HEADS
 from remora_contract.decoder import DecoderSpec, QueryScale
 
 _YARN = {
@@ -23,6 +24,7 @@ _YARN = {
 
 def read(fields: ConfigFields) -> DecoderSpec:
     fields.default("head_dim", 128)
+    fields.default("num_key_value_heads", DEFAULT_KV_HEADS)
     fields.default("rope_parameters", dict(_YARN))
     table = fields.nested("rope_parameters")
     table.ignore("max_position_embeddings")  # repeats the field of the same name

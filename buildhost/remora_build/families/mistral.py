@@ -10,11 +10,13 @@ from remora_build.families.fields import ConfigFields
 from remora_build.families.kinds import every_layer, read_window
 from remora_contract.decoder import DecoderSpec
 
-DEFAULT_WINDOW = 4096  # an absent field means this, null means none
+# What absent fields mean; null means no window, and as many heads as queries have.
+DEFAULT_WINDOW, DEFAULT_KV_HEADS = 4096, 8
 
 
 def read(fields: ConfigFields) -> DecoderSpec:
     fields.default("sliding_window", DEFAULT_WINDOW)
+    fields.default("num_key_value_heads", DEFAULT_KV_HEADS)
     if fields.left().get("layer_types"):
         raise fields.unsupported(
             "layer_types", "given", "a mistral ignores it; ministral alternates windows"

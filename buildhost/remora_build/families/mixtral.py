@@ -9,6 +9,7 @@ from remora_build.families.experts import stacked
 from remora_build.families.family import Family
 from remora_build.families.fields import ConfigFields
 from remora_build.families.kinds import read_window
+from remora_build.families.mistral import DEFAULT_KV_HEADS
 from remora_build.families.naming import PLAIN
 from remora_build.families.rope import RopeDefaults
 from remora_contract.decoder import MAX_EXPERTS, DecoderSpec, ExpertsSpec, LayerKind
@@ -26,6 +27,7 @@ WORDS = PLAIN.but(
 def read(fields: ConfigFields) -> DecoderSpec:
     count = fields.whole("num_local_experts", MAX_EXPERTS)
     active = fields.whole("num_experts_per_tok", count)
+    fields.default("num_key_value_heads", DEFAULT_KV_HEADS)
     base = read_plain(fields, FAMILY.model_type, rope=RopeDefaults(theta=1e6))
     window = read_window(fields)
     return replace(

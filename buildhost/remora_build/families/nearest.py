@@ -21,9 +21,9 @@ _KIN = {
     "internlm2": "llama",
     "internlm3": "llama",
     "llama4": "mixtral",
-    "llama4_text": "mixtral",
     "olmo": "olmo2",
     "olmoe": "qwen3_moe",
+    "minimax": "mixtral",
     "phi": "phi3",
     "phimoe": "mixtral",
     "qwen": "qwen2",
@@ -31,17 +31,22 @@ _KIN = {
     "starcoder2": "mistral",
 }
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
-_CLOSE = 0.5  # of difflib's ratio
+_CLOSE = 0.75  # of difflib's ratio: a slip of the pen, not a resemblance
 
 
 def nearest(model_type: str, config: Mapping[str, Any], known: Collection[str]) -> str:
     """By kinship, by the beginning of its name, by all of it, or by whether it mixes experts."""
-    if model_type in _KIN:
-        return _KIN[model_type]
-    begins = [family for family in known if model_type.startswith(family)]
+    found = _named(model_type.removesuffix("_text"), known)
+    mixes = any(config.get(key) for key in _EXPERTS)
+    if found is None:
+        return "mixtral" if mixes else "llama"
+    return f"{found}_moe" if mixes and f"{found}_moe" in known else found
+
+
+def _named(model_type: str, known: Collection[str]) -> str | None:
+    begins = [name for name in (*known, *_KIN) if model_type.startswith(name)]
     if begins:
-        return max(begins, key=len)
+        longest = max(begins, key=len)
+        return _KIN.get(longest, longest)
     close = difflib.get_close_matches(model_type, known, n=1, cutoff=_CLOSE)
-    if close:
-        return close[0]
-    return "mixtral" if any(config.get(key) for key in _EXPERTS) else "llama"
+    return close[0] if close else None

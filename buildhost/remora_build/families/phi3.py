@@ -29,6 +29,8 @@ def read(fields: ConfigFields) -> DecoderSpec:
     for key in ("full_attn_mod", "interpolate_factor"):
         fields.only(key, 1, why="only 1 is carried")
     base = read_plain(fields, FAMILY.model_type, rope=RopeDefaults(partial=1.0, original=original))
+    if base.rope.scaling not in ("none", "longrope"):
+        raise fields.unsupported("rope type", base.rope.scaling, "a phi3 scales by longrope only")
     return replace(base, kinds=every_layer(read_window(fields), base.layers))
 
 

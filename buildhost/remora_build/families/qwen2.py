@@ -7,23 +7,28 @@ from dataclasses import replace
 from remora_build.families.decoder import read_plain
 from remora_build.families.family import Family
 from remora_build.families.fields import ConfigFields
-from remora_build.families.kinds import plain_if_all_plain, read_switched_window, read_windows
-from remora_contract.decoder import MAX_LAYERS, DecoderSpec, LayerKind
+from remora_build.families.kinds import (
+    plain_if_all_plain,
+    read_switched_window,
+    read_window_layers,
+    read_windows,
+)
+from remora_contract.decoder import DecoderSpec, LayerKind
 
 DEFAULT_FULL_LAYERS = 28  # the first ones, before any may slide
+DEFAULT_KV_HEADS = 32
 
 
 def read_kinds(fields: ConfigFields, layers: int) -> tuple[LayerKind, ...]:
     """From `use_sliding_window`, `sliding_window`, `layer_types` and `max_window_layers`."""
     window = read_switched_window(fields)
-    first = fields.take("max_window_layers", DEFAULT_FULL_LAYERS)
-    if type(first) is not int or not 0 <= first <= MAX_LAYERS:
-        raise fields.invalid("max_window_layers", f"a whole number up to {MAX_LAYERS}", first)
+    first = read_window_layers(fields, DEFAULT_FULL_LAYERS)
     windows = read_windows(fields, layers, lambda layer: layer >= first, window)
     return plain_if_all_plain([LayerKind(w) for w in windows])
 
 
 def read(fields: ConfigFields) -> DecoderSpec:
+    fields.default("num_key_value_heads", DEFAULT_KV_HEADS)
     base = read_plain(fields, FAMILY.model_type)
     return replace(base, qkv_bias=True, kinds=read_kinds(fields, base.layers))
 

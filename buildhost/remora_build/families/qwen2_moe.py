@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from remora_build.families.decoder import read_plain
-from remora_build.families.experts import SPLIT, read_experts, read_mixing, stacked
+from remora_build.families.experts import SPLIT, mixing_or_plain, read_experts, read_mixing, stacked
 from remora_build.families.family import Family
 from remora_build.families.fields import ConfigFields
-from remora_build.families.kinds import read_switched_window, read_windows
-from remora_contract.decoder import MAX_LAYERS, MAX_WIDTH, DecoderSpec, LayerKind
+from remora_build.families.kinds import read_switched_window, read_window_layers, read_windows
+from remora_contract.decoder import MAX_WIDTH, DecoderSpec, LayerKind
 
 DEFAULT_WINDOWED_LAYERS = 28  # the first ones, of which every other slides
 
@@ -18,17 +18,20 @@ def read(fields: ConfigFields) -> DecoderSpec:
     qkv_bias = fields.flag("qkv_bias", True)
     experts = read_experts(fields, "num_experts")
     shared = fields.whole("shared_expert_intermediate_size", MAX_WIDTH)
+    fields.default("num_key_value_heads", 16)
     base, window = read_plain(fields, FAMILY.model_type), read_switched_window(fields)
-    last = fields.whole("max_window_layers", MAX_LAYERS, DEFAULT_WINDOWED_LAYERS)
+    last = read_window_layers(fields, DEFAULT_WINDOWED_LAYERS)
     windows = read_windows(
         fields, base.layers, lambda layer: layer < last and layer % 2 == 0, window
     )
     mixing = read_mixing(fields, base.layers)
-    return replace(
-        base,
-        qkv_bias=qkv_bias,
-        experts=replace(experts, shared_intermediate=shared, shared_gate=True),
-        kinds=tuple(LayerKind(w, experts=m) for w, m in zip(windows, mixing, strict=True)),
+    return mixing_or_plain(
+        replace(
+            base,
+            qkv_bias=qkv_bias,
+            experts=replace(experts, shared_intermediate=shared, shared_gate=True),
+            kinds=tuple(LayerKind(w, experts=m) for w, m in zip(windows, mixing, strict=True)),
+        )
     )
 
 

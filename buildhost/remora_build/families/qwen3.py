@@ -7,7 +7,7 @@ from dataclasses import replace
 from remora_build.families.decoder import read_plain
 from remora_build.families.family import Family
 from remora_build.families.fields import ConfigFields
-from remora_build.families.qwen2 import read_kinds
+from remora_build.families.qwen2 import DEFAULT_KV_HEADS, read_kinds
 from remora_contract.decoder import DecoderSpec
 
 DEFAULT_HEAD_DIM = 128  # transformers' own, whatever hidden_size / heads is
@@ -16,6 +16,7 @@ DEFAULT_HEAD_DIM = 128  # transformers' own, whatever hidden_size / heads is
 def read(fields: ConfigFields) -> DecoderSpec:
     attention = fields.flag("attention_bias")
     fields.default("head_dim", DEFAULT_HEAD_DIM)
+    fields.default("num_key_value_heads", DEFAULT_KV_HEADS)
     base = read_plain(fields, FAMILY.model_type)
     return replace(
         base,

@@ -18,6 +18,7 @@ DEFAULT_THETA = 2e6
 def read(fields: ConfigFields) -> DecoderSpec:
     attention, mlp = fields.flag("attention_bias"), fields.flag("mlp_bias")
     fields.default("tie_word_embeddings", True)
+    fields.default("num_key_value_heads", 4)
     fields.ignore("max_window_layers")  # `layer_types` and the layers without rope count
     base = read_plain(fields, FAMILY.model_type, rope=RopeDefaults(theta=DEFAULT_THETA))
     turns, window = _turning(fields, base.layers), read_switched_window(fields)

@@ -23,6 +23,7 @@ WORDS = PLAIN.but(
 
 def read(fields: ConfigFields) -> DecoderSpec:
     fields.only("rotary_scaling_factor", 1.0, why="only 1 is carried")
+    fields.default("num_key_value_heads", 32)
     spec = replace(
         read_plain(
             fields, FAMILY.model_type, norm_eps="layer_norm_eps", rope=RopeDefaults(partial=0.25)

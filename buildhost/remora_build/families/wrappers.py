@@ -24,7 +24,8 @@ class Wrapper:
     ignored: tuple[str, ...]  # fields about images
     left_out: tuple[str, ...]  # beginnings of their tensors' names
     text_type: str  # where text_config does not say
-    text_defaults: Mapping[str, Any] = field(default_factory=dict)  # of fields it leaves out
+    # Of fields it leaves out, in a text part of the usual family.
+    text_defaults: Mapping[str, Any] = field(default_factory=dict)
     theta: float | None = None  # of the rope, where it is not the family's own default
 
     def text_fields(self, fields: ConfigFields) -> tuple[str, ConfigFields]:
@@ -46,8 +47,9 @@ class Wrapper:
         if not isinstance(found, str) or found not in self.text:
             known = ", ".join(self.text)
             raise fields.unsupported("text_config's model_type", found, f"carried are {known}")
-        for key, value in self.text_defaults.items():
-            text.default(key, value)
+        if self.text[found] == self.text[self.text_type]:
+            for key, value in self.text_defaults.items():
+                text.default(key, value)
         _equal_positions(text, self.theta)
         return self.text[found], text
 
@@ -77,6 +79,7 @@ _QWEN_IMAGES = (
     "vision_end_token_id",
     "vision_token_id",
 )
+_QWEN_DEFAULTS = {"num_key_value_heads": 8, "max_window_layers": 80}
 _LLAVA_IMAGES = (
     "image_seq_length",
     "image_token_index",
@@ -131,6 +134,7 @@ WRAPPERS: dict[str, Wrapper] = {
             _QWEN_IMAGES,
             ("visual.", "model.visual."),
             "qwen2_vl_text",
+            _QWEN_DEFAULTS,
             theta=1e6,
         ),
         Wrapper(
@@ -140,6 +144,7 @@ WRAPPERS: dict[str, Wrapper] = {
             _QWEN_IMAGES,
             ("visual.", "model.visual."),
             "qwen2_5_vl_text",
+            _QWEN_DEFAULTS,
             theta=1e6,
         ),
     )

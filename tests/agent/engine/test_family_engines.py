@@ -20,7 +20,7 @@ from remora_contract.bundle import Bundle, bank_groups, load_bundle
 from remora_contract.digests import digest_bytes
 from remora_contract.targets import PARTS
 from tests.buildhost import family_forms
-from tests.buildhost.reference import load_reference, reference_logits
+from tests.buildhost.reference import load_reference, reference_logits, reference_states
 from tests.support.adapters import Tensors, bank_feed, random_tensors
 from tests.support.checkpoints import make_checkpoint
 from tests.support.portable import PortableModel
@@ -73,13 +73,19 @@ def check(tmp_path: Path, form: str, tolerance: float = 1e-4, **options) -> None
     mix = (MixEntry(engine.add_adapter(AdapterWeights(digest_bytes(b"a"), tensors)), 0.7),)
     tokens = np.random.default_rng(2).integers(0, described.decoder.vocab, PROMPT + STEPS)
     have = base_and_adapted(engine, tokens, mix)
+    embedded = engine.embed(1, tokens[:PROMPT], 0)
+    scored = engine.score(1, tokens[PROMPT:], PROMPT)
     engine.close()
-    want = reference_logits(load_reference(checkpoint), tokens[None])[0, PROMPT - 1 :]
+    reference = load_reference(checkpoint)
+    want = reference_logits(reference, tokens[None])[0, PROMPT - 1 :]
+    states = reference_states(reference, tokens[None, :PROMPT])[0]
     portable = PortableModel(bundle, rows=1)
     portable.adapter_feed = bank_feed(described, [tensors], [[0.7]])
     adapted = portable.forced(tokens[None], PROMPT)[0]
     assert np.abs(have[0] - want).max() <= tolerance
     assert np.abs(have[1] - adapted).max() <= tolerance
+    assert np.abs(scored - want[1:]).max() <= tolerance
+    assert np.abs(embedded - states).max() <= tolerance * max(1.0, float(np.abs(states).max()))
     assert np.abs(have[1] - have[0]).max() > 10 * tolerance
 
 

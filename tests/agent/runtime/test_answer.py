@@ -56,3 +56,33 @@ def test_a_stop_string_that_only_the_end_completes_still_stops():
     assert heard.finished.reason is FinishReason.STOP
     assert heard.finished.stop_match == "a\ufffd"
     assert heard.tokens == tuple(FISH[:3])
+
+
+def test_no_ending_token_is_drawn_before_min_tokens():
+    """The engine would end at once; the second likeliest goes on."""
+    logits = np.zeros(VOCAB, np.float32)
+    logits[EOS], logits[66], logits[65] = 3, 2, 1  # 66 is a stop token
+    heard, text = Listener(), byte_text()
+    r = request("a", (1,), ignore_eos=False, stop_token_ids=(66, 100_000), min_tokens=3)
+    sampler = Sampler(SamplingParams(), 0)
+    provenance = Provenance("sha256:b", "sha256:e")
+    answer = Answer(r, provenance, sampler, text.detokenizer(r.prompt), {EOS}, heard, 0.0)
+    reasons = [answer.take(logits, 1.0).reason for _ in range(4)]
+    assert answer.tokens == [65, 65, 65, EOS]
+    assert reasons == [None, None, None, FinishReason.STOP]
+
+
+def test_a_stop_string_counts_only_where_it_begins_after_min_tokens():
+    ids = byte_tokenizer().encode("ab ab ab").ids
+    assert answered(ids, stop=("ab",)).text == ""
+    assert answered(ids, stop=("ab",), min_tokens=1).text == "ab "
+    assert answered(ids, stop=("ab",), min_tokens=4).text == "ab ab "
+    assert answered(ids, stop=("ab",), min_tokens=8).text == "ab ab ab"
+
+
+@given(st.text("ab", max_size=40), st.text("ab", min_size=1, max_size=3), st.integers(0, 40))
+def test_min_tokens_never_cuts_an_answer_short(text, stop, least):
+    ids = byte_tokenizer().encode(text).ids
+    heard = answered(ids, stop=(stop,), min_tokens=min(least, max(1, len(ids))))
+    expected = text[:least] + text[least:].split(stop)[0]
+    assert heard.text == expected

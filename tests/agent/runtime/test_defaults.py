@@ -2,12 +2,18 @@
 
 import pytest
 
-from remora_agent.runtime.api import SamplingParams
+from remora_agent.runtime.api import (
+    SamplingOverrides,
+    SamplingParams,
+    StoppingOverrides,
+    StoppingParams,
+)
 from remora_agent.runtime.defaults import (
     layered,
     load_generation_defaults,
     parse_generation_config,
     sampling_params,
+    stopping_params,
 )
 from remora_contract.errors import ArtifactInvalid
 from remora_contract.release import SamplingDefaults
@@ -19,16 +25,33 @@ def parse(**config):
 
 def test_without_do_sample_the_answer_is_greedy_whatever_else_is_set():
     for config in ({}, {"do_sample": False, "temperature": 0.7}, {"temperature": 0.7, "top_k": 3}):
-        assert sampling_params(parse(**config).sampling, None) == SamplingParams()
+        assert sampling_params(parse(**config).sampling) == SamplingParams()
 
 
 def test_sampling_settings_are_honoured():
     sampling = parse(do_sample=True, temperature=0.6, top_k=20, top_p=0.95).sampling
-    assert sampling_params(sampling, 4) == SamplingParams(0.6, 20, 0.95, 4)
+    asked = SamplingOverrides(seed=4)
+    assert sampling_params(sampling, asked) == SamplingParams(0.6, 20, 0.95, 4)
+
+
+def test_penalties_and_lengths_hold_with_and_without_sampling_and_min_p_only_with():
+    config = {"repetition_penalty": 1.1, "min_p": 0.05, "min_new_tokens": 3}
+    assert not parse(**config).warnings
+    assert sampling_params(parse(**config).sampling) == SamplingParams(repetition_penalty=1.1)
+    drawing = parse(do_sample=True, **config).sampling
+    assert sampling_params(drawing) == SamplingParams(1.0, 50, min_p=0.05, repetition_penalty=1.1)
+    assert drawing.min_tokens == 3
+
+
+def test_a_default_of_min_tokens_gives_way_to_a_smaller_max_tokens():
+    defaults = parse(min_new_tokens=9).sampling
+    assert stopping_params(defaults, StoppingOverrides(max_tokens=4), 256).min_tokens == 4
+    assert stopping_params(defaults, StoppingOverrides(min_tokens=2), 256).min_tokens == 2
+    assert stopping_params(defaults, StoppingOverrides(), 256) == StoppingParams(256, min_tokens=9)
 
 
 def test_unsaid_settings_of_a_sampling_config_are_transformers_own():
-    assert sampling_params(parse(do_sample=True).sampling, None) == SamplingParams(1.0, 50, 1.0)
+    assert sampling_params(parse(do_sample=True).sampling) == SamplingParams(1.0, 50, 1.0)
 
 
 def test_max_new_tokens_is_the_default_length():
@@ -38,10 +61,8 @@ def test_max_new_tokens_is_the_default_length():
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("repetition_penalty", 1.1),
         ("num_beams", 4),
         ("no_repeat_ngram_size", 3),
-        ("min_p", 0.05),
         ("suppress_tokens", [1, 2]),
         ("forced_bos_token_id", 0),
         ("something_new", 1),
@@ -76,6 +97,10 @@ def test_neutral_and_harmless_settings_are_silent():
         {"do_sample": True, "top_p": 1.5},
         {"do_sample": True, "top_p": 0},
         {"do_sample": True, "top_k": True},
+        {"do_sample": True, "min_p": 1.5},
+        {"repetition_penalty": 0},
+        {"repetition_penalty": float("inf")},
+        {"min_new_tokens": -1},
         {"max_new_tokens": 0},
     ],
 )

@@ -12,7 +12,9 @@ from remora_agent.runtime.api import (
     Delta,
     Finished,
     FinishReason,
+    SamplingOverrides,
     SamplingParams,
+    StoppingOverrides,
 )
 from remora_agent.runtime.defaults import GenerationDefaults
 from remora_agent.runtime.options import RuntimeOptions
@@ -389,9 +391,9 @@ def test_defaults_come_from_request_then_release_then_bundle(serve):
     bundle = GenerationDefaults(SamplingDefaults(0.9, 7, 0.8, 33), ("beams are not implemented",))
     s = serve(sampling=SamplingDefaults(temperature=0.5), generation=bundle)
     assert s.runtime.sampling() == SamplingParams(0.5, 7, 0.8, None)
-    assert s.runtime.sampling(0.0, seed=3) == SamplingParams(0.0, 7, 0.8, 3)
+    assert s.runtime.sampling(SamplingOverrides(0.0, seed=3)) == SamplingParams(0.0, 7, 0.8, 3)
     assert s.runtime.stopping().max_tokens == 33
-    assert s.runtime.stopping(5, ignore_eos=True).max_tokens == 5
+    assert s.runtime.stopping(StoppingOverrides(5, ignore_eos=True)).max_tokens == 5
     s.runtime.set_sampling_defaults(SamplingDefaults(max_tokens=2))
     assert s.runtime.stopping().max_tokens == 2
     assert s.runtime.status().warnings == ("beams are not implemented",)

@@ -18,6 +18,9 @@ PARAMS = [
     SamplingParams(0.5, top_k=7, top_p=0.6),
     SamplingParams(2.0, top_k=1000, top_p=0.05),
     SamplingParams(1.0, top_k=1),
+    SamplingParams(1.0, min_p=0.1),
+    SamplingParams(1.5, top_k=30, top_p=0.95, min_p=0.05),
+    SamplingParams(1.0, min_p=1.0),
 ]
 
 
@@ -26,6 +29,7 @@ def theirs(logits, params):
     import torch
     from transformers import (
         LogitsProcessorList,
+        MinPLogitsWarper,
         TemperatureLogitsWarper,
         TopKLogitsWarper,
         TopPLogitsWarper,
@@ -37,6 +41,8 @@ def theirs(logits, params):
         warpers.append(TopKLogitsWarper(params.top_k))
     if params.top_p < 1:
         warpers.append(TopPLogitsWarper(params.top_p))
+    if params.min_p:
+        warpers.append(MinPLogitsWarper(params.min_p))
     scores = warpers(None, torch.from_numpy(logits)[None])
     return torch.softmax(scores.double(), -1)[0].numpy()
 

@@ -4,14 +4,13 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from remora_agent.runtime.jobs import Job, SchedulerLimits
 from remora_agent.runtime.scheduler import (
     DecodeStep,
     EndCause,
     Ended,
-    Job,
     PrefillChunk,
     Scheduler,
-    SchedulerLimits,
 )
 from remora_contract.errors import Conflict, Exhausted, InternalFault
 
@@ -97,7 +96,7 @@ def test_a_request_passed_over_for_too_long_holds_up_later_ones():
 def test_the_queue_is_bounded_by_count_and_says_when_to_come_back():
     scheduler = make()
     for i in range(4):
-        scheduler.submit(Job(str(i), 1), 0.0)
+        scheduler.submit(Job(str(i), 1, client=str(i)), 0.0)
     with pytest.raises(Exhausted, match="4 requests") as caught:
         scheduler.submit(Job("late", 1), 0.0)
     assert caught.value.retry_after_s > 0
@@ -121,17 +120,54 @@ def test_an_id_in_use_is_a_conflict_while_it_runs():
     scheduler.submit(Job("a", 1), 0.0)
 
 
-def test_a_wait_longer_than_the_deadline_is_refused_once_times_are_known():
+def measured(rows=1, **changes):
+    """One second a prompt token of a chunk of one, two seconds a step, answers of ten tokens."""
+    scheduler = make(rows=rows, **changes)
+    scheduler.submit(Job("first", 1, max_new=10), 0.0)
+    scheduler.admit("first", 0.0)
+    for _ in range(10):
+        work = scheduler.next_work()
+        scheduler.done(work, 1.0 if isinstance(work, PrefillChunk) else 2.0)
+    scheduler.end("first", 19.0)
+    return scheduler
+
+
+def test_a_first_token_after_the_deadline_is_refused_once_speeds_are_known():
     scheduler = make(rows=1)
-    scheduler.submit(Job("a", 1), 0.0)
-    scheduler.admit("a", 0.0)
     scheduler.submit(Job("unknown", 1, deadline_s=0.1), 0.0)
     assert scheduler.reap(1.0) == (Ended("unknown", EndCause.EXPIRED),)
-    scheduler.end("a", 10.0)
-    scheduler.submit(Job("b", 1, deadline_s=11.0), 10.0)  # a free row: no wait
-    scheduler.admit("b", 10.0)
+    scheduler = measured()
     with pytest.raises(Exhausted, match="deadline"):
-        scheduler.submit(Job("c", 1, deadline_s=15.0), 10.0)
+        scheduler.submit(Job("long", 30, deadline_s=20 + 29), 20.0)
+    scheduler.submit(Job("runs", 4, deadline_s=25.0, max_new=10), 20.0)
+    scheduler.admit("runs", 20.0)
+    with pytest.raises(Exhausted, match="deadline") as caught:
+        scheduler.submit(Job("late", 1, deadline_s=30.0), 20.0)
+    assert 4 + 10 * 2 <= caught.value.retry_after_s <= 4 * 1.5 + 10 * 2
+    scheduler.submit(Job("patient", 1, deadline_s=60.0), 20.0)
+
+
+def test_the_expected_wait_counts_what_goes_before_by_priority():
+    scheduler = measured()
+    for i in range(3):
+        scheduler.submit(Job(f"{i}", 2, max_new=10, client=f"{i}"), 20.0)
+    low = scheduler.expected_wait(Job("low", 2, priority=-1, client="x"), 20.0)
+    high = scheduler.expected_wait(Job("high", 2, priority=1, client="x"), 20.0)
+    assert high.row_s == 0.0 and low.row_s >= 3 * 20
+
+
+def test_cached_prefixes_shorten_the_expected_wait():
+    def expected(reused):
+        scheduler = measured(rows=2)
+        scheduler.submit(Job("cached", 100, max_new=1), 20.0)
+        scheduler.admit("cached", 20.0)
+        if reused:
+            scheduler.reuse("cached", reused)
+        while isinstance(work := scheduler.next_work(), PrefillChunk):
+            scheduler.done(work)
+        return scheduler.expected_wait(Job("next", 10), 20.0).first_token_s
+
+    assert expected(96) < expected(0)
 
 
 def test_cancelled_and_expired_requests_leave_at_the_next_reap():

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remora_agent.runtime.api import FinishReason, StoppingParams
-from remora_agent.runtime.stopping import StopStrings, stop_reason
+from remora_agent.runtime.stopping import StopStrings, ending_tokens, stop_reason
 
 STOPS = st.lists(st.text("abc", min_size=1, max_size=4), max_size=3)
 
@@ -65,4 +65,6 @@ def test_what_comes_out_holds_no_stop_string_and_loses_nothing(stops, pieces):
     ],
 )
 def test_stop_tokens_and_length(token, produced, changes, reason):
-    assert stop_reason(token, produced, StoppingParams(4, **changes), {9}) is reason
+    assert (
+        stop_reason(token, produced, 4, ending_tokens(StoppingParams(4, **changes), {9})) is reason
+    )

@@ -204,3 +204,70 @@ def test_an_unknown_unload_mode_is_refused():
     assert adapter_wire.unload_mode(pb.UNLOAD_MODE_UNSPECIFIED).value == "graceful"
     with pytest.raises(RequestInvalid):
         adapter_wire.unload_mode(99)
+
+
+def test_every_sampling_option_bias_and_logprobs_are_carried_over():
+    request = pb.GenerateRequest(text="hi")
+    sampling = request.sampling
+    sampling.min_p, sampling.repetition_penalty = 0.25, 1.5
+    sampling.presence_penalty, sampling.frequency_penalty = -0.5, 2.0
+    sampling.logit_bias[7] = -100.0
+    request.stopping.min_tokens = 3
+    request.logprobs.top = 2
+    call = wire.generate_call(request)
+    assert call.sampling == SamplingOverrides(
+        min_p=0.25,
+        repetition_penalty=1.5,
+        presence_penalty=-0.5,
+        frequency_penalty=2.0,
+        logit_bias=((7, -100.0),),
+    )
+    assert call.stopping.min_tokens == 3
+    assert call.scoring.top == 2 and call.scoring.prompt_top is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("min_p", 1.5),
+        ("min_p", -0.1),
+        ("repetition_penalty", 0.0),
+        ("repetition_penalty", float("inf")),
+        ("presence_penalty", 2.5),
+        ("frequency_penalty", float("-inf")),
+        *(
+            (name, float("nan"))
+            for name in ("min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+        ),
+    ],
+)
+def test_a_sampling_number_out_of_range_is_named(field, value):
+    request = pb.GenerateRequest(text="hi")
+    setattr(request.sampling, field, value)
+    with pytest.raises(RequestInvalid, match=f"sampling.{field} must be"):
+        wire.generate_call(request)
+
+
+def test_biases_are_bounded_in_number_and_size():
+    request = pb.GenerateRequest(text="hi")
+    request.sampling.logit_bias[3] = 101.0
+    with pytest.raises(RequestInvalid, match="logit_bias of token 3"):
+        wire.generate_call(request)
+    request.sampling.logit_bias[3] = float("nan")
+    with pytest.raises(RequestInvalid, match="logit_bias of token 3"):
+        wire.generate_call(request)
+    for token in range(1025):
+        request.sampling.logit_bias[token] = 1.0
+    with pytest.raises(RequestInvalid, match="at most 1024"):
+        wire.generate_call(request)
+
+
+def test_more_logprobs_than_the_bound_are_refused_and_those_of_the_prompt_by_name():
+    request = pb.GenerateRequest(text="hi")
+    request.logprobs.top = 21
+    with pytest.raises(RequestInvalid, match="logprobs"):
+        wire.generate_call(request)
+    request.logprobs.top = 20
+    request.prompt_logprobs.top = 1
+    with pytest.raises(Unsupported, match="prompt_logprobs"):
+        wire.generate_call(request)

@@ -19,9 +19,9 @@ from remora_agent.engine.ort.builder import BACKEND, MODEL
 from remora_agent.engine.ort.expert_slots import ExpertSlots
 from remora_agent.engine.ort.extras import Extras, uses_extras
 from remora_agent.engine.ort.kv import KvCache
-from remora_agent.engine.ort.session import Lora, Rows, Session, Step
+from remora_agent.engine.ort.session import Asked, Lora, Rows, Session, Step
 from remora_agent.engine.ort.slots import RowSlots
-from remora_agent.engine.protocol import EngineLimits, Mix, RowStep
+from remora_agent.engine.protocol import EngineLimits, KvBlock, Mix, RowStep
 from remora_contract.bundle import GraphSpec
 from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import PromptTooLong, RequestInvalid, Unavailable
@@ -100,23 +100,43 @@ class OrtEngine:
     def prefill(
         self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()
     ) -> NDArray[np.float32]:
-        self._check_open()
-        self._check_place(row, start)
-        if tokens.ndim != 1 or not len(tokens):
-            raise RequestInvalid("prefill needs at least one token in one row")
-        if start + len(tokens) > self._limits.context:
-            raise PromptTooLong(
-                f"{start + len(tokens)} tokens are more than the context of {self._limits.context}"
-            )
-        self._check_tokens(tokens)
+        self._check_chunk(row, tokens, start)
         logits: NDArray[np.float32] = np.empty(0, np.float32)
         for begin in range(0, len(tokens), _PREFILL_CHUNK):
             chunk = tokens[begin : begin + _PREFILL_CHUNK]
-            last = start + begin + len(chunk) - 1
-            logits = self._run(Rows(row, 1), chunk[None], np.array([last]), {row: mix})
-            self._cache.lengths[row] = last + 1
+            logits = self._read(row, chunk, start + begin, mix, Asked.LAST)
         only: NDArray[np.float32] = logits[0].copy()
         return only
+
+    def score(
+        self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()
+    ) -> NDArray[np.float32]:
+        self._check_chunk(row, tokens, start)
+        if len(tokens) > self._limits.scored:
+            raise RequestInvalid(
+                f"{len(tokens)} tokens are more than the {self._limits.scored} of one score"
+            )
+        return self._read(row, tokens, start, mix, Asked.EVERY)
+
+    def embed(
+        self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()
+    ) -> NDArray[np.float32]:
+        self._check_chunk(row, tokens, start)
+        states = np.empty((len(tokens), self._limits.hidden), np.float32)
+        for begin in range(0, len(tokens), _PREFILL_CHUNK):
+            chunk = tokens[begin : begin + _PREFILL_CHUNK]
+            found = self._read(row, chunk, start + begin, mix, Asked.STATES)
+            states[begin : begin + len(chunk)] = found
+        return states
+
+    def _read(
+        self, row: int, chunk: NDArray[np.int64], start: int, mix: Mix, asked: Asked
+    ) -> NDArray[np.float32]:
+        """One call for several tokens of one row."""
+        last = start + len(chunk) - 1
+        found = self._run(Rows(row, 1), chunk[None], np.array([last]), {row: mix}, asked)
+        self._cache.lengths[row] = last + 1
+        return found
 
     def decode(self, steps: Sequence[RowStep]) -> NDArray[np.float32]:
         self._check_open()
@@ -144,6 +164,16 @@ class OrtEngine:
         chosen: NDArray[np.float32] = logits[[step.row - rows.first for step in steps]]
         return chosen
 
+    def read_kv(self, row: int, start: int, stop: int) -> KvBlock:
+        self._check_open()
+        self._check_row(row)
+        return self._cache.read(row, start, stop)
+
+    def write_kv(self, row: int, start: int, block: KvBlock) -> None:
+        self._check_open()
+        self._check_row(row)
+        self._cache.write(row, start, block)
+
     def close(self) -> None:
         self._closed = True
         self._base = self._plain = self._full = self._slots = None
@@ -158,16 +188,18 @@ class OrtEngine:
         tokens: NDArray[np.int64],
         last_positions: NDArray[np.int64],
         mixes: dict[int, Mix],
+        asked: Asked = Asked.LAST,
     ) -> NDArray[np.float32]:
         """One call; `mixes` by row, of the rows whose result counts."""
         distinct = set(mixes.values())
         if self._base is not None and distinct == {()}:
-            return self._base.run(self._cache, rows, tokens, last_positions, None, False)
+            step = (self._cache, rows, tokens, last_positions)
+            return self._base.run(*step, None, False, asked=asked)
         session = self._adapted(any(self._bank.uses_extras(mix) for mix in distinct))
         grouped = len(distinct) > 1
         lora = self._fill_slots(rows, mixes) if grouped else self._packed(next(iter(distinct)))
         more = Step(self._embedding_change(rows, tokens, mixes), self._experts_of(rows, mixes))
-        return session.run(self._cache, rows, tokens, last_positions, lora, grouped, more)
+        return session.run(self._cache, rows, tokens, last_positions, lora, grouped, more, asked)
 
     def _experts_of(self, rows: Rows, mixes: dict[int, Mix]) -> Lora:
         """What rows bind of adapters on experts."""
@@ -230,15 +262,30 @@ class OrtEngine:
         return self._full
 
     def _load(self, name: str) -> Session:
-        return Session(self._files.directory / name, self._threads, self._limits.vocab)
+        limits = self._limits
+        return Session(self._files.directory / name, self._threads, limits.vocab, limits.hidden)
 
     def _check_open(self) -> None:
         if self._closed:
             raise Unavailable("the engine is closed")
 
-    def _check_place(self, row: int, position: int) -> None:
+    def _check_chunk(self, row: int, tokens: NDArray[np.int64], start: int) -> None:
+        self._check_open()
+        self._check_place(row, start)
+        if tokens.ndim != 1 or not len(tokens):
+            raise RequestInvalid("give at least one token in one row")
+        if start + len(tokens) > self._limits.context:
+            raise PromptTooLong(
+                f"{start + len(tokens)} tokens are more than the context of {self._limits.context}"
+            )
+        self._check_tokens(tokens)
+
+    def _check_row(self, row: int) -> None:
         if not 0 <= row < self._limits.rows:
             raise RequestInvalid(f"row {row} is outside 0..{self._limits.rows - 1}")
+
+    def _check_place(self, row: int, position: int) -> None:
+        self._check_row(row)
         held = int(self._cache.lengths[row])
         if not 0 <= position <= held:
             raise RequestInvalid(f"row {row} holds {held} tokens; position {position} leaves a gap")

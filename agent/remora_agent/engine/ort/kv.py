@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from remora_agent.engine.ort.values import Buffer
+from remora_agent.engine.protocol import KvBlock
 from remora_contract import targets
 from remora_contract.decoder import DecoderSpec
+from remora_contract.errors import PromptTooLong, RequestInvalid
 
 
 class KvCache:
@@ -35,6 +37,31 @@ class KvCache:
             known = {n: Buffer(a[first : first + count]) for n, a in self._arrays.items()}
             self._views[(first, count)] = known
         return known
+
+    def read(self, row: int, start: int, stop: int) -> KvBlock:
+        """A copy; see `engine.protocol.Engine.read_kv`. One array [layers * 2, kv_heads, stop -
+        start, head_dim]."""
+        if not 0 <= start < stop <= int(self.lengths[row]):
+            raise RequestInvalid(
+                f"row {row} holds {self.lengths[row]} tokens, not {start} to {stop}"
+            )
+        return KvBlock(
+            stop - start, (np.stack([a[row, :, start:stop] for a in self._arrays.values()]),)
+        )
+
+    def write(self, row: int, start: int, block: KvBlock) -> None:
+        """See `engine.protocol.Engine.write_kv`."""
+        stop = start + block.tokens
+        if not 0 <= start <= int(self.lengths[row]):
+            raise RequestInvalid(
+                f"row {row} holds {self.lengths[row]} tokens; position {start} leaves a gap"
+            )
+        if stop > self.context:
+            raise PromptTooLong(f"{stop} tokens are more than the context of {self.context}")
+        (stacked,) = block.arrays
+        for array, part in zip(self._arrays.values(), stacked, strict=True):
+            array[row, :, start:stop] = part
+        self.lengths[row] = stop
 
     def clear(self) -> None:
         """Gives the memory back, once no binding holds a view either."""

@@ -12,6 +12,11 @@ BATCH_SHAPE = "batch_shape"  # int64 [3]: b, s, -1
 GROUP_SHAPE = "group_shape"  # int64 [3]: g, m, -1
 LAST_POSITION = "last_position"  # int32 [b]: position of each row's last token
 TOTAL_LENGTH = "total_length"  # int32 scalar: the longest row's length after this step
+STATE_INDEX = "state_index"  # int64 [n]: of the b * s tokens, those whose states are normed
+LOGITS_INDEX = "logits_index"  # int64 [k]: of those n, the ones that get logits
+
+# An output beside the portable graph's: float32 [n, hidden], the states after the final norm.
+STATES = "states"
 
 
 _ADAPTED = ".with_adapter"

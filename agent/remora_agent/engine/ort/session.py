@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 
 import numpy as np
@@ -41,10 +42,18 @@ class Step:
     experts: Lora = field(default_factory=dict)
 
 
+class Asked(Enum):
+    """What a step returns."""
+
+    LAST = "last"  # logits [count, vocab] after each row's last token
+    EVERY = "every"  # logits [count * s, vocab] after every token
+    STATES = "states"  # states [count * s, hidden] of every token after the final norm
+
+
 class Session:
     """A model file of the built engine, loaded as it was optimised at build."""
 
-    def __init__(self, path: Path, threads: int | None, vocab: int) -> None:
+    def __init__(self, path: Path, threads: int | None, vocab: int, hidden: int) -> None:
         """Raises EngineFault when the runtime cannot load it."""
         options = ort.SessionOptions()
         options.log_severity_level = _LOG_ERRORS
@@ -57,10 +66,9 @@ class Session:
             )
         except Exception as e:  # the runtime's exceptions share no base class
             raise EngineFault(f"onnxruntime {ort.__version__} cannot load {path}: {e}") from e
-        self._hidden = _width(self._session, names.SLOT_EMBED)
-        self._vocab = vocab
+        self._widths = {Asked.LAST: vocab, Asked.EVERY: vocab, Asked.STATES: hidden}
         self._inputs = frozenset(i.name for i in self._session.get_inputs())
-        self._bound: dict[Rows, _Binding] = {}
+        self._bound: dict[tuple[Rows, Asked], _Binding] = {}
 
     def run(
         self,
@@ -71,19 +79,21 @@ class Session:
         lora: Lora | None,
         grouped: bool,
         more: Step | None = None,
+        asked: Asked = Asked.LAST,
     ) -> NDArray[np.float32]:
         """One step: tokens [count, s] whose last ones go to `last_positions` [count].
 
-        `lora` holds arrays of one group, or, `grouped`, of one group per row. Returns logits
-        [count, vocab] in memory that the next call for the same rows overwrites. EngineFault.
+        `lora` holds arrays of one group, or, `grouped`, of one group per row. Returns what is
+        `asked`; LAST in memory that the next call for the same rows overwrites. EngineFault.
         """
-        binding = self._bound.get(rows)
+        binding = self._bound.get((rows, asked))
         if binding is None:
-            binding = _Binding(self._session, cache, rows, self._vocab, self._inputs)
-            self._bound[rows] = binding
+            output = _Output(asked, rows.count, self._widths[asked])
+            binding = _Binding(self._session, cache, rows, output, self._inputs)
+            self._bound[rows, asked] = binding
         binding.set_step(tokens, last_positions, grouped)
-        if self._hidden:
-            binding.set_embed(None if more is None else more.embed, self._hidden)
+        if names.SLOT_EMBED in self._inputs:
+            binding.set_embed(None if more is None else more.embed, self._widths[Asked.STATES])
         if lora is not None:
             binding.set_lora(lora)
         if more is not None:
@@ -92,13 +102,53 @@ class Session:
             self._session.run_with_iobinding(binding.io)
         except Exception as e:  # as above
             raise EngineFault(f"onnxruntime failed in a step of rows {rows}: {e}") from e
-        return binding.logits.array
+        return binding.output.take()
 
     def unbind(self, gone: list[Lora]) -> None:
         """Lets go of adapter arrays that are no longer resident."""
         stale = {id(lora) for lora in gone}
-        for rows in [r for r, b in self._bound.items() if id(b.lora) in stale]:
-            del self._bound[rows]
+        for key in [k for k, b in self._bound.items() if id(b.lora) in stale]:
+            del self._bound[key]
+
+
+class _Output:
+    """Which tokens of a step give what is asked, and the memory that it goes to. The logits of the
+    last tokens have theirs for good, as every step needs it; many tokens' is given away."""
+
+    def __init__(self, asked: Asked, count: int, width: int) -> None:
+        self._asked = asked
+        self._count = count
+        self._width = width
+        self._states = zeros((count,), np.int64)
+        self._logits = Buffer(np.arange(count, dtype=np.int64))
+        self._result: Buffer | None = None
+        self._tokens = 0  # in a row
+
+    def bind(self, io: ort.IOBinding, tokens: int) -> None:
+        """For a step of `tokens` a row."""
+        last = self._asked is Asked.LAST
+        if tokens != self._tokens:
+            ends = np.arange(1, self._count + 1) * tokens - 1
+            chosen = ends if last else np.arange(self._count * tokens)
+            self._states = Buffer(chosen.astype(np.int64))
+            if self._asked is Asked.EVERY:  # of states, logits nobody reads
+                self._logits = Buffer(chosen.astype(np.int64))
+            io.bind_ortvalue_input(names.STATE_INDEX, self._states.value)
+            io.bind_ortvalue_input(names.LOGITS_INDEX, self._logits.value)
+            self._tokens = tokens
+        if self._result is None:
+            self._result = zeros((len(self._states.array), self._width), np.float32)
+            output = names.STATES if self._asked is Asked.STATES else targets.LOGITS
+            io.bind_ortvalue_output(output, self._result.value)
+
+    def take(self) -> NDArray[np.float32]:
+        """What the step has put there."""
+        if self._result is None:
+            raise EngineFault("no step has run")
+        result: NDArray[np.float32] = self._result.array
+        if self._asked is not Asked.LAST:
+            self._result = None
+        return result
 
 
 class _Binding:
@@ -109,7 +159,7 @@ class _Binding:
         session: ort.InferenceSession,
         cache: KvCache,
         rows: Rows,
-        vocab: int,
+        output: _Output,
         taken: frozenset[str],
     ) -> None:
         count = rows.count
@@ -117,7 +167,7 @@ class _Binding:
         self.io = session.io_binding()
         self.lora: Lora | None = None
         self._experts: Lora | None = None
-        self.logits = zeros((count, vocab), np.float32)
+        self.output = output
         self._tokens = zeros((1, count), np.int64)
         self._batch_shape = Buffer(np.array([count, 1, -1], np.int64))
         self._group_shape = Buffer(np.array([1, count, -1], np.int64))
@@ -137,10 +187,10 @@ class _Binding:
         # Held here because the runtime only borrows the memory.
         self._cache = cache.view(rows.first, count)
         for name, buffer in {**inputs, **self._cache}.items():
-            self.io.bind_ortvalue_input(name, buffer.value)
+            if name in taken:
+                self.io.bind_ortvalue_input(name, buffer.value)
         for name, buffer in self._cache.items():
             self.io.bind_ortvalue_output(present_name(name), buffer.value)
-        self.io.bind_ortvalue_output(targets.LOGITS, self.logits.value)
 
     def set_step(
         self, tokens: NDArray[np.int64], last_positions: NDArray[np.int64], grouped: bool
@@ -159,6 +209,7 @@ class _Binding:
         if targets.POSITION_IDS in self._taken:
             self._set_positions(last_positions, s)
         self._last_index.array[...] = s - 1
+        self.output.bind(self.io, s)
 
     def _set_positions(self, last_positions: NDArray[np.int64], s: int) -> None:
         if self._positions is None or self._positions.array.shape[1] != s:
@@ -187,9 +238,3 @@ class _Binding:
                 if name in self._taken:
                     self.io.bind_ortvalue_input(name, buffer.value)
             self.lora = lora
-
-
-def _width(session: ort.InferenceSession, name: str) -> int:
-    """Of an input's last dimension; 0 when there is no such input."""
-    found = next((i for i in session.get_inputs() if i.name == name), None)
-    return 0 if found is None else int(found.shape[-1])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from remora_agent.serving.callers import TRACE_PARENT
 from remora_agent.serving.openai.body import json_object
 from remora_agent.serving.openai.chat_reply import ChatChunks, ChatResponse, Reply
 from remora_agent.serving.openai.chat_request import ChatRequest, chat_request
@@ -22,6 +24,7 @@ from remora_agent.serving.openai.generating import Generation, Generator
 from remora_agent.serving.tool_calls import ToolEvent
 
 Wanted = ChatRequest | CompletionRequest
+Answering = AbstractAsyncContextManager[Generation]
 
 
 class _Streamed(Protocol):
@@ -61,13 +64,19 @@ class Completions:
     ) -> Response:
         body = await read_body(request)
         wanted = await self._generator.work(lambda: read(json_object(body)))
+        generation = self._generator.generation(
+            wanted.options.choice,
+            wanted.calls,
+            eager=wanted.options.stream,
+            trace_parent=request.headers.get(TRACE_PARENT, ""),
+        )
         if wanted.options.stream:
-            return ServerSentEvents(self._chunks(wanted, reply_id), reply_id)
-        whole = await attended(request.receive, self._whole(wanted, reply_id))
+            return ServerSentEvents(self._chunks(wanted, reply_id, generation), reply_id)
+        whole = await attended(request.receive, self._whole(wanted, reply_id, generation))
         return JSONResponse(whole, headers={"x-request-id": reply_id})
 
-    async def _chunks(self, wanted: Wanted, reply_id: str) -> Chunks:
-        async with self._generation(wanted) as generation:
+    async def _chunks(self, wanted: Wanted, reply_id: str, answering: Answering) -> Chunks:
+        async with answering as generation:
             made = _streamed(wanted, self._reply(wanted, reply_id, generation), generation)
             async for index, event in generation.events:
                 for chunk in made.chunks(index, event):
@@ -75,16 +84,14 @@ class Completions:
             for chunk in made.last():
                 yield chunk
 
-    async def _whole(self, wanted: Wanted, reply_id: str) -> dict[str, Any]:
-        async with self._generation(wanted) as generation:
+    async def _whole(
+        self, wanted: Wanted, reply_id: str, answering: Answering
+    ) -> dict[str, Any]:
+        async with answering as generation:
             made = _whole(wanted, self._reply(wanted, reply_id, generation), generation)
             async for index, event in generation.events:
                 made.add(index, event)
             return made.response()
-
-    def _generation(self, wanted: Wanted) -> Any:
-        options = wanted.options
-        return self._generator.generation(options.choice, wanted.calls, eager=options.stream)
 
     def _reply(self, wanted: Wanted, reply_id: str, generation: Generation) -> Reply:
         return Reply(

@@ -52,9 +52,14 @@ class Generator:
 
     @asynccontextmanager
     async def generation(
-        self, choice: ModelChoice, calls: Sequence[GenerateCall], *, eager: bool
+        self,
+        choice: ModelChoice,
+        calls: Sequence[GenerateCall],
+        *,
+        eager: bool,
+        trace_parent: str = "",
     ) -> AsyncIterator[Generation]:
-        """All of `calls`, or none. Raises as ServedModel.encode and submit do, ModelUnknown."""
+        """All of `calls`, or none, in the trace of `trace_parent` (W3C). Raises as ServedModel.encode and submit do, ModelUnknown."""
         loop = asyncio.get_running_loop()
         async with self.router.entering() as model:
             bundle, directory = model.runtime.bundle, model.runtime.adapters.directory
@@ -65,7 +70,7 @@ class Generator:
             try:
                 for call, prompt, stream in zip(calls, prompts, streams, strict=True):
                     request_id = self._new_id()
-                    chosen = replace(call, selection=selection)
+                    chosen = replace(call, selection=selection, trace_parent=trace_parent)
                     model.submit(request_id, chosen, prompt.token_ids, None, stream.put)
                     ids.append(request_id)
             except RemoraError:

@@ -1,4 +1,4 @@
-"""The two ends of the decoder: embedding lookup, choice of the last position, head.
+"""The two ends of the decoder: embedding lookup, choice of positions, head.
 
 The embedding stays in its own precision and is cast after the lookup, so that of a mapped file only
 the touched rows cost memory. A tied head multiplies by the table as it lies: Gemm with transB.
@@ -6,6 +6,7 @@ the touched rows cost memory. A tied head multiplies by the table as it lies: Ge
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from remora_agent.engine.ort import names
@@ -20,8 +21,10 @@ from remora_agent.engine.ort.rewrite.edit import (
 )
 from remora_agent.engine.ort.rewrite.experts import is_tiling
 from remora_contract import targets
+from remora_contract.decoder import DecoderSpec
 
 _FLOAT16 = ir.DataType.FLOAT16
+_NORMS = ("RMSNormalization", "LayerNormalization")
 
 
 def widen_embedding(editor: Editor) -> None:
@@ -47,8 +50,9 @@ def _cast_after(editor: Editor, gather: ir.Node) -> None:
         user.replace_input_with(index, value)
 
 
-def choose_last(editor: Editor) -> None:
-    """GatherND(hidden, last_index) reads [b, s, hidden], whatever the grouping was."""
+def choose_positions(editor: Editor, decoder: DecoderSpec) -> None:
+    """GatherND(hidden, last_index), one position a row -> those that `state_index` names of all
+    tokens; their normed states are an output, and `logits_index` names those that get logits."""
     for gather in editor.nodes("GatherND"):
         if input_of(gather, 0).name == targets.POSITION_IDS:  # has rows and tokens as they are
             continue
@@ -56,10 +60,30 @@ def choose_last(editor: Editor) -> None:
             refuse(gather, "expected batch_dims 1")
         if input_of(gather, 1).name != targets.LAST_INDEX:
             refuse(gather, f"expected the input {targets.LAST_INDEX}")
-        shape = editor.input(names.BATCH_SHAPE, ir.DataType.INT64, [3])
-        inputs = [input_of(gather, 0), shape]
-        (rows,) = editor.emit("Reshape", inputs, f"{gather.name}.rows")
-        gather.replace_input_with(0, rows)
+        flat = editor.initializer(np.array([-1, decoder.hidden], np.int64), "const.flat_states")
+        (tokens,) = editor.emit("Reshape", [input_of(gather, 0), flat], f"{gather.name}.tokens")
+        index = editor.input(names.STATE_INDEX, ir.DataType.INT64, ["n"])
+        (chosen,) = editor.emit("Gather", [tokens, index], f"{gather.name}.states")
+        _output_states(editor, _final_norm(gather))
+        editor.replace(gather.outputs[0], chosen)
+
+
+def _final_norm(gather: ir.Node) -> ir.Value:
+    users = [use.node for use in gather.outputs[0].uses()]
+    if len(users) != 1 or users[0].op_type not in _NORMS:
+        refuse(gather, "expected exactly the final norm after it")
+    return users[0].outputs[0]
+
+
+def _output_states(editor: Editor, normed: ir.Value) -> None:
+    """[n, hidden] of the norm goes out; the head reads [k, hidden] of it."""
+    users = tuple(normed.uses())
+    index = editor.input(names.LOGITS_INDEX, ir.DataType.INT64, ["k"])
+    (headed,) = editor.emit("Gather", [normed, index], "head.states")
+    for user, at in users:
+        user.replace_input_with(at, headed)
+    normed.name = names.STATES
+    editor.graph.outputs.append(normed)
 
 
 def fuse_tied_head(editor: Editor) -> None:

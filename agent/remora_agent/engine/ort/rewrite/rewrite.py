@@ -32,7 +32,7 @@ from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import EngineFault
 
 # Part of the build key: raise it whenever the rewritten bytes change.
-REWRITE_VERSION = 3
+REWRITE_VERSION = 4
 _OPSET = 21
 _IR_VERSION = 10
 _FLOATS = (None, ir.DataType.FLOAT, ir.DataType.FLOAT16)
@@ -65,10 +65,12 @@ _KNOWN = {
     (MICROSOFT, "RotaryEmbedding"),
     (MICROSOFT, "SkipSimplifiedLayerNormalization"),
 }
+# What the kernels know without, in most models.
+_OFTEN_UNUSED = (targets.POSITION_IDS, targets.LAST_INDEX)
 _INPUTS = re.compile(
     rf"{targets.INPUT_IDS}|{targets.POSITION_IDS}|{targets.LAST_INDEX}|{names.BATCH_SHAPE}|{names.GROUP_SHAPE}"
     rf"|{names.LAST_POSITION}|{names.TOTAL_LENGTH}|past_(key|value)\.\d+|slot_(a|b|scale|bias)\.\d+\.\w+"
-    rf"|{names.SLOT_EMBED}|slot_gate\.\w+"
+    rf"|{names.SLOT_EMBED}|{names.STATE_INDEX}|{names.LOGITS_INDEX}|slot_gate\.\w+"
 )
 
 
@@ -100,7 +102,7 @@ def rewrite(
     ends.fuse_tied_head(editor)
     ends.drop_final_cast(editor)
     ends.widen_embedding(editor)
-    ends.choose_last(editor)
+    ends.choose_positions(editor, decoder)
     matmul.fuse_integers(editor, accuracy_level)
     norms.fuse_norms(editor)
     _drop_dead(model)
@@ -126,7 +128,7 @@ def check(graph: ir.Graph, decoder: DecoderSpec) -> None:
     if fused != decoder.layers:
         raise EngineFault(f"the graph has {fused} attentions for {decoder.layers} layers")
     outputs = {v.name for v in graph.outputs}
-    wanted = {targets.LOGITS}
+    wanted = {targets.LOGITS, names.STATES}
     for layer in range(decoder.layers):
         wanted |= {targets.present_key(layer), targets.present_value(layer)}
     if outputs != wanted:
@@ -141,7 +143,7 @@ def _finish(model: ir.Model) -> None:
     """Float32 inputs of dynamic shape, no stale types, an order that runs."""
     graph = model.graph
     for value in tuple(graph.inputs):
-        if value.name == targets.POSITION_IDS and not value.uses():
+        if value.name in _OFTEN_UNUSED and not value.uses():
             graph.inputs.remove(value)
     for value in graph.inputs:
         if value.dtype == ir.DataType.FLOAT16:

@@ -1,0 +1,75 @@
+"""Which values the fields of a request may have, whatever the model. Pure, and light to import: the
+client uses it too.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from remora_agent.runtime.api import SamplingOverrides, SamplingParams, Scoring
+from remora_contract.errors import RequestInvalid
+
+MAX_LOGIT_BIASES = 1024
+MAX_LOGIT_BIAS = 100.0  # either way
+MAX_TOP_LOGPROBS = 20
+MAX_CHOICES = 64  # answers to one request
+_MAX_SEED = (1 << 64) - 1
+
+
+@dataclass(frozen=True)
+class Range:
+    least: float
+    most: float
+    meaning: str = ""
+    open: bool = False  # without `least` itself
+
+    def check(self, name: str, value: float) -> None:
+        """Raises RequestInvalid; NaN is in no range."""
+        inside = self.least < value if self.open else self.least <= value
+        if not (inside and value <= self.most and value != math.inf):
+            least = "above " if self.open else ""
+            upper = f" and at most {self.most:g}" if math.isfinite(self.most) else ""
+            lower = f"{least}{self.least:g}" if self.open else f"{self.least:g} or more"
+            meaning = f" ({self.meaning})" if self.meaning else ""
+            raise RequestInvalid(f"{name} must be {lower}{upper}{meaning}, not {value}")
+
+
+RANGES = {
+    "temperature": Range(0, math.inf, "0 is greedy"),
+    "top_k": Range(0, math.inf, "0 keeps all"),
+    "top_p": Range(0, 1, "1 keeps all", open=True),
+    "min_p": Range(0, 1, "0 keeps all"),
+    "repetition_penalty": Range(0.01, 100, "1 changes nothing"),
+    "presence_penalty": Range(-2, 2, "0 changes nothing"),
+    "frequency_penalty": Range(-2, 2, "0 changes nothing"),
+}
+
+
+def check_sampling(sampling: SamplingParams | SamplingOverrides, prefix: str = "") -> None:
+    """Raises RequestInvalid naming the field behind `prefix`. None is unset."""
+    for name, allowed in RANGES.items():
+        value = getattr(sampling, name)
+        if value is not None:
+            allowed.check(prefix + name, value)
+    if sampling.seed is not None and not 0 <= sampling.seed <= _MAX_SEED:
+        raise RequestInvalid(f"{prefix}seed must be in 0..2^64-1, not {sampling.seed}")
+    _check_biases(sampling.logit_bias, f"{prefix}logit_bias")
+
+
+def _check_biases(biases: tuple[tuple[int, float], ...], where: str) -> None:
+    """Whether the model has the tokens is not known here."""
+    if len(biases) > MAX_LOGIT_BIASES:
+        raise RequestInvalid(f"{where}: at most {MAX_LOGIT_BIASES} tokens, not {len(biases)}")
+    if len({token for token, _ in biases}) < len(biases):
+        raise RequestInvalid(f"{where} names a token twice")
+    allowed = Range(-MAX_LOGIT_BIAS, MAX_LOGIT_BIAS)
+    for token, value in biases:
+        allowed.check(f"{where} of token {token}", value)
+
+
+def check_scoring(scoring: Scoring) -> None:
+    """Raises RequestInvalid."""
+    for name, top in (("logprobs", scoring.top), ("prompt_logprobs", scoring.prompt_top)):
+        if top is not None:
+            Range(0, MAX_TOP_LOGPROBS, "that many of the likeliest too").check(name, top)

@@ -1,0 +1,188 @@
+"""Answers that match a grammar: which tokens may come next, by llguidance.
+
+A grammar is compiled once, on a thread of its own and within limits, and then started for each
+answer, which advances it token by token. A grammar that outgrows its limits on the way ends its
+answer with an error. Knows nothing of requests and engines.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from remora_agent.runtime.api import Constraint
+from remora_agent.runtime.grammar import grammar_text
+from remora_contract.errors import Exhausted, RequestInvalid, Unsupported
+
+MAX_PENDING = 16  # grammars that wait to be compiled
+MAX_KEPT = 16  # compiled grammars kept for the next request
+COMPILE_TIMEOUT_S = 10.0
+# What one grammar may cost: seconds while it is compiled, milliseconds a token, memory.
+_LIMITS = {
+    "max_grammar_size": 20_000,  # symbols
+    "initial_lexer_fuel": 1_000_000,  # about 20 ms
+    "step_lexer_fuel": 100_000,  # about 7 ms
+    "step_max_items": 20_000,  # about 1 ms
+    "max_items_in_row": 2_000,
+    "max_lexer_states": 16_000,  # of 1 to 2 kB
+    "verbose_errors": False,
+}
+_MESSAGE_CHARS = 300
+
+# Bytes by token id, and the ids of special tokens.
+Vocabulary = Callable[[], tuple[list[bytes], list[int]]]
+
+
+class Matcher:
+    """Where one answer stands in its grammar. Not thread-safe."""
+
+    def __init__(self, matcher: Any) -> None:
+        self._matcher = matcher
+
+    @property
+    def finished(self) -> bool:
+        """Nothing but the end may follow."""
+        return bool(self._matcher.is_stopped())
+
+    def allowed(self, vocab: int) -> NDArray[np.bool_]:
+        """[vocab]: which tokens may come next; end-of-sequence only where the grammar is
+        complete. Raises RequestInvalid when the grammar has become too complex."""
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        self._check()
+        allowed = np.unpackbits(bits, count=min(vocab, 8 * len(bits)), bitorder="little")
+        if len(allowed) < vocab:
+            allowed = np.concatenate([allowed, np.zeros(vocab - len(allowed), np.uint8)])
+        return allowed.view(np.bool_)
+
+    def advance(self, token: int) -> None:
+        """`token` was drawn, one of those allowed. Raises RequestInvalid."""
+        self._matcher.consume_token(token)
+        self._check()
+
+    def accepts(self, tokens: Sequence[int]) -> int:
+        """How many of `tokens` may come next, one after another; nothing changes."""
+        return int(self._matcher.validate_tokens(list(tokens)))
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise RequestInvalid(
+                "constraint: the answer cannot go on within the grammar's limits: "
+                f"{_said(self._matcher)}"
+            )
+
+
+class Grammar:
+    """A compiled constraint. Thread-safe."""
+
+    def __init__(self, matcher: Any) -> None:
+        self._first = matcher
+        self._lock = Lock()
+
+    def start(self) -> Matcher:
+        """For one answer; costs microseconds."""
+        with self._lock:
+            return Matcher(self._first.deep_copy())
+
+
+class GrammarCompiler:
+    """Of one model: `vocabulary` is read, and llguidance imported, when the first constraint comes.
+
+    `eos` are the model's end-of-sequence tokens, `vocab` the length of its logits.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, vocab: int, eos: Sequence[int]) -> None:
+        self._vocabulary, self._vocab = vocabulary, vocab
+        self._eos = [t for t in eos if 0 <= t < vocab]
+        self._tokenizer: Any = None
+        self._kept: OrderedDict[Constraint, Grammar] = OrderedDict()
+        self._lock = Lock()
+        self._pending = 0
+        self._worker = ThreadPoolExecutor(1, "grammar")
+
+    def compile(self, constraint: Constraint) -> Future[Grammar]:
+        """Never waits. The future raises RequestInvalid with what is wrong with the grammar,
+        Unsupported for a tokenizer that grammars cannot run over. Raises RequestInvalid (bounds),
+        Exhausted (too many wait)."""
+        text = grammar_text(constraint)
+        with self._lock:
+            if constraint in self._kept:
+                self._kept.move_to_end(constraint)
+                done: Future[Grammar] = Future()
+                done.set_result(self._kept[constraint])
+                return done
+            if self._pending >= MAX_PENDING:
+                raise Exhausted(f"{self._pending} grammars wait to be compiled", retry_after_s=1.0)
+            self._pending += 1
+        future = self._worker.submit(self._compile, constraint, text)
+        future.add_done_callback(self._done)
+        return future
+
+    def close(self) -> None:
+        self._worker.shutdown(wait=False, cancel_futures=True)
+
+    def _done(self, _: Future[Grammar]) -> None:
+        with self._lock:
+            self._pending -= 1
+
+    def _compile(self, constraint: Constraint, text: str) -> Grammar:
+        from llguidance import LLMatcher, LLParserLimits
+
+        matcher = LLMatcher(
+            self._over_tokens(), text, log_level=0, limits=LLParserLimits(**_LIMITS)
+        )
+        if not matcher.is_error():
+            matcher.compute_bitmask()  # some faults show with the first token only
+        if matcher.is_error():
+            raise RequestInvalid(f"constraint ({constraint.kind.value}): {_said(matcher)}")
+        grammar = Grammar(matcher)
+        with self._lock:
+            self._kept[constraint] = grammar
+            while len(self._kept) > MAX_KEPT:
+                self._kept.popitem(last=False)
+        return grammar
+
+    def _over_tokens(self) -> Any:
+        """llguidance's view of the vocabulary: a trie of the tokens' bytes."""
+        if self._tokenizer is None:
+            if not self._eos:
+                raise Unsupported(
+                    "constraint: the bundle names no end-of-sequence token, so that an answer "
+                    "could not end; export it again with one"
+                )
+            self._tokenizer = _tokenizer(*self._vocabulary(), self._vocab, self._eos)
+        return self._tokenizer
+
+
+def _tokenizer(tokens: list[bytes], special: list[int], vocab: int, eos: list[int]) -> Any:
+    try:
+        from llguidance import LLTokenizer, TokenizerWrapper
+    except ImportError as e:
+        raise Unsupported("constraint needs the package llguidance: pip install llguidance") from e
+    return LLTokenizer(TokenizerWrapper(_Words(tokens, special, eos[0])), vocab, eos)
+
+
+class _Words:
+    """What llguidance asks of a tokenizer. It tokenises only to prefer some ways to write a text,
+    which nothing here uses."""
+
+    bos_token_id = None
+
+    def __init__(self, tokens: list[bytes], special: list[int], eos: int) -> None:
+        self.tokens, self.special_token_ids, self.eos_token_id = tokens, special, eos
+        self._of = {text: token for token, text in enumerate(tokens) if len(text) == 1}
+
+    def __call__(self, text: bytes) -> list[int]:
+        single = (self._of.get(text[i : i + 1]) for i in range(len(text)))
+        return [token for token in single if token is not None]
+
+
+def _said(matcher: Any) -> str:
+    """llguidance's words, without the state it prints behind them."""
+    text = str(matcher.get_error()).split("<state>")[0].strip()
+    return text[:_MESSAGE_CHARS] or "no text satisfies it"

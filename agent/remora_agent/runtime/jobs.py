@@ -1,0 +1,34 @@
+"""What the scheduler knows of a request, and the bounds it works within. Frozen data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MAX_PRIORITY = 100  # in both directions
+
+
+@dataclass(frozen=True)
+class Job:
+    request_id: str
+    prompt_tokens: int  # >= 1; the row holds prompt and answer, checked before
+    deadline_s: float | None = None
+    borders: tuple[int, ...] = ()  # prompt positions that begin a chunk: the mix changes there
+    max_new: int = 1  # most tokens of the answer
+    priority: int = 0  # higher first
+    client: str = ""  # whom its tokens are counted against
+
+    @property
+    def cost(self) -> int:
+        """Most tokens that serving it takes."""
+        return self.prompt_tokens + self.max_new
+
+
+@dataclass(frozen=True)
+class SchedulerLimits:
+    rows: int
+    max_waiting: int
+    max_waiting_tokens: int  # sum of the waiting prompts
+    prefill_chunk: int  # most prompt tokens between two decode steps
+    patience_s: float  # passed over for longer, a request holds up later ones
+    aging_s: float = 5.0  # so long without a turn is worth one level of priority
+    inter_token_s: float = float("inf")  # chunks are cut so that running answers move as often

@@ -1,0 +1,94 @@
+"""How fast the engine is, from what its steps took, and how long a chunk may be so that running
+answers keep their pace. Pure: seconds come in as arguments.
+
+A chunk's time is remembered by its size, in steps of a factor of two, because a small chunk costs
+more a token than a large one. What was never measured is taken from the next smaller size as if
+time grew with the tokens, which overestimates; so a size that once took too long is tried again as
+soon as a smaller one shows that it would not any more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+LEAST_CHUNK = 16
+_MEMORY = 0.6  # weight of the past in a running mean
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Seconds, as of late."""
+
+    token_s: float  # of reading one prompt token
+    step_s: float  # of one decode step
+    answer_tokens: float  # of an answer
+    reused: float  # part of the prompts that was not read because it was cached, 0..1
+
+
+class Pace:
+    def __init__(self, largest: int) -> None:
+        """`largest`: most tokens of a chunk."""
+        self._largest = largest
+        self._chunk_s: dict[int, float] = {}  # by size
+        self._token_s: float | None = None
+        self._step_s: float | None = None
+        self._answer_tokens: float | None = None
+        self._reused = 0.0
+
+    def chunk_took(self, tokens: int, seconds: float) -> None:
+        size = _size(tokens)
+        self._chunk_s[size] = _mean(self._chunk_s.get(size), seconds)
+        self._token_s = _mean(self._token_s, seconds / tokens)
+
+    def step_took(self, seconds: float) -> None:
+        self._step_s = _mean(self._step_s, seconds)
+
+    def answered(self, tokens: int) -> None:
+        """A request ended by itself after so many tokens."""
+        self._answer_tokens = _mean(self._answer_tokens, tokens)
+
+    def reused(self, tokens: int, of: int) -> None:
+        """A prompt of `of` tokens began with `tokens` cached ones."""
+        self._reused = _mean(self._reused, tokens / of)
+
+    @property
+    def rates(self) -> Rates | None:
+        """None until a prompt was read and an answer has ended."""
+        if self._token_s is None or self._answer_tokens is None:
+            return None
+        step_s = self._token_s if self._step_s is None else self._step_s
+        return Rates(self._token_s, step_s, self._answer_tokens, self._reused)
+
+    def chunk(self, bound_s: float) -> int:
+        """Most tokens of a chunk after which, and after a decode step, `bound_s` have not passed;
+        at least LEAST_CHUNK, whatever it takes."""
+        left = bound_s - (self._step_s or 0.0)
+        if left == float("inf"):
+            return self._largest
+        chosen = size = LEAST_CHUNK
+        while size < self._largest:
+            size *= 2
+            if self._expected_s(size) <= left:
+                chosen = size
+        return min(chosen, self._largest)
+
+    def _expected_s(self, size: int) -> float:
+        """Infinite while nothing was measured."""
+        expected = float("inf")
+        known = LEAST_CHUNK
+        while known <= size:
+            expected = min(2 * expected, self._chunk_s.get(known, float("inf")))
+            known *= 2
+        return expected
+
+
+def _size(tokens: int) -> int:
+    """The smallest LEAST_CHUNK * 2^i that holds so many."""
+    size = LEAST_CHUNK
+    while size < tokens:
+        size *= 2
+    return size
+
+
+def _mean(before: float | None, now: float) -> float:
+    return now if before is None else _MEMORY * before + (1 - _MEMORY) * now
