@@ -14,7 +14,7 @@ from remora_agent.client.results import (
     UseCaseCounts,
 )
 from remora_agent.client.sync import Client, Stream
-from remora_agent.runtime.api import Delta, FinishReason
+from remora_agent.runtime.api import Delta, FinishReason, ToolCall
 from remora_agent.serving.tls import ClientTls
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "Retry",
     "Stream",
     "Tokens",
+    "ToolCall",
     "UseCase",
     "UseCaseCounts",
 ]

@@ -10,6 +10,7 @@ from remora_agent.runtime.api import (
     FinishReason,
     Provenance,
     Timings,
+    ToolCall,
     Usage,
 )
 from remora_contract.errors import InternalFault
@@ -35,6 +36,7 @@ class Result:
     usage: Usage
     timings: Timings
     provenance: Provenance
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,9 @@ def ended(request_id: str, text: str, ids: Iterable[int], finished: pb.Finished)
             finished.timings.time_to_first_token_s,
         ),
         provenance=provenance(finished.provenance),
+        tool_calls=tuple(
+            ToolCall(call.id, call.name, call.arguments_json) for call in finished.tool_calls
+        ),
     )
 
 

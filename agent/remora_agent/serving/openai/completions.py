@@ -84,9 +84,7 @@ class Completions:
             for chunk in made.last():
                 yield chunk
 
-    async def _whole(
-        self, wanted: Wanted, reply_id: str, answering: Answering
-    ) -> dict[str, Any]:
+    async def _whole(self, wanted: Wanted, reply_id: str, answering: Answering) -> dict[str, Any]:
         async with answering as generation:
             made = _whole(wanted, self._reply(wanted, reply_id, generation), generation)
             async for index, event in generation.events:

@@ -59,7 +59,10 @@ class Generator:
         eager: bool,
         trace_parent: str = "",
     ) -> AsyncIterator[Generation]:
-        """All of `calls`, or none, in the trace of `trace_parent` (W3C). Raises as ServedModel.encode and submit do, ModelUnknown."""
+        """All of `calls`, or none, in the trace of `trace_parent` (W3C).
+
+        Raises as ServedModel.encode and submit do, ModelUnknown.
+        """
         loop = asyncio.get_running_loop()
         async with self.router.entering() as model:
             bundle, directory = model.runtime.bundle, model.runtime.adapters.directory

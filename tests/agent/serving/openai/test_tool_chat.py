@@ -9,6 +9,7 @@ import pytest
 
 from remora_agent.client import Client
 from remora_agent.serving.openai.settings import OpenAiOptions
+from remora_contract.errors import RequestInvalid
 from tests.agent.serving.openai.conftest import LOOPBACK
 from tests.support.scripted_engine import ScriptedEngines
 from tests.support.serving import World, running_stack, write_bundle
@@ -172,3 +173,41 @@ def test_markers_that_are_special_tokens_are_seen(tmp_path):
     assert message.message.tool_calls[0].function.arguments == '{"city": "x"}'
     assert len(message.message.tool_calls[0].id) == 9  # all that Mistral's templates take
     assert "TOOL_CALLS" not in plain.message.content
+
+
+def test_our_own_client_hears_the_same_calls(scripted):
+    scripted.says(TWO)
+    with Client(scripted.grpc) as client:
+        options = {"messages": ASK["messages"], "tools": TOOLS, "max_tokens": 300}
+        whole = client.generate(**options)
+        stream = client.stream(**options)
+        text = "".join(delta.text for delta in stream)
+    for result in (whole, stream.result):
+        assert result.text == text == "One moment."
+        assert [(c.name, c.arguments_json) for c in result.tool_calls] == [
+            ("weather", '{"city": "Köln"}'),
+            ("forecast", "{}"),
+        ]
+    assert len(whole.token_ids) == len(TWO.encode()) + 1  # every token, the last one included
+
+
+def test_our_own_client_hands_calls_and_answers_back(scripted):
+    function = {"name": "weather", "arguments": '{"city": "x"}'}
+    called = {"id": "c", "type": "function", "function": function}
+    messages = [
+        *ASK["messages"],
+        {
+            "role": "assistant",
+            "tool_calls": [{"id": "c", "type": "function", "function": function}],
+        },
+        {"role": "tool", "tool_call_id": "c", "content": "sunny"},
+    ]
+    with Client(scripted.grpc) as client:
+        rendered = client.tokenize(messages).rendered
+        with pytest.raises(RequestInvalid, match="robots"):
+            client.generate(messages=[{"role": "user", "content": "x", "robots": 1}])
+        with pytest.raises(RequestInvalid, match="tools goes with chat"):
+            client.generate("x", tools=TOOLS)
+        with pytest.raises(RequestInvalid, match="tools_json"):
+            client.generate(messages=ASK["messages"], tools=["x"])
+    assert rendered.endswith('"arguments": {"city": "x"}}</tool_call>\nt:sunny(c)\na:')
