@@ -196,10 +196,7 @@ def test_our_own_client_hands_calls_and_answers_back(scripted):
     called = {"id": "c", "type": "function", "function": function}
     messages = [
         *ASK["messages"],
-        {
-            "role": "assistant",
-            "tool_calls": [{"id": "c", "type": "function", "function": function}],
-        },
+        {"role": "assistant", "tool_calls": [called]},
         {"role": "tool", "tool_call_id": "c", "content": "sunny"},
     ]
     with Client(scripted.grpc) as client:
