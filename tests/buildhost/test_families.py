@@ -314,6 +314,10 @@ FAMILY_REFUSALS = {
         {"model_type": "gemma3_text", "attn_logit_softcapping": 50.0},
         "attn_logit_softcapping",
     ),
+    "a yarn that transformers reads by halves": (
+        {"model_type": "gemma3_text", "rope_scaling": YARN_SCALING | {"truncate": False}},
+        "truncate",
+    ),
     "a phi3 with another rope": (
         {"model_type": "phi3", "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
         "longrope",

@@ -154,6 +154,14 @@ def test_a_qwen_vl_that_says_nothing_of_key_heads_has_eight(tmp_path, model):
     assert read_config(checkpoint).kv_heads == 8
 
 
+def test_a_cap_on_logits_that_the_whole_model_leaves_out_is_refused(tmp_path):
+    checkpoint = make(tmp_path, "gemma3")
+    text = json.loads((checkpoint / "config.json").read_text())["text_config"]
+    edit_config(checkpoint, text_config=text | {"final_logit_softcapping": 30.0})
+    with pytest.raises(Unsupported, match="final_logit_softcapping"):
+        read_config(checkpoint)
+
+
 def test_a_text_part_of_another_family_is_refused_by_name(tmp_path):
     checkpoint = make(tmp_path, "llava")
     config = json.loads((checkpoint / "config.json").read_text())

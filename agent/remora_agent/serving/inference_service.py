@@ -83,7 +83,7 @@ def _sendable(response: R) -> R:
     """Raises RequestInvalid where the answer is longer than a message may be."""
     if response.ByteSize() > MAX_MESSAGE_BYTES:
         raise RequestInvalid(
-            f"the answer has {response.ByteSize()} bytes and a message {MAX_MESSAGE_BYTES} at most; "
+            f"the answer has {response.ByteSize()} bytes, a message {MAX_MESSAGE_BYTES} at most; "
             "send the input in parts"
         )
     return response

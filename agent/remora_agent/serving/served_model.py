@@ -101,6 +101,7 @@ class ServedModel:
                 stopping=runtime.stopping(call.stopping),
                 deadline_s=None if timeout_s is None else runtime.now() + timeout_s,
                 scoring=call.scoring,
+                share=call.share,
                 visible_tokens=runtime.text.special_ids(plan.form.markers) if plan else (),
             )
             if isinstance(call.selection, UseCaseRef):

@@ -9,6 +9,7 @@ what gRPC tells services as the peer. Owns both paths while it is open.
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import logging
 import os
@@ -29,6 +30,7 @@ MAX_CONNECTIONS = 1024
 _MODE = 0o660
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _PIECE = 64 << 10
+_BUSY_S = 0.01
 
 
 def user_ids(users: Iterable[str]) -> frozenset[int]:
@@ -63,7 +65,9 @@ class UnixGate:
             listener = socket.socket(socket.AF_UNIX)
             listener.bind(str(self._path))
             self._path.chmod(_MODE)  # before it listens, so nobody gets in ahead of it
-            self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=_PIECE)
+            self._server = await asyncio.start_unix_server(
+                self._serve, sock=listener, limit=_PIECE, backlog=MAX_CONNECTIONS
+            )
         except OSError as e:
             raise Refused(f"cannot listen on unix:{self._path}: {e.strerror or e}") from e
 
@@ -92,8 +96,13 @@ class UnixGate:
     async def _join(
         self, user: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        """Until either side ends: gRPC has no use for a half-open connection."""
+        """Until either side ends: gRPC has no use for a half-open connection. A connection that
+        says nothing costs gRPC nothing."""
+        first = await reader.read(_PIECE)
+        if not first:
+            return
         inner_reader, inner_writer = await self._connect(user)
+        inner_writer.write(first)
         pumps = [
             asyncio.ensure_future(_pump(reader, inner_writer)),
             asyncio.ensure_future(_pump(inner_reader, writer)),
@@ -112,10 +121,18 @@ class UnixGate:
             connection.setblocking(False)
             connection.bind(str(name))
             try:
-                await asyncio.get_running_loop().sock_connect(connection, self.inner.path)
+                await _connected(connection, self.inner.path)
             finally:
                 name.unlink()  # the connection keeps its name
             return await asyncio.open_unix_connection(sock=connection.dup(), limit=_PIECE)
+
+
+async def _connected(connection: socket.socket, path: str) -> None:
+    """A unix socket whose listener is busy says try again, and is not connected later by itself."""
+    while (status := connection.connect_ex(path)) == errno.EAGAIN:
+        await asyncio.sleep(_BUSY_S)
+    if status:
+        raise OSError(status, os.strerror(status), path)
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -51,6 +51,8 @@ def _rope_tables(fields: ConfigFields) -> tuple[ConfigFields, ConfigFields]:
     scaling = fields.nested("rope_scaling").left()
     for key, value in scaling.items():
         main.default(key, value)
+    for table in (main, local):
+        table.only("truncate", True, why="transformers overlooks it in a kind of layer's table")
     main.default("rope_theta", fields.take("rope_theta", 1e6))
     local.default("rope_theta", fields.take("rope_local_base_freq", 1e4))
     return main, local

@@ -27,6 +27,7 @@ class Wrapper:
     # Of fields it leaves out, in a text part of the usual family.
     text_defaults: Mapping[str, Any] = field(default_factory=dict)
     theta: float | None = None  # of the rope, where it is not the family's own default
+    overlooked: tuple[str, ...] = ()  # fields that the text model computes, but not inside this one
 
     def text_fields(self, fields: ConfigFields) -> tuple[str, ConfigFields]:
         """(family, fields of the text part), taken out of the wrapper's own.
@@ -50,6 +51,8 @@ class Wrapper:
         if self.text[found] == self.text[self.text_type]:
             for key, value in self.text_defaults.items():
                 text.default(key, value)
+        for key in self.overlooked:
+            text.only(key, None, why=f"transformers overlooks it inside a {self.model_type}")
         _equal_positions(text, self.theta)
         return self.text[found], text
 
@@ -109,6 +112,7 @@ WRAPPERS: dict[str, Wrapper] = {
             (*_OUTSIDE, *(f"model.{name}" for name in _OUTSIDE)),
             "gemma3_text",
             GEMMA3_DEFAULTS,
+            overlooked=("final_logit_softcapping",),
         ),
         Wrapper(
             "mistral3",
