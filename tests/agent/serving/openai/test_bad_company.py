@@ -36,6 +36,10 @@ def idle(http) -> bool:
     return metrics["rows_busy"] == metrics["queue_depth"] == 0
 
 
+def steps(http) -> int:
+    return len(http.engine.calls.decodes) + len(http.engine.calls.scores)
+
+
 def slowly(http) -> None:
     """So that an answer is under way when its caller leaves."""
     pause = threading.Event()
@@ -65,8 +69,9 @@ def test_a_caller_that_leaves_takes_its_request_along(own_http, stream, n):
     slowly(http)
     with connected(http, {**BODY, "stream": stream, "n": n}):
         wait_until(lambda: http.stack.host.metrics()["rows_busy"] == n, "it runs")
+        wait_until(lambda: steps(http) > 2, "tokens come")
     wait_until(lambda: idle(http), "its rows are free")
-    assert http.engine.calls.decodes  # it had begun
+    assert steps(http) < BODY["max_tokens"]  # long before its end
     assert http.stack.host.metrics()["requests"] >= n
 
 
