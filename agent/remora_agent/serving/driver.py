@@ -16,7 +16,7 @@ from remora_agent.serving.call import GenerateCall
 from remora_agent.serving.event_stream import EventStream, StreamEvent
 from remora_agent.serving.router import Router
 from remora_agent.serving.served_model import ServedModel
-from remora_agent.serving.tool_calls import reading
+from remora_agent.serving.tool_calls import CallReading
 from remora_agent.text.tool_reader import CallArguments, CallBegins
 from remora_contract.errors import Conflict
 
@@ -66,14 +66,15 @@ class RequestDriver:
             if request_id in self._running:
                 raise Conflict(f"a request with the id {request_id!r} is running; choose another")
             left = None if timeout_s is None else timeout_s - (loop.time() - started)
-            plan = model.tool_plan(call)
+            reading = CallReading(model.tool_plan(call), self._new_id)
             model.submit(request_id, call, encoded.token_ids, left, stream.put)
             self._running[request_id] = model
         try:
-            async with aclosing(reading(stream.events(), plan, self._new_id)) as events:
+            async with aclosing(stream.events()) as events:
                 async for event in events:
-                    if not isinstance(event, CallBegins | CallArguments):
-                        yield event
+                    for shown in reading.events(event):
+                        if not isinstance(shown, CallBegins | CallArguments):
+                            yield shown
         finally:
             del self._running[request_id]
             # Without effect on a request that has ended.

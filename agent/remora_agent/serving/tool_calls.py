@@ -1,14 +1,13 @@
 """Tools in a chat: what a call asks for becomes a plan, and the answer's events show its calls.
 
-Pure but for the events that pass through. Knows no wire format; `text.tools` knows how families
+Pure. Knows no wire format; `text.tools` knows how families
 of models write calls.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import aclosing
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -106,60 +105,57 @@ def constrained(call: GenerateCall, plan: ToolPlan | None) -> GenerateCall:
     return replace(call, constraint=plan.constraint)
 
 
-async def reading(
-    events: AsyncGenerator[StreamEvent, None],
-    plan: ToolPlan | None,
-    new_id: Callable[[], str],
-    *,
-    eager: bool = False,
-) -> AsyncGenerator[ToolEvent, None]:
-    """The events with the calls taken out of the text; Finished has them all. `eager` also
-    yields each call as it is written."""
-    async with aclosing(events):
-        if plan is None:
-            async for event in events:
-                yield event
-            return
-        reader = ToolReader(
-            plan.form,
-            plan.names,
-            lambda: _call_id(plan.form, new_id),
-            eager=eager,
-            forced=plan.forced,
-            max_calls=plan.max_calls,
-        )
-        calls: list[ToolCall] = []
-        async for event in events:
-            if isinstance(event, Delta):
-                for out in _shown(reader.push(event.text), event, calls, eager):
-                    yield out
-            elif isinstance(event, Finished):
-                for out in _shown(reader.finish(), Delta("", ()), calls, eager):
-                    yield out
-                yield replace(event, tool_calls=tuple(calls))
-            else:
-                yield event
+class CallReading:
+    """Of one answer: its events with the calls taken out of the text; Finished has them all.
+    `eager` also yields each call as it is written. Without a plan events pass as they are."""
 
+    def __init__(
+        self, plan: ToolPlan | None, new_id: Callable[[], str], *, eager: bool = False
+    ) -> None:
+        self._eager = eager
+        self._calls: list[ToolCall] = []
+        self._reader = None if plan is None else _reader(plan, new_id, eager)
 
-def _shown(
-    pieces: list[Piece], delta: Delta, calls: list[ToolCall], eager: bool
-) -> list[ToolEvent]:
-    """`calls` grows by what the pieces say. The delta's tokens go with the first text."""
-    out: list[ToolEvent] = []
-    rest = replace(delta, text="")
-    for piece in pieces:
-        if isinstance(piece, Content):
-            out.append(replace(rest, text=piece.text))
-            rest = Delta("", ())
-            continue
+    def events(self, event: StreamEvent) -> list[ToolEvent]:
+        if self._reader is None or not isinstance(event, Delta | Finished):
+            return [event]
+        if isinstance(event, Delta):
+            return self._shown(self._reader.push(event.text), event)
+        rest = self._shown(self._reader.finish(), Delta("", ()))
+        return [*rest, replace(event, tool_calls=tuple(self._calls))]
+
+    def _shown(self, pieces: list[Piece], delta: Delta) -> list[ToolEvent]:
+        """The delta's tokens go with the first text."""
+        out: list[ToolEvent] = []
+        rest = replace(delta, text="")
+        for piece in pieces:
+            if isinstance(piece, Content):
+                out.append(replace(rest, text=piece.text))
+                rest = Delta("", ())
+                continue
+            self._keep(piece)
+            if self._eager:
+                out.append(piece)
+        return [rest, *out] if rest.token_ids else out
+
+    def _keep(self, piece: CallBegins | CallArguments) -> None:
         if isinstance(piece, CallBegins):
-            calls.append(ToolCall(piece.id, piece.name, ""))
+            self._calls.append(ToolCall(piece.id, piece.name, ""))
         else:
-            last = calls[piece.index]
-            calls[piece.index] = replace(last, arguments_json=last.arguments_json + piece.text)
-        if eager:
-            out.append(piece)
-    return [rest, *out] if rest.token_ids else out
+            last = self._calls[piece.index]
+            whole = last.arguments_json + piece.text
+            self._calls[piece.index] = replace(last, arguments_json=whole)
+
+
+def _reader(plan: ToolPlan, new_id: Callable[[], str], eager: bool) -> ToolReader:
+    return ToolReader(
+        plan.form,
+        plan.names,
+        lambda: _call_id(plan.form, new_id),
+        eager=eager,
+        forced=plan.forced,
+        max_calls=plan.max_calls,
+    )
 
 
 def _call_id(form: ToolFormat, new_id: Callable[[], str]) -> str:

@@ -17,7 +17,7 @@ from remora_agent.serving.event_stream import EventStream
 from remora_agent.serving.openai.naming import ModelChoice, select
 from remora_agent.serving.router import Router
 from remora_agent.serving.served_model import ServedModel
-from remora_agent.serving.tool_calls import ToolEvent, reading
+from remora_agent.serving.tool_calls import CallReading, ToolEvent
 from remora_agent.text.pipeline import Encoded
 from remora_contract.errors import RemoraError
 
@@ -80,7 +80,7 @@ class Generator:
                 _cancel(model, ids)
                 raise
         plan = model.tool_plan(calls[0])
-        each = [reading(s.events(), plan, self._new_id, eager=eager) for s in streams]
+        each = [_read(s, CallReading(plan, self._new_id, eager=eager)) for s in streams]
         try:
             async with aclosing(_merged(each)) as events:
                 yield Generation(model, prompts, events)
@@ -101,6 +101,13 @@ class Generator:
 def _cancel(model: ServedModel, ids: Sequence[str]) -> None:
     for request_id in ids:
         model.runtime.cancel(request_id)
+
+
+async def _read(stream: EventStream, reading: CallReading) -> AsyncGenerator[ToolEvent, None]:
+    async with aclosing(stream.events()) as events:
+        async for event in events:
+            for shown in reading.events(event):
+                yield shown
 
 
 async def _merged(streams: Sequence[AsyncGenerator[ToolEvent, None]]) -> Answers:
