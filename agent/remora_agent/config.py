@@ -93,11 +93,11 @@ class ServingConfig:
         _at_least(self.context, 1, "serving.context")
         _at_least(self.threads, 1, "serving.threads")
         _at_least(self.drain_s, 0, "serving.drain_s")
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key belong together: give both or neither")
         if self.tool_format is not None and self.tool_format not in FORMATS:
             known = ", ".join(sorted(FORMATS))
             raise ValueError(f"tool_format {self.tool_format!r} is not one of {known}")
-        if (self.tls_certificate is None) != (self.tls_key is None):
-            raise ValueError("tls_certificate and tls_key belong together: give both or neither")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,7 +43,6 @@ def local_host(
     """The real thing: engines, models and the gRPC surface of this process."""
     from remora_agent.engine.opening import EngineOptions
     from remora_agent.hosting.engines import EngineSettings
-    from remora_agent.local_host import HostSettings
     from remora_agent.serving.address import parse_address, parse_socket
     from remora_agent.serving.stack import ServingStack, StackOptions
     from remora_agent.serving.unix_gate import user_ids
@@ -54,19 +54,21 @@ def local_host(
     options = EngineOptions(rows=serving.rows, context=serving.context, threads=serving.threads)
     settings = EngineSettings(cache_dir=layout.engines, options=options)
     listen = parse_address(serving.listen)
-    host = HostSettings(tool_format=FORMATS[serving.tool_format] if serving.tool_format else None)
-    tls = _tls(serving)
     observing = Observing(RequestLog(config.telemetry.request_log), config.telemetry.otlp_endpoint)
     made = StackOptions(
         listen,
-        tls,
+        _tls(serving),
         settings,
-        host,
         observing=observing,
         reflection=serving.reflection,
         unix_socket=None if serving.unix_socket is None else parse_socket(serving.unix_socket),
         allowed_users=user_ids(serving.allowed_users) if serving.allowed_users else None,
-        openai=_openai(config.openai, tls),
+    )
+    tool_format = FORMATS[serving.tool_format] if serving.tool_format else None
+    made = replace(
+        made,
+        host=replace(made.host, tool_format=tool_format),
+        openai=_openai(config.openai, made.tls),
     )
     stack = ServingStack(made, cancelled)
     stack.start()

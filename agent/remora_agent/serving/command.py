@@ -148,7 +148,6 @@ def serve(
 ) -> None:
     """Serves a bundle over gRPC until it is stopped. Needs no controller."""
     from remora_agent.engine.opening import EngineOptions
-    from remora_agent.local_host import HostSettings
     from remora_agent.serving import standalone
     from remora_agent.serving.unix_gate import user_ids
     from remora_agent.telemetry.observers import Observing
@@ -157,17 +156,12 @@ def serve(
     adapters = standalone.parse_adapters(adapter or [])
     compositions = [standalone.parse_use_case(text) for text in use_case or []]
     assignment = standalone.local_assignment(bundle, adapters, compositions, use_cases)
-    tls = _tls(tls_cert, tls_key, tls_client_ca)
-    stack = replace(
-        _stack_options(
-            listen,
-            tls,
-            EngineOptions(rows=rows, context=context, threads=threads),
-            cache_dir,
-            metrics_listen,
-        ),
-        openai=_openai(openai_listen, tls, openai_api_key_file, openai_adapter_dir),
-        host=HostSettings(tool_format=_tool_format(tool_format)),
+    stack = _stack_options(
+        listen,
+        _tls(tls_cert, tls_key, tls_client_ca),
+        EngineOptions(rows=rows, context=context, threads=threads),
+        cache_dir,
+        metrics_listen,
     )
     observing = Observing(request_log, otlp_endpoint)
     stack = replace(
@@ -176,6 +170,8 @@ def serve(
         reflection=reflection,
         unix_socket=None if unix_socket is None else parse_socket(unix_socket),
         allowed_users=user_ids(allow_user) if allow_user else None,
+        host=replace(stack.host, tool_format=_tool_format(tool_format)),
+        openai=_openai(openai_listen, stack.tls, openai_api_key_file, openai_adapter_dir),
     )
     structured_logs.set_up(log_level)
     # A watchdog's SIGABRT then leaves every thread's stack in the journal.
