@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from typing import Any, Protocol
 
 from starlette.requests import Request
@@ -21,7 +22,9 @@ from remora_agent.serving.openai.completion_reply import (
 from remora_agent.serving.openai.completion_request import CompletionRequest, completion_request
 from remora_agent.serving.openai.exchange import Chunks, ServerSentEvents, attended, read_body
 from remora_agent.serving.openai.generating import Generation, Generator
+from remora_agent.serving.served_model import ServedModel
 from remora_agent.serving.tool_calls import ToolEvent
+from remora_agent.text.pipeline import Encoded
 
 Wanted = ChatRequest | CompletionRequest
 Answering = AbstractAsyncContextManager[Generation]
@@ -117,5 +120,13 @@ def _whole(wanted: Wanted, reply: Reply, generation: Generation) -> _Whole:
 
 
 def _parts(wanted: CompletionRequest, reply: Reply, generation: Generation) -> CompletionParts:
-    echo = generation.prompts if wanted.echo else ()
+    echo = [_with_text(p, generation.model) for p in generation.prompts] if wanted.echo else ()
     return CompletionParts(reply, wanted.calls[0].scoring.top or 0, echo, len(wanted.calls))
+
+
+def _with_text(prompt: Encoded, model: ServedModel) -> Encoded:
+    """A prompt given as tokens has the text that they stand for."""
+    if prompt.text:
+        return prompt
+    text = model.runtime.text.decode(prompt.token_ids, keep_special_tokens=True)
+    return replace(prompt, text=text)

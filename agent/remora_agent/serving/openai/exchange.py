@@ -72,13 +72,16 @@ async def _left(receive: Receive) -> None:
 
 
 def refusal(error: RemoraError, request_id: str = "") -> Response:
-    level = logging.ERROR if isinstance(error, InternalFault) else logging.INFO
     status = status_of(error)
-    log.log(level, "http.refused", extra={"status": status, "why": str(error)[:500]})
+    log.log(_level(error), "http.refused", extra={"status": status, "why": str(error)[:500]})
     headers = headers_of(error)
     if request_id:
         headers["x-request-id"] = request_id
     return JSONResponse(error_object(error), status, headers)
+
+
+def _level(error: RemoraError) -> int:
+    return logging.ERROR if isinstance(error, InternalFault) else logging.INFO
 
 
 class ServerSentEvents(Response):
@@ -110,7 +113,9 @@ class ServerSentEvents(Response):
             except RemoraError as e:
                 if not started:
                     return refusal(e, self._id)
-                log.info("http.stream_failed", extra={"id": self._id, "why": str(e)[:500]})
+                log.log(
+                    _level(e), "http.stream_failed", extra={"id": self._id, "why": str(e)[:500]}
+                )
                 await send(_body(error_object(e)))
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
                 return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -19,7 +19,6 @@ from remora_agent.serving.router import Router
 from remora_agent.serving.served_model import ServedModel
 from remora_agent.serving.tool_calls import CallReading, ToolEvent
 from remora_agent.text.pipeline import Encoded
-from remora_contract.errors import RemoraError
 
 T = TypeVar("T")
 Answers = AsyncGenerator[tuple[int, ToolEvent], None]
@@ -63,29 +62,23 @@ class Generator:
 
         Raises as ServedModel.encode and submit do, ModelUnknown.
         """
-        loop = asyncio.get_running_loop()
-        async with self.router.entering() as model:
-            bundle, directory = model.runtime.bundle, model.runtime.adapters.directory
-            selection = select(choice, bundle.source.name, directory)
-            prompts = await self._encoded(model, [call.prompt for call in calls])
-            streams = [EventStream(loop) for _ in calls]
-            ids: list[str] = []
-            try:
-                for call, prompt, stream in zip(calls, prompts, streams, strict=True):
-                    request_id = self._new_id()
+        streams = [EventStream(asyncio.get_running_loop()) for _ in calls]
+        ids = [self._new_id() for _ in calls]
+        async with AsyncExitStack() as leaving:
+            async with self.router.entering() as model:
+                bundle, directory = model.runtime.bundle, model.runtime.adapters.directory
+                selection = select(choice, bundle.source.name, directory)
+                prompts = await self._encoded(model, [call.prompt for call in calls])
+                plan = model.tool_plan(calls[0])
+                leaving.callback(_cancel, model, ids)
+                for request_id, call, prompt, stream in zip(
+                    ids, calls, prompts, streams, strict=True
+                ):
                     chosen = replace(call, selection=selection, trace_parent=trace_parent)
                     model.submit(request_id, chosen, prompt.token_ids, None, stream.put)
-                    ids.append(request_id)
-            except RemoraError:
-                _cancel(model, ids)
-                raise
-        plan = model.tool_plan(calls[0])
-        each = [_read(s, CallReading(plan, self._new_id, eager=eager)) for s in streams]
-        try:
-            async with aclosing(_merged(each)) as events:
-                yield Generation(model, prompts, events)
-        finally:
-            _cancel(model, ids)  # without effect on those that have ended
+            each = [_read(s, CallReading(plan, self._new_id, eager=eager)) for s in streams]
+            events = await leaving.enter_async_context(aclosing(_merged(each)))
+            yield Generation(model, prompts, events)
 
     async def _encoded(
         self, model: ServedModel, prompts: Sequence[PromptInput]
@@ -99,6 +92,7 @@ class Generator:
 
 
 def _cancel(model: ServedModel, ids: Sequence[str]) -> None:
+    """Without effect on those that have ended or never began."""
     for request_id in ids:
         model.runtime.cancel(request_id)
 

@@ -8,6 +8,7 @@ from typing import Any
 from remora_agent.runtime.api import TokenLogprob
 
 TokenBytes = Callable[[int], bytes]
+LEAST = -9999.0  # OpenAI's for what has no probability; JSON has no -Infinity
 
 
 def chat_logprobs(scored: Iterable[TokenLogprob], token_bytes: TokenBytes) -> dict[str, Any]:
@@ -26,7 +27,7 @@ def chat_logprobs(scored: Iterable[TokenLogprob], token_bytes: TokenBytes) -> di
 
 def _token(token_id: int, logprob: float, token_bytes: TokenBytes) -> dict[str, Any]:
     raw = token_bytes(token_id)
-    return {"token": token_text(raw), "logprob": logprob, "bytes": list(raw)}
+    return {"token": token_text(raw), "logprob": max(logprob, LEAST), "bytes": list(raw)}
 
 
 def token_text(raw: bytes) -> str:
@@ -60,8 +61,8 @@ class CompletionLogprobs:
             text = self._text(token.token_id)
             tokens.append(text)
             offsets.append(self._offset)
-            values.append(token.logprob)
-            tops.append({self._text(i): p for i, p in token.top})
+            values.append(max(token.logprob, LEAST))
+            tops.append({self._text(i): max(p, LEAST) for i, p in token.top})
             self._offset += len(text)
         return {
             "tokens": tokens,

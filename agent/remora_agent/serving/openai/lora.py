@@ -17,7 +17,7 @@ from remora_agent.serving.openai.exchange import read_body
 from remora_agent.serving.openai.fields import Fields
 from remora_agent.serving.openai.generating import Generator
 from remora_contract.artifact import check_name
-from remora_contract.errors import Forbidden, NotFound
+from remora_contract.errors import Forbidden, NotFound, RemoraError
 
 _MAX_PATH_CHARS = 1024
 
@@ -86,13 +86,21 @@ def _not_there(path: str) -> FieldInvalid:
 
 
 def _load(adapters: Adapters, name: str, directory: Path, again: bool) -> None:
+    """The name moves once the adapter is in the bank; what does not load leaves no name behind."""
     known = {alias.name for alias in adapters.directory.aliases()}
     if name in known and not again:
         raise FieldInvalid(
             f"lora_name: {name} is loaded; unload it first, or say load_inplace", "lora_name"
         )
-    info = adapters.register(name, None, directory, set_alias=True)
-    adapters.load(name, info.revision)
+    info = adapters.register(name, None, directory)
+    try:
+        adapters.load(name, info.revision)
+    except RemoraError:
+        if name not in known:
+            adapters.unload(name, info.revision, forget=True)
+        raise
+    if adapters.directory.alias(name).revision != info.revision:
+        adapters.set_alias(name, info.revision)
 
 
 def _unload(adapters: Adapters, name: str) -> None:

@@ -52,8 +52,13 @@ def model_choice(fields: Fields) -> ModelChoice:
 def _weights(fields: Fields, name: str) -> dict[str, float]:
     given = fields.table(name) or {}
     inner = Fields(given, name)
-    weights = {key: inner.number(key, -MAX_WEIGHT, MAX_WEIGHT) for key in given}
-    return {key: weight for key, weight in weights.items() if weight is not None}
+    weights = {}
+    for key in given:
+        weight = inner.number(key, -MAX_WEIGHT, MAX_WEIGHT)
+        if weight is None:  # an adapter must not be dropped in silence
+            raise inner.wrong(key, "a number", None)
+        weights[key] = weight
+    return weights
 
 
 def select(choice: ModelChoice, base: str, directory: AdapterDirectory) -> AdapterSelection:

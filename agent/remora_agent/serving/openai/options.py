@@ -120,8 +120,9 @@ def _logit_bias(fields: Fields) -> tuple[tuple[int, float], ...]:
                 f"{inner.path(key[:80])}: the key must be a token id", fields.path("logit_bias")
             )
         bias = inner.number(key, -100, 100)
-        if bias is not None:
-            made.append((int(key), bias))
+        if bias is None:
+            raise inner.wrong(key, "a number", None)
+        made.append((int(key), bias))
     if len({token for token, _ in made}) < len(made):
         raise FieldInvalid("logit_bias: a token id is given twice", fields.path("logit_bias"))
     return tuple(sorted(made))

@@ -85,3 +85,10 @@ def test_embeddings_are_refused_by_name_until_they_are_computed(http):
     assert reply.json()["error"]["code"] == "not_implemented"
     wrong = http.raw.post("/v1/embeddings", json={"model": "base", "input": "x", "dimensions": 3})
     assert wrong.json()["error"]["param"] == "dimensions"
+
+
+def test_echo_of_token_ids_is_their_text(http):
+    with Client(http.grpc) as client:
+        ids = list(client.tokenize("one").ids)
+    reply = http.client.completions.create(prompt=ids, echo=True, **GREEDY)
+    assert reply.choices[0].text == "one" + solo(http, "one")

@@ -146,6 +146,11 @@ def test_fields_that_ask_for_nothing_are_accepted(fields):
         ("chat_template_kwargs", []),
         ("use_case_weights", {"a": "x"}),
         ("adapters", {"a": 1e9}),
+        ("adapters", {"a": None}),
+        ("use_case_weights", {"a": None}),
+        ("logit_bias", {"1": None}),
+        ("logit_bias", {"1": 101}),
+        ("logit_bias", {"1": 1, "01": 2}),
     ],
 )
 def test_a_value_out_of_range_names_its_field(http, field, value):
