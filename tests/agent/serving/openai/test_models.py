@@ -112,3 +112,14 @@ def test_names_that_are_none_are_refused(http):
 def test_an_adapter_that_a_use_case_needs_stays(own_http):
     assert unload(own_http, "a").status_code == 409
     assert "a" in [m.id for m in own_http.client.models.list()]
+
+
+def test_an_adapter_that_does_not_load_leaves_no_name_behind(own_http):
+    http = own_http
+    shutil.copytree(http.world.adapter("c").directory, http.adapters / "c")
+    (weights,) = (http.adapters / "c").glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-8] + b"\0" * 8)
+    assert load(http, "c", "c").status_code >= 400
+    assert "c" not in [m.id for m in http.client.models.list()]
+    shutil.copytree(http.world.adapter("c").directory, http.adapters / "good")
+    assert load(http, "c", "good").status_code == 200
