@@ -130,6 +130,30 @@ class OpenAiConfig:
 
 
 @dataclass(frozen=True)
+class AdaptersConfig:
+    host_bytes: int = _setting(1 << 30, "Bytes of adapter files kept in host memory.")
+    bank_bytes: int | None = _setting(
+        2 << 30,
+        "Bytes of all adapters resident in the engine, counted as float32. Those that fit no more "
+        "leave the least recently used.",
+    )
+    bank_rank: int | None = _setting(
+        None, "Sum of the ranks of resident adapters; absent: the bundle's --max-bank-rank."
+    )
+    turn_s: float = _setting(
+        2.0,
+        "Seconds a request waits for room for its adapters before others give way, and an adapter "
+        "that requests want keeps its place.",
+    )
+
+    def __post_init__(self) -> None:
+        _at_least(self.host_bytes, 1, "adapters.host_bytes")
+        _at_least(self.bank_bytes, 1, "adapters.bank_bytes")
+        _at_least(self.bank_rank, 1, "adapters.bank_rank")
+        _at_least(self.turn_s, 0.01, "adapters.turn_s")
+
+
+@dataclass(frozen=True)
 class TelemetryConfig:
     interval_s: float = _setting(10.0, "Seconds between samples.")
     metrics_listen: str | None = _setting(
@@ -194,6 +218,7 @@ class AgentConfig:
     controller: ControllerConfig = field(default_factory=ControllerConfig)
     serving: ServingConfig = field(default_factory=ServingConfig)
     openai: OpenAiConfig = field(default_factory=OpenAiConfig)
+    adapters: AdaptersConfig = field(default_factory=AdaptersConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
 

@@ -1,34 +1,31 @@
 """Which adapters are resident in the engine, and who uses them.
 
 Tiers DISK -> HOST (HostCache) -> BANK (engine handles). One thread, the step thread, calls
-everything but `snapshot`. The decisions are `policy`'s; this module carries them out and counts.
+everything but `snapshot` and `check_fits`. The decisions are those of `admission` and `reading`;
+this module carries them out and counts.
 """
 
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
+from remora_agent.bank.admission import Admission
+from remora_agent.bank.counters import BankCounters, BankSnapshot
 from remora_agent.bank.directory import Registered
 from remora_agent.bank.host import HostCache
+from remora_agent.bank.intake import Intake
 from remora_agent.bank.loader import Loads
-from remora_agent.bank.policy import (
-    Fits,
-    NoRoom,
-    Place,
-    make_room,
-    never_fits,
-    plan_loads,
-)
+from remora_agent.bank.policy import BankLimits, Fits, NoRoom, Place, Size, never_fits, total
+from remora_agent.bank.preloads import Preloads
+from remora_agent.bank.residents import Residents
+from remora_agent.bank.turns import Key
 from remora_agent.bank.weights import AdapterWeights
 from remora_agent.engine.protocol import Engine, Mix, MixEntry
 from remora_contract.digests import short
 from remora_contract.errors import Exhausted, InternalFault, Refused, RemoraError
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,52 +53,48 @@ class Lease:
 
 
 @dataclass(frozen=True)
-class BankCounters:
-    hits: int = 0  # adapters found resident at a lease
-    loads: int = 0  # adapters made resident
-    evictions: int = 0
-    compositions: int = 0  # leases of several adapters, or of one with a weight other than 1
-    last_swap_s: float = 0.0  # of the last making resident, evictions included
+class BankOptions:
+    """`rank` and `bytes` bound all resident adapters together, beside what the engine takes; None:
+    as the engine does. Who was refused room for `turn_s` seconds gets that of others."""
 
+    rank: int | None = None
+    bytes: int | None = None
+    turn_s: float = 2.0
 
-@dataclass(frozen=True)
-class BankSnapshot:
-    """The bank as it was after its last change; any thread may read it."""
-
-    max_rank: int
-    places: tuple[Place, ...] = ()
-    pinned: Mapping[str, int] = field(default_factory=dict)  # digest -> rank, resident or not
-    in_host: frozenset[str] = frozenset()
-    leases: int = 0
-    counters: BankCounters = field(default_factory=BankCounters)
-
-    def place(self, digest: str) -> Place | None:
-        return next((p for p in self.places if p.digest == digest), None)
-
-
-@dataclass(frozen=True)
-class _Resident:
-    handle: int
-    place: Place
+    def limits(self, engine_rank: int) -> BankLimits:
+        rank = engine_rank if self.rank is None else min(self.rank, engine_rank)
+        return BankLimits(rank, self.bytes)
 
 
 class Bank:
     def __init__(
-        self, engine: Engine, host: HostCache, loader: Loads, clock: Callable[[], float]
+        self,
+        engine: Engine,
+        host: HostCache,
+        loader: Loads,
+        clock: Callable[[], float],
+        options: BankOptions | None = None,
     ) -> None:
-        self._engine = engine
+        options = options or BankOptions()
+        self._limits = options.limits(engine.limits.max_bank_rank)
         self._host = host
-        self._loader = loader
+        self._intake = Intake(host, loader)
         self._clock = clock
-        self._residents: dict[str, _Resident] = {}
+        self._residents = Residents(engine)
         self._leases: dict[int, Lease] = {}
-        self._pinned: dict[str, int] = {}
-        self._keep: frozenset[str] = frozenset()
-        self._failures: dict[str, RemoraError] = {}
-        self._preloads: dict[str, tuple[Registered, list[Future[None]]]] = {}
+        self._pinned: dict[str, Size] = {}
+        self._preloads = Preloads()
         self._numbers = itertools.count(1)
         self._counters = BankCounters()
-        self._snapshot = BankSnapshot(engine.limits.max_bank_rank)
+        self._admission = Admission(
+            self._limits,
+            options.turn_s,
+            clock,
+            self._places,
+            self._ready,
+            lambda count: self._count(turns=count),
+        )
+        self._snapshot = BankSnapshot(self._limits, host_max_bytes=host.capacity_bytes)
 
     @property
     def snapshot(self) -> BankSnapshot:
@@ -115,18 +108,19 @@ class Bank:
         Raises what the engine refuses an adapter with; Exhausted when it can never fit beside
         what is pinned now. Nothing is leased then.
         """
-        if not self._ready(wanted):
+        self._residents.check_not_refused(w.adapter.digest for w in wanted)
+        sizes = _sizes(wanted)
+        if not self._ready(sizes):
             return None
-        ranks = {w.adapter.digest: w.adapter.rank for w in wanted}
-        room = make_room(self._places(), ranks, self._engine.limits.max_bank_rank)
+        room = self._admission.room(sizes)
         if isinstance(room, NoRoom):
             self.check_fits(wanted)
+            self._admission.refused(sizes)
             return None
-        missing = [d for d in ranks if d not in self._residents]
-        self._make_resident(room, missing)
-        self._counters = replace(
-            self._counters, hits=self._counters.hits + len(ranks) - len(missing)
-        )
+        missing = [d for d in sizes if d not in self._residents]
+        self._let_in(room, missing)
+        self._admission.served(sizes)
+        self._count(hits=len(sizes) - len(missing))
         return self._lease(wanted)
 
     def release(self, lease: Lease) -> None:
@@ -134,108 +128,115 @@ class Bank:
         if self._leases.pop(lease.number, None) is None:
             raise InternalFault(f"lease {lease.number} was released twice")
         for digest in lease.digests:
-            resident = self._change(digest, leases=-1)
-            if resident.place.draining and not resident.place.leases:
-                self._remove(digest)
-                self._host.drop(digest)
+            place = self._residents.let_go(digest)
+            if place.draining and not place.leases:
+                self._residents.remove(digest)
+                self._intake.drop(digest)
         self._publish()
 
     def check_fits(self, wanted: Sequence[Wanted]) -> None:
         """Raises Exhausted when waiting would never help. Any thread."""
-        ranks = {w.adapter.digest: w.adapter.rank for w in wanted}
-        snapshot = self._snapshot
-        together = never_fits(snapshot.pinned, ranks, snapshot.max_rank)
+        sizes, snapshot = _sizes(wanted), self._snapshot
+        together = never_fits(snapshot.pinned, sizes, snapshot.limits)
         if together is not None:
+            asked = total(sizes.values())
             raise Exhausted(
-                f"these adapters need rank {sum(ranks.values())}, which with what is pinned makes "
-                f"{together}; the bank holds {snapshot.max_rank}. Use fewer or smaller adapters, "
-                "unpin, or export with a larger --max-bank-rank"
+                f"these adapters need {_told(asked)}, which with what is pinned makes "
+                f"{_told(together)}; the bank holds {_told(snapshot.limits)}. Use fewer or smaller "
+                "adapters, unpin, raise the limits of [adapters] or export with a larger "
+                "--max-bank-rank"
             )
         size = sum({w.adapter.digest: w.adapter.bytes for w in wanted}.values())
         if size > self._host.capacity_bytes:
             raise Exhausted(
                 f"these adapters have {size} bytes; host memory for adapters is limited to "
-                f"{self._host.capacity_bytes}"
+                f"{self._host.capacity_bytes}: use fewer or raise host_bytes"
             )
 
     # -- loading ----------------------------------------------------------------------------
 
     def prefetch(self, waiting: Iterable[Sequence[Wanted]]) -> None:
-        """Starts reading what the waiting requests (oldest first) and preloads will need."""
-        adapters = {d: adapter for d, (adapter, _) in self._preloads.items()}
-        mixes = [{d: a.bytes} for d, a in adapters.items()]
+        """Starts reading what the waiting requests (first come first) and preloads will need.
+        Belongs to every step: what nobody waits for any more is forgotten here."""
+        mixes: dict[Key, Sequence[Wanted]] = {}
         for wanted in waiting:
-            mixes.append({w.adapter.digest: w.adapter.bytes for w in wanted})
-            adapters.update({w.adapter.digest: w.adapter for w in wanted})
-        load, self._keep = plan_loads(
-            mixes, self._residents, self._host.digests(), self._host.capacity_bytes
-        )
-        for digest in load:
-            self._loader.start(adapters[digest])
+            mixes.setdefault(frozenset(w.adapter.digest for w in wanted), wanted)
+        self._admission.hear(mixes, self._residents.digests())
+        preloads = [(a,) for a in self._preloads.adapters()]
+        requests = [tuple(w.adapter for w in wanted) for wanted in mixes.values()]
+        self._intake.prefetch([*preloads, *requests], self._residents.digests())
 
-    def loaded(self, digest: str, result: AdapterWeights | RemoraError) -> None:
-        """The loader's answer."""
-        self._loader.finished(digest)
+    def loaded(
+        self, digest: str, result: AdapterWeights | RemoraError, seconds: float = 0.0
+    ) -> None:
+        """The loader's answer, and how long it took."""
+        self._intake.loaded(digest, result)
         if isinstance(result, RemoraError):
-            self._failures[digest] = result
-        elif not self._host.put(result, self._keep):
-            log.info("adapter.dropped", extra={"digest": digest, "bytes": result.bytes})
+            self._count(read_failures=1)
+        else:
+            self._count(reads=1, read_s=seconds)
         self._publish()
 
     def take_failures(self) -> Mapping[str, RemoraError]:
         """Adapters that could not be read since the last call; who waits for them fails."""
-        failures, self._failures = self._failures, {}
+        failures = self._intake.take_failures()
         for digest, error in failures.items():
-            _, futures = self._preloads.pop(digest, (None, []))
-            for future in futures:
-                future.set_exception(error)
+            self._preloads.settle(digest, error)
         return failures
 
     def preload(self, adapter: Registered, done: Future[None]) -> None:
         """Makes it resident as soon as it is read; `done` tells when, or why not."""
         self.check_fits([Wanted(adapter, 1.0)])
-        self._preloads.setdefault(adapter.digest, (adapter, []))[1].append(done)
+        self._preloads.add(adapter, done)
 
     def serve_preloads(self) -> bool:
         """Whether some wait for the disk."""
-        for digest, (adapter, futures) in list(self._preloads.items()):
-            wanted = [Wanted(adapter, 1.0)]
-            if digest not in self._residents and digest not in self._host.digests():
+        for adapter in self._preloads.adapters():
+            if not self._in_reach(adapter.digest):
                 continue
-            del self._preloads[digest]
             try:
-                self._preload_now(wanted)
+                self._preload_now(adapter)
             except RemoraError as e:
-                for future in futures:
-                    future.set_exception(e)
+                self._preloads.settle(adapter.digest, e)
             else:
-                for future in futures:
-                    future.set_result(None)
+                self._preloads.settle(adapter.digest)
         return bool(self._preloads)
 
+    def close(self, error: RemoraError) -> None:
+        """Frees everything, bank and host memory; who waits for a preload gets `error`. All leases
+        have been released."""
+        self._preloads.settle_all(error)
+        for digest in tuple(self._residents.digests()):
+            self._residents.remove(digest)
+        self._host.clear()
+        self._pinned.clear()
+        self._admission.hear((), ())
+        self._publish()
+
     def fail_preloads(self, error: RemoraError) -> None:
-        """Nobody waits for a bank that has ended."""
-        for _, futures in self._preloads.values():
-            for future in futures:
-                future.set_exception(error)
-        self._preloads.clear()
+        """Nobody waits for a bank whose thread has died."""
+        self._preloads.settle_all(error)
 
     # -- operator ---------------------------------------------------------------------------
 
     def pin(self, adapter: Registered, others: Iterable[Registered]) -> None:
-        """Never evicted from now on. Raises Refused when one of `others`, all that are known,
-        could not be resident beside the pinned ones."""
-        pinned = {**self._pinned, adapter.digest: adapter.rank}
-        left = self._engine.limits.max_bank_rank - sum(pinned.values())
-        largest = max((o.rank for o in others if o.digest not in pinned), default=0)
-        if left < largest:
-            raise Refused(
-                f"pinning {adapter.name} (rank {adapter.rank}) would leave rank {left} of the "
-                f"bank to others, and the largest of them needs {largest}; unpin another first"
-            )
+        """Never evicted from now on. Raises Refused when there would be no place left for another
+        like it, or for one of `others`, all that are known, that is not pinned."""
+        if adapter.digest in self._pinned:
+            return
+        pinned = {**self._pinned, adapter.digest: adapter.size}
+        fixed = total(pinned.values())
+        movable = [adapter, *(o for o in others if o.digest not in pinned)]
+        for other in sorted(movable, key=lambda o: o.rank, reverse=True):
+            if not self._limits.hold(fixed + other.size):
+                raise Refused(
+                    f"pinning {adapter.name} would make {_told(fixed)} of {_told(self._limits)} "
+                    f"pinned and leave no place for an adapter like {other.name}, which needs "
+                    f"{_told(other.size)}; unpin another first"
+                )
         self._pinned = pinned
         if adapter.digest in self._residents:
-            self._change(adapter.digest, draining=False)
+            self._residents.drain(adapter.digest, draining=False)
         self._publish()
 
     def unpin(self, digest: str) -> None:
@@ -254,35 +255,35 @@ class Bank:
         """Out of bank and host memory: at once, or at its last release. Raises Refused."""
         self.check_unload(adapter, refuse_if_busy=False)
         if self._leases_of(adapter.digest):
-            self._change(adapter.digest, draining=True)
+            self._residents.drain(adapter.digest, draining=True)
         else:
             if adapter.digest in self._residents:
-                self._remove(adapter.digest)
-            self._host.drop(adapter.digest)
+                self._residents.remove(adapter.digest)
+            self._intake.drop(adapter.digest)
         self._publish()
 
     # -- inside -----------------------------------------------------------------------------
 
-    def _ready(self, wanted: Sequence[Wanted]) -> bool:
-        """Whether each is resident, and not on its way out, or could be made so now."""
-        in_host = self._host.digests()
-        for w in wanted:
-            resident = self._residents.get(w.adapter.digest)
-            if resident is None and w.adapter.digest not in in_host:
-                return False
-            if resident is not None and resident.place.draining:
-                return False
-        return True
+    def _in_reach(self, digest: str) -> bool:
+        """Resident, and not on its way out, or in host memory."""
+        place = self._residents.place(digest)
+        return not place.draining if place is not None else digest in self._host
+
+    def _ready(self, digests: Iterable[str]) -> bool:
+        return all(self._in_reach(d) for d in digests)
+
+    def _places(self) -> tuple[Place, ...]:
+        return self._residents.places(self._pinned)
 
     def _leases_of(self, digest: str) -> int:
-        resident = self._residents.get(digest)
-        return resident.place.leases if resident else 0
+        place = self._residents.place(digest)
+        return place.leases if place is not None else 0
 
     def _lease(self, wanted: Sequence[Wanted]) -> Lease:
         digests = tuple(dict.fromkeys(w.adapter.digest for w in wanted))
         mix = tuple(
             MixEntry(
-                self._residents[digest].handle,
+                self._residents.handle(digest),
                 sum(w.weight for w in wanted if w.adapter.digest == digest),
             )
             for digest in digests
@@ -290,76 +291,73 @@ class Bank:
         starts = {w.adapter.digest: w.start for w in wanted}  # equal digests start alike
         lease = Lease(next(self._numbers), digests, mix, tuple(starts[d] for d in digests))
         self._leases[lease.number] = lease
-        if len(mix) > 1 or any(entry.weight != 1.0 for entry in mix):
-            self._counters = replace(self._counters, compositions=self._counters.compositions + 1)
+        self._count(compositions=len(mix) > 1 or any(entry.weight != 1.0 for entry in mix))
         for digest in digests:
-            self._change(digest, leases=1)
+            self._residents.hold(digest)
         self._publish()
         return lease
 
-    def _preload_now(self, wanted: Sequence[Wanted]) -> None:
-        lease = self.acquire(wanted)
-        if lease is None:
+    def _preload_now(self, adapter: Registered) -> None:
+        if adapter.digest in self._residents:
+            return
+        room = self._admission.room_for_operator({adapter.digest: adapter.size})
+        if isinstance(room, NoRoom):
+            self.check_fits([Wanted(adapter, 1.0)])
             raise Exhausted(
-                f"adapter {wanted[0].adapter.name} does not fit beside what running requests use; "
+                f"adapter {adapter.name} does not fit beside what running requests use; "
                 "try again when they have ended",
                 retry_after_s=1.0,
             )
-        self.release(lease)
+        self._let_in(room, [adapter.digest])
+        self._publish()
 
-    def _make_resident(self, room: Fits, digests: Sequence[str]) -> None:
+    def _let_in(self, room: Fits, digests: Sequence[str]) -> None:
+        """Evicts and makes resident. Raises what the engine refuses an adapter with."""
         if not digests:
             return
-        began = self._clock()
-        for digest in room.evict:
-            self._remove(digest)
-        for digest in digests:
-            self._add(digest)
-        self._counters = replace(
-            self._counters,
-            loads=self._counters.loads + len(digests),
-            evictions=self._counters.evictions + len(room.evict),
-            last_swap_s=self._clock() - began,
-        )
+        began, added = self._clock(), 0
+        try:
+            for digest in room.evict:
+                self._residents.remove(digest)
+            for digest in digests:
+                self._add(digest, began)
+                added += 1
+        finally:
+            seconds = self._clock() - began
+            self._count(loads=added, load_s=seconds, evictions=len(room.evict))
+            self._counters = replace(self._counters, last_swap_s=seconds)
+            self._publish()
 
-    def _add(self, digest: str) -> None:
+    def _add(self, digest: str, now: float) -> None:
         weights = self._host.get(digest)
         if weights is None:
             raise InternalFault(f"adapter {short(digest)} left host memory too early")
-        handle = self._engine.add_adapter(weights)
-        place = Place(digest, weights.rank, weights.bytes, 0, False, False, next(self._numbers))
-        self._residents[digest] = _Resident(handle, place)
-        log.info("adapter.resident", extra={"digest": digest, "rank": weights.rank})
+        self._residents.add(weights, now)
 
-    def _remove(self, digest: str) -> None:
-        resident = self._residents.pop(digest)
-        self._engine.remove_adapter(resident.handle)
-        log.info("adapter.evicted", extra={"digest": digest})
-
-    def _change(self, digest: str, *, leases: int = 0, draining: bool | None = None) -> _Resident:
-        """Adds to the leases; a new lease is a use."""
-        old = self._residents[digest]
-        place = replace(
-            old.place,
-            leases=old.place.leases + leases,
-            draining=old.place.draining if draining is None else draining,
-            used=next(self._numbers) if leases > 0 else old.place.used,
-        )
-        self._residents[digest] = changed = _Resident(old.handle, place)
-        return changed
-
-    def _places(self) -> tuple[Place, ...]:
-        return tuple(
-            replace(r.place, pinned=r.place.digest in self._pinned)
-            for r in self._residents.values()
-        )
+    def _count(self, **more: float) -> None:
+        changed = {name: getattr(self._counters, name) + n for name, n in more.items() if n}
+        if changed:
+            self._counters = replace(self._counters, **changed)
 
     def _publish(self) -> None:
+        self._admission.changed()
         self._snapshot = BankSnapshot(
-            self._engine.limits.max_bank_rank,
+            self._limits,
             self._places(),
             dict(self._pinned),
             self._host.digests(),
+            self._host.bytes,
+            self._host.capacity_bytes,
             len(self._leases),
             self._counters,
         )
+
+
+def _sizes(wanted: Iterable[Wanted]) -> dict[str, Size]:
+    return {w.adapter.digest: w.adapter.size for w in wanted}
+
+
+def _told(size: Size | BankLimits) -> str:
+    if size.bytes is None:
+        return f"rank {size.rank}"
+    return f"rank {size.rank} and {size.bytes} bytes"

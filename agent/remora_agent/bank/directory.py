@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from remora_agent.bank.policy import Size
+from remora_agent.bank.weights import bank_bytes
 from remora_contract.adapter import Adapter, load_adapter
 from remora_contract.artifact import check_name
 from remora_contract.bundle import Bundle
@@ -34,7 +36,12 @@ class Registered:
     directory: Path
     rank: int  # bank columns it takes
     bytes: int  # of its files
+    bank_bytes: int  # in the bank, as float32
     invocation_tokens: tuple[int, ...] = ()  # Activated LoRA: acts from them on; empty: always
+
+    @property
+    def size(self) -> Size:
+        return Size(self.rank, self.bank_bytes)
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,12 @@ class AdapterDirectory:
         self._aliases: dict[str, Alias] = {}
         self._epochs: dict[str, int] = {}  # survives `forget`: an epoch is never seen twice
         self._use_cases: dict[str, UseCase] = {}
+        self._swaps = 0
+
+    @property
+    def swaps(self) -> int:
+        """How often an alias that answered was pointed anew."""
+        return self._swaps
 
     def register(self, name: str, revision: str | None, directory: Path) -> Registered:
         """Makes a converted adapter known; `revision` None is the first 12 digits of its digest.
@@ -101,6 +114,7 @@ class AdapterDirectory:
                     f"the alias of adapter {name} is at epoch {epoch}, not {expected_epoch}; "
                     "read it again and decide anew"
                 )
+            self._swaps += 1
             return self._point(record)
 
     def resolve(self, name: str, revision: str | None = None) -> Registered:
@@ -187,6 +201,7 @@ class AdapterDirectory:
             directory,
             adapter.rank,
             adapter.bytes,
+            bank_bytes(adapter, self._bundle.decoder),
             adapter.invocation_tokens,
         )
 

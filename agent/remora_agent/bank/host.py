@@ -18,6 +18,9 @@ class HostCache:
     def bytes(self) -> int:
         return self._bytes
 
+    def __contains__(self, digest: str) -> bool:
+        return digest in self._entries
+
     def digests(self) -> frozenset[str]:
         return frozenset(self._entries)
 
@@ -47,3 +50,7 @@ class HostCache:
         weights = self._entries.pop(digest, None)
         if weights is not None:
             self._bytes -= weights.bytes
+
+    def clear(self) -> None:
+        self._entries.clear()
+        self._bytes = 0

@@ -1,6 +1,7 @@
-"""What may be resident: pure decisions over ranks, leases, pins and bytes.
+"""What may be resident: pure decisions over sizes, leases and pins.
 
-Answers with what to evict or load, or why it cannot be. Touches no engine, disk or clock.
+Answers with what to evict, or why it cannot be. Touches no engine, disk or clock. Who has waited
+so long that others give way is decided in `turns`, what is read from disk in `reading`.
 """
 
 from __future__ import annotations
@@ -10,19 +11,46 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class Size:
+    """What adapters take in the bank."""
+
+    rank: int = 0  # columns
+    bytes: int = 0  # at most, as float32
+
+    def __add__(self, other: Size) -> Size:
+        return Size(self.rank + other.rank, self.bytes + other.bytes)
+
+
+# A request's adapters: digest -> size.
+Sizes = Mapping[str, Size]
+
+
+@dataclass(frozen=True)
+class BankLimits:
+    """Of all resident adapters together."""
+
+    rank: int
+    bytes: int | None = None  # None: bounded by rank alone
+
+    def hold(self, size: Size) -> bool:
+        return size.rank <= self.rank and (self.bytes is None or size.bytes <= self.bytes)
+
+
+@dataclass(frozen=True)
 class Place:
     """A resident adapter."""
 
     digest: str
-    rank: int
-    bytes: int
+    size: Size
     leases: int  # running requests that use it
     pinned: bool
-    draining: bool  # leaves at its last release, takes no new lease
+    draining: bool  # unloaded by its operator: leaves at its last release, takes no new lease
     used: int  # grows with every lease: the smallest is the least recently used
+    since_s: float  # when it became resident
 
     @property
-    def evictable(self) -> bool:
+    def idle(self) -> bool:
+        """Nobody holds it and it may leave."""
         return self.leases == 0 and not self.pinned
 
 
@@ -33,74 +61,70 @@ class Fits:
 
 @dataclass(frozen=True)
 class NoRoom:
-    """Waiting may help: what is in the way is leased or pinned."""
-
-    need: int
-    available: int  # free rank and rank that could be evicted
+    """Waiting may help: what is in the way is leased, pinned or kept for others."""
 
 
 @dataclass(frozen=True)
 class BankCapacity:
-    max_rank: int
-    used_rank: int
+    """`more_adapters` of the asked rank, on every projection, could be resident beside what is
+    leased or pinned."""
+
+    limits: BankLimits
+    used: Size
     evictable_rank: int
-    more_adapters: int  # of the asked rank, evicting what no request uses
+    more_adapters: int
+    host_max_bytes: int
+    host_used_bytes: int
 
 
-def make_room(places: Sequence[Place], wanted: Mapping[str, int], max_rank: int) -> Fits | NoRoom:
-    """How all of `wanted` (digest -> rank) get resident together.
+def total(sizes: Iterable[Size]) -> Size:
+    return sum(sizes, Size())
 
-    Evicts the least recently used, no more than needed; never what is leased, pinned or wanted.
+
+def make_room(
+    places: Sequence[Place],
+    wanted: Sizes,
+    limits: BankLimits,
+    leaving: Sequence[Place],
+    kept: Size | None = None,
+) -> Fits | NoRoom:
+    """How all of `wanted` get resident together, `kept` staying free besides.
+
+    Evicts of `leaving`, the first of them first, no more than needed; never what is wanted.
     """
     resident = {p.digest for p in places}
-    need = sum(rank for digest, rank in wanted.items() if digest not in resident)
-    free = max_rank - sum(p.rank for p in places)
-    candidates = sorted(
-        (p for p in places if p.evictable and p.digest not in wanted), key=lambda p: p.used
-    )
-    available = free + sum(p.rank for p in candidates)
-    if need > available:
-        return NoRoom(need, available)
-    # From the most recently used on, keep whatever the need leaves room for.
+    need = total(size for digest, size in wanted.items() if digest not in resident)
+    candidates = [p for p in leaving if p.digest not in wanted]
+    gone = {p.digest for p in candidates}
+    taken = total(p.size for p in places if p.digest not in gone) + need + (kept or Size())
+    if not limits.hold(taken):
+        return NoRoom()
+    # From the last one on, keep whatever the need leaves room for.
     evict = []
     for place in reversed(candidates):
-        if available - place.rank >= need:
-            available -= place.rank
+        if limits.hold(taken + place.size):
+            taken += place.size
         else:
             evict.append(place.digest)
     return Fits(tuple(reversed(evict)))
 
 
-def never_fits(pinned: Mapping[str, int], wanted: Mapping[str, int], max_rank: int) -> int | None:
-    """The rank that pinned and wanted take together, when that is too much; else None."""
-    together = sum({**pinned, **wanted}.values())
-    return together if together > max_rank else None
+def least_recently_used(places: Iterable[Place], besides: Collection[str] = ()) -> list[Place]:
+    """The idle ones, in the order in which they leave; without `besides`."""
+    idle = (p for p in places if p.idle and p.digest not in besides)
+    return sorted(idle, key=lambda p: p.used)
 
 
-def capacity(places: Sequence[Place], max_rank: int, rank: int) -> BankCapacity:
-    """How many more adapters of `rank` >= 1 could be resident beside what is leased or pinned."""
-    used = sum(p.rank for p in places)
-    evictable = sum(p.rank for p in places if p.evictable)
-    return BankCapacity(max_rank, used, evictable, max(0, max_rank - used + evictable) // rank)
+def never_fits(pinned: Sizes, wanted: Sizes, limits: BankLimits) -> Size | None:
+    """What pinned and wanted take together, when that is too much; else None."""
+    together = total({**pinned, **wanted}.values())
+    return None if limits.hold(together) else together
 
 
-def plan_loads(
-    mixes: Iterable[Mapping[str, int]],
-    resident: Collection[str],
-    in_host: Collection[str],
-    host_bytes: int,
-) -> tuple[tuple[str, ...], frozenset[str]]:
-    """What to read from disk, in order, and what host memory must not drop meanwhile.
-
-    `mixes` are the waiting requests' adapters (digest -> bytes), oldest first. Requests are
-    prepared as long as all they need fits host memory together, so that two of them cannot push
-    out each other's weights for ever.
-    """
-    keep: dict[str, int] = {}
-    for mix in mixes:
-        more = {d: size for d, size in mix.items() if d not in resident}
-        together = {**keep, **more}
-        if sum(together.values()) > host_bytes:
-            break
-        keep = together
-    return tuple(d for d in keep if d not in in_host), frozenset(keep)
+def more_that_fit(places: Sequence[Place], limits: BankLimits, one: Size) -> int:
+    """How many more of `one`, whose rank is at least 1, beside what is leased or pinned."""
+    fixed = total(p.size for p in places if not p.idle)
+    by_rank = (limits.rank - fixed.rank) // one.rank
+    if limits.bytes is None or not one.bytes:
+        return max(0, by_rank)
+    return max(0, min(by_rank, (limits.bytes - fixed.bytes) // one.bytes))

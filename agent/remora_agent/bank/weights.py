@@ -5,7 +5,7 @@ finite, and nothing besides. The only way adapter bytes get into an engine.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -25,6 +25,7 @@ from remora_contract.targets import AdapterTarget, Projection
 Factors = tuple[NDArray[np.floating], NDArray[np.floating]]
 
 _MAX_HEADER_BYTES = 16 << 20
+_FLOAT32 = 4
 _DTYPES: dict[str, tuple[str, np.dtype[np.floating]]] = {
     "float16": ("F16", np.dtype("<f2")),
     "float32": ("F32", np.dtype("<f4")),
@@ -67,10 +68,18 @@ class AdapterWeights:
 
     @property
     def bytes(self) -> int:
-        vectors = (v for pair in self.vectors.values() for v in (pair.scale, pair.bias))
-        return sum(a.nbytes + b.nbytes for a, b in self.tensors.values()) + sum(
-            v.nbytes for v in vectors if v is not None
-        )
+        return sum(array.nbytes for array in self._arrays())
+
+    @property
+    def bank_bytes(self) -> int:
+        """What it takes in an engine that computes in float32."""
+        return _FLOAT32 * sum(array.size for array in self._arrays())
+
+    def _arrays(self) -> Iterator[NDArray[np.floating]]:
+        for factors in self.tensors.values():
+            yield from factors
+        for pair in self.vectors.values():
+            yield from (v for v in (pair.scale, pair.bias) if v is not None)
 
 
 def load_weights(directory: Path, bundle: Bundle) -> AdapterWeights:
@@ -109,6 +118,10 @@ class Expected:
     def bytes(self) -> int:
         return prod(self.shape) * _DTYPES[self.dtype][1].itemsize
 
+    @property
+    def bank_bytes(self) -> int:
+        return prod(self.shape) * _FLOAT32
+
 
 def expected_tensors(adapter: Adapter, decoder: DecoderSpec) -> dict[str, Expected]:
     """Sidecar tensor name -> what it must be."""
@@ -124,6 +137,11 @@ def expected_tensors(adapter: Adapter, decoder: DecoderSpec) -> dict[str, Expect
         if t.bias:
             found[t.target.tensor_bias()] = Expected((n,), "float32")
     return found
+
+
+def bank_bytes(adapter: Adapter, decoder: DecoderSpec) -> int:
+    """`AdapterWeights.bank_bytes` before the weights are read."""
+    return sum(e.bank_bytes for e in expected_tensors(adapter, decoder).values())
 
 
 def _read(path: Path, adapter: Adapter, decoder: DecoderSpec) -> bytes:

@@ -80,6 +80,10 @@ class Capacity:
     used_rank: int
     evictable_rank: int
     more_adapters: int
+    max_bytes: int | None  # of all resident adapters; None: bounded by rank alone
+    used_bytes: int
+    host_max_bytes: int
+    host_used_bytes: int
 
 
 @dataclass(frozen=True)
@@ -191,7 +195,14 @@ def adapters(response: pb.ListAdaptersResponse) -> Adapters:
 
 def capacity(response: pb.CapacityResponse) -> Capacity:
     return Capacity(
-        response.max_rank, response.used_rank, response.evictable_rank, response.more_adapters
+        response.max_rank,
+        response.used_rank,
+        response.evictable_rank,
+        response.more_adapters,
+        response.max_bytes or None,
+        response.used_bytes,
+        response.host_max_bytes,
+        response.host_used_bytes,
     )
 
 

@@ -43,6 +43,8 @@ def local_host(
     """The real thing: engines, models and the gRPC surface of this process."""
     from remora_agent.engine.opening import EngineOptions
     from remora_agent.hosting.engines import EngineSettings
+    from remora_agent.local_host import HostSettings
+    from remora_agent.runtime.options import RuntimeOptions
     from remora_agent.serving.address import parse_address, parse_socket
     from remora_agent.serving.stack import ServingStack, StackOptions
     from remora_agent.serving.unix_gate import user_ids
@@ -54,11 +56,19 @@ def local_host(
     options = EngineOptions(rows=serving.rows, context=serving.context, threads=serving.threads)
     settings = EngineSettings(cache_dir=layout.engines, options=options)
     listen = parse_address(serving.listen)
+    adapters = config.adapters
+    runtime = RuntimeOptions(
+        patience_s=adapters.turn_s,
+        host_bytes=adapters.host_bytes,
+        bank_rank=adapters.bank_rank,
+        bank_bytes=adapters.bank_bytes,
+    )
     observing = Observing(RequestLog(config.telemetry.request_log), config.telemetry.otlp_endpoint)
     made = StackOptions(
         listen,
         _tls(serving),
         settings,
+        HostSettings(runtime),
         observing=observing,
         reflection=serving.reflection,
         unix_socket=None if serving.unix_socket is None else parse_socket(serving.unix_socket),

@@ -6,14 +6,16 @@ step), `load` also for the disk. Knows no wire format.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from remora_agent.bank.bank import Bank, BankSnapshot
+from remora_agent.bank.bank import Bank
+from remora_agent.bank.counters import BankSnapshot
 from remora_agent.bank.directory import AdapterDirectory, Alias, Registered
-from remora_agent.bank.policy import BankCapacity, capacity
+from remora_agent.bank.policy import BankCapacity, Size, more_that_fit
 from remora_agent.runtime.step_loop import StepLoop, wait_for
 from remora_agent.runtime.stepper import Stepper
 from remora_contract.errors import RequestInvalid
@@ -55,12 +57,19 @@ class Adapters:
     """The adapters of one ModelRuntime (`runtime.adapters`). Thread-safe."""
 
     def __init__(
-        self, directory: AdapterDirectory, bank: Bank, stepper: Stepper, loop: StepLoop
+        self,
+        directory: AdapterDirectory,
+        bank: Bank,
+        stepper: Stepper,
+        loop: StepLoop,
+        bytes_of: Callable[[int], int],
     ) -> None:
+        """`bytes_of` a rank: what an adapter of it on all that the bundle adapts takes there."""
         self._directory = directory
         self._bank = bank
         self._stepper = stepper
         self._loop = loop
+        self._bytes_of = bytes_of
 
     @property
     def directory(self) -> AdapterDirectory:
@@ -140,11 +149,20 @@ class Adapters:
         )
 
     def capacity(self, rank: int) -> BankCapacity:
-        """How many more adapters of `rank` fit. Raises RequestInvalid for a rank below 1."""
+        """How many more adapters of `rank`, on every projection, fit beside what is leased or
+        pinned. Raises RequestInvalid for a rank below 1."""
         if rank < 1:
             raise RequestInvalid(f"rank must be at least 1, not {rank}")
         snapshot = self._bank.snapshot
-        return capacity(snapshot.places, snapshot.max_rank, rank)
+        one = Size(rank, self._bytes_of(rank))
+        return BankCapacity(
+            limits=snapshot.limits,
+            used=snapshot.used,
+            evictable_rank=sum(p.size.rank for p in snapshot.places if p.idle),
+            more_adapters=more_that_fit(snapshot.places, snapshot.limits, one),
+            host_max_bytes=snapshot.host_max_bytes,
+            host_used_bytes=snapshot.host_bytes,
+        )
 
     def _info(self, record: Registered) -> AdapterInfo:
         is_target = any(
@@ -163,7 +181,7 @@ def _describe(record: Registered, snapshot: BankSnapshot, alias_target: bool) ->
         digest=record.digest,
         tier=below if place is None else Tier.BANK,
         rank=record.rank,
-        bank_bytes=0 if place is None else place.bytes,
+        bank_bytes=0 if place is None else place.size.bytes,
         pinned=record.digest in snapshot.pinned,
         leases=0 if place is None else place.leases,
         draining=place is not None and place.draining,

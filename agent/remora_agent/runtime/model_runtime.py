@@ -6,6 +6,7 @@ Owns the engine from construction to `close`. Knows no wire format and no contro
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -14,11 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from remora_agent.bank.bank import Bank, Wanted
+from remora_agent.bank.bank import Bank, BankOptions, Wanted
 from remora_agent.bank.directory import AdapterDirectory
+from remora_agent.bank.heap import give_back
 from remora_agent.bank.host import HostCache
 from remora_agent.bank.loader import Load, Loader
 from remora_agent.bank.weights import AdapterWeights, load_weights
+from remora_agent.engine.memory import bank_bytes
 from remora_agent.engine.protocol import Engine
 from remora_agent.runtime.activation import activation_start
 from remora_agent.runtime.adapters import CALL_TIMEOUT_S, Adapters
@@ -93,9 +96,10 @@ class ModelRuntime:
         self._limits = engine.limits
         self._state = RuntimeState.SERVING
         self._metrics = RuntimeMetrics()
-        self._loader = Loader(load or (lambda d: load_weights(d, bundle)), self._on_loaded)
+        read = load or (lambda d: load_weights(d, bundle))
+        self._loader = Loader(read, self._on_loaded, clock)
         host = HostCache(self.options.host_bytes)
-        self._bank = Bank(engine, host, self._loader, clock)
+        self._bank = Bank(engine, host, self._loader, clock, _bank_options(self.options))
         scheduler = Scheduler(_scheduler_limits(engine.limits.rows, self.options))
         memory = MemoryFloor(
             free_bytes if self.options.memory_floor_bytes else None,
@@ -112,7 +116,13 @@ class ModelRuntime:
         self._moved: Callable[[str], bool] | None = None
         self._loop = StepLoop(self._stepper.step, self._on_exit, clock)
         self._directory = directory or AdapterDirectory(bundle)
-        self.adapters = Adapters(self._directory, self._bank, self._stepper, self._loop)
+        self.adapters = Adapters(
+            self._directory,
+            self._bank,
+            self._stepper,
+            self._loop,
+            lambda rank: bank_bytes(bundle.decoder, rank, graph=bundle.graph),
+        )
         for warning in self._generation.warnings:
             log.warning("generation_config.not_honoured", extra={"setting": warning})
         self._loop.start()
@@ -223,20 +233,16 @@ class ModelRuntime:
         )
 
     def metrics(self) -> Mapping[str, float]:
-        """Since start: requests, failures, tokens, adapter_hits, adapter_loads, adapter_evictions,
-        compositions, prefix_lookups, prefix_hits, prefix_tokens, prefix_evictions; now:
-        queue_depth, rows_busy, prefix_bytes; recently: ttft_s, ttft_p95_s, inter_token_s,
-        tokens_per_s, last_swap_s, scheduler_step_s (a step outside the engine)."""
-        counters = self._bank.snapshot.counters
+        """Since start: requests, failures, tokens, swaps (of aliases), the bank's counters,
+        prefix_lookups, prefix_hits, prefix_tokens, prefix_evictions; now: queue_depth, rows_busy,
+        prefix_bytes and what is resident (BankSnapshot.metrics); recently: ttft_s, ttft_p95_s,
+        inter_token_s, tokens_per_s, scheduler_step_s (a step outside the engine)."""
         return {
             **self._metrics.values(),
             "queue_depth": float(self._stepper.queued),
             "rows_busy": float(self._stepper.rows_busy),
-            "adapter_hits": float(counters.hits),
-            "adapter_loads": float(counters.loads),
-            "adapter_evictions": float(counters.evictions),
-            "compositions": float(counters.compositions),
-            "last_swap_s": counters.last_swap_s,
+            "swaps": float(self._directory.swaps),
+            **self._bank.snapshot.metrics(),
             **self._prefix_metrics(),
         }
 
@@ -263,6 +269,7 @@ class ModelRuntime:
         self._state = RuntimeState.CLOSED
         self._loop.stop()
         self._loader.close()
+        give_back()
 
     def _defaults(self) -> SamplingDefaults:
         return layered(self._sampling, self._generation.sampling)
@@ -304,16 +311,22 @@ class ModelRuntime:
         )
         return Provenance(self.bundle.digest, self._engine.digest, adapters)
 
-    def _on_loaded(self, digest: str, result: AdapterWeights | RemoraError) -> None:
-        self._loop.post(lambda: self._bank.loaded(digest, result))
+    def _on_loaded(self, digest: str, result: AdapterWeights | RemoraError, seconds: float) -> None:
+        self._loop.post(lambda: self._bank.loaded(digest, result, seconds))
 
     def _on_exit(self, error: RemoraError) -> None:
         """On the step thread, last."""
         self._stepper.refuse(Unavailable("the runtime has ended"))
         self._stepper.fail_all(error)
-        self._bank.fail_preloads(error)
-        if not self._loop.failed:
+        if self._loop.failed:
+            self._bank.fail_preloads(error)
+        else:
+            self._bank.close(error)
             self._engine.close()
+
+
+def _bank_options(options: RuntimeOptions) -> BankOptions:
+    return BankOptions(options.bank_rank, options.bank_bytes, options.patience_s)
 
 
 def _scheduler_limits(rows: int, options: RuntimeOptions) -> SchedulerLimits:
@@ -322,7 +335,9 @@ def _scheduler_limits(rows: int, options: RuntimeOptions) -> SchedulerLimits:
         max_waiting=options.max_waiting,
         max_waiting_tokens=options.max_waiting_tokens,
         prefill_chunk=options.prefill_chunk,
-        patience_s=options.patience_s,
+        # The bank sees to it that no request is passed over for ever, and only it can without
+        # holding up those that need nothing loaded.
+        patience_s=math.inf,
         aging_s=options.aging_s,
         inter_token_s=options.inter_token_s,
     )

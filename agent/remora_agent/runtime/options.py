@@ -23,11 +23,13 @@ class RuntimeOptions:
     max_waiting_tokens: int = 1 << 18  # sum of their prompts
     prefill_chunk: int = 256  # most prompt tokens between two decode steps
     inter_token_s: float = 0.25  # chunks are cut so that running answers move at least as often
-    patience_s: float = 2.0  # passed over for longer, a request holds up later ones
+    patience_s: float = 2.0  # without room for its adapters for longer, it gets that of others
     aging_s: float = 5.0  # so long without a turn is worth one level of priority
     prefix_bytes: int = 256 << 20  # keys and values of prefixes kept in host memory; 0: no reuse
     memory_floor_bytes: int = 256 << 20  # of the system's memory, stay free; 0: not looked at
     host_bytes: int = 1 << 30  # adapter weights kept in host memory
+    bank_rank: int | None = None  # of all resident adapters; None: what the engine takes
+    bank_bytes: int | None = 2 << 30  # of all resident adapters, as float32; None: by rank alone
     max_mix: int = MAX_MIX  # adapters in one request
     default_max_tokens: int = 256  # where neither request nor release nor bundle says
     max_stop_strings: int = 16
@@ -35,7 +37,7 @@ class RuntimeOptions:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value == 0 and name in _MAY_BE_ZERO:
+            if value is None or (value == 0 and name in _MAY_BE_ZERO):
                 continue
             if value <= 0:
                 raise ValueError(f"{name} must be positive, not {value}")

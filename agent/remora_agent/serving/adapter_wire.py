@@ -54,10 +54,14 @@ def alias_info(alias: Alias) -> pb.AliasInfo:
 
 def capacity(capacity: BankCapacity) -> pb.CapacityResponse:
     return pb.CapacityResponse(
-        max_rank=capacity.max_rank,
-        used_rank=capacity.used_rank,
+        max_rank=capacity.limits.rank,
+        used_rank=capacity.used.rank,
         evictable_rank=capacity.evictable_rank,
         more_adapters=capacity.more_adapters,
+        max_bytes=capacity.limits.bytes or 0,
+        used_bytes=capacity.used.bytes,
+        host_max_bytes=capacity.host_max_bytes,
+        host_used_bytes=capacity.host_used_bytes,
     )
 
 

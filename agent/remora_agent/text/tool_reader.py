@@ -73,7 +73,7 @@ class ToolReader:
         self._text = ""  # not decided yet, the white space and the marker before a call included
         self._at = _At.CALL if forced else _At.CONTENT
         self._bare = form.bare  # a brace begins a call: at the begin and after another call
-        self._in_list = False
+        self._in_list = self._bracket = False  # a list of calls is open; was opened
         self._count = 0
         self._nesting = _Nesting(0)
 
@@ -129,10 +129,10 @@ class ToolReader:
 
     def _read_call(self, ended: bool) -> list[Piece] | None:
         text, start = self._text, self._body()
-        if start is not None and start == len(text):
-            return self._no_call() if ended and text else None
         if start is None:
             return self._no_call()
+        if start == len(text):
+            return self._no_call() if ended and text else None
         header = self._form.header.match(text, start)
         if header is not None and header["name"] not in self._names:
             return self._no_call()
@@ -151,10 +151,9 @@ class ToolReader:
         place = _after_space(text, 0)
         place += len(next((s for s in self._form.starts if text.startswith(s, place)), ""))
         place = _after_space(text, place)
-        if self._form.listed and not self._in_list and place < len(text):
-            if text[place] != "[":
-                return None
-            place = _after_space(text, place + 1)
+        if self._form.listed and not self._in_list:
+            self._bracket = text.startswith("[", place)  # one call may stand without a list
+            place = _after_space(text, place + self._bracket)
         if not self._form.words and place < len(text) and text[place] != "{":
             return None
         return place
@@ -171,7 +170,7 @@ class ToolReader:
 
     def _announce(self, header: re.Match[str]) -> list[Piece]:
         self._text, self._at = self._text[header.end() :], _At.ARGUMENTS
-        self._nesting, self._in_list = _Nesting(0), self._form.listed
+        self._nesting, self._in_list = _Nesting(0), self._bracket
         self._count += 1
         return [CallBegins(self._count - 1, self._new_id(), header["name"])]
 
@@ -223,7 +222,7 @@ class ToolReader:
         return self._complete(end, header["name"], raw)
 
     def _complete(self, end: int, name: str, arguments: str) -> list[Piece]:
-        self._text, self._at, self._in_list = self._text[end:], _At.AFTER, self._form.listed
+        self._text, self._at, self._in_list = self._text[end:], _At.AFTER, self._bracket
         self._count += 1
         index = self._count - 1
         return [CallBegins(index, self._new_id(), name), CallArguments(index, arguments)]

@@ -35,7 +35,9 @@ class ToolFormat:
     mistral   [TOOL_CALLS][{"name": "f", "arguments": {}}, ...]
     mistral-args  [TOOL_CALLS]f[ARGS]{}, once for each call
     granite   <|tool_call|>[{"name": "f", "arguments": {}}, ...]
-    phi       functools[{"name": "f", "arguments": {}}, ...]
+    phi       functools[{"name": "f", "arguments": {}}, ...], or a call in <|tool_call|>
+
+    Where a list is written, one call alone may stand without it.
     """
 
     name: str
@@ -88,6 +90,7 @@ _SIGNS: tuple[tuple[tuple[str, ...], str | None], ...] = (
     (("<function=",), None),
     (("<arg_key>",), None),
     (("<|tool|>",), "phi"),
+    (("functools[",), "phi"),
     (("<|tool_call|>",), "granite"),
     (("<tool_call>",), "hermes"),
     (("<|python_tag|>",), "llama"),

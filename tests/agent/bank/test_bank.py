@@ -11,35 +11,19 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from remora_agent.bank.bank import Bank, Wanted
 from remora_agent.bank.directory import Registered
 from remora_agent.bank.host import HostCache
-from remora_agent.bank.loader import MAX_IN_FLIGHT
 from remora_contract.errors import ArtifactInvalid, Exhausted, InternalFault, Refused
+from tests.agent.bank.crowd import ManualLoader
 from tests.support.reference_engine import ReferenceEngine, make_weights
 
 RANKS = {"a": 4, "b": 4, "c": 8, "d": 12, "e": 2}
 WEIGHTS = {name: make_weights(name, rank) for name, rank in RANKS.items()}
 KNOWN = {
-    name: Registered(name, "r1", w.digest, Path(name), w.rank, w.bytes)
+    name: Registered(name, "r1", w.digest, Path(name), w.rank, w.bytes, w.bank_bytes)
     for name, w in WEIGHTS.items()
 }
 BY_DIGEST = {w.digest: w for w in WEIGHTS.values()}
 MAX_RANK = 16
 HOST_BYTES = sum(WEIGHTS[n].bytes for n in "bd")  # the two largest that fit together
-
-
-class ManualLoader:
-    """Holds the reads until the test lets them finish."""
-
-    def __init__(self):
-        self.in_flight = []
-
-    def start(self, adapter):
-        if adapter.digest in self.in_flight or len(self.in_flight) >= MAX_IN_FLIGHT:
-            return False
-        self.in_flight.append(adapter.digest)
-        return True
-
-    def finished(self, digest):
-        self.in_flight.remove(digest)
 
 
 def make(host_bytes=1 << 20):
@@ -97,7 +81,7 @@ def test_a_second_release_is_our_own_fault():
 def test_the_same_bytes_under_two_names_are_one_place_with_the_weights_added():
     bank, loader, engine = make()
     load(bank, loader, "a")
-    other = Wanted(Registered("alias", "r1", KNOWN["a"].digest, Path("a"), 4, 1), 0.25)
+    other = Wanted(Registered("alias", "r1", KNOWN["a"].digest, Path("a"), 4, 1, 1), 0.25)
     lease = bank.acquire([*want("a"), other])
     assert [e.weight for e in lease.mix] == [1.25]
     assert len(engine.calls.adds) == 1
@@ -154,7 +138,7 @@ def test_pins_leave_room_for_the_largest_other_adapter():
     everything = [KNOWN[n] for n in "abc"]
     bank.pin(KNOWN["a"], everything)
     bank.pin(KNOWN["b"], everything)
-    with pytest.raises(Refused, match="needs 12"):
+    with pytest.raises(Refused, match="like d, which needs rank 12"):
         bank.pin(KNOWN["e"], [*everything, KNOWN["d"]])
     with pytest.raises(Exhausted, match="pinned"):
         bank.check_fits(want("d"))
@@ -233,7 +217,7 @@ class History(RuleBasedStateMachine):
             self.waiting.remove(names)
             return
         gone = held.keys() - resident(self.bank).keys()
-        assert all(held[d].evictable for d in gone)
+        assert all(held[d].idle for d in gone)
         if lease is not None:
             self.waiting.remove(names)
             self.leases.append(lease)
@@ -279,7 +263,7 @@ class History(RuleBasedStateMachine):
     @invariant()
     def promises(self):
         snapshot = self.bank.snapshot
-        assert sum(p.rank for p in snapshot.places) <= MAX_RANK
+        assert snapshot.used.rank <= MAX_RANK
         held = {}
         for lease in self.leases:
             for digest in lease.digests:

@@ -1,7 +1,9 @@
 """Reading beside the step thread, and remembering broken files."""
 
+import itertools
 import os
 import queue
+import re
 import threading
 
 import pytest
@@ -24,16 +26,21 @@ def adapters(tmp_path):
     ]
 
 
+def never():
+    return 0.0
+
+
 def read(directory):
     return load_weights(directory, BUNDLE)
 
 
-def test_weights_arrive_under_their_digest(adapters):
-    results = queue.Queue()
-    loader = Loader(read, lambda *result: results.put(result))
+def test_weights_arrive_under_their_digest_with_the_time_it_took(adapters):
+    results, clock = queue.Queue(), itertools.count().__next__
+    loader = Loader(read, lambda *result: results.put(result), clock)
     assert loader.start(adapters[0])
-    digest, weights = results.get(timeout=20)
+    digest, weights, seconds = results.get(timeout=20)
     assert digest == weights.digest == adapters[0].digest
+    assert seconds == 2  # the reader looks at the clock once in between
     loader.close()
 
 
@@ -44,7 +51,7 @@ def test_only_so_many_are_in_flight_and_none_twice(adapters):
         held.wait(20)
         return read(directory)
 
-    loader = Loader(slow, lambda *result: results.put(result))
+    loader = Loader(slow, lambda *result: results.put(result), never)
     assert loader.start(adapters[0])
     assert not loader.start(adapters[0])
     assert loader.start(adapters[1])
@@ -60,9 +67,9 @@ def test_an_unexpected_error_becomes_our_fault_with_its_cause(adapters):
         raise ZeroDivisionError("oops")
 
     results = queue.Queue()
-    loader = Loader(broken, lambda *result: results.put(result))
+    loader = Loader(broken, lambda *result: results.put(result), never)
     loader.start(adapters[0])
-    _, error = results.get(timeout=20)
+    _, error, _ = results.get(timeout=20)
     assert isinstance(error, InternalFault) and isinstance(error.__cause__, ZeroDivisionError)
     loader.close()
 
@@ -77,7 +84,7 @@ def test_a_broken_file_is_not_read_again_until_it_changes(adapters):
     path = adapter.directory / WEIGHTS_FILE
     good = path.read_bytes()
     path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
-    reader = VerifyingReader(counted)
+    reader = VerifyingReader(counted, never)
     for _ in range(3):
         with pytest.raises(ArtifactInvalid, match="damaged"):
             reader(adapter.digest, adapter.directory)
@@ -87,11 +94,43 @@ def test_a_broken_file_is_not_read_again_until_it_changes(adapters):
     assert reader(adapter.digest, adapter.directory).digest == adapter.digest
 
 
+def test_a_file_that_was_replaced_by_another_of_the_same_size_and_time_is_read(adapters):
+    adapter = adapters[0]
+    path = adapter.directory / WEIGHTS_FILE
+    good, times = path.read_bytes(), path.stat()
+    path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    reader = VerifyingReader(read, never)
+    with pytest.raises(ArtifactInvalid, match=re.escape(str(path))):
+        reader(adapter.digest, adapter.directory)
+    fresh = path.with_suffix(".new")
+    fresh.write_bytes(good)
+    os.utime(fresh, ns=(times.st_atime_ns, times.st_mtime_ns))
+    fresh.replace(path)
+    assert reader(adapter.digest, adapter.directory).digest == adapter.digest
+
+
+def test_a_broken_file_is_tried_again_after_a_while(adapters):
+    now, faults = [0.0], [ArtifactInvalid("the disk was busy")]
+
+    def once_broken(directory):
+        if faults:
+            raise faults.pop()
+        return read(directory)
+
+    reader = VerifyingReader(once_broken, lambda: now[0], retry_s=60.0)
+    for now[0] in (0.0, 59.9):
+        with pytest.raises(ArtifactInvalid, match="busy"):
+            reader(adapters[0].digest, adapters[0].directory)
+    now[0] = 60.0
+    assert reader(adapters[0].digest, adapters[0].directory).digest == adapters[0].digest
+
+
 def test_other_bytes_in_the_registered_directory_are_refused(adapters):
     with pytest.raises(ArtifactInvalid, match="new revision"):
-        VerifyingReader(read)(adapters[0].digest, adapters[1].directory)
+        VerifyingReader(read, never)(adapters[0].digest, adapters[1].directory)
 
 
 def test_a_directory_that_is_gone_is_named(adapters, tmp_path):
     with pytest.raises(ArtifactInvalid, match="gone"):
-        VerifyingReader(read)(adapters[0].digest, tmp_path / "gone")
+        VerifyingReader(read, never)(adapters[0].digest, tmp_path / "gone")

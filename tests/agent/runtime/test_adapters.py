@@ -9,6 +9,7 @@ from remora_agent.runtime.api import AdapterRef, FinishReason
 from remora_agent.runtime.options import RuntimeOptions
 from remora_contract.adapter import WEIGHTS_FILE
 from remora_contract.errors import (
+    AdapterInvalid,
     ArtifactInvalid,
     Conflict,
     Exhausted,
@@ -130,7 +131,9 @@ def test_capacity_tells_how_many_more_fit(serve):
     assert s.runtime.adapters.capacity(4).more_adapters == 4
     s.runtime.adapters.load("a")
     found = s.runtime.adapters.capacity(4)
-    assert (found.max_rank, found.used_rank, found.evictable_rank) == (16, 8, 8)
+    assert (found.limits.rank, found.used.rank, found.evictable_rank) == (16, 8, 8)
+    assert found.used.bytes == s.runtime.adapters.info("a").bank_bytes
+    assert 0 < found.host_used_bytes < found.host_max_bytes == RuntimeOptions().host_bytes
     s.runtime.adapters.pin("a")
     assert s.runtime.adapters.capacity(4).more_adapters == 2
     with pytest.raises(RequestInvalid):
@@ -235,3 +238,90 @@ def test_registering_may_move_the_alias_at_once(serve, tmp_path):
     info = s.runtime.adapters.register("a", "r9", other, set_alias=True)
     assert info.alias_target and info.digest == s.digests["b"]
     assert s.runtime.adapters.directory.alias("a").revision == "r9"
+
+
+def replace_weights(s, name, data):
+    """Overwrites the file in place, as a careless copy does."""
+    path = s.runtime.adapters.directory.resolve(name).directory / WEIGHTS_FILE
+    before = path.read_bytes()
+    path.write_bytes(data(before))
+    return path, before
+
+
+def test_files_replaced_while_loaded_change_no_answer_and_are_refused_when_read_again(serve):
+    s = serve({"a": 4, "b": 4})
+    asked = request("1", adapters={"a": 1.0})
+    assert s.submit(asked).wait().tokens == s.solo(asked)
+    path, good = replace_weights(s, "a", lambda data: data[:-4] + b"\x00\x00\x80\x3f")
+    again = request("2", adapters={"a": 1.0})
+    assert s.submit(again).wait().tokens == s.solo(again)
+    s.runtime.adapters.unload("a")
+    for name in ("3", "4"):
+        refused = s.submit(request(name, adapters={"a": 1.0})).wait().error
+        assert isinstance(refused, ArtifactInvalid)
+        assert str(path) in str(refused) and "digest" in str(refused)
+    assert s.runtime.metrics()["adapter_read_failures"] == 2
+    path.write_bytes(good)
+    healed = request("5", adapters={"a": 1.0})
+    assert s.submit(healed).wait().tokens == s.solo(healed)
+
+
+def test_another_adapter_put_in_its_place_is_never_served_under_the_old_digest(serve):
+    s = serve({"a": 4, "b": 4})
+    here = s.runtime.adapters.directory.resolve("a").directory
+    other = s.runtime.adapters.directory.resolve("b").directory
+    for file in other.iterdir():
+        (here / file.name).write_bytes(file.read_bytes())
+    refused = s.submit(request("1", adapters={"a": 1.0})).wait().error
+    assert isinstance(refused, ArtifactInvalid)
+    assert str(here) in str(refused) and "new revision" in str(refused)
+    assert not s.engine.calls.adds
+
+
+def test_an_adapter_that_the_engine_refuses_evicts_others_once_and_not_at_every_request(serve):
+    s = serve({"good": 8, "bad": 16})
+    add, tried = s.engine.add_adapter, []
+
+    def refuse_bad(weights):
+        if weights.digest == s.digests["bad"]:
+            tried.append(weights.digest)
+            raise AdapterInvalid("the engine has no input for it")
+        return add(weights)
+
+    s.engine.add_adapter = refuse_bad
+    s.submit(request("0", adapters={"good": 1.0})).wait()
+    for i in range(3):
+        heard = s.submit(request(f"b{i}", adapters={"bad": 1.0})).wait()
+        assert isinstance(heard.error, AdapterInvalid)
+        s.submit(request(f"g{i}", adapters={"good": 1.0})).wait()
+    assert len(tried) == 1 and s.engine.calls.adds == [s.digests["good"]] * 2
+    assert all(i.leases == 0 for i in s.runtime.adapters.list())
+
+
+def test_the_bank_is_bounded_by_rank_and_bytes_below_what_the_engine_takes(serve):
+    s = serve({"a": 4, "b": 4}, options=RuntimeOptions(bank_rank=6))
+    for name in "ab":
+        s.submit(request(name, adapters={name: 1.0})).wait()
+    assert s.engine.calls.removes == [s.digests["a"]]
+    assert s.runtime.adapters.capacity(2).limits.rank == 6
+    one = s.runtime.adapters.info("b").bank_bytes
+    s = serve({"a": 4, "b": 4}, options=RuntimeOptions(bank_bytes=2 * one - 1))
+    for name in "ab":
+        s.submit(request(name, adapters={name: 1.0})).wait()
+    assert s.engine.calls.removes == [s.digests["a"]]
+    with pytest.raises(Exhausted, match=f"bank holds rank 16 and {2 * one - 1} bytes"):
+        s.submit(request("both", adapters={"a": 1.0, "b": 1.0}))
+
+
+def test_swaps_and_tiers_are_counted(serve, tmp_path):
+    s = serve({"a": 4})
+    second_revision(s, tmp_path)
+    s.submit(request("1", adapters={"a": 1.0})).wait()
+    s.runtime.adapters.set_alias("a", "r2")
+    s.submit(request("2", adapters={"a": 1.0})).wait()
+    s.submit(request("3", adapters={"a": 1.0})).wait()
+    m = s.runtime.metrics()
+    assert (m["swaps"], m["adapter_reads"], m["adapter_loads"], m["adapter_hits"]) == (1, 2, 2, 1)
+    assert m["adapter_read_s"] > 0 and m["adapter_load_s"] > 0
+    assert (m["adapters_in_bank"], m["adapters_in_host"], m["bank_rank"]) == (2, 2, 8)
+    assert m["adapter_host_bytes"] > 0 and m["bank_bytes"] > 0 and m["adapter_leases"] == 0

@@ -121,6 +121,20 @@ def test_a_cut_off_call_leaves_what_was_told_of_it():
     )
 
 
+def test_one_call_may_stand_without_its_list():
+    text = f"Look: <|tool_call|>{FIRST}<|/tool_call|>"
+    for eager in (False, True):
+        assert read("phi", text, eager=eager) == ("Look:", [("get_weather", WEATHER)])
+        assert read("phi", *text, eager=eager) == ("Look:", [("get_weather", WEATHER)])
+
+
+def test_what_follows_the_arguments_within_a_call_is_passed_over():
+    """Mistral's templates repeat the id there."""
+    text = '[TOOL_CALLS] [{"name": "f", "arguments": {"a": "]}"}, "id": "a1b2c3d4e"}]'
+    for eager in (False, True):
+        assert read("mistral", *text, eager=eager) == ("", [("f", '{"a": "]}"}')])
+
+
 def test_a_forced_answer_needs_no_marker():
     assert read("mistral", f"[{call()}]", forced=True) == ("", [("get_weather", WEATHER)])
     assert read("llama", call(key="parameters"), forced=True)[1] == [("get_weather", WEATHER)]
@@ -147,6 +161,7 @@ def test_a_long_call_takes_time_in_proportion():
         ("{% if tools %}[TOOL_CALLS]x[ARGS]{% endif %}", "mistral-args"),
         ("{% if tools %}<|tool_call|>{% endif %}", "granite"),
         ("{{ message.tools }}<|tool|>", "phi"),
+        ("{% if tools %}functools[{% endif %}", "phi"),
         ("{% if tools %}<|python_tag|>{% endif %}", "llama"),
         ('{{ tools }} {"name": n, "parameters": p} ipython', "llama"),
         ("{% if tools %}<tool_call><function=x>{% endif %}", None),
