@@ -27,6 +27,7 @@ from remora_agent.hosting.retiring import Retiring, added, counted
 from remora_agent.runtime.model_runtime import ModelRuntime
 from remora_agent.runtime.options import RuntimeOptions
 from remora_agent.runtime.status import RuntimeState
+from remora_agent.serving.held_calls import HeldCalls
 from remora_agent.serving.router import Router
 from remora_agent.serving.served_model import ServedModel
 from remora_agent.serving.use_case_counts import UseCaseCounts
@@ -36,7 +37,7 @@ from remora_agent.text.tools import ToolFormat
 from remora_contract.adapter import load_adapter
 from remora_contract.bundle import load_bundle
 from remora_contract.digests import short
-from remora_contract.errors import ArtifactInvalid, Refused, RemoraError
+from remora_contract.errors import ArtifactInvalid, Refused, RemoraError, Unavailable
 
 log = logging.getLogger(__name__)
 _POLL_S = 0.02
@@ -165,17 +166,21 @@ class LocalHost:
             log.warning("host.drain_incomplete", extra={"waited_s": timeout_s})
 
     def _fits_beside(self, assignment: Assignment) -> bool:
-        refusals = self._engines.memory_refusals(
-            assignment.bundle_directory, self._available_bytes()
-        )
+        """With the prefixes that it will keep."""
+        available = self._available_bytes() - self._settings.runtime.prefix_bytes
+        refusals = self._engines.memory_refusals(assignment.bundle_directory, available)
         for refusal in refusals:
             log.info("release.does_not_fit_beside", extra={"why": str(refusal)})
         return not refusals
 
     def _open_beside(self, assignment: Assignment) -> None:
+        """What the old model has not begun with goes to the new one, the rest ends there."""
         model = self._open(assignment)
         self._router.replace(model)
+        old = self._serving
+        held = self._give_up_waiting(old.model) if old is not None else HeldCalls()
         self._succeed(_Serving(model, assignment), self._settings.retire_s)
+        held.hand_over(model, model.runtime.now())
 
     def _succeed(self, new: _Serving | None, retire_s: float) -> None:
         """Whatever served before retires."""
@@ -185,9 +190,11 @@ class LocalHost:
                 self._retiring.retire(old.model.runtime, retire_s)
 
     def _open_instead(self, now: _Serving, assignment: Assignment) -> None:
-        """Calls wait in the router from here until a model stands."""
+        """Calls wait, in the router or as held ones, from here until a model stands."""
         self._router.hold()
+        held = self._give_up_waiting(now.model)
         if not self._wait_idle(now.model.runtime):
+            held.hand_back(now.model, now.model.runtime.now())
             self._router.replace(now.model)
             raise Refused(
                 f"{assignment.release_id} does not fit in memory beside the running release, "
@@ -198,27 +205,37 @@ class LocalHost:
             self._retiring.admit(now.model.runtime)
         self._retiring.close_now(now.model.runtime)
         try:
-            model = self._open(assignment)
+            self._stand(self._open(assignment), assignment, held)
         except BaseException:
-            self._reopen(now.assignment)
+            self._reopen(now.assignment, held)
             raise
-        self._router.replace(model)
-        self._serving = _Serving(model, assignment)
 
-    def _reopen(self, assignment: Assignment) -> None:
+    def _stand(self, model: ServedModel, assignment: Assignment, held: HeldCalls) -> None:
+        """From now on `model` answers, what waited longest first."""
+        self._serving = _Serving(model, assignment)
+        held.hand_over(model, model.runtime.now())
+        self._router.replace(model)
+
+    def _reopen(self, assignment: Assignment, held: HeldCalls) -> None:
         try:
             model = self._open(assignment)
         except BaseException as e:
             log.error("release.not_reopened", extra={"why": str(e)})
-            self._router.clear(f"no model is loaded: {assignment.release_id} would not open: {e}")
+            gone = f"no model is loaded: {assignment.release_id} would not open: {e}"
+            held.fail(Unavailable(gone))
+            self._router.clear(gone)
             if isinstance(e, RemoraError):
                 return  # the error that kept the new release from opening is the one to tell
             raise
-        self._router.replace(model)
-        self._serving = _Serving(model, assignment)
+        self._stand(model, assignment, held)
+
+    def _give_up_waiting(self, model: ServedModel) -> HeldCalls:
+        held = model.give_up_waiting()
+        log.info("release.queue_moves", extra={"calls": len(held)})
+        return held
 
     def _open(self, assignment: Assignment) -> ServedModel:
-        """A model that answers for the assignment, not yet routed to."""
+        """A model that answers for the assignment, probed and not yet routed to."""
         directory = assignment.bundle_directory
         engine = self._engines.load(directory)
         try:
@@ -228,6 +245,7 @@ class LocalHost:
                 directory,
                 options=self._settings.runtime,
                 sampling=assignment.sampling,
+                free_bytes=self._available_bytes,
             )
         except BaseException:
             engine.close()
@@ -240,6 +258,7 @@ class LocalHost:
             self._settings.tool_format,
         )
         try:
+            runtime.probe()
             adopt(model, None, assignment)
         except BaseException:
             runtime.close()

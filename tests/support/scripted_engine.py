@@ -25,8 +25,15 @@ class ScriptedEngine(ReferenceEngine):
         self._ends[row] = start + len(tokens)
         return super().prefill(row, tokens, start, mix)
 
+    def score(self, row: int, tokens: np.ndarray, start: int, mix: Mix = ()) -> np.ndarray:
+        super().score(row, tokens, start, mix)
+        return np.stack([self._after(row, start + i + 1) for i in range(len(tokens))])
+
     def _logits(self, row: int) -> np.ndarray:
-        place = self._held[row] - self._ends[row]
+        return self._after(row, self._held[row])
+
+    def _after(self, row: int, held: int) -> np.ndarray:
+        place = held - self._ends[row]
         token = self.answer[place] if place < len(self.answer) else EOS
         logits = np.zeros(self._limits.vocab, np.float32)
         logits[token] = 30.0

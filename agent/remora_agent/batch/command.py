@@ -94,7 +94,8 @@ def _answer(
     from remora_agent.batch.runner import run_batch
     from remora_agent.batch.weights import adapter_directory
     from remora_agent.hosting.engines import CachedEngines, EngineSettings, default_cache
-    from remora_agent.local_host import LocalHost
+    from remora_agent.local_host import HostSettings, LocalHost
+    from remora_agent.runtime.options import RuntimeOptions
     from remora_agent.serving.progress import shown
     from remora_agent.serving.router import Router
     from remora_agent.serving.served_model import ServedModel
@@ -107,7 +108,9 @@ def _answer(
     assignment = local_assignment(bundle, adapters, document.use_cases, use_cases)
     router: Router[ServedModel] = Router()
     engines = CachedEngines(EngineSettings(cache_dir or default_cache(), options=options))
-    host = LocalHost(engines, router)
+    # One caller, who may have three quarters of the queue and wants twice the rows of it.
+    runtime = RuntimeOptions(max_waiting=max(256, 4 * options.rows))
+    host = LocalHost(engines, router, HostSettings(runtime))
     try:
         with shown(sys.stderr) as progress:
             host.build(assignment, progress)

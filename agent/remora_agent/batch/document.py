@@ -102,7 +102,7 @@ class _Request:
     weights: dict[str, float] = field(default_factory=dict)
     adapters: dict[str, float] = field(default_factory=dict)
     stop: Any = ()
-    save_system_prompt_kv_cache: bool = False
+    save_system_prompt_kv_cache: bool = False  # equal beginnings are kept with or without it
     disable_spec_decode: bool = False  # there is no speculation to disable: true changes nothing
 
 
@@ -178,10 +178,6 @@ def _request(raw: object, where: str, names: Names) -> BatchRequest:
     if isinstance(raw, dict):
         _refuse(raw, _UNSUPPORTED_REQUEST, where)
     request = parse(_Request, raw, where)
-    if request.save_system_prompt_kv_cache:
-        raise Unsupported(
-            f"{where}: save_system_prompt_kv_cache is not implemented; leave it out or say false"
-        )
     messages = tuple(_message(m, f"{where}: messages[{i}]") for i, m in enumerate(request.messages))
     name = request.lora_name or ""
     if len([given for given in (name, request.use_case, request.adapters) if given]) > 1:

@@ -52,23 +52,33 @@ def local_host(
     from remora_agent.telemetry.request_log import RequestLog
     from remora_agent.text.tools import FORMATS
 
-    serving = config.serving
+    serving, adapters = config.serving, config.adapters
     options = EngineOptions(rows=serving.rows, context=serving.context, threads=serving.threads)
-    settings = EngineSettings(cache_dir=layout.engines, options=options)
-    listen = parse_address(serving.listen)
-    adapters = config.adapters
-    runtime = RuntimeOptions(
-        patience_s=adapters.turn_s,
-        host_bytes=adapters.host_bytes,
-        bank_rank=adapters.bank_rank,
-        bank_bytes=adapters.bank_bytes,
+    settings = EngineSettings(
+        cache_dir=layout.engines,
+        memory_floor_bytes=serving.memory_floor_bytes,
+        options=options,
     )
+    host = HostSettings(
+        RuntimeOptions(
+            max_waiting=serving.max_waiting,
+            inter_token_s=serving.inter_token_s,
+            prefix_bytes=serving.prefix_cache_bytes,
+            memory_floor_bytes=serving.memory_floor_bytes,
+            patience_s=adapters.turn_s,
+            host_bytes=adapters.host_bytes,
+            bank_rank=adapters.bank_rank,
+            bank_bytes=adapters.bank_bytes,
+            draft_tokens=serving.draft_tokens,
+        )
+    )
+    listen = parse_address(serving.listen)
     observing = Observing(RequestLog(config.telemetry.request_log), config.telemetry.otlp_endpoint)
     made = StackOptions(
         listen,
         _tls(serving),
         settings,
-        HostSettings(runtime),
+        host,
         observing=observing,
         reflection=serving.reflection,
         unix_socket=None if serving.unix_socket is None else parse_socket(serving.unix_socket),

@@ -71,7 +71,6 @@ class Answer:
         self._unsent: list[int] = []  # tokens whose text is held back
         self._unsent_logprobs: list[TokenLogprob] = []  # one for each, when asked for
         self._submitted_s = now
-        self._accepted = False
         self._admitted_s: float | None = None
         self._first_token_s: float | None = None
         self._last_token_s = now
@@ -86,10 +85,11 @@ class Answer:
         """Nobody listens any more."""
         return self._on_event is _nobody
 
+    def accept(self) -> None:
+        self._emit(Accepted(self.request.request_id, self.provenance))
+
     def admitted(self, now: float) -> None:
-        """It has a row, and this engine answers it."""
         self._admitted_s = now
-        self._accept()
 
     def take(self, logits: Logits, now: float) -> TokenTaken:
         """Draws the next token from logits [vocab], which stay as they are. Raises EngineFault for
@@ -109,7 +109,6 @@ class Answer:
     def finish(self, reason: FinishReason, now: float) -> None:
         """The last event. What was held back, for a stop string or the rest of a character, goes
         out first, so that the text is the decoding of its tokens."""
-        self._accept()
         if not self._stop_match:
             rest = self._stops.push(self._detokenizer.flush())
             self._send(rest.text + self._stops.flush(), complete=True)
@@ -121,14 +120,7 @@ class Answer:
 
     def fail(self, error: RemoraError) -> None:
         """The last event instead."""
-        self._accept()
         self._emit(Failed(error))
-
-    def _accept(self) -> None:
-        """The first event, whatever comes next."""
-        if not self._accepted:
-            self._accepted = True
-            self._emit(Accepted(self.request.request_id, self.provenance))
 
     def _banned(self, vocab: int) -> NDArray[np.int64] | None:
         """Tokens that would end the answer before `min_tokens`."""

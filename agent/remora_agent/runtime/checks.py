@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from remora_agent.engine.protocol import EngineLimits
-from remora_agent.runtime.api import (
-    AdapterRef,
-    GenerationRequest,
-    SamplingParams,
-    Share,
-    StoppingParams,
-)
+from remora_agent.runtime.api import AdapterRef, GenerationRequest, SamplingParams, StoppingParams
 from remora_agent.runtime.bounds import check_sampling, check_scoring
-from remora_agent.runtime.jobs import MAX_PRIORITY
+from remora_agent.runtime.embedding import EmbeddingRequest
 from remora_agent.runtime.options import (
-    MAX_CLIENT_CHARS,
+    MAX_EMBEDDINGS,
     MAX_ID_CHARS,
-    MAX_SALT_CHARS,
     MAX_STOP_TOKENS,
     RuntimeOptions,
 )
-from remora_contract.errors import DeadlineExceeded, PromptTooLong, RequestInvalid
+from remora_agent.runtime.sharing import check_share
+from remora_contract.errors import DeadlineExceeded, PromptTooLong, RequestInvalid, Unsupported
 from remora_contract.release import MAX_WEIGHT
 
 
@@ -40,17 +34,35 @@ def check_request(
     check_share(request.share)
 
 
-def check_share(share: Share) -> None:
-    """Raises RequestInvalid."""
-    if abs(share.priority) > MAX_PRIORITY:
-        raise RequestInvalid(f"priority must be in ±{MAX_PRIORITY}, not {share.priority}")
-    texts = [
-        ("client", share.client, MAX_CLIENT_CHARS),
-        ("cache_salt", share.cache_salt, MAX_SALT_CHARS),
-    ]
-    for name, text, most in texts:
-        if len(text) > most or not text.isprintable():
-            raise RequestInvalid(f"{name} must be at most {most} printable characters")
+def check_embedding(
+    request: EmbeddingRequest, limits: EngineLimits, options: RuntimeOptions, now: float
+) -> None:
+    """Raises Unsupported, RequestInvalid, PromptTooLong, DeadlineExceeded."""
+    if not limits.hidden:
+        raise Unsupported("this engine gives no states: it cannot embed")
+    if not 0 < len(request.prompts) <= MAX_EMBEDDINGS:
+        raise RequestInvalid(f"give 1 to {MAX_EMBEDDINGS} inputs, not {len(request.prompts)}")
+    if not 0 < len(request.request_id) <= MAX_ID_CHARS:
+        raise RequestInvalid(f"request_id must have 1 to {MAX_ID_CHARS} characters")
+    total = sum(map(len, request.prompts))
+    if total > options.max_waiting_tokens:
+        raise RequestInvalid(
+            f"the inputs have {total} tokens together; at most {options.max_waiting_tokens} are "
+            "taken in one request"
+        )
+    if request.deadline_s is not None and now >= request.deadline_s:
+        raise DeadlineExceeded("the deadline had passed when the request arrived")
+    for index, prompt in enumerate(request.prompts):
+        _check_input(index, prompt, limits)
+    check_adapters(request.adapters, options)
+    check_share(request.share)
+
+
+def _check_input(index: int, prompt: tuple[int, ...], limits: EngineLimits) -> None:
+    try:
+        _check_prompt(prompt, limits)
+    except (RequestInvalid, PromptTooLong) as e:
+        raise type(e)(f"inputs[{index}]: {e}") from e
 
 
 def _check_prompt(prompt: tuple[int, ...], limits: EngineLimits) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from remora_agent.bank.bank import Bank, BankOptions, Wanted
-from remora_agent.bank.directory import AdapterDirectory
+from remora_agent.bank.directory import AdapterDirectory, Registered
 from remora_agent.bank.heap import give_back
 from remora_agent.bank.host import HostCache
 from remora_agent.bank.loader import Load, Loader
@@ -24,7 +24,7 @@ from remora_agent.bank.weights import AdapterWeights, load_weights
 from remora_agent.engine.memory import bank_bytes
 from remora_agent.engine.protocol import Engine
 from remora_agent.runtime.activation import activation_start
-from remora_agent.runtime.adapters import CALL_TIMEOUT_S, Adapters
+from remora_agent.runtime.adapters import Adapters
 from remora_agent.runtime.answer import Answer
 from remora_agent.runtime.api import (
     AdapterRef,
@@ -37,7 +37,7 @@ from remora_agent.runtime.api import (
     StoppingOverrides,
     StoppingParams,
 )
-from remora_agent.runtime.checks import check_request
+from remora_agent.runtime.checks import check_embedding, check_request
 from remora_agent.runtime.defaults import (
     GenerationDefaults,
     layered,
@@ -45,6 +45,8 @@ from remora_agent.runtime.defaults import (
     sampling_params,
     stopping_params,
 )
+from remora_agent.runtime.embedding import Embedding, EmbeddingRequest, OnEmbedded, OnVector
+from remora_agent.runtime.embedding_batch import EmbeddingBatch
 from remora_agent.runtime.jobs import Job, SchedulerLimits
 from remora_agent.runtime.memory_floor import MemoryFloor
 from remora_agent.runtime.metrics import RuntimeMetrics
@@ -53,6 +55,7 @@ from remora_agent.runtime.prefix_cache import PrefixCache
 from remora_agent.runtime.prefix_keys import reusable_tokens
 from remora_agent.runtime.sampling import Sampler
 from remora_agent.runtime.scheduler import Scheduler
+from remora_agent.runtime.speculation import Speculation
 from remora_agent.runtime.status import RuntimeState, RuntimeStatus
 from remora_agent.runtime.step_loop import StepLoop
 from remora_agent.runtime.stepper import Stepper
@@ -63,6 +66,7 @@ from remora_contract.release import SamplingDefaults
 
 log = logging.getLogger(__name__)
 
+Resolved = list[tuple[Registered, float]]  # with their weights
 PROBE_TIMEOUT_S = 120.0  # a first step may read all weights from a slow disk
 
 
@@ -111,7 +115,14 @@ class ModelRuntime:
         longest = reusable_tokens(bundle.decoder, bundle.graph.context)
         self._prefixes = PrefixCache(engine, self.options.prefix_bytes, longest, lambda: memory.low)
         self._stepper = Stepper(
-            engine, self._bank, scheduler, self._metrics, clock, self._prefixes, memory
+            engine,
+            self._bank,
+            scheduler,
+            self._metrics,
+            clock,
+            self._prefixes,
+            memory,
+            Speculation(min(self.options.draft_tokens, engine.limits.scored - 1)),
         )
         self._moved: Callable[[str], bool] | None = None
         self._loop = StepLoop(self._stepper.step, self._on_exit, clock)
@@ -163,28 +174,58 @@ class ModelRuntime:
         """
         now = self._clock()
         check_request(request, self._limits, self.options, now)
-        resolved = tuple(self._resolve(request.prompt, a) for a in request.adapters)
+        resolved = _acting(request.prompt, self._resolved(request.adapters))
+        answer = self._answer(self._clipped(request), resolved, on_event, now)
+        self._queue(answer, resolved)
+
+    def embed(self, request: EmbeddingRequest, on_end: OnEmbedded) -> Callable[[], None]:
+        """Queues the prompts of a request, their adapters resolved once for all; returns what
+        cancels it. Raises as `submit` does, and Unsupported for an engine without states."""
+        check_embedding(request, self._limits, self.options, self._clock())
+        adapters = self._resolved(request.adapters)
+
+        def queue(index: int, on_admitted: Callable[[float], None], heard: OnVector) -> Provenance:
+            reading = request.reading(index)
+            acting = _acting(reading.prompt, adapters)
+            made = Embedding(
+                reading,
+                self._provenance(acting),
+                request.pooling,
+                request.normalize,
+                on_admitted,
+                heard,
+            )
+            self._queue(made, acting, begun=index > 0)
+            return made.provenance
+
+        batch = EmbeddingBatch(request, queue, self.cancel, self._clock, on_end)
+        batch.start()
+        return batch.cancel
+
+    def _queue(
+        self, answer: Answer | Embedding, resolved: tuple[Wanted, ...], *, begun: bool = False
+    ) -> None:
         wanted = tuple(w for w in resolved if w.start is not None)
         self._bank.check_fits(wanted)
-        answer = self._answer(self._clipped(request), resolved, on_event, now)
         borders = tuple(sorted({w.start for w in wanted if w.start}))
-        job = _job(answer.request, borders)
-        self._stepper.add(answer, wanted, job)
+        self._stepper.add(answer, wanted, _job(answer.request, borders), begun=begun)
         self._loop.wake()
 
     def cancel(self, request_id: str) -> bool:
         """Whether it was found; it then ends with Finished(CANCELLED), unless it ends otherwise
         in the step that is running."""
         found = self._stepper.cancel(request_id)
+        if not found and self._moved is not None:
+            # What was handed back meanwhile is here again.
+            found = self._moved(request_id) or self._stepper.cancel(request_id)
         self._loop.wake()
-        return found or (self._moved is not None and self._moved(request_id))
+        return found
 
     def withdraw(self, among: Collection[str], moved: Callable[[str], bool]) -> tuple[str, ...]:
-        """Takes out the requests of `among` that have no row yet: they hear nothing more from here,
-        and `cancel` asks `moved` about them. In the order of arrival. Raises Unavailable when the
-        step thread does not get to it."""
+        """Takes out the requests of `among` that have no row yet: at most Accepted they may still
+        hear from here, and `cancel` asks `moved` about them. In the order of arrival."""
         self._moved = moved
-        return self._loop.call(lambda: self._stepper.withdraw(among), CALL_TIMEOUT_S)
+        return self._stepper.withdraw(among)
 
     def probe(self) -> None:
         """One token through the engine, before any request. Raises EngineFault, Unavailable."""
@@ -233,10 +274,11 @@ class ModelRuntime:
         )
 
     def metrics(self) -> Mapping[str, float]:
-        """Since start: requests, failures, tokens, swaps (of aliases), the bank's counters,
-        prefix_lookups, prefix_hits, prefix_tokens, prefix_evictions; now: queue_depth, rows_busy,
-        prefix_bytes and what is resident (BankSnapshot.metrics); recently: ttft_s, ttft_p95_s,
-        inter_token_s, tokens_per_s, scheduler_step_s (a step outside the engine)."""
+        """Since start: requests, failures, tokens, drafted_tokens, accepted_tokens, swaps (of
+        aliases), the bank's counters, prefix_lookups, prefix_hits, prefix_tokens,
+        prefix_evictions; now: queue_depth, rows_busy, prefix_bytes and what is resident
+        (BankSnapshot.metrics); recently: ttft_s, ttft_p95_s, inter_token_s, tokens_per_s,
+        scheduler_step_s (a step outside the engine)."""
         return {
             **self._metrics.values(),
             "queue_depth": float(self._stepper.queued),
@@ -274,9 +316,8 @@ class ModelRuntime:
     def _defaults(self) -> SamplingDefaults:
         return layered(self._sampling, self._generation.sampling)
 
-    def _resolve(self, prompt: tuple[int, ...], named: AdapterRef) -> Wanted:
-        record = self._directory.resolve(named.name, named.revision)
-        return Wanted(record, named.weight, activation_start(prompt, record.invocation_tokens))
+    def _resolved(self, named: tuple[AdapterRef, ...]) -> Resolved:
+        return [(self._directory.resolve(a.name, a.revision), a.weight) for a in named]
 
     def _clipped(self, request: GenerationRequest) -> GenerationRequest:
         """max_tokens within what the prompt leaves of the context."""
@@ -327,6 +368,14 @@ class ModelRuntime:
 
 def _bank_options(options: RuntimeOptions) -> BankOptions:
     return BankOptions(options.bank_rank, options.bank_bytes, options.patience_s)
+
+
+def _acting(prompt: tuple[int, ...], adapters: Resolved) -> tuple[Wanted, ...]:
+    """With the token of the prompt from which on each acts."""
+    return tuple(
+        Wanted(found, weight, activation_start(prompt, found.invocation_tokens))
+        for found, weight in adapters
+    )
 
 
 def _scheduler_limits(rows: int, options: RuntimeOptions) -> SchedulerLimits:

@@ -9,10 +9,12 @@ from remora_contract.release import MAX_MIX
 # Of one request, on every surface.
 MAX_ID_CHARS = 128
 MAX_STOP_TOKENS = 256
+MAX_DRAFT_TOKENS = 16  # of one step
+MAX_EMBEDDINGS = 256  # inputs of one request
 MAX_CLIENT_CHARS = 128
 MAX_SALT_CHARS = 256
 
-_MAY_BE_ZERO = frozenset(["prefix_bytes", "memory_floor_bytes"])
+_MAY_BE_ZERO = frozenset(["prefix_bytes", "memory_floor_bytes", "draft_tokens"])
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class RuntimeOptions:
     prefill_chunk: int = 256  # most prompt tokens between two decode steps
     inter_token_s: float = 0.25  # chunks are cut so that running answers move at least as often
     patience_s: float = 2.0  # without room for its adapters for longer, it gets that of others
-    aging_s: float = 5.0  # so long without a turn is worth one level of priority
+    aging_s: float = 30.0  # so long without a turn is worth one level of priority
     prefix_bytes: int = 256 << 20  # keys and values of prefixes kept in host memory; 0: no reuse
     memory_floor_bytes: int = 256 << 20  # of the system's memory, stay free; 0: not looked at
     host_bytes: int = 1 << 30  # adapter weights kept in host memory
@@ -34,6 +36,7 @@ class RuntimeOptions:
     default_max_tokens: int = 256  # where neither request nor release nor bundle says
     max_stop_strings: int = 16
     max_stop_chars: int = 256
+    draft_tokens: int = 8  # guessed and proven in one step of a row that decodes alone; 0: none
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -41,3 +44,5 @@ class RuntimeOptions:
                 continue
             if value <= 0:
                 raise ValueError(f"{name} must be positive, not {value}")
+        if self.draft_tokens > MAX_DRAFT_TOKENS:
+            raise ValueError(f"draft_tokens must be at most {MAX_DRAFT_TOKENS}")

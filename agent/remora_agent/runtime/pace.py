@@ -2,9 +2,9 @@
 answers keep their pace. Pure: seconds come in as arguments.
 
 A chunk's time is remembered by its size, in steps of a factor of two, because a small chunk costs
-more a token than a large one. What was never measured is taken from the next smaller size as if
-time grew with the tokens, which overestimates; so a size that once took too long is tried again as
-soon as a smaller one shows that it would not any more.
+more a token than a large one. Times change, with the length of what was read before and with what
+else the machine does, so the last chunk has its say about all sizes: a larger one takes at most as
+much a token, whatever it took before; a smaller one at least as much.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class Pace:
         """`largest`: most tokens of a chunk."""
         self._largest = largest
         self._chunk_s: dict[int, float] = {}  # by size
+        self._last: tuple[int, float] | None = None  # size and seconds of the last chunk
         self._token_s: float | None = None
         self._step_s: float | None = None
         self._answer_tokens: float | None = None
@@ -37,7 +38,10 @@ class Pace:
 
     def chunk_took(self, tokens: int, seconds: float) -> None:
         size = _size(tokens)
-        self._chunk_s[size] = _mean(self._chunk_s.get(size), seconds)
+        full_s = seconds * size / tokens
+        before = self._chunk_s.get(size, 0.0)
+        self._chunk_s[size] = full_s if full_s > before else _mean(before, full_s)
+        self._last = (size, full_s)
         self._token_s = _mean(self._token_s, seconds / tokens)
 
     def step_took(self, seconds: float) -> None:
@@ -74,12 +78,13 @@ class Pace:
 
     def _expected_s(self, size: int) -> float:
         """Infinite while nothing was measured."""
-        expected = float("inf")
-        known = LEAST_CHUNK
-        while known <= size:
-            expected = min(2 * expected, self._chunk_s.get(known, float("inf")))
-            known *= 2
-        return expected
+        if self._last is None:
+            return float("inf")
+        last, seconds = self._last
+        proportional = seconds * size / last
+        if size >= last:
+            return min(self._chunk_s.get(size, proportional), proportional)
+        return max(self._chunk_s.get(size, proportional), proportional)
 
 
 def _size(tokens: int) -> int:

@@ -37,6 +37,8 @@ class PrefixStore:
 
     def put(self, key: bytes, block: KvBlock, chain: Collection[bytes]) -> bool:
         """Whether it was taken; not when only blocks of its own `chain` would make room."""
+        if block.bytes > self._max_bytes:
+            return False
         while self.bytes + block.bytes > self._max_bytes:
             oldest = next(iter(self._blocks), None)
             if oldest is None or oldest in chain:

@@ -15,6 +15,7 @@ from remora_contract.errors import RequestInvalid
 
 if TYPE_CHECKING:
     from remora_agent.engine.opening import EngineOptions
+    from remora_agent.runtime.options import RuntimeOptions
     from remora_agent.serving.openai.settings import OpenAiOptions
     from remora_agent.serving.stack import StackOptions
     from remora_agent.serving.tls import ServerTls
@@ -73,6 +74,15 @@ def serve(
         int | None,
         typer.Option(help="Compute threads (default: one for each physical core)."),
     ] = None,
+    draft_tokens: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=16,
+            help="Tokens guessed from the text and proven in one step while one request decodes "
+            "alone; 0: none.",
+        ),
+    ] = 8,
     cache_dir: Annotated[
         Path | None,
         typer.Option(help="Directory of built engines (default: ~/.cache/remora/engines)."),
@@ -142,12 +152,27 @@ def serve(
     drain_s: Annotated[
         float, typer.Option(min=0.0, help="Seconds that running requests get to end at shutdown.")
     ] = 20.0,
+    max_waiting: Annotated[
+        int, typer.Option(min=1, help="Requests that wait; more are told when to come back.")
+    ] = 256,
+    inter_token_s: Annotated[
+        float,
+        typer.Option(min=0.001, help="Running answers move this often while prompts are read."),
+    ] = 0.25,
+    prefix_cache_mib: Annotated[
+        int,
+        typer.Option(min=0, help="Memory for prompts that begin alike (0: none is reused)."),
+    ] = 256,
+    memory_floor_mib: Annotated[
+        int, typer.Option(min=0, help="Memory that stays free (0: not looked at).")
+    ] = 256,
     log_level: Annotated[
         str, typer.Option(help="Of the JSON logs on stderr: debug, info, warning or error.")
     ] = "warning",
 ) -> None:
     """Serves a bundle over gRPC until it is stopped. Needs no controller."""
     from remora_agent.engine.opening import EngineOptions
+    from remora_agent.runtime.options import RuntimeOptions
     from remora_agent.serving import standalone
     from remora_agent.serving.unix_gate import user_ids
     from remora_agent.telemetry.observers import Observing
@@ -162,6 +187,13 @@ def serve(
         EngineOptions(rows=rows, context=context, threads=threads),
         cache_dir,
         metrics_listen,
+        RuntimeOptions(
+            max_waiting=max_waiting,
+            inter_token_s=inter_token_s,
+            prefix_bytes=prefix_cache_mib << 20,
+            draft_tokens=draft_tokens,
+            memory_floor_bytes=memory_floor_mib << 20,
+        ),
     )
     observing = Observing(request_log, otlp_endpoint)
     stack = replace(
@@ -196,8 +228,10 @@ def _stack_options(
     engine: EngineOptions,
     cache_dir: Path | None,
     metrics_listen: str | None,
+    runtime: RuntimeOptions,
 ) -> StackOptions:
     from remora_agent.hosting.engines import EngineSettings, default_cache
+    from remora_agent.local_host import HostSettings
     from remora_agent.serving.address import TcpAddress, parse_address
     from remora_agent.serving.stack import StackOptions
 
@@ -207,7 +241,12 @@ def _stack_options(
     return StackOptions(
         listen=parse_address(listen),
         tls=tls,
-        engines=EngineSettings(cache_dir=cache_dir or default_cache(), options=engine),
+        engines=EngineSettings(
+            cache_dir=cache_dir or default_cache(),
+            memory_floor_bytes=runtime.memory_floor_bytes,
+            options=engine,
+        ),
+        host=HostSettings(runtime),
         metrics_listen=metrics,
     )
 

@@ -8,6 +8,7 @@ from remora_agent.runtime import bounds
 from remora_agent.runtime.api import AdapterRef, SamplingOverrides, StoppingOverrides
 from remora_agent.runtime.bounds import Range
 from remora_agent.runtime.options import MAX_ID_CHARS, MAX_STOP_TOKENS, RuntimeOptions
+from remora_agent.runtime.sharing import check_share
 from remora_agent.serving.call import (
     ROLES,
     AdapterSelection,
@@ -36,6 +37,7 @@ def check_call(call: GenerateCall) -> GenerateCall:
     check_selection(call.selection)
     check_sampling(call.sampling)
     check_stopping(call.stopping)
+    check_share(call.share)
     bounds.check_scoring(call.scoring)
     _refuse_not_yet(call)
     return call
@@ -44,9 +46,7 @@ def check_call(call: GenerateCall) -> GenerateCall:
 def _refuse_not_yet(call: GenerateCall) -> None:
     """What nothing computes yet. Raises Unsupported."""
     plain = GenerateCall(call.prompt)
-    asked = [
-        n for n in ("constraint", "n", "echo", "share") if getattr(call, n) != getattr(plain, n)
-    ]
+    asked = [n for n in ("constraint", "n", "echo") if getattr(call, n) != getattr(plain, n)]
     if call.scoring.prompt_top is not None:
         asked.append("prompt_logprobs")
     if isinstance(call.prompt, ChatPrompt) and call.prompt.tool_choice not in ("", "auto", "none"):

@@ -7,10 +7,19 @@ other, so a request sees the names of one release, never some of each. Knows no 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
-from remora_agent.runtime.api import AdapterRef, Event, GenerationRequest, OnEvent
+from remora_agent.runtime.api import (
+    AdapterRef,
+    Event,
+    Failed,
+    GenerationRequest,
+    OnEvent,
+    Provenance,
+)
+from remora_agent.runtime.embedding import Embedded, EmbeddingRequest, OnEmbedded
 from remora_agent.runtime.model_runtime import ModelRuntime
 from remora_agent.serving.call import (
     AdapterSelection,
@@ -21,8 +30,11 @@ from remora_agent.serving.call import (
     UseCaseRef,
 )
 from remora_agent.serving.chat_prompt import template_arguments, template_messages
+from remora_agent.serving.embedding import EmbedCall, as_event, joined
+from remora_agent.serving.held_calls import HeldCall, HeldCalls
 from remora_agent.serving.tool_calls import ToolPlan, constrained, tool_plan
 from remora_agent.serving.use_case_counts import UseCaseCounts
+from remora_agent.serving.waiting_calls import AcceptedOnce, WaitingCalls
 from remora_agent.telemetry.records import Origin, RequestRecords
 from remora_agent.text.pipeline import Encoded
 from remora_agent.text.tools import ToolFormat, detect
@@ -48,6 +60,7 @@ class ServedModel:
         self._names = threading.Lock()
         self._observe = observe
         self.tool_format = tool_format or detect(runtime.text.tool_template)
+        self._waiting = WaitingCalls()
 
     @contextmanager
     def changing_names(self) -> Iterator[None]:
@@ -89,9 +102,10 @@ class ServedModel:
         `timeout_s` from now until it must have ended. Raises as ModelRuntime.submit does, NotFound
         for a use case, RequestInvalid for a weight of an adapter that the use case has not.
         """
-        plan = self.tool_plan(call)
-        call = constrained(call, plan)
+        asked, plan = call, self.tool_plan(call)
+        call = constrained(asked, plan)
         runtime = self.runtime
+        on_event = AcceptedOnce(on_event)
         with self._names:
             request = GenerationRequest(
                 request_id=request_id,
@@ -104,11 +118,69 @@ class ServedModel:
                 share=call.share,
                 visible_tokens=runtime.text.special_ids(plan.form.markers) if plan else (),
             )
+            held = HeldCall(request_id, asked, len(tokens), request.deadline_s, on_event, self._was)
             if isinstance(call.selection, UseCaseRef):
                 on_event = self.counts.listening(call.selection.name, len(tokens), on_event)
-            origin = self._origin(call, tokens)
-            recorded = self._records.listening(request, origin, on_event)
-            runtime.submit(request, self._listener(recorded))
+            recorded = self._records.listening(request, self._origin(call, tokens), on_event)
+            with self._waiting.adding(held):
+                runtime.submit(request, self._waiting.watching(held, self._listener(recorded)))
+
+    def cancel(self, request_id: str) -> bool:
+        """See ModelRuntime.cancel."""
+        return self.runtime.cancel(request_id)
+
+    def give_up_waiting(self) -> HeldCalls:
+        """The calls that have no row yet leave this model, to be handed to the next. Nobody may
+        submit meanwhile."""
+        return self._waiting.give_up(self.runtime.withdraw)
+
+    @property
+    def _was(self) -> Provenance:
+        status = self.runtime.status()
+        return Provenance(status.bundle_digest, status.engine_digest)
+
+    def embed(
+        self,
+        request_id: str,
+        call: EmbedCall,
+        prompts: Sequence[tuple[int, ...]],
+        timeout_s: float | None,
+        on_end: OnEmbedded,
+    ) -> Callable[[], None]:
+        """Queues the call, its inputs being `prompts`; returns what cancels it.
+
+        `on_end` hears the end on the step thread. Raises as ModelRuntime.embed does, NotFound for
+        a use case.
+        """
+        runtime = self.runtime
+        with self._names:
+            request = EmbeddingRequest(
+                request_id,
+                tuple(prompts),
+                self._adapters(call.selection),
+                call.pooling,
+                call.normalize,
+                None if timeout_s is None else runtime.now() + timeout_s,
+                call.share,
+            )
+            told = self._told(request, call)
+
+            def hear(end: Embedded | Failed) -> None:
+                told(as_event(end))
+                on_end(end)
+
+            return runtime.embed(request, hear)
+
+    def _told(self, request: EmbeddingRequest, call: EmbedCall) -> OnEvent:
+        """Who hears of the end besides the caller: counts and records, as of any request."""
+        prompt, use_case = joined(request.prompts), ""
+        listener: OnEvent = _nobody
+        if isinstance(call.selection, UseCaseRef):
+            use_case = call.selection.name
+            listener = self.counts.listening(use_case, len(prompt), listener)
+        origin = Origin(self.runtime.bundle.source.name, use_case, call.trace_parent)
+        whole = replace(request.reading(0), request_id=request.request_id, prompt=prompt)
+        return self._listener(self._records.listening(whole, origin, listener))
 
     def _origin(self, call: GenerateCall, tokens: tuple[int, ...]) -> Origin:
         use_case = call.selection.name if isinstance(call.selection, UseCaseRef) else ""
@@ -139,3 +211,7 @@ class ServedModel:
             on_event(event)
 
         return listen
+
+
+def _nobody(event: Event) -> None:
+    """The caller hears of the end by other ways."""

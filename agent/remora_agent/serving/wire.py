@@ -37,9 +37,6 @@ _NOT_YET = frozenset(
         "prompt_logprobs",
         "n",
         "echo",
-        "priority",
-        "client",
-        "cache_salt",
     ]
 )
 
@@ -70,6 +67,7 @@ def generate_call(request: pb.GenerateRequest) -> GenerateCall:
         sampling=_sampling(request.sampling),
         stopping=_stopping(request.stopping),
         request_id=request.request_id or None,
+        share=api.Share(request.priority, request.client, request.cache_salt),
         scoring=_scoring(request),
     )
     return check_call(call)

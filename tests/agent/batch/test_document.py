@@ -73,13 +73,12 @@ def test_one_stop_string_needs_no_list():
 
 
 def test_fields_that_change_nothing_here_are_accepted():
-    request(save_system_prompt_kv_cache=False, disable_spec_decode=True)
+    request(save_system_prompt_kv_cache=True, disable_spec_decode=True)
 
 
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ({"save_system_prompt_kv_cache": True}, "save_system_prompt_kv_cache"),
         ({"guided_decoding": {}}, "guided_decoding"),
         ({"ego_history_xyz_npy": "x"}, "ego_history_xyz_npy"),
         ({"robot_state": []}, "robot_state"),

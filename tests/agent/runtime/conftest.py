@@ -23,6 +23,7 @@ def serve(tmp_path):
         max_bank_rank=16,
         options=None,
         invocations=None,
+        copies_kv=True,
         **more,
     ):
         bundle = make_bundle(context, max_bank_rank)
@@ -40,7 +41,7 @@ def serve(tmp_path):
                 r=rank,
                 invocation_tokens=(invocations or {}).get(name, ()),
             ).digest
-        engine = ReferenceEngine(rows, context, VOCAB, max_bank_rank)
+        engine = ReferenceEngine(rows, context, VOCAB, max_bank_rank, copies_kv=copies_kv)
         runtime = ModelRuntime(
             engine, bundle, byte_text(), directory, options or RuntimeOptions(), **more
         )

@@ -199,12 +199,19 @@ class History(RuleBasedStateMachine):
         self.scheduler = Scheduler(LIMITS)
         self.alive, self.running, self.read, self.lengths = {}, {}, {}, {}
         self.last_work = None
+        self.cancelled = set()
 
-    @rule(tokens=st.integers(1, 12), deadline=st.none() | st.floats(0, 30))
-    def submit(self, tokens, deadline):
+    @rule(
+        tokens=st.integers(1, 12),
+        deadline=st.none() | st.floats(0, 30),
+        priority=st.integers(-1, 1),
+        client=st.sampled_from("xyz"),
+    )
+    def submit(self, tokens, deadline, priority, client):
         name = f"r{self.count}"
         self.count += 1
-        job = Job(name, tokens, None if deadline is None else self.now + deadline)
+        until = None if deadline is None else self.now + deadline
+        job = Job(name, tokens, until, max_new=3, priority=priority, client=client)
         try:
             self.scheduler.submit(job, self.now)
         except Exhausted:
@@ -216,7 +223,18 @@ class History(RuleBasedStateMachine):
         self.now += seconds
         candidates = self.scheduler.candidates(self.now)
         order = list(self.scheduler.waiting())
-        assert list(candidates) == order[: len(candidates)]
+        assert len(set(candidates)) == len(candidates) and set(candidates) <= set(order)
+        flows = {}
+        for name in candidates:  # of one client and priority the oldest first, none left out
+            job = self.alive[name]
+            flows.setdefault((job.client, job.priority), []).append(name)
+        for (client, priority), names in flows.items():
+            own = [
+                n
+                for n in order
+                if (self.alive[n].client, self.alive[n].priority) == (client, priority)
+            ]
+            assert names == own[: len(names)]
         for i, name in enumerate(candidates):
             if i in blocked or not self.scheduler.row_free:
                 continue
@@ -249,16 +267,42 @@ class History(RuleBasedStateMachine):
             self.forget(ids[0])
             self.scheduler.end(ids[0], self.now)
 
+    @rule(part=st.floats(0.1, 1.0))
+    def reuse(self, part):
+        work = self.scheduler.next_work()
+        if not isinstance(work, PrefillChunk):
+            return
+        name = work.request_id
+        tokens = int((self.lengths[name] - self.read[name] - 1) * part)
+        if tokens:
+            self.scheduler.reuse(name, tokens)
+            self.read[name] += tokens
+            self.last_work = work
+
+    @precondition(lambda self: self.alive)
+    @rule(data=st.data())
+    def withdraw(self, data):
+        among = data.draw(st.sets(st.sampled_from(sorted(self.alive))))
+        waiting = self.scheduler.waiting()
+        gone = self.scheduler.withdraw(among, self.now)
+        assert set(gone) == {n for n in waiting if n in among and n not in self.cancelled}
+        for name in gone:
+            self.forget(name)
+
     @precondition(lambda self: self.alive)
     @rule(data=st.data())
     def cancel(self, data):
-        assert self.scheduler.cancel(data.draw(st.sampled_from(sorted(self.alive))))
+        name = data.draw(st.sampled_from(sorted(self.alive)))
+        assert self.scheduler.cancel(name)
+        self.cancelled.add(name)
 
     @rule(seconds=st.floats(0, 10))
     def reap(self, seconds):
         self.now += seconds
         for ended in self.scheduler.reap(self.now):
             job = self.alive[ended.request_id]
+            cancelled = ended.cause is EndCause.CANCELLED
+            assert cancelled == (ended.request_id in self.cancelled)
             if ended.cause is EndCause.EXPIRED:
                 assert job.deadline_s <= self.now
             self.forget(ended.request_id)
@@ -268,6 +312,28 @@ class History(RuleBasedStateMachine):
         del self.alive[name]
         self.running.pop(name, None)
         self.read.pop(name, None)
+        self.cancelled.discard(name)
+
+    def teardown(self):
+        """Whatever has happened, serving on empties it: no job is lost and none stays for ever."""
+        for _ in range(10_000):
+            if self.scheduler.empty:
+                break
+            self.now += 0.1
+            for ended in self.scheduler.reap(self.now):
+                self.forget(ended.request_id)
+            for name in self.scheduler.candidates(self.now):
+                if self.scheduler.row_free:
+                    self.scheduler.admit(name, self.now)
+            work = self.scheduler.next_work()
+            if work is None:
+                continue
+            self.scheduler.done(work, 0.1)
+            if isinstance(work, DecodeStep):
+                for name in work.request_ids:
+                    self.scheduler.end(name, self.now)
+                    self.forget(name)
+        assert self.scheduler.empty and not self.alive
 
     @invariant()
     def counts_agree(self):

@@ -74,6 +74,12 @@ def test_token_ids_and_use_cases_are_carried():
     assert call.selection == UseCaseRef("support")
 
 
+def test_priority_client_and_salt_are_carried():
+    message = request(priority=-3, client="shop", cache_salt="tenant")
+    assert wire.generate_call(message).share == api.Share(-3, "shop", "tenant")
+    assert wire.generate_call(request()).share == api.Share()
+
+
 def test_zero_is_a_choice_and_not_an_absence():
     message = request(sampling=pb.Sampling(temperature=0.0, top_k=0, seed=0))
     assert wire.generate_call(message).sampling == SamplingOverrides(0.0, 0, None, 0)
@@ -106,6 +112,11 @@ def test_zero_is_a_choice_and_not_an_absence():
         ({"stopping": pb.Stopping(stop=[""])}, "stop[0]"),
         ({"stopping": pb.Stopping(stop=["s"] * 17)}, "stopping.stop"),
         ({"stopping": pb.Stopping(stop_token_ids=range(257))}, "stop_token_ids"),
+        ({"priority": 101}, "priority"),
+        ({"priority": -101}, "priority"),
+        ({"client": "x" * 129}, "client"),
+        ({"client": "a\nb"}, "client"),
+        ({"cache_salt": "x" * 257}, "cache_salt"),
     ],
 )
 def test_a_field_out_of_range_is_refused_by_name(fields, named):

@@ -1,0 +1,126 @@
+"""Calls that one model gave up before it began with them, on their way to the next.
+
+Each ends exactly once: answered by the model it is handed to, cancelled, or failed. Its listener
+sees nothing of the move. Knows no engine and no wire format.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from remora_agent.runtime.api import (
+    Failed,
+    Finished,
+    FinishReason,
+    OnEvent,
+    Provenance,
+    Timings,
+    Usage,
+)
+from remora_agent.serving.call import GenerateCall, PromptInput
+from remora_agent.text.pipeline import Encoded
+from remora_contract.errors import RemoraError
+
+
+@dataclass(frozen=True)
+class HeldCall:
+    request_id: str
+    call: GenerateCall
+    prompt_tokens: int
+    deadline_s: float | None  # on the clock that `hand_over` is given
+    on_event: OnEvent
+    provenance: Provenance  # of the model that gave it up
+
+
+class NextModel(Protocol):
+    """What `ServedModel` is to the calls it takes over."""
+
+    def encode(self, prompt: PromptInput) -> Encoded: ...
+
+    def submit(
+        self,
+        request_id: str,
+        call: GenerateCall,
+        tokens: tuple[int, ...],
+        timeout_s: float | None,
+        on_event: OnEvent,
+    ) -> None: ...
+
+    def cancel(self, request_id: str) -> bool: ...
+
+
+class HeldCalls:
+    """Thread-safe. `fill` once, then one of `hand_over`, `hand_back` and `fail`."""
+
+    def __init__(self, expected: Collection[str] = ()) -> None:
+        """`expected` may be cancelled before they are here."""
+        self._lock = threading.Lock()
+        self._expected = frozenset(expected)
+        self._early: set[str] = set()  # cancelled before they were here
+        self._held: dict[str, HeldCall] = {}
+        self._model: NextModel | None = None
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def fill(self, calls: Sequence[HeldCall]) -> None:
+        with self._lock:
+            early, self._early, self._expected = self._early, set(), frozenset()
+            self._held = {c.request_id: c for c in calls if c.request_id not in early}
+        for held in calls:
+            if held.request_id in early:
+                held.on_event(_cancelled(held))
+
+    def cancel(self, request_id: str) -> bool:
+        """Whether it was found, here or with the model that has taken over."""
+        with self._lock:
+            if request_id in self._expected:
+                self._early.add(request_id)
+                return True
+            held, model = self._held.pop(request_id, None), self._model
+        if held is not None:
+            held.on_event(_cancelled(held))
+            return True
+        return model is not None and model.cancel(request_id)
+
+    def hand_over(self, model: NextModel, now: float) -> None:
+        """In the order in which they came; tokenised anew, because the model may be another.
+
+        Takes as long as the prompts are long. One that `model` refuses fails with its reason.
+        """
+        with self._lock:
+            self._model = model
+        self.hand_back(model, now)
+
+    def hand_back(self, model: NextModel, now: float) -> None:
+        """The same to the model that gave them up, which finds them by itself from then on."""
+        with self._lock:
+            waiting = list(self._held.values())
+        for held in waiting:
+            self._submit(held, model, now)
+
+    def fail(self, error: RemoraError) -> None:
+        with self._lock:
+            left, self._held = list(self._held.values()), {}
+        for held in left:
+            held.on_event(Failed(error))
+
+    def _submit(self, held: HeldCall, model: NextModel, now: float) -> None:
+        left_s = None if held.deadline_s is None else held.deadline_s - now
+        try:
+            tokens = model.encode(held.call.prompt).token_ids
+            with self._lock:  # a cancellation sees it here or there, never nowhere
+                if self._held.pop(held.request_id, None) is not None:
+                    model.submit(held.request_id, held.call, tokens, left_s, held.on_event)
+        except RemoraError as e:
+            with self._lock:
+                self._held.pop(held.request_id, None)
+            held.on_event(Failed(e))
+
+
+def _cancelled(held: HeldCall) -> Finished:
+    usage, timings = Usage(held.prompt_tokens, 0, 0), Timings(0.0, 0.0, 0.0, 0.0)
+    return Finished(FinishReason.CANCELLED, usage, timings, held.provenance)
