@@ -85,6 +85,13 @@ def checkpoint_in(work: Path) -> Path:
 def remora_worker(
     work: Path, checkpoint: Path, block: int, threads: int, adapters: int = 0
 ) -> Worker:
+    bundle = remora_bundle(work, checkpoint, block)
+    script = str(HERE / "workers" / "remora_worker.py")
+    arguments = [str(bundle), str(work / "engines"), str(threads), str(adapters)]
+    return Worker([sys.executable, script, *arguments])
+
+
+def remora_bundle(work: Path, checkpoint: Path, block: int) -> Path:
     bundle = work / f"bundle-{block}"
     if not bundle.exists():
         program = str(Path(sys.executable).parent / "remora-build")
@@ -94,9 +101,7 @@ def remora_worker(
             check=True,
             stdout=subprocess.DEVNULL,
         )
-    script = str(HERE / "workers" / "remora_worker.py")
-    arguments = [str(bundle), str(work / "engines"), str(threads), str(adapters)]
-    return Worker([sys.executable, script, *arguments])
+    return bundle
 
 
 def _genai_worker(

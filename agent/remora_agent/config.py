@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from remora_agent.runtime.options import MAX_DRAFT_TOKENS
 from remora_agent.serving.address import parse_address
 from remora_agent.text.tools import FORMATS
 from remora_contract.errors import DocumentInvalid, RequestInvalid
@@ -70,6 +71,11 @@ class ServingConfig:
     )
     threads: int | None = _setting(None, "Compute threads; absent: one for each physical core.")
     drain_s: float = _setting(20.0, "Seconds running requests get to end at shutdown.")
+    draft_tokens: int = _setting(
+        8,
+        "Tokens guessed from the text and proven in one step while one request decodes alone, at "
+        "most 16; 0: none.",
+    )
     unix_socket: str | None = _setting(
         None, "Path of a unix socket to serve on too (mode 0660); absent: none."
     )
@@ -93,6 +99,9 @@ class ServingConfig:
         _at_least(self.context, 1, "serving.context")
         _at_least(self.threads, 1, "serving.threads")
         _at_least(self.drain_s, 0, "serving.drain_s")
+        _at_least(self.draft_tokens, 0, "serving.draft_tokens")
+        if self.draft_tokens > MAX_DRAFT_TOKENS:
+            raise ValueError(f"serving.draft_tokens must be at most {MAX_DRAFT_TOKENS}")
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls_certificate and tls_key belong together: give both or neither")
         if self.tool_format is not None and self.tool_format not in FORMATS:

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
 from remora_agent.client import requests, results
-from remora_agent.client.requests import Options, Prompt
+from remora_agent.client.requests import AdapterChoice, EmbedInputs, Options, Prompt
 from remora_agent.client.results import (
     Adapter,
     Adapters,
     Alias,
     Capacity,
+    Embeddings,
     EngineStatus,
     Result,
     Tokens,
@@ -27,6 +28,7 @@ from remora_protos.inference.v1 import inference_pb2 as pb
 
 T = TypeVar("T")
 Service = Literal["Inference", "Adapters", "UseCases", "EngineService"]
+Pooling = Literal["last", "mean"]
 UnloadMode = Literal["graceful", "cancel", "refuse_if_busy"]
 _UNLOAD = {
     "graceful": pb.UNLOAD_MODE_GRACEFUL,
@@ -46,6 +48,17 @@ class Operation(Generic[T]):
 def generate(prompt: Prompt, options: Options) -> Operation[Result]:
     request = requests.generate_request(prompt, options)
     return Operation("Inference", "GenerateUnary", request, results.result)
+
+
+def embed(
+    inputs: EmbedInputs,
+    pooling: Pooling,
+    normalize: bool,
+    adapter: AdapterChoice,
+    use_case: str | None,
+) -> Operation[Embeddings]:
+    request = requests.embed_request(inputs, pooling, normalize, adapter, use_case)
+    return Operation("Inference", "Embed", request, results.embeddings)
 
 
 def cancel(request_id: str) -> Operation[bool]:

@@ -14,6 +14,8 @@ from remora_protos.inference.v1 import inference_pb2 as pb
 Messages = Sequence[Mapping[str, Any]]
 # A prompt as text or as token ids; messages are taken in its place too.
 Prompt = str | Sequence[int] | Messages
+# What `embed` takes: one text or several, each as text or as token ids.
+EmbedInputs = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
 # One adapter by name, `name@revision`, or a mix of several with weights.
 AdapterChoice = str | Mapping[str, float] | None
 
@@ -43,6 +45,7 @@ _SAMPLING = ("temperature", "top_k", "top_p", "seed")
 _OF_CHATS = ("add_generation_prompt", "template_arguments", "tools", "tool_choice")
 _OF_MESSAGES = frozenset({"role", "content", "tool_calls", "tool_call_id", "name"})
 _STOPPING = ("max_tokens", "ignore_eos")
+_POOLING = {"last": pb.POOLING_LAST, "mean": pb.POOLING_MEAN}
 _KNOWN = frozenset(Options.__annotations__)
 
 
@@ -140,6 +143,40 @@ def mix(choice: str | Mapping[str, float]) -> list[pb.WeightedAdapter]:
         name, _, revision = text.partition("@")
         made.append(pb.WeightedAdapter(name=name, revision=revision, weight=weight))
     return made
+
+
+def embed_request(
+    inputs: EmbedInputs,
+    pooling: str,
+    normalize: bool,
+    adapter: AdapterChoice,
+    use_case: str | None,
+) -> pb.EmbedRequest:
+    """Raises RequestInvalid."""
+    if adapter is not None and use_case is not None:
+        raise RequestInvalid("give adapter or use_case, not both")
+    if pooling not in _POOLING:
+        raise RequestInvalid(f"pooling {pooling!r} is not one of {', '.join(_POOLING)}")
+    request = pb.EmbedRequest(pooling=_POOLING[pooling], normalize=normalize)
+    try:
+        for prompt in _several(inputs):
+            if isinstance(prompt, str):
+                request.inputs.add(text=prompt)
+            else:
+                request.inputs.add(token_ids=pb.TokenIds(ids=prompt))
+    except (ValueError, TypeError) as e:  # protobuf: out of the field's range or of another type
+        raise RequestInvalid(f"an input cannot be sent: {e}") from e
+    if use_case is not None:
+        request.use_case = use_case
+    elif adapter is not None:
+        request.adapters.adapters.extend(mix(adapter))
+    return request
+
+
+def _several(inputs: EmbedInputs) -> Sequence[str | Sequence[int]]:
+    if isinstance(inputs, str) or (len(inputs) and isinstance(inputs[0], int)):
+        return [cast("str | Sequence[int]", inputs)]
+    return cast("Sequence[str | Sequence[int]]", inputs)
 
 
 def _set_numbers(request: pb.GenerateRequest, options: Options) -> None:

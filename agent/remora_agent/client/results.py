@@ -40,6 +40,15 @@ class Result:
 
 
 @dataclass(frozen=True)
+class Embeddings:
+    """In the order of the inputs."""
+
+    vectors: tuple[tuple[float, ...], ...]  # [inputs][hidden]
+    prompt_tokens: tuple[int, ...]
+    provenance: Provenance
+
+
+@dataclass(frozen=True)
 class Tokens:
     ids: tuple[int, ...]
     rendered: str  # the text that was tokenised
@@ -147,6 +156,14 @@ def ended(request_id: str, text: str, ids: Iterable[int], finished: pb.Finished)
         tool_calls=tuple(
             ToolCall(call.id, call.name, call.arguments_json) for call in finished.tool_calls
         ),
+    )
+
+
+def embeddings(response: pb.EmbedResponse) -> Embeddings:
+    return Embeddings(
+        tuple(tuple(e.values) for e in response.embeddings),
+        tuple(e.prompt_tokens for e in response.embeddings),
+        provenance(response.provenance),
     )
 
 

@@ -9,13 +9,22 @@ import grpc
 
 from remora_agent.client import operations
 from remora_agent.client.connection import Retry, attempts, raise_from, stubs, target
-from remora_agent.client.operations import Operation, UnloadMode
-from remora_agent.client.requests import Messages, Options, Prompt, generate_request, one_input
+from remora_agent.client.operations import Operation, Pooling, UnloadMode
+from remora_agent.client.requests import (
+    AdapterChoice,
+    EmbedInputs,
+    Messages,
+    Options,
+    Prompt,
+    generate_request,
+    one_input,
+)
 from remora_agent.client.results import (
     Adapter,
     Adapters,
     Alias,
     Capacity,
+    Embeddings,
     EngineStatus,
     Result,
     Tokens,
@@ -135,6 +144,20 @@ class Client:
             return Stream(call, next(call, None))
 
         return self._attempt(start)
+
+    def embed(
+        self,
+        inputs: EmbedInputs,
+        *,
+        pooling: Pooling = "last",
+        normalize: bool = True,
+        adapter: AdapterChoice = None,
+        use_case: str | None = None,
+    ) -> Embeddings:
+        """One vector for each input: a text, token ids, or a list of either. `pooling` takes the
+        last token's state or the mean of all; `normalize` makes its length 1."""
+        operation = operations.embed(inputs, pooling, normalize, adapter, use_case)
+        return self._unary(operation)
 
     def cancel(self, request_id: str) -> bool:
         """False when no such request runs."""

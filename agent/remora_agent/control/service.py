@@ -43,6 +43,8 @@ def local_host(
     """The real thing: engines, models and the gRPC surface of this process."""
     from remora_agent.engine.opening import EngineOptions
     from remora_agent.hosting.engines import EngineSettings
+    from remora_agent.local_host import HostSettings
+    from remora_agent.runtime.options import RuntimeOptions
     from remora_agent.serving.address import parse_address, parse_socket
     from remora_agent.serving.stack import ServingStack, StackOptions
     from remora_agent.serving.unix_gate import user_ids
@@ -59,6 +61,7 @@ def local_host(
         listen,
         _tls(serving),
         settings,
+        HostSettings(RuntimeOptions(draft_tokens=serving.draft_tokens)),
         observing=observing,
         reflection=serving.reflection,
         unix_socket=None if serving.unix_socket is None else parse_socket(serving.unix_socket),

@@ -11,15 +11,17 @@ from remora_agent.runtime.api import (
     StoppingParams,
 )
 from remora_agent.runtime.bounds import check_sampling, check_scoring
+from remora_agent.runtime.embedding import EmbeddingRequest
 from remora_agent.runtime.jobs import MAX_PRIORITY
 from remora_agent.runtime.options import (
     MAX_CLIENT_CHARS,
+    MAX_EMBEDDINGS,
     MAX_ID_CHARS,
     MAX_SALT_CHARS,
     MAX_STOP_TOKENS,
     RuntimeOptions,
 )
-from remora_contract.errors import DeadlineExceeded, PromptTooLong, RequestInvalid
+from remora_contract.errors import DeadlineExceeded, PromptTooLong, RequestInvalid, Unsupported
 from remora_contract.release import MAX_WEIGHT
 
 
@@ -38,6 +40,37 @@ def check_request(
     check_scoring(request.scoring)
     check_adapters(request.adapters, options)
     check_share(request.share)
+
+
+def check_embedding(
+    request: EmbeddingRequest, limits: EngineLimits, options: RuntimeOptions, now: float
+) -> None:
+    """Raises Unsupported, RequestInvalid, PromptTooLong, DeadlineExceeded."""
+    if not limits.hidden:
+        raise Unsupported("this engine gives no states: it cannot embed")
+    if not 0 < len(request.prompts) <= MAX_EMBEDDINGS:
+        raise RequestInvalid(f"give 1 to {MAX_EMBEDDINGS} inputs, not {len(request.prompts)}")
+    if not 0 < len(request.request_id) <= MAX_ID_CHARS:
+        raise RequestInvalid(f"request_id must have 1 to {MAX_ID_CHARS} characters")
+    total = sum(map(len, request.prompts))
+    if total > options.max_waiting_tokens:
+        raise RequestInvalid(
+            f"the inputs have {total} tokens together; at most {options.max_waiting_tokens} are "
+            "taken in one request"
+        )
+    if request.deadline_s is not None and now >= request.deadline_s:
+        raise DeadlineExceeded("the deadline had passed when the request arrived")
+    for index, prompt in enumerate(request.prompts):
+        _check_input(index, prompt, limits)
+    check_adapters(request.adapters, options)
+    check_share(request.share)
+
+
+def _check_input(index: int, prompt: tuple[int, ...], limits: EngineLimits) -> None:
+    try:
+        _check_prompt(prompt, limits)
+    except (RequestInvalid, PromptTooLong) as e:
+        raise type(e)(f"inputs[{index}]: {e}") from e
 
 
 def check_share(share: Share) -> None:

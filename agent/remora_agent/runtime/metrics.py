@@ -20,6 +20,8 @@ class RuntimeMetrics:
         self.requests = 0
         self.failures = 0
         self.tokens = 0
+        self.drafted_tokens = 0
+        self.accepted_tokens = 0
 
     def first_token(self, seconds: float) -> None:
         with self._lock:
@@ -31,6 +33,12 @@ class RuntimeMetrics:
             self.tokens += tokens
             self._steps.append((tokens, engine_s))
             self._inter_token_s.extend(between_tokens_s)
+
+    def drafted(self, tokens: int, accepted: int) -> None:
+        """So many tokens were guessed, and so many of them came true."""
+        with self._lock:
+            self.drafted_tokens += tokens
+            self.accepted_tokens += accepted
 
     def overhead(self, seconds: float) -> None:
         """Of one step, outside the engine."""
@@ -56,6 +64,8 @@ class RuntimeMetrics:
                 "requests": float(self.requests),
                 "failures": float(self.failures),
                 "tokens": float(self.tokens),
+                "drafted_tokens": float(self.drafted_tokens),
+                "accepted_tokens": float(self.accepted_tokens),
             }
 
 

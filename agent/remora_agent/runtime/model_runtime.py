@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from remora_agent.bank.bank import Bank, Wanted
-from remora_agent.bank.directory import AdapterDirectory
+from remora_agent.bank.directory import AdapterDirectory, Registered
 from remora_agent.bank.host import HostCache
 from remora_agent.bank.loader import Load, Loader
 from remora_agent.bank.weights import AdapterWeights, load_weights
@@ -34,7 +34,7 @@ from remora_agent.runtime.api import (
     StoppingOverrides,
     StoppingParams,
 )
-from remora_agent.runtime.checks import check_request
+from remora_agent.runtime.checks import check_embedding, check_request
 from remora_agent.runtime.defaults import (
     GenerationDefaults,
     layered,
@@ -42,6 +42,8 @@ from remora_agent.runtime.defaults import (
     sampling_params,
     stopping_params,
 )
+from remora_agent.runtime.embedding import Embedding, EmbeddingRequest, OnEmbedded, OnVector
+from remora_agent.runtime.embedding_batch import EmbeddingBatch
 from remora_agent.runtime.jobs import Job, SchedulerLimits
 from remora_agent.runtime.memory_floor import MemoryFloor
 from remora_agent.runtime.metrics import RuntimeMetrics
@@ -50,6 +52,7 @@ from remora_agent.runtime.prefix_cache import PrefixCache
 from remora_agent.runtime.prefix_keys import reusable_tokens
 from remora_agent.runtime.sampling import Sampler
 from remora_agent.runtime.scheduler import Scheduler
+from remora_agent.runtime.speculation import Speculation
 from remora_agent.runtime.status import RuntimeState, RuntimeStatus
 from remora_agent.runtime.step_loop import StepLoop
 from remora_agent.runtime.stepper import Stepper
@@ -60,6 +63,7 @@ from remora_contract.release import SamplingDefaults
 
 log = logging.getLogger(__name__)
 
+Resolved = list[tuple[Registered, float]]  # with their weights
 PROBE_TIMEOUT_S = 120.0  # a first step may read all weights from a slow disk
 
 
@@ -107,7 +111,14 @@ class ModelRuntime:
         longest = reusable_tokens(bundle.decoder, bundle.graph.context)
         self._prefixes = PrefixCache(engine, self.options.prefix_bytes, longest, lambda: memory.low)
         self._stepper = Stepper(
-            engine, self._bank, scheduler, self._metrics, clock, self._prefixes, memory
+            engine,
+            self._bank,
+            scheduler,
+            self._metrics,
+            clock,
+            self._prefixes,
+            memory,
+            Speculation(min(self.options.draft_tokens, engine.limits.scored - 1)),
         )
         self._moved: Callable[[str], bool] | None = None
         self._loop = StepLoop(self._stepper.step, self._on_exit, clock)
@@ -153,13 +164,41 @@ class ModelRuntime:
         """
         now = self._clock()
         check_request(request, self._limits, self.options, now)
-        resolved = tuple(self._resolve(request.prompt, a) for a in request.adapters)
+        resolved = _acting(request.prompt, self._resolved(request.adapters))
+        answer = self._answer(self._clipped(request), resolved, on_event, now)
+        self._queue(answer, resolved)
+
+    def embed(self, request: EmbeddingRequest, on_end: OnEmbedded) -> Callable[[], None]:
+        """Queues the prompts of a request, their adapters resolved once for all; returns what
+        cancels it. Raises as `submit` does, and Unsupported for an engine without states."""
+        check_embedding(request, self._limits, self.options, self._clock())
+        adapters = self._resolved(request.adapters)
+
+        def queue(index: int, on_admitted: Callable[[float], None], heard: OnVector) -> Provenance:
+            reading = request.reading(index)
+            acting = _acting(reading.prompt, adapters)
+            made = Embedding(
+                reading,
+                self._provenance(acting),
+                request.pooling,
+                request.normalize,
+                on_admitted,
+                heard,
+            )
+            self._queue(made, acting, begun=index > 0)
+            return made.provenance
+
+        batch = EmbeddingBatch(request, queue, self.cancel, self._clock, on_end)
+        batch.start()
+        return batch.cancel
+
+    def _queue(
+        self, answer: Answer | Embedding, resolved: tuple[Wanted, ...], *, begun: bool = False
+    ) -> None:
         wanted = tuple(w for w in resolved if w.start is not None)
         self._bank.check_fits(wanted)
-        answer = self._answer(self._clipped(request), resolved, on_event, now)
         borders = tuple(sorted({w.start for w in wanted if w.start}))
-        job = _job(answer.request, borders)
-        self._stepper.add(answer, wanted, job)
+        self._stepper.add(answer, wanted, _job(answer.request, borders), begun=begun)
         self._loop.wake()
 
     def cancel(self, request_id: str) -> bool:
@@ -223,10 +262,10 @@ class ModelRuntime:
         )
 
     def metrics(self) -> Mapping[str, float]:
-        """Since start: requests, failures, tokens, adapter_hits, adapter_loads, adapter_evictions,
-        compositions, prefix_lookups, prefix_hits, prefix_tokens, prefix_evictions; now:
-        queue_depth, rows_busy, prefix_bytes; recently: ttft_s, ttft_p95_s, inter_token_s,
-        tokens_per_s, last_swap_s, scheduler_step_s (a step outside the engine)."""
+        """Since start: requests, failures, tokens, drafted_tokens, accepted_tokens, adapter_hits,
+        adapter_loads, adapter_evictions, compositions, prefix_lookups, prefix_hits, prefix_tokens,
+        prefix_evictions; now: queue_depth, rows_busy, prefix_bytes; recently: ttft_s, ttft_p95_s,
+        inter_token_s, tokens_per_s, last_swap_s, scheduler_step_s (a step outside the engine)."""
         counters = self._bank.snapshot.counters
         return {
             **self._metrics.values(),
@@ -267,9 +306,8 @@ class ModelRuntime:
     def _defaults(self) -> SamplingDefaults:
         return layered(self._sampling, self._generation.sampling)
 
-    def _resolve(self, prompt: tuple[int, ...], named: AdapterRef) -> Wanted:
-        record = self._directory.resolve(named.name, named.revision)
-        return Wanted(record, named.weight, activation_start(prompt, record.invocation_tokens))
+    def _resolved(self, named: tuple[AdapterRef, ...]) -> Resolved:
+        return [(self._directory.resolve(a.name, a.revision), a.weight) for a in named]
 
     def _clipped(self, request: GenerationRequest) -> GenerationRequest:
         """max_tokens within what the prompt leaves of the context."""
@@ -314,6 +352,14 @@ class ModelRuntime:
         self._bank.fail_preloads(error)
         if not self._loop.failed:
             self._engine.close()
+
+
+def _acting(prompt: tuple[int, ...], adapters: Resolved) -> tuple[Wanted, ...]:
+    """With the token of the prompt from which on each acts."""
+    return tuple(
+        Wanted(found, weight, activation_start(prompt, found.invocation_tokens))
+        for found, weight in adapters
+    )
 
 
 def _scheduler_limits(rows: int, options: RuntimeOptions) -> SchedulerLimits:

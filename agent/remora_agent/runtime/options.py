@@ -9,10 +9,12 @@ from remora_contract.release import MAX_MIX
 # Of one request, on every surface.
 MAX_ID_CHARS = 128
 MAX_STOP_TOKENS = 256
+MAX_DRAFT_TOKENS = 16  # of one step
+MAX_EMBEDDINGS = 256  # inputs of one request
 MAX_CLIENT_CHARS = 128
 MAX_SALT_CHARS = 256
 
-_MAY_BE_ZERO = frozenset(["prefix_bytes", "memory_floor_bytes"])
+_MAY_BE_ZERO = frozenset(["prefix_bytes", "memory_floor_bytes", "draft_tokens"])
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class RuntimeOptions:
     default_max_tokens: int = 256  # where neither request nor release nor bundle says
     max_stop_strings: int = 16
     max_stop_chars: int = 256
+    draft_tokens: int = 8  # guessed and proven in one step of a row that decodes alone; 0: none
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -39,3 +42,5 @@ class RuntimeOptions:
                 continue
             if value <= 0:
                 raise ValueError(f"{name} must be positive, not {value}")
+        if self.draft_tokens > MAX_DRAFT_TOKENS:
+            raise ValueError(f"draft_tokens must be at most {MAX_DRAFT_TOKENS}")

@@ -10,19 +10,20 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
-
-import numpy as np
+from dataclasses import replace
 
 from remora_agent.bank.bank import Bank, Lease, Wanted
-from remora_agent.engine.protocol import Engine, Mix, RowStep
+from remora_agent.engine.protocol import Engine
 from remora_agent.runtime.answer import Answer, TokenTaken
 from remora_agent.runtime.api import FinishReason
+from remora_agent.runtime.computing import Computing, Found
+from remora_agent.runtime.embedding import Embedding
 from remora_agent.runtime.jobs import Job
 from remora_agent.runtime.memory_floor import RETRY_AFTER_S, MemoryFloor
 from remora_agent.runtime.metrics import RuntimeMetrics
 from remora_agent.runtime.prefix_cache import PrefixCache
 from remora_agent.runtime.prefix_keys import Acting, PrefixKeys
+from remora_agent.runtime.request import Request
 from remora_agent.runtime.sampling import Logits
 from remora_agent.runtime.scheduler import (
     DecodeStep,
@@ -31,34 +32,10 @@ from remora_agent.runtime.scheduler import (
     Scheduler,
     Work,
 )
+from remora_agent.runtime.speculation import Speculation
 from remora_contract.errors import DeadlineExceeded, Exhausted, RemoraError
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Request:
-    """An accepted request with all that its steps need."""
-
-    answer: Answer
-    wanted: tuple[Wanted, ...]
-    job: Job
-    lease: Lease | None = None  # from admission on
-    keys: PrefixKeys | None = None  # the same; None: its prefix is not shared
-
-    def mix_at(self, position: int) -> Mix:
-        return self.lease.mix_at(position) if self.lease is not None else ()
-
-    @property
-    def id(self) -> str:
-        return self.answer.request.request_id
-
-    @property
-    def prompt(self) -> tuple[int, ...]:
-        return self.answer.request.prompt
-
-    def uses(self, digest: str) -> bool:
-        return any(w.adapter.digest == digest for w in self.wanted)
 
 
 class Stepper:
@@ -71,6 +48,7 @@ class Stepper:
         clock: Callable[[], float],
         prefixes: PrefixCache,
         memory: MemoryFloor,
+        speculation: Speculation,
     ) -> None:
         self._engine = engine
         self._bank = bank
@@ -79,17 +57,25 @@ class Stepper:
         self._clock = clock
         self._prefixes = prefixes
         self._memory = memory
+        self._computing = Computing(engine, speculation)
         self._changed = threading.Condition()
         self._requests: dict[str, Request] = {}
         self._closed: RemoraError | None = None
 
     # -- any thread -------------------------------------------------------------------------
 
-    def add(self, answer: Answer, wanted: tuple[Wanted, ...], job: Job) -> None:
-        """Queues it. Raises what the scheduler refuses with, Exhausted while memory is short, and
-        what `refuse` was given."""
+    def add(
+        self,
+        answer: Answer | Embedding,
+        wanted: tuple[Wanted, ...],
+        job: Job,
+        *,
+        begun: bool = False,
+    ) -> None:
+        """Queues it. Raises what the scheduler refuses with, Exhausted while memory is short, and,
+        unless it is a part of what has `begun`, what `refuse` was given."""
         with self._changed:
-            if self._closed is not None:
+            if self._closed is not None and not begun:
                 raise self._closed
             scheduler, now = self._scheduler, self._clock()
             rows = scheduler.free_rows or range(self._engine.limits.rows)
@@ -222,7 +208,7 @@ class Stepper:
     def _keys(self, request: Request, lease: Lease) -> PrefixKeys | None:
         """None where every prompt token has to be computed."""
         asked = request.answer.request
-        if asked.scoring.prompt_top is not None:
+        if asked.scoring.prompt_top is not None or isinstance(request.answer, Embedding):
             return None
         parts = zip(lease.digests, lease.mix, lease.starts, strict=True)
         acting = [Acting(d, entry.weight, s) for d, entry, s in parts if s is not None]
@@ -262,7 +248,7 @@ class Stepper:
         requests = self._of(work)
         began = time.perf_counter()
         try:
-            logits = self._run(work, requests)
+            found = self._computing.run(work, requests)
         except RemoraError as e:
             log.warning("engine.step_failed", extra={"rows": len(requests), "error": str(e)})
             for row, request in zip(_rows(work), requests, strict=True):
@@ -273,46 +259,40 @@ class Stepper:
         self._wrote(work, requests)
         with self._changed:
             self._scheduler.done(work, engine_s)
-        self._take(requests, logits, engine_s)
+        self._take(requests, found, engine_s)
+        if isinstance(work, PrefillChunk) and work.last:
+            self._end_embedding(requests[0])
         return engine_s
+
+    def _end_embedding(self, request: Request) -> None:
+        """One whose prompt is read is complete."""
+        if isinstance(request.answer, Embedding):
+            self._finish(request, FinishReason.STOP, self._clock())
 
     def _wrote(self, work: Work, requests: Sequence[Request]) -> None:
         """What the rows hold after the step."""
         for row, request in zip(_rows(work), requests, strict=True):
-            answer = request.answer
-            valid = work.stop if isinstance(work, PrefillChunk) else answer.position + 1
-            self._memory.wrote(row, valid)
             if isinstance(work, PrefillChunk):
-                self._prefixes.wrote(row, request.keys, request.prompt, valid)
-            elif request.keys is not None and self._prefixes.crosses(row, valid):
-                tokens = (*request.prompt, *answer.tokens)
+                self._memory.wrote(row, work.stop)
+                self._prefixes.wrote(row, request.keys, request.prompt, work.stop)
+                continue
+            valid = request.generating.position + 1
+            self._memory.wrote(row, valid)
+            if request.keys is not None and self._prefixes.crosses(row, valid):
+                tokens = (*request.prompt, *request.generating.tokens)
                 self._prefixes.wrote(row, request.keys, tokens, valid)
 
     def _of(self, work: Work) -> list[Request]:
         ids = work.request_ids if isinstance(work, DecodeStep) else (work.request_id,)
         return [self._requests[i] for i in ids]
 
-    def _run(self, work: Work, requests: Sequence[Request]) -> list[Logits]:
-        """The logits [vocab] of each request that gets a token."""
-        if isinstance(work, PrefillChunk):
-            (request,) = requests
-            tokens = np.asarray(request.answer.request.prompt[work.start : work.stop], np.int64)
-            mix = request.mix_at(work.start)
-            logits = self._engine.prefill(work.row, tokens, work.start, mix)
-            return [logits] if work.last else []
-        steps = [
-            RowStep(row, r.answer.tokens[-1], r.answer.position, r.mix_at(r.answer.position))
-            for row, r in zip(work.rows, requests, strict=True)
-        ]
-        return list(self._engine.decode(steps))
-
-    def _take(self, requests: Sequence[Request], logits: Iterable[Logits], engine_s: float) -> None:
-        """A token for each; counted before anybody hears that an answer is complete."""
+    def _take(self, requests: Sequence[Request], found: Iterable[Found], engine_s: float) -> None:
+        """Tokens for each; counted before anybody hears that an answer is complete."""
         now = self._clock()
         pairs = [
             (request, taken)
-            for request, row_logits in zip(requests, logits, strict=False)
-            if (taken := self._take_one(request, row_logits, now)) is not None
+            for request, of_one in zip(requests, found, strict=False)
+            for taken in self._take_all(request, of_one, now)
         ]
         between = [taken.since_last_s for _, taken in pairs if not taken.first]
         self._metrics.step(len(pairs), engine_s, between)
@@ -320,19 +300,36 @@ class Stepper:
             if taken.first:
                 self._metrics.first_token(taken.since_last_s)
             if taken.reason is not None:
-                self._end(request)
-                self._metrics.ended(failed=False)
-                request.answer.finish(taken.reason, now)
+                self._finish(request, taken.reason, now)
+
+    def _take_all(self, request: Request, found: Found, now: float) -> list[TokenTaken]:
+        """A token of each position, as long as it is the draft's."""
+        answer, tokens = request.generating, list[TokenTaken]()
+        for logits, drafted in zip(found.logits, (*found.draft, None), strict=True):
+            taken = self._take_one(request, logits, now)
+            if taken is None:
+                return tokens
+            tokens.append(taken)
+            if taken.reason is not None or answer.tokens[-1] != drafted:
+                break
+        if found.draft:
+            self._metrics.drafted(len(found.draft), len(tokens) - 1)
+        return tokens
 
     def _take_one(self, request: Request, logits: Logits, now: float) -> TokenTaken | None:
         try:
-            taken = request.answer.take(logits, now)
+            taken = request.generating.take(logits, now)
         except RemoraError as e:
             self._fail(request, e)
             return None
-        if request.answer.deaf:
+        if request.generating.deaf:
             self.cancel(request.id)
         return taken
+
+    def _finish(self, request: Request, reason: FinishReason, now: float) -> None:
+        self._end(request)
+        self._metrics.ended(failed=False)
+        request.answer.finish(reason, now)
 
     def _fail(self, request: Request, error: RemoraError) -> None:
         self._end(request)

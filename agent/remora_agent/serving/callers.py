@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from remora_agent.serving.call import GenerateCall
+from remora_agent.serving.embedding import EmbedCall
+
+C = TypeVar("C", GenerateCall, EmbedCall)
 
 TRACE_PARENT = "traceparent"  # metadata key of W3C trace context
 USER_PREFIX = "uid-"  # of the socket names that the gate of a unix socket gives its connections
 _SUBJECT = "x509_common_name"
 
 
-def with_caller(call: GenerateCall, context: Any) -> GenerateCall:
+def with_caller(call: C, context: Any) -> C:
     """The call in its caller's trace, and in its share unless the call names a client itself.
     `context` is a gRPC servicer's."""
     trace = dict(context.invocation_metadata() or ()).get(TRACE_PARENT, "")

@@ -73,6 +73,15 @@ def serve(
         int | None,
         typer.Option(help="Compute threads (default: one for each physical core)."),
     ] = None,
+    draft_tokens: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=16,
+            help="Tokens guessed from the text and proven in one step while one request decodes "
+            "alone; 0: none.",
+        ),
+    ] = 8,
     cache_dir: Annotated[
         Path | None,
         typer.Option(help="Directory of built engines (default: ~/.cache/remora/engines)."),
@@ -162,6 +171,7 @@ def serve(
         EngineOptions(rows=rows, context=context, threads=threads),
         cache_dir,
         metrics_listen,
+        draft_tokens,
     )
     observing = Observing(request_log, otlp_endpoint)
     stack = replace(
@@ -196,8 +206,11 @@ def _stack_options(
     engine: EngineOptions,
     cache_dir: Path | None,
     metrics_listen: str | None,
+    draft_tokens: int,
 ) -> StackOptions:
     from remora_agent.hosting.engines import EngineSettings, default_cache
+    from remora_agent.local_host import HostSettings
+    from remora_agent.runtime.options import RuntimeOptions
     from remora_agent.serving.address import TcpAddress, parse_address
     from remora_agent.serving.stack import StackOptions
 
@@ -208,6 +221,7 @@ def _stack_options(
         listen=parse_address(listen),
         tls=tls,
         engines=EngineSettings(cache_dir=cache_dir or default_cache(), options=engine),
+        host=HostSettings(RuntimeOptions(draft_tokens=draft_tokens)),
         metrics_listen=metrics,
     )
 

@@ -1,4 +1,4 @@
-"""Runs generation calls of any surface on the model that serves, and owns their ids meanwhile.
+"""Runs calls of any surface on the model that serves, and owns their ids meanwhile.
 
 A reader that leaves its events early takes the request with it. Knows no wire format.
 """
@@ -12,7 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any
 
+from remora_agent.runtime.api import Failed
+from remora_agent.runtime.embedding import Embedded
 from remora_agent.serving.call import GenerateCall
+from remora_agent.serving.embedding import EmbedCall
 from remora_agent.serving.event_stream import EventStream, StreamEvent
 from remora_agent.serving.router import Router
 from remora_agent.serving.served_model import ServedModel
@@ -23,6 +26,7 @@ from remora_contract.errors import Conflict
 Events = AsyncGenerator[StreamEvent, None]
 # What a call becomes for the model that it has entered; quick, on the event loop.
 Settle = Callable[[ServedModel, GenerateCall], GenerateCall]
+SettleEmbed = Callable[[ServedModel, EmbedCall], EmbedCall]
 
 
 def random_id() -> str:
@@ -80,6 +84,32 @@ class RequestDriver:
             # Without effect on a request that has ended.
             model.runtime.cancel(request_id)
 
+    async def embed(
+        self, call: EmbedCall, timeout_s: float | None, settle: SettleEmbed | None = None
+    ) -> Embedded:
+        """The vectors of the call's inputs; leaving early cancels it.
+
+        Raises what `settle`, the router and ServedModel.embed raise, and the error of its end.
+        """
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        ended: asyncio.Future[Embedded | Failed] = loop.create_future()
+        async with self._router.entering() as model:
+            if settle is not None:
+                call = settle(model, call)
+            prompts = await self.work(
+                lambda inputs: [model.encode(i).token_ids for i in inputs], call.inputs
+            )
+            left = None if timeout_s is None else timeout_s - (loop.time() - started)
+            cancel = model.embed(self._new_id(), call, prompts, left, _into(ended, loop))
+        try:
+            end = await ended
+        finally:
+            cancel()  # without effect on one that has ended
+        if isinstance(end, Failed):
+            raise end.error
+        return end
+
     def cancel(self, request_id: str) -> bool:
         """Whether it was running here."""
         model = self._running.get(request_id)
@@ -89,3 +119,22 @@ class RequestDriver:
         """`function(argument)` on a worker thread."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._workers, function, argument)
+
+
+def _into(
+    ended: asyncio.Future[Embedded | Failed], loop: asyncio.AbstractEventLoop
+) -> Callable[[Embedded | Failed], None]:
+    """What brings the end from the step thread to a future of `loop`."""
+
+    def settle(end: Embedded | Failed) -> None:
+        if not ended.done():
+            ended.set_result(end)
+
+    def hear(end: Embedded | Failed) -> None:
+        try:
+            loop.call_soon_threadsafe(settle, end)
+        except RuntimeError:
+            # The loop has closed: nobody waits any more, and the step thread must not fail.
+            return
+
+    return hear

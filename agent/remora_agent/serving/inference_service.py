@@ -9,9 +9,10 @@ from contextlib import aclosing
 from typing import Any, TypeVar
 
 from remora_agent.runtime.api import Accepted, Delta, Finished
-from remora_agent.serving import wire
+from remora_agent.serving import embedding_wire, wire
 from remora_agent.serving.callers import with_caller
 from remora_agent.serving.driver import RequestDriver
+from remora_agent.serving.embedding import EmbedCall
 from remora_agent.serving.limits import MAX_MESSAGE_BYTES
 from remora_agent.serving.router import Router
 from remora_agent.serving.rpc_errors import translated
@@ -21,6 +22,8 @@ from remora_protos.inference.v1 import inference_pb2 as pb
 from remora_protos.inference.v1 import inference_pb2_grpc as rpc
 
 R = TypeVar("R", pb.TokenizeResponse, pb.DetokenizeResponse)
+_VECTOR_BYTES = 32  # of a message, beside the numbers of a vector
+_PROVENANCE_BYTES = 64 << 10  # the same, for the largest mix
 
 
 class InferenceService(rpc.InferenceServicer):
@@ -77,6 +80,21 @@ class InferenceService(rpc.InferenceServicer):
                 list(request.token_ids),
             )
         return _sendable(pb.DetokenizeResponse(text=text))
+
+    @translated
+    async def Embed(self, request: pb.EmbedRequest, context: Any) -> pb.EmbedResponse:
+        call = with_caller(embedding_wire.embed_call(request), context)
+        found = await self._driver.embed(call, context.time_remaining(), _fitting)
+        return embedding_wire.embed_response(found)
+
+
+def _fitting(model: ServedModel, call: EmbedCall) -> EmbedCall:
+    """Raises RequestInvalid where the vectors would not fit one message."""
+    each = 4 * model.runtime.bundle.decoder.hidden + _VECTOR_BYTES
+    most = (MAX_MESSAGE_BYTES - _PROVENANCE_BYTES) // each
+    if len(call.inputs) > most:
+        raise RequestInvalid(f"inputs: at most {most} vectors of this model fit a message")
+    return call
 
 
 def _sendable(response: R) -> R:

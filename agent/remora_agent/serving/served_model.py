@@ -7,10 +7,12 @@ other, so a request sees the names of one release, never some of each. Knows no 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
-from remora_agent.runtime.api import AdapterRef, Event, GenerationRequest, OnEvent
+from remora_agent.runtime.api import AdapterRef, Event, Failed, GenerationRequest, OnEvent
+from remora_agent.runtime.embedding import Embedded, EmbeddingRequest, OnEmbedded
 from remora_agent.runtime.model_runtime import ModelRuntime
 from remora_agent.serving.call import (
     AdapterSelection,
@@ -21,6 +23,7 @@ from remora_agent.serving.call import (
     UseCaseRef,
 )
 from remora_agent.serving.chat_prompt import template_arguments, template_messages
+from remora_agent.serving.embedding import EmbedCall, as_event, joined
 from remora_agent.serving.tool_calls import ToolPlan, constrained, tool_plan
 from remora_agent.serving.use_case_counts import UseCaseCounts
 from remora_agent.telemetry.records import Origin, RequestRecords
@@ -110,6 +113,49 @@ class ServedModel:
             recorded = self._records.listening(request, origin, on_event)
             runtime.submit(request, self._listener(recorded))
 
+    def embed(
+        self,
+        request_id: str,
+        call: EmbedCall,
+        prompts: Sequence[tuple[int, ...]],
+        timeout_s: float | None,
+        on_end: OnEmbedded,
+    ) -> Callable[[], None]:
+        """Queues the call, its inputs being `prompts`; returns what cancels it.
+
+        `on_end` hears the end on the step thread. Raises as ModelRuntime.embed does, NotFound for
+        a use case.
+        """
+        runtime = self.runtime
+        with self._names:
+            request = EmbeddingRequest(
+                request_id,
+                tuple(prompts),
+                self._adapters(call.selection),
+                call.pooling,
+                call.normalize,
+                None if timeout_s is None else runtime.now() + timeout_s,
+                call.share,
+            )
+            told = self._told(request, call)
+
+            def hear(end: Embedded | Failed) -> None:
+                told(as_event(end))
+                on_end(end)
+
+            return runtime.embed(request, hear)
+
+    def _told(self, request: EmbeddingRequest, call: EmbedCall) -> OnEvent:
+        """Who hears of the end besides the caller: counts and records, as of any request."""
+        prompt, use_case = joined(request.prompts), ""
+        listener: OnEvent = _nobody
+        if isinstance(call.selection, UseCaseRef):
+            use_case = call.selection.name
+            listener = self.counts.listening(use_case, len(prompt), listener)
+        origin = Origin(self.runtime.bundle.source.name, use_case, call.trace_parent)
+        whole = replace(request.reading(0), request_id=request.request_id, prompt=prompt)
+        return self._listener(self._records.listening(whole, origin, listener))
+
     def _origin(self, call: GenerateCall, tokens: tuple[int, ...]) -> Origin:
         use_case = call.selection.name if isinstance(call.selection, UseCaseRef) else ""
         text = self.runtime.text.decode(list(tokens)) if self._records.texts else None
@@ -139,3 +185,7 @@ class ServedModel:
             on_event(event)
 
         return listen
+
+
+def _nobody(event: Event) -> None:
+    """The caller hears of the end by other ways."""

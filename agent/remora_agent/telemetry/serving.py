@@ -15,6 +15,8 @@ COUNTERS = {
     "requests": REQUESTS,
     "failures": REQUESTS_FAILED,
     "tokens": TOKENS,
+    "drafted_tokens": "drafted_tokens_total",
+    "accepted_tokens": "accepted_tokens_total",
     "engine_faults": ENGINE_FAULTS,
     "adapter_hits": "adapter_hits_total",
     "adapter_loads": "adapter_loads_total",

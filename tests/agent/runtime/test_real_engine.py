@@ -2,14 +2,18 @@
 transformers' and peft's own generation."""
 
 import warnings
+from concurrent.futures import Future
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from remora_agent.bank.directory import AdapterDirectory
 from remora_agent.engine.cache import EngineCache
 from remora_agent.engine.opening import EngineOptions, open_engine
-from remora_agent.runtime.api import FinishReason
+from remora_agent.runtime import speculation
+from remora_agent.runtime.api import AdapterRef, FinishReason, SamplingParams
+from remora_agent.runtime.embedding import EmbeddingRequest, Pooling
 from remora_agent.runtime.model_runtime import ModelRuntime
 from remora_agent.runtime.options import RuntimeOptions
 from remora_build.adapters.convert import convert_adapter
@@ -52,8 +56,8 @@ def world(tmp_path_factory):
     runtime.close()
 
 
-def theirs(checkpoint: Path, peft: dict[str, Path], prompt, mix) -> tuple[int, ...]:
-    """Greedy tokens by transformers with peft, weights as peft combines adapters."""
+def their_model(checkpoint: Path, peft: dict[str, Path], mix):
+    """transformers with peft, weights as peft combines adapters."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -72,7 +76,14 @@ def theirs(checkpoint: Path, peft: dict[str, Path], prompt, mix) -> tuple[int, .
             for name, weight in mix.items():
                 if hasattr(module, "lora_B") and name in module.lora_B:
                     module.scaling[name] *= weight
-    tokens = list(prompt)
+    return model
+
+
+def theirs(checkpoint: Path, peft: dict[str, Path], prompt, mix) -> tuple[int, ...]:
+    """Greedy tokens."""
+    import torch
+
+    model, tokens = their_model(checkpoint, peft, mix), list(prompt)
     with torch.no_grad():
         for _ in range(COUNT):
             tokens.append(int(model(torch.tensor([tokens])).logits[0, -1].argmax()))
@@ -103,3 +114,66 @@ def test_text_goes_in_and_comes_out_as_text(world):
     whole = runtime.text.decode((*prompt, *tokens))
     assert ("The fish" + heard.text).rstrip("\ufffd") == whole.rstrip("\ufffd")
     assert heard.finished.reason is FinishReason.LENGTH
+
+
+@pytest.mark.parametrize("pooling", Pooling)
+@pytest.mark.parametrize("mix", MIXES)
+def test_embeddings_are_transformers_states_pooled(world, mix, pooling):
+    import torch
+
+    checkpoint, peft, runtime = world
+    prompts = ((5,), tuple(range(3, 30)), (7, 8, 9), tuple(range(40, 95)))
+    asked = EmbeddingRequest(
+        f"{pooling} {mix}",
+        prompts,
+        tuple(AdapterRef(n, None, w) for n, w in mix.items()),
+        pooling,
+        normalize=False,
+    )
+    heard = Future()
+    runtime.embed(asked, heard.set_result)
+    found = heard.result(60).vectors
+    model = their_model(checkpoint, peft, mix)
+    with torch.no_grad():
+        for vector, prompt in zip(found, prompts, strict=True):
+            out = model(torch.tensor([prompt]), output_hidden_states=True)
+            states = out.hidden_states[-1][0].numpy()  # after the final norm
+            wanted = states[-1] if pooling is Pooling.LAST else states.mean(axis=0)
+            assert np.abs(vector - wanted).max() <= 1e-4
+
+
+def test_the_states_of_transformers_are_after_the_final_norm(world):
+    """What the test before rests on."""
+    import torch
+
+    checkpoint, peft, _ = world
+    model, tokens = their_model(checkpoint, peft, {}), torch.tensor([[4, 5, 6]])
+    with torch.no_grad():
+        states = model(tokens, output_hidden_states=True).hidden_states[-1]
+        assert torch.equal(states, model.model(tokens).last_hidden_state)
+
+
+@pytest.mark.parametrize(
+    "sampling", [SamplingParams(), SamplingParams(0.7, top_k=8, top_p=0.95, seed=11)]
+)
+@pytest.mark.parametrize("mix", MIXES)
+def test_drafts_change_no_token_of_a_float32_engine(world, monkeypatch, mix, sampling):
+    """Every guess is proven, and text that repeats itself gives many."""
+    _, _, runtime = world
+    prompts = [(9, 8, 7) * 5, tuple(range(20)) * 2, (30, 31) * 3]
+
+    def answers(name: str) -> list[tuple[int, ...]]:
+        heard = []
+        for i, prompt in enumerate(prompts):
+            heard.append(Listener())
+            runtime.submit(request(f"{name} {i}", prompt, 50, mix, sampling), heard[-1])
+            heard[-1].wait(60)
+        return [h.tokens for h in heard]
+
+    drafted = runtime.metrics()["drafted_tokens"]
+    monkeypatch.setattr(speculation, "best_length", lambda rate, seconds, most: 0)
+    plain = answers("plain")
+    assert runtime.metrics()["drafted_tokens"] == drafted
+    monkeypatch.setattr(speculation, "best_length", lambda rate, seconds, most: max(0, most))
+    assert answers("eager") == plain
+    assert runtime.metrics()["drafted_tokens"] > drafted

@@ -77,11 +77,3 @@ def test_tokenizing_needs_a_known_model_and_one_input(http):
     ):
         assert http.raw.post("/tokenize", json=body).status_code == status, body
     assert http.raw.post("/detokenize", json={"tokens": [-1]}).status_code == 400
-
-
-def test_embeddings_are_refused_by_name_until_they_are_computed(http):
-    reply = http.raw.post("/v1/embeddings", json={"model": "base", "input": "x"})
-    assert reply.status_code == 501
-    assert reply.json()["error"]["code"] == "not_implemented"
-    wrong = http.raw.post("/v1/embeddings", json={"model": "base", "input": "x", "dimensions": 3})
-    assert wrong.json()["error"]["param"] == "dimensions"

@@ -1,0 +1,43 @@
+"""An accepted request with all that its steps need. Frozen data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from remora_agent.bank.bank import Lease, Wanted
+from remora_agent.engine.protocol import Mix
+from remora_agent.runtime.answer import Answer
+from remora_agent.runtime.embedding import Embedding
+from remora_agent.runtime.jobs import Job
+from remora_agent.runtime.prefix_keys import PrefixKeys
+from remora_contract.errors import InternalFault
+
+
+@dataclass(frozen=True)
+class Request:
+    answer: Answer | Embedding
+    wanted: tuple[Wanted, ...]
+    job: Job
+    lease: Lease | None = None  # from admission on
+    keys: PrefixKeys | None = None  # the same; None: its prefix is not shared
+
+    def mix_at(self, position: int) -> Mix:
+        return self.lease.mix_at(position) if self.lease is not None else ()
+
+    @property
+    def generating(self) -> Answer:
+        """The answer of a request that decodes."""
+        if isinstance(self.answer, Embedding):
+            raise InternalFault(f"request {self.id!r} generates nothing")
+        return self.answer
+
+    @property
+    def id(self) -> str:
+        return self.answer.request.request_id
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        return self.answer.request.prompt
+
+    def uses(self, digest: str) -> bool:
+        return any(w.adapter.digest == digest for w in self.wanted)
