@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from remora_agent.serving.driver import RequestDriver
 from remora_agent.serving.openai.completions import Completions
 from remora_agent.serving.openai.embeddings import Embeddings
 from remora_agent.serving.openai.errors import WrongMethod
@@ -50,6 +51,7 @@ def make_app(
     generator = Generator(router, workers, new_id)
     completions = Completions(generator, new_id, unix_now)
     texts, lora = Texts(generator), LoraAdapters(generator, options.adapter_directory)
+    embeddings = Embeddings(RequestDriver(router, workers, new_id))
     models = Models(router, int(unix_now()))
     routes = [
         Route("/health", models.health, methods=["GET"]),
@@ -58,7 +60,7 @@ def make_app(
         Route("/v1/models/{name:path}", models.get, methods=["GET"]),
         Route("/v1/chat/completions", completions.chat, methods=["POST"]),
         Route("/v1/completions", completions.complete, methods=["POST"]),
-        Route("/v1/embeddings", Embeddings(generator).embed, methods=["POST"]),
+        Route("/v1/embeddings", embeddings.embed, methods=["POST"]),
         Route("/tokenize", texts.tokenize, methods=["POST"]),
         Route("/detokenize", texts.detokenize, methods=["POST"]),
         Route("/v1/load_lora_adapter", lora.load, methods=["POST"]),

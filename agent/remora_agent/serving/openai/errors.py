@@ -41,10 +41,6 @@ class TooSlow(RequestInvalid):
     pass
 
 
-class EndpointMissing(Unsupported):
-    """The whole endpoint is not implemented."""
-
-
 _REQUEST, _SERVER = "invalid_request_error", "server_error"
 # The nearest class of an error's ancestry counts: status, type, code.
 _TABLE: dict[type[RemoraError], tuple[int, str, str | None]] = {
@@ -55,7 +51,6 @@ _TABLE: dict[type[RemoraError], tuple[int, str, str | None]] = {
     WrongMethod: (405, _REQUEST, "method_not_allowed"),
     TooSlow: (408, _REQUEST, "request_timeout"),
     errors.Unsupported: (400, _REQUEST, "unsupported_parameter"),
-    EndpointMissing: (501, _REQUEST, "not_implemented"),
     errors.NotFound: (404, _REQUEST, "not_found"),
     ModelUnknown: (404, _REQUEST, "model_not_found"),
     errors.Conflict: (409, _REQUEST, "conflict"),

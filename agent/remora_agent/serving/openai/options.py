@@ -82,7 +82,7 @@ def common_options(fields: Fields) -> CommonOptions:
         sampling=_sampling(fields),
         stopping=_stopping(fields),
         constraint=constraint(fields),
-        share=_share(fields),
+        share=share_of(fields),
         n=fields.whole("n", 1, MAX_CHOICES) or 1,
         stream=stream,
         include_usage=_include_usage(fields, stream),
@@ -147,7 +147,7 @@ def _stopping(fields: Fields) -> StoppingOverrides:
     )
 
 
-def _share(fields: Fields) -> Share:
+def share_of(fields: Fields) -> Share:
     """vLLM's priority: the lower goes first; ours: the higher."""
     return Share(
         priority=-(fields.whole("priority", -_MAX_COUNT, _MAX_COUNT) or 0),

@@ -164,3 +164,19 @@ def test_template_variables_reach_the_template(http):
     tokens = http.raw.post("/tokenize", json=body).json()["tokens"]
     with Client(http.grpc) as client:
         assert client.detokenize(tokens) == "Tu:hello\n"
+
+
+def test_who_asks_how_urgently_and_with_which_salt_is_passed_on(http):
+    def cached(salt: str) -> int:
+        reply = http.client.chat.completions.create(
+            model="base",
+            messages=[{"role": "user", "content": "salted " * 30}],
+            max_tokens=2,
+            user="alice",
+            extra_body={"cache_salt": salt, "priority": -1},
+        )
+        return reply.usage.prompt_tokens_details.cached_tokens
+
+    assert cached("one") == 0
+    assert cached("one") > 0
+    assert cached("two") == 0

@@ -79,14 +79,6 @@ def test_tokenizing_needs_a_known_model_and_one_input(http):
     assert http.raw.post("/detokenize", json={"tokens": [-1]}).status_code == 400
 
 
-def test_embeddings_are_refused_by_name_until_they_are_computed(http):
-    reply = http.raw.post("/v1/embeddings", json={"model": "base", "input": "x"})
-    assert reply.status_code == 501
-    assert reply.json()["error"]["code"] == "not_implemented"
-    wrong = http.raw.post("/v1/embeddings", json={"model": "base", "input": "x", "dimensions": 3})
-    assert wrong.json()["error"]["param"] == "dimensions"
-
-
 def test_echo_of_token_ids_is_their_text(http):
     with Client(http.grpc) as client:
         ids = list(client.tokenize("one").ids)

@@ -14,7 +14,6 @@ from remora_agent.serving.openai.chat_request import chat_request
 from remora_agent.serving.openai.completion_request import completion_request
 from remora_agent.serving.openai.embeddings import embedding_request
 from remora_agent.serving.openai.errors import (
-    EndpointMissing,
     FieldInvalid,
     error_object,
     headers_of,
@@ -295,7 +294,6 @@ def test_every_error_has_a_status_and_an_error_object():
         assert 400 <= status_of(error) < 600
         assert set(error_object(error)["error"]) == {"message", "type", "param", "code"}
     assert status_of(RemoraError("x")) == 500
-    assert status_of(EndpointMissing("x")) == 501
     assert status_of(Unsupported("x")) == status_of(FieldInvalid("x", "f")) == 400
     assert status_of(PromptTooLong("x")) == 400
 
