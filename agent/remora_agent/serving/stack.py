@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from remora_agent.hosting.engines import CachedEngines, EngineSettings, EngineSource
@@ -77,7 +77,7 @@ class ServingStack:
         self._observers = Observers(options.observing)
         engines = engines or CachedEngines(options.engines, cancelled or (lambda: False))
         self.host = LocalHost(engines, router, options.host, observers=self._observers)
-        self._openai = _openai_server(router, options.openai) if options.openai else None
+        self._openai = _openai_server(router, options)
         self.openai_address: Address | None = None  # while it listens
         self._metrics: MetricsServer | None = None
 
@@ -131,12 +131,14 @@ class ServingStack:
             self._metrics = None
 
 
-def _openai_server(router: Router[ServedModel], options: OpenAiOptions) -> OpenAiServer:
+def _openai_server(router: Router[ServedModel], options: StackOptions) -> OpenAiServer | None:
     """Raises Unsupported when its libraries are missing."""
+    if options.openai is None:
+        return None
     try:
         from remora_agent.serving.openai.server import OpenAiServer
     except ImportError as e:
         raise Unsupported(
             f"the OpenAI-compatible surface needs {e.name}: pip install starlette uvicorn"
         ) from e
-    return OpenAiServer(router, options)
+    return OpenAiServer(router, replace(options.openai, allowed_users=options.allowed_users))

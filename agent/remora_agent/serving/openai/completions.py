@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from remora_agent.serving.call import GenerateCall
 from remora_agent.serving.callers import TRACE_PARENT
 from remora_agent.serving.openai.body import json_object
 from remora_agent.serving.openai.chat_reply import ChatChunks, ChatResponse, Reply
@@ -20,7 +21,13 @@ from remora_agent.serving.openai.completion_reply import (
     CompletionResponse,
 )
 from remora_agent.serving.openai.completion_request import CompletionRequest, completion_request
-from remora_agent.serving.openai.exchange import Chunks, ServerSentEvents, attended, read_body
+from remora_agent.serving.openai.exchange import (
+    Chunks,
+    ServerSentEvents,
+    attended,
+    read_body,
+    share_of_caller,
+)
 from remora_agent.serving.openai.generating import Generation, Generator
 from remora_agent.serving.served_model import ServedModel
 from remora_agent.serving.tool_calls import ToolEvent
@@ -69,9 +76,8 @@ class Completions:
         wanted = await self._generator.work(lambda: read(json_object(body)))
         generation = self._generator.generation(
             wanted.options.choice,
-            wanted.calls,
+            [as_called(call, request) for call in wanted.calls],
             eager=wanted.options.stream,
-            trace_parent=request.headers.get(TRACE_PARENT, ""),
         )
         if wanted.options.stream:
             return ServerSentEvents(self._chunks(wanted, reply_id, generation), reply_id)
@@ -103,6 +109,12 @@ class Completions:
             wanted.calls[0].scoring.top is not None,
             generation.model.runtime.text.token_bytes,
         )
+
+
+def as_called(call: GenerateCall, request: Request) -> GenerateCall:
+    """The call in its caller's trace, and in its share unless it names a client itself."""
+    trace = request.headers.get(TRACE_PARENT, "")
+    return replace(call, trace_parent=trace, share=share_of_caller(call.share, request))
 
 
 def _streamed(wanted: Wanted, reply: Reply, generation: Generation) -> _Streamed:

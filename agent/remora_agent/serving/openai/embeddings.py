@@ -18,7 +18,7 @@ from remora_agent.serving.driver import RequestDriver
 from remora_agent.serving.embedding import EmbedCall, check_embed
 from remora_agent.serving.openai.body import json_object
 from remora_agent.serving.openai.completion_request import prompts_of
-from remora_agent.serving.openai.exchange import attended, read_body
+from remora_agent.serving.openai.exchange import attended, read_body, share_of_caller
 from remora_agent.serving.openai.fields import Fields
 from remora_agent.serving.openai.naming import ModelChoice, model_choice, select
 from remora_agent.serving.openai.options import share_of
@@ -66,7 +66,11 @@ class Embeddings:
     async def embed(self, request: Request) -> Response:
         body = await read_body(request)
         wanted: EmbeddingRequest = await self._driver.work(_read, body)
-        call = replace(wanted.call, trace_parent=request.headers.get(TRACE_PARENT, ""))
+        call = replace(
+            wanted.call,
+            trace_parent=request.headers.get(TRACE_PARENT, ""),
+            share=share_of_caller(wanted.call.share, request),
+        )
 
         def settle(model: ServedModel, call: EmbedCall) -> EmbedCall:
             runtime = model.runtime

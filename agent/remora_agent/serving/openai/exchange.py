@@ -7,12 +7,14 @@ import json
 import logging
 from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from remora_agent.runtime.api import Share
 from remora_agent.serving.openai.body import MAX_BODY_BYTES
 from remora_agent.serving.openai.errors import (
     BodyTooLarge,
@@ -49,6 +51,14 @@ async def read_body(request: Request) -> bytes:
         parts.append(message.get("body", b""))
         if not message.get("more_body", False):
             return b"".join(parts)
+
+
+def share_of_caller(share: Share, request: Request) -> Share:
+    """Callers on a unix socket are told apart by their user, where they name no client."""
+    host = request.client.host if request.client is not None else ""
+    if share.client or not host.startswith("uid:"):
+        return share
+    return replace(share, client=host)
 
 
 async def attended(receive: Receive, work: Awaitable[T]) -> T:

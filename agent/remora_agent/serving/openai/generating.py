@@ -56,12 +56,8 @@ class Generator:
         calls: Sequence[GenerateCall],
         *,
         eager: bool,
-        trace_parent: str = "",
     ) -> AsyncIterator[Generation]:
-        """All of `calls`, or none, in the trace of `trace_parent` (W3C).
-
-        Raises as ServedModel.encode and submit do, ModelUnknown.
-        """
+        """All of `calls`, or none. Raises as ServedModel.encode and submit do, ModelUnknown."""
         streams = [EventStream(asyncio.get_running_loop()) for _ in calls]
         ids = [self._new_id() for _ in calls]
         async with AsyncExitStack() as leaving:
@@ -74,7 +70,7 @@ class Generator:
                 for request_id, call, prompt, stream in zip(
                     ids, calls, prompts, streams, strict=True
                 ):
-                    chosen = replace(call, selection=selection, trace_parent=trace_parent)
+                    chosen = replace(call, selection=selection)
                     model.submit(request_id, chosen, prompt.token_ids, None, stream.put)
             each = [_read(s, CallReading(plan, self._new_id, eager=eager)) for s in streams]
             events = await leaving.enter_async_context(aclosing(_merged(each)))

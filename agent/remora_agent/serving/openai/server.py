@@ -12,6 +12,7 @@ import threading
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -22,7 +23,7 @@ from remora_agent.serving.openai.protocol import BoundedProtocol
 from remora_agent.serving.openai.settings import OpenAiOptions, check_exposure
 from remora_agent.serving.router import Router
 from remora_agent.serving.served_model import ServedModel
-from remora_agent.serving.tls import ServerTls, read_pem
+from remora_agent.serving.tls import read_pem
 from remora_contract.errors import DocumentInvalid, InternalFault, Refused, RemoraError
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class OpenAiServer:
         self._workers = ThreadPoolExecutor(_WORKERS, "remora-http-text")
         app_options = AppOptions(options.keys, options.adapter_directory)
         app = make_app(router, self._workers, app_options, lambda: uuid.uuid4().hex, time.time)
-        self._server = uvicorn.Server(_config(app, options.tls))
+        self._server = uvicorn.Server(_config(app, options))
         self._thread = threading.Thread(target=self._run, name="remora-http")
         self._socket: socket.socket | None = None
 
@@ -123,14 +124,15 @@ def _tcp(address: TcpAddress) -> tuple[socket.socket, Address]:
     return made, TcpAddress(address.host, made.getsockname()[1])
 
 
-def _config(app: object, tls: ServerTls | None) -> uvicorn.Config:
+def _config(app: object, options: OpenAiOptions) -> uvicorn.Config:
+    tls = options.tls
     if tls is not None:
         read_pem(tls.certificate)
         read_pem(tls.key)
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]
         loop="asyncio",
-        http=BoundedProtocol,
+        http=partial(BoundedProtocol, allowed_users=options.allowed_users),  # type: ignore[arg-type]
         ws="none",
         lifespan="off",
         log_config=None,

@@ -22,6 +22,7 @@ class OpenAiOptions:
     tls: ServerTls | None = None
     keys: ApiKeys = field(default_factory=ApiKeys)
     adapter_directory: Path | None = None
+    allowed_users: frozenset[int] | None = None  # of a unix socket; None: whom its mode lets in
 
 
 def check_exposure(options: OpenAiOptions) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import ssl
 import stat
@@ -20,6 +21,8 @@ from remora_agent.serving.openai.server import OpenAiServer
 from remora_agent.serving.openai.settings import OpenAiOptions, openai_options
 from remora_agent.serving.router import Router
 from remora_agent.serving.tls import ServerTls
+from remora_agent.telemetry.observers import Observing
+from remora_agent.telemetry.request_log import RequestLog
 from remora_contract.errors import DocumentInvalid, Refused, RequestInvalid
 from tests.agent.serving.openai.conftest import LOOPBACK, serving
 from tests.support.serving import ReferenceEngines, World, running_stack
@@ -155,6 +158,30 @@ def test_a_unix_socket_is_served_and_belongs_to_the_group(tmp_path):
         with pytest.raises(Refused, match="another process"):
             OpenAiServer(Router(), options).start()
     assert not path.exists()
+
+
+def test_users_who_may_not_call_are_cut_off_and_others_are_known(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    path = tmp_path / "h.sock"
+    options = OpenAiOptions(UnixAddress(str(path)))
+    for allowed in (frozenset({os.getuid() + 1}), frozenset({os.getuid()})):
+        with running_stack(
+            tmp_path / str(min(allowed)),
+            ReferenceEngines(),
+            openai=options,
+            allowed_users=allowed,
+            observing=Observing(RequestLog.SUMMARY),
+        ) as (stack, _):
+            stack.host.switch(World(tmp_path / str(min(allowed))).assignment())
+            transport = httpx.HTTPTransport(uds=str(path))
+            with httpx.Client(transport=transport, base_url="http://agent") as client:
+                if os.getuid() in allowed:
+                    assert client.post("/v1/completions", json=ASK).status_code == 200
+                else:
+                    with pytest.raises(httpx.HTTPError):
+                        client.post("/v1/completions", json=ASK)
+    lines = [r for r in caplog.records if r.message == "request.ended"]
+    assert [line.client for line in lines] == [f"uid:{os.getuid()}"]
 
 
 def test_a_taken_port_is_refused_and_nothing_stays_behind(tmp_path):
