@@ -90,3 +90,15 @@ def scripted(tmp_path_factory) -> Iterator[SimpleNamespace]:
             yield SimpleNamespace(
                 client=client, url=url, grpc=address, says=engines.says, stack=stack
             )
+
+
+@pytest.fixture
+def scripted_noise(tmp_path) -> Iterator[SimpleNamespace]:
+    """A model with tools in its template that says anything at all."""
+    world, engines = World(tmp_path), ReferenceEngines()
+    world.bundles["hermes"] = write_bundle(tmp_path / "b" / "hermes", "hermes", 2048, HERMES)
+    with running_stack(tmp_path, engines, openai=OpenAiOptions(LOOPBACK)) as (stack, address):
+        stack.host.switch(world.assignment(bundle="hermes"))
+        url = f"http://{stack.openai_address.target()}"
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+            yield SimpleNamespace(client=client, url=url, grpc=address, stack=stack)
