@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from remora_agent.engine.prefill import PREFILL_HELP
 from remora_contract.errors import DocumentInvalid, RemoraError
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def generate(
     threads: Annotated[
         int | None, typer.Option(help="Compute threads (default: one for each physical core).")
     ] = None,
+    prefill: Annotated[str, typer.Option(metavar="FORM", help=PREFILL_HELP)] = "auto",
     cache_dir: Annotated[
         Path | None,
         typer.Option(help="Directory of built engines (default: ~/.cache/remora/engines)."),
@@ -60,17 +62,50 @@ def generate(
         int | None,
         typer.Option(help="Makes sampling repeatable; request i gets seed + i (default: random)."),
     ] = None,
+    min_p: Annotated[
+        float | None,
+        typer.Option(help="Least share of the likeliest token's probability (0 to 1)."),
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None,
+        typer.Option(help="Above 1 against tokens of prompt and answer (0.01 to 100)."),
+    ] = None,
+    presence_penalty: Annotated[
+        float | None, typer.Option(help="Against tokens that the answer has (-2 to 2).")
+    ] = None,
+    frequency_penalty: Annotated[
+        float | None, typer.Option(help="The same for each time they came (-2 to 2).")
+    ] = None,
+    min_tokens: Annotated[
+        int | None, typer.Option(help="Tokens before which no answer ends by itself.")
+    ] = None,
+    logprobs: Annotated[
+        int | None,
+        typer.Option(help="Write each token's logprob and those of that many of the likeliest."),
+    ] = None,
 ) -> None:
-    """Answers a file of requests and writes a file of answers. Needs no server."""
+    """Answers a file of requests and writes a file of answers. Needs no server. Options of
+    sampling win over the file's."""
     from remora_agent.batch import report
     from remora_agent.batch.document import read_document
     from remora_agent.engine.opening import EngineOptions
+    from remora_agent.engine.prefill import check_choice
 
     document = read_document(_read(input_file), str(input_file), _known(use_cases))
+    document = document.overriding(
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        min_tokens=min_tokens,
+        logprobs=logprobs,
+    )
     report.check_writable(output_file)  # now, not when all the answers are there
     if rows is None:
         rows = min(document.settings.batch_size, _MAX_ROWS)
-    options = EngineOptions(rows=rows, context=context, threads=threads)
+    options = EngineOptions(
+        rows=rows, context=context, threads=threads, prefill=check_choice(prefill)
+    )
     outcomes = _answer(bundle, document, use_cases, options, cache_dir, seed)
     report.write_atomically(output_file, report.report(str(input_file), document, outcomes))
     failed = [o for o in outcomes if o.error is not None]

@@ -7,10 +7,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from remora_agent.runtime.api import AdapterRef, SamplingOverrides, StoppingOverrides
+from remora_agent.batch.written import written_biases, written_constraint
+from remora_agent.runtime.api import (
+    AdapterRef,
+    Constraint,
+    SamplingOverrides,
+    Scoring,
+    StoppingOverrides,
+)
 from remora_agent.serving.call import (
     AdapterSelection,
     ChatPrompt,
@@ -36,7 +43,7 @@ _UNSUPPORTED_TOP = {
     "action_batch_size": "vision-language-action models",
 }
 _UNSUPPORTED_REQUEST = {
-    "guided_decoding": "guided decoding",
+    "guided_decoding": "Edge-LLM's form of it; write it as constraint",
     "ego_history_xyz_npy": "trajectory input",
     "ego_history_rot_npy": "trajectory input",
     "predict_yaw": "trajectory input",
@@ -55,6 +62,8 @@ class BatchRequest:
     stop: tuple[str, ...] = ()
     adapters: tuple[WeightedName, ...] = ()
     use_case: UseCaseRef | None = None
+    constraint: Constraint | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
     @property
     def selection(self) -> AdapterSelection:
@@ -77,6 +86,13 @@ class BatchSettings:
     add_generation_prompt: bool = True
     enable_thinking: bool = False
     available_lora_weights: dict[str, str] = field(default_factory=dict)
+    # Beyond Edge-LLM; None: the bundle's own default, else none of it.
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    min_tokens: int | None = None
+    logprobs: int | None = None  # of that many of the likeliest tokens too
 
 
 @dataclass(frozen=True)
@@ -93,6 +109,13 @@ class BatchDocument:
     requests: tuple[BatchRequest, ...]
     use_cases: tuple[ReleaseUseCase, ...] = ()  # the file's own
 
+    def overriding(self, **settings: float | int | None) -> BatchDocument:
+        """With these settings in place of the file's; None leaves one as it is."""
+        given: dict[str, Any] = {
+            name: value for name, value in settings.items() if value is not None
+        }
+        return replace(self, settings=replace(self.settings, **given))
+
 
 @dataclass(frozen=True)
 class _Request:
@@ -102,6 +125,8 @@ class _Request:
     weights: dict[str, float] = field(default_factory=dict)
     adapters: dict[str, float] = field(default_factory=dict)
     stop: Any = ()
+    constraint: dict[str, Any] | None = None
+    logit_bias: dict[str, float] = field(default_factory=dict)
     save_system_prompt_kv_cache: bool = False  # equal beginnings are kept with or without it
     disable_spec_decode: bool = False  # there is no speculation to disable: true changes nothing
 
@@ -167,9 +192,18 @@ def call_of(document: BatchDocument, index: int, seed: int | None) -> GenerateCa
             top_k=settings.top_k,
             top_p=settings.top_p,
             seed=None if seed is None else seed + index,
+            min_p=settings.min_p,
+            repetition_penalty=settings.repetition_penalty,
+            presence_penalty=settings.presence_penalty,
+            frequency_penalty=settings.frequency_penalty,
+            logit_bias=request.logit_bias,
         ),
-        stopping=StoppingOverrides(settings.max_generate_length, stop=request.stop),
+        stopping=StoppingOverrides(
+            settings.max_generate_length, stop=request.stop, min_tokens=settings.min_tokens
+        ),
         request_id=f"batch-{index}",
+        constraint=request.constraint,
+        scoring=Scoring(settings.logprobs),
     )
     return check_call(call)
 
@@ -194,7 +228,15 @@ def _request(raw: object, where: str, names: Names) -> BatchRequest:
             )
     mix = tuple(WeightedName(n, w) for n, w in request.adapters.items())
     use_case = _use_case(request, where, names)
-    return BatchRequest(messages, name, _stop(request.stop, where), mix, use_case)
+    return BatchRequest(
+        messages,
+        name,
+        _stop(request.stop, where),
+        mix,
+        use_case,
+        None if request.constraint is None else written_constraint(request.constraint, where),
+        written_biases(request.logit_bias, where),
+    )
 
 
 def _use_case(request: _Request, where: str, names: Names) -> UseCaseRef | None:

@@ -46,6 +46,7 @@ def _response(document: BatchDocument, outcome: Outcome) -> dict[str, Any]:
             "provenance": plain(outcome.finished.provenance),
             "usage": plain(outcome.finished.usage),
             "timings": plain(outcome.finished.timings),
+            **({"logprobs": plain(outcome.logprobs)} if outcome.logprobs else {}),
             **({} if request.use_case is None else {"use_case": request.use_case.name}),
         }
     return response

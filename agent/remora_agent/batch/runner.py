@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from remora_agent.batch.document import BatchDocument, call_of
-from remora_agent.runtime.api import Delta, Event, Failed, Finished
+from remora_agent.runtime.api import Delta, Event, Failed, Finished, TokenLogprob
 from remora_agent.serving.served_model import ServedModel
 from remora_contract.errors import RemoraError
 
@@ -24,6 +24,7 @@ class Outcome:
     index: int
     rendered: str = ""  # what was tokenised
     texts: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
     finished: Finished | None = None
     error: RemoraError | None = None
 
@@ -83,6 +84,7 @@ class _Runner:
     def _hear(self, outcome: Outcome, event: Event) -> None:
         if isinstance(event, Delta):
             outcome.texts.append(event.text)
+            outcome.logprobs.extend(event.logprobs)
         elif isinstance(event, (Finished, Failed)):
             if isinstance(event, Finished):
                 outcome.finished = event

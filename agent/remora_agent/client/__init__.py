@@ -7,6 +7,7 @@ from remora_agent.client.results import (
     Adapters,
     Alias,
     Capacity,
+    Delta,
     Embeddings,
     EngineStatus,
     Result,
@@ -15,7 +16,7 @@ from remora_agent.client.results import (
     UseCaseCounts,
 )
 from remora_agent.client.sync import Client, Stream
-from remora_agent.runtime.api import Delta, FinishReason, ToolCall
+from remora_agent.runtime.api import FinishReason, TokenLogprob, ToolCall
 from remora_agent.serving.tls import ClientTls
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Result",
     "Retry",
     "Stream",
+    "TokenLogprob",
     "Tokens",
     "ToolCall",
     "UseCase",

@@ -25,6 +25,7 @@ from remora_agent.client.results import (
     Adapters,
     Alias,
     Capacity,
+    Delta,
     Embeddings,
     EngineStatus,
     Result,
@@ -33,7 +34,6 @@ from remora_agent.client.results import (
     UseCaseCounts,
 )
 from remora_agent.client.transcript import Transcript
-from remora_agent.runtime.api import Delta
 from remora_agent.serving.address import DEFAULT_LISTEN
 from remora_agent.serving.tls import ClientTls
 from remora_contract.errors import Cancelled, InternalFault
@@ -47,10 +47,10 @@ T = TypeVar("T")
 class AsyncStream(AsyncIterator[Delta]):
     """Deltas as they are produced. `result` stands once it has ended; `cancel` ends it early."""
 
-    def __init__(self, call: Any, first: Any) -> None:
+    def __init__(self, call: Any, first: Any, choices: int = 1) -> None:
         self._call = call
         self._given_up = False
-        self._transcript = Transcript()
+        self._transcript = Transcript(choices)
         self._transcript.add(first)
 
     @property
@@ -153,7 +153,7 @@ class AsyncClient:
 
         async def start() -> AsyncStream:
             call = self._stubs["Inference"].Generate(request, timeout=self._timeout_s)
-            return AsyncStream(call, await call.read())
+            return AsyncStream(call, await call.read(), request.n)
 
         return await self._attempt(start)
 

@@ -31,9 +31,24 @@ class Options(TypedDict, total=False):
     top_k: int
     top_p: float
     seed: int
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float]  # token id to what its logit gets
     stop: str | Sequence[str]
     stop_token_ids: Sequence[int]
     ignore_eos: bool
+    min_tokens: int
+    json_schema: str | Mapping[str, Any]  # one of these five at most: what the answer must be
+    json_object: bool
+    regex: str
+    lark: str
+    choice: Sequence[str]
+    logprobs: int  # of each token of the answer, and of that many of the likeliest
+    prompt_logprobs: int  # the same of each token of the prompt but the first
+    n: int  # independent answers; those after the first are the result's `more`
+    echo: bool  # the text begins with the prompt's
     add_generation_prompt: bool
     template_arguments: Mapping[str, Any]
     tools: Sequence[Mapping[str, Any]]  # {"type": "function", "function": {"name", …}} each
@@ -44,11 +59,21 @@ class Options(TypedDict, total=False):
     cache_salt: str  # prefixes are cached apart for each
 
 
-_SAMPLING = ("temperature", "top_k", "top_p", "seed")
+_SAMPLING = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "seed",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+)
 _OF_CHATS = ("add_generation_prompt", "template_arguments", "tools", "tool_choice")
 _OF_MESSAGES = frozenset({"role", "content", "tool_calls", "tool_call_id", "name"})
-_STOPPING = ("max_tokens", "ignore_eos")
+_STOPPING = ("max_tokens", "ignore_eos", "min_tokens")
 _POOLING = {"last": pb.POOLING_LAST, "mean": pb.POOLING_MEAN}
+_CONSTRAINTS = ("json_schema", "json_object", "regex", "lark", "choice")
 _SHARE = ("priority", "client", "cache_salt")
 _KNOWN = frozenset(Options.__annotations__)
 
@@ -73,6 +98,8 @@ def generate_request(prompt: Prompt, options: Options) -> pb.GenerateRequest:
         _set_input(request, prompt, options)
         _set_adapters(request, options)
         _set_numbers(request, options)
+        _set_constraint(request, options)
+        _set_choices(request, options)
     except (ValueError, TypeError) as e:  # protobuf: out of the field's range or of another type
         raise RequestInvalid(f"an option cannot be sent: {e}") from e
     return request
@@ -188,6 +215,8 @@ def _set_numbers(request: pb.GenerateRequest, options: Options) -> None:
     for name in _SAMPLING:
         if name in given:
             setattr(request.sampling, name, given[name])
+    for token, value in given.get("logit_bias", {}).items():
+        request.sampling.logit_bias[token] = value
     stop = given.get("stop", ())
     request.stopping.stop.extend([stop] if isinstance(stop, str) else stop)
     request.stopping.stop_token_ids.extend(given.get("stop_token_ids", ()))
@@ -197,3 +226,31 @@ def _set_numbers(request: pb.GenerateRequest, options: Options) -> None:
     for name in _SHARE:
         if name in given:
             setattr(request, name, given[name])
+
+
+def _set_constraint(request: pb.GenerateRequest, options: Options) -> None:
+    given: Mapping[str, Any] = options
+    named = [name for name in _CONSTRAINTS if name in given]
+    if len(named) > 1:
+        raise RequestInvalid(f"give {named[0]} or {named[1]}, not both")
+    for name in named:
+        value = given[name]
+        if name == "choice":
+            request.constraint.choice.options.extend(value)
+        elif isinstance(value, Mapping):
+            request.constraint.json_schema = json.dumps(value)
+        else:
+            setattr(request.constraint, name, value)
+
+
+def _set_choices(request: pb.GenerateRequest, options: Options) -> None:
+    if "logprobs" in options:
+        request.logprobs.top = options["logprobs"]
+        request.logprobs.SetInParent()
+    if "prompt_logprobs" in options:
+        request.prompt_logprobs.top = options["prompt_logprobs"]
+        request.prompt_logprobs.SetInParent()
+    if options.get("n", 1) < 1:
+        raise RequestInvalid(f"n must be 1 or more, not {options['n']}")
+    request.n = options.get("n", 1)
+    request.echo = options.get("echo", False)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from remora_agent.runtime.api import (
     AnsweringAdapter,
     FinishReason,
     Provenance,
     Timings,
+    TokenLogprob,
     ToolCall,
     Usage,
 )
@@ -25,6 +26,16 @@ _TIERS = {pb.TIER_DISK: "disk", pb.TIER_HOST: "host", pb.TIER_BANK: "bank"}
 
 
 @dataclass(frozen=True)
+class Delta:
+    """Whole UTF-8 characters and the tokens they came from; either may be empty, not both."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] = ()  # one for each token, when asked for
+    choice: int = 0  # which of the n answers
+
+
+@dataclass(frozen=True)
 class Result:
     """A finished answer and the immutable identities behind it."""
 
@@ -37,6 +48,9 @@ class Result:
     timings: Timings
     provenance: Provenance
     tool_calls: tuple[ToolCall, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()  # one for each token, when asked for
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()  # from the prompt's second token on
+    more: tuple[Result, ...] = ()  # the answers after the first, with n
 
 
 @dataclass(frozen=True)
@@ -130,10 +144,34 @@ class EngineStatus:
 
 def result(response: pb.GenerateResponse) -> Result:
     """Raises InternalFault when the answer has no known finish reason."""
-    return ended(response.request_id, response.text, response.token_ids, response.finished)
+    made = ended(
+        response.request_id,
+        response.text,
+        response.token_ids,
+        response.finished,
+        map(token_logprob, response.logprobs),
+    )
+    scored = tuple(map(token_logprob, response.prompt_logprobs))
+    return replace(made, prompt_logprobs=scored, more=tuple(map(result, response.more)))
 
 
-def ended(request_id: str, text: str, ids: Iterable[int], finished: pb.Finished) -> Result:
+def token_logprob(message: pb.TokenLogprob) -> TokenLogprob:
+    top = tuple((ranked.token_id, ranked.logprob) for ranked in message.top)
+    return TokenLogprob(message.token_id, message.logprob, top)
+
+
+def delta(message: pb.TextDelta, choice: int) -> Delta:
+    logprobs = tuple(map(token_logprob, message.logprobs))
+    return Delta(message.text, tuple(message.token_ids), logprobs, choice)
+
+
+def ended(
+    request_id: str,
+    text: str,
+    ids: Iterable[int],
+    finished: pb.Finished,
+    logprobs: Iterable[TokenLogprob] = (),
+) -> Result:
     if finished.finish_reason not in _REASONS:
         raise InternalFault(
             f"request {request_id}: finish reason {finished.finish_reason} is unknown to this "
@@ -160,6 +198,7 @@ def ended(request_id: str, text: str, ids: Iterable[int], finished: pb.Finished)
         tool_calls=tuple(
             ToolCall(call.id, call.name, call.arguments_json) for call in finished.tool_calls
         ),
+        logprobs=tuple(logprobs),
     )
 
 

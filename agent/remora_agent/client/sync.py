@@ -24,6 +24,7 @@ from remora_agent.client.results import (
     Adapters,
     Alias,
     Capacity,
+    Delta,
     Embeddings,
     EngineStatus,
     Result,
@@ -32,7 +33,6 @@ from remora_agent.client.results import (
     UseCaseCounts,
 )
 from remora_agent.client.transcript import Transcript
-from remora_agent.runtime.api import Delta
 from remora_agent.serving.address import DEFAULT_LISTEN
 from remora_agent.serving.tls import ClientTls
 from remora_contract.errors import InternalFault
@@ -46,9 +46,9 @@ T = TypeVar("T")
 class Stream(Iterator[Delta]):
     """Deltas as they are produced. `result` stands once it has ended; `cancel` ends it early."""
 
-    def __init__(self, call: Any, first: Any) -> None:
+    def __init__(self, call: Any, first: Any, choices: int = 1) -> None:
         self._call = call
-        self._transcript = Transcript()
+        self._transcript = Transcript(choices)
         self._transcript.add(first)
 
     @property
@@ -141,7 +141,7 @@ class Client:
 
         def start() -> Stream:
             call = self._stubs["Inference"].Generate(request, timeout=self._timeout_s)
-            return Stream(call, next(call, None))
+            return Stream(call, next(call, None), request.n)
 
         return self._attempt(start)
 

@@ -23,11 +23,13 @@ from remora_agent.runtime.api import (
     FinishReason,
     GenerationRequest,
     OnEvent,
+    PromptScored,
     Provenance,
     Timings,
     TokenLogprob,
     Usage,
 )
+from remora_agent.runtime.constraint import Matcher
 from remora_agent.runtime.logprobs import scored
 from remora_agent.runtime.sampling import Logits, Sampler
 from remora_agent.runtime.stopping import StopStrings, ending_tokens, stop_reason
@@ -56,14 +58,17 @@ class Answer:
         eos: Collection[int],
         on_event: OnEvent,
         now: float,
+        matcher: Matcher | None = None,
     ) -> None:
-        """`request.stopping.max_tokens` fits the context already."""
+        """`request.stopping.max_tokens` fits the context already. `matcher` is the request's
+        constraint at its start."""
         self.request = request
         self.provenance = provenance
         self.tokens: list[int] = []
         self.cached_tokens = 0  # of the prompt, not computed
         self._sampler = sampler
         self._detokenizer = detokenizer
+        self._matcher = matcher
         self._stops = StopStrings(request.stopping.stop)
         self._stop_match = ""
         self._ending = ending_tokens(request.stopping, eos)
@@ -71,6 +76,7 @@ class Answer:
         self._unsent: list[int] = []  # tokens whose text is held back
         self._unsent_logprobs: list[TokenLogprob] = []  # one for each, when asked for
         self._submitted_s = now
+        self._prompt_logprobs: list[TokenLogprob] = []
         self._admitted_s: float | None = None
         self._first_token_s: float | None = None
         self._last_token_s = now
@@ -91,10 +97,23 @@ class Answer:
     def admitted(self, now: float) -> None:
         self._admitted_s = now
 
+    def score_prompt(self, start: int, logits: Logits) -> None:
+        """logits [s, vocab] after the prompt's tokens from `start` on: each scores the next one."""
+        prompt, top = self.request.prompt, self.request.scoring.prompt_top or 0
+        self._prompt_logprobs.extend(
+            scored(after, prompt[position], top)
+            for position, after in enumerate(logits, start + 1)
+            if position < len(prompt)
+        )
+
     def take(self, logits: Logits, now: float) -> TokenTaken:
         """Draws the next token from logits [vocab], which stay as they are. Raises EngineFault for
         logits that are not numbers, RequestInvalid when no token may follow."""
-        token = self._sampler.draw(logits, banned=self._banned(len(logits)))
+        if self.request.scoring.prompt_top is not None and not self.tokens:
+            self._emit(PromptScored(tuple(self._prompt_logprobs)))
+        vocab = len(logits)
+        allowed = None if self._matcher is None else self._matcher.allowed(vocab)
+        token = self._sampler.draw(logits, allowed, self._banned(vocab))
         self.tokens.append(token)
         self._unsent.append(token)
         if self.request.scoring.top is not None:
@@ -141,7 +160,14 @@ class Answer:
             self._send(passed.text, complete=True)
             return FinishReason.STOP
         self._send(passed.text, complete=not (self._stops.holds or self._detokenizer.holds))
-        return reason
+        return FinishReason.STOP if self._satisfied(token) else reason
+
+    def _satisfied(self, token: int) -> bool:
+        """Whether the constraint lets nothing follow `token`."""
+        if self._matcher is None:
+            return False
+        self._matcher.advance(token)
+        return self._matcher.finished
 
     def _send(self, text: str, *, complete: bool) -> None:
         """With no text the tokens go out only when none of theirs is held back."""

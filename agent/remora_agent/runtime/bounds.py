@@ -13,6 +13,7 @@ from remora_contract.errors import RequestInvalid
 MAX_LOGIT_BIASES = 1024
 MAX_LOGIT_BIAS = 100.0  # either way
 MAX_TOP_LOGPROBS = 20
+MAX_PROMPT_LOGPROBS = 100_000  # values about one prompt: about 1.3 MB of a message
 MAX_CHOICES = 64  # answers to one request
 _MAX_SEED = (1 << 64) - 1
 
@@ -73,3 +74,8 @@ def check_scoring(scoring: Scoring) -> None:
     for name, top in (("logprobs", scoring.top), ("prompt_logprobs", scoring.prompt_top)):
         if top is not None:
             Range(0, MAX_TOP_LOGPROBS, "that many of the likeliest too").check(name, top)
+
+
+def check_choices(n: int) -> None:
+    """Raises RequestInvalid."""
+    Range(1, MAX_CHOICES, "answers").check("n", n)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from remora_agent.engine.protocol import EngineLimits
 from remora_agent.runtime.api import AdapterRef, GenerationRequest, SamplingParams, StoppingParams
-from remora_agent.runtime.bounds import check_sampling, check_scoring
+from remora_agent.runtime.bounds import MAX_PROMPT_LOGPROBS, check_sampling, check_scoring
 from remora_agent.runtime.embedding import EmbeddingRequest
 from remora_agent.runtime.options import (
+    CHOICE_ID_CHARS,
     MAX_EMBEDDINGS,
     MAX_ID_CHARS,
     MAX_STOP_TOKENS,
@@ -20,8 +21,8 @@ from remora_contract.release import MAX_WEIGHT
 def check_request(
     request: GenerationRequest, limits: EngineLimits, options: RuntimeOptions, now: float
 ) -> None:
-    """Raises RequestInvalid, PromptTooLong, DeadlineExceeded."""
-    if not 0 < len(request.request_id) <= MAX_ID_CHARS:
+    """Raises RequestInvalid, PromptTooLong, DeadlineExceeded, Unsupported."""
+    if not 0 < len(request.request_id) <= MAX_ID_CHARS + CHOICE_ID_CHARS:
         raise RequestInvalid(f"request_id must have 1 to {MAX_ID_CHARS} characters")
     if request.deadline_s is not None and now >= request.deadline_s:
         raise DeadlineExceeded("the deadline had passed when the request arrived")
@@ -29,7 +30,7 @@ def check_request(
     check_sampling(request.sampling)
     _check_biases(request.sampling, limits)
     _check_stopping(request.stopping, options)
-    check_scoring(request.scoring)
+    _check_scoring(request, limits)
     check_adapters(request.adapters, options)
     check_share(request.share)
 
@@ -84,6 +85,22 @@ def _check_biases(sampling: SamplingParams, limits: EngineLimits) -> None:
             raise RequestInvalid(
                 f"logit_bias: token {token} is outside the vocabulary 0..{limits.vocab - 1}"
             )
+
+
+def _check_scoring(request: GenerationRequest, limits: EngineLimits) -> None:
+    check_scoring(request.scoring)
+    top = request.scoring.prompt_top
+    if top is None:
+        return
+    if limits.scored < 1:
+        raise Unsupported("prompt_logprobs: not with this engine; leave it out")
+    values = len(request.prompt) * (top + 1)
+    if values > MAX_PROMPT_LOGPROBS:
+        raise RequestInvalid(
+            f"prompt_logprobs: {top} of the likeliest at each of {len(request.prompt)} tokens are "
+            f"{values} values and {MAX_PROMPT_LOGPROBS} the most; ask for fewer or send a shorter "
+            "prompt"
+        )
 
 
 def _check_stopping(stopping: StoppingParams, options: RuntimeOptions) -> None:

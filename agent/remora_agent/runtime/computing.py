@@ -13,6 +13,7 @@ import numpy as np
 
 from remora_agent.engine.protocol import Engine, RowStep
 from remora_agent.runtime.embedding import Embedding
+from remora_agent.runtime.prompt_scoring import read_scored
 from remora_agent.runtime.request import Request
 from remora_agent.runtime.sampling import Logits
 from remora_agent.runtime.scheduler import DecodeStep, PrefillChunk, Work
@@ -47,7 +48,12 @@ class Computing:
         if isinstance(request.answer, Embedding):
             request.answer.read(self._engine.embed(work.row, tokens, work.start, mix))
             return []
-        logits = self._engine.prefill(work.row, tokens, work.start, mix)
+        if request.generating.request.scoring.prompt_top is None:
+            logits = self._engine.prefill(work.row, tokens, work.start, mix)
+        else:
+            logits = read_scored(
+                self._engine, work.row, tokens, work.start, mix, request.generating
+            )
         return [Found(logits[None])] if work.last else []
 
     def _decode(self, work: DecodeStep, requests: Sequence[Request]) -> Logits:

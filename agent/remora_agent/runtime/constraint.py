@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from remora_agent.runtime.api import Constraint
 from remora_agent.runtime.grammar import grammar_text
-from remora_contract.errors import Exhausted, RequestInvalid, Unsupported
+from remora_contract.errors import Exhausted, RequestInvalid, Unavailable, Unsupported
 
 MAX_PENDING = 16  # grammars that wait to be compiled
 MAX_KEPT = 16  # compiled grammars kept for the next request
 COMPILE_TIMEOUT_S = 10.0
 # What one grammar may cost: seconds while it is compiled, milliseconds a token, memory.
-_LIMITS = {
+_LIMITS: dict[str, Any] = {
     "max_grammar_size": 20_000,  # symbols
     "initial_lexer_fuel": 1_000_000,  # about 20 ms
     "step_lexer_fuel": 100_000,  # about 7 ms
@@ -34,6 +34,13 @@ _LIMITS = {
     "verbose_errors": False,
 }
 _MESSAGE_CHARS = 300
+# What llguidance says by a name alone.
+_WORDS = {
+    "NoExtensionBias": "no text satisfies it",
+    "NoExtension": "no text satisfies it",
+    "ParserTooComplex": "it is too ambiguous to be followed; make it simpler",
+    "LexerTooComplex": "its expressions are too large to be followed; make them simpler",
+}
 
 # Bytes by token id, and the ids of special tokens.
 Vocabulary = Callable[[], tuple[list[bytes], list[int]]]
@@ -103,6 +110,7 @@ class GrammarCompiler:
         self._kept: OrderedDict[Constraint, Grammar] = OrderedDict()
         self._lock = Lock()
         self._pending = 0
+        self._closed = False
         self._worker = ThreadPoolExecutor(1, "grammar")
 
     def compile(self, constraint: Constraint) -> Future[Grammar]:
@@ -118,13 +126,17 @@ class GrammarCompiler:
                 return done
             if self._pending >= MAX_PENDING:
                 raise Exhausted(f"{self._pending} grammars wait to be compiled", retry_after_s=1.0)
+            if self._closed:
+                raise _ended()
             self._pending += 1
-        future = self._worker.submit(self._compile, constraint, text)
+            future = self._worker.submit(self._compile, constraint, text)
         future.add_done_callback(self._done)
         return future
 
     def close(self) -> None:
-        self._worker.shutdown(wait=False, cancel_futures=True)
+        """Grammars that wait fail with Unavailable."""
+        self._closed = True
+        self._worker.shutdown(wait=False)
 
     def _done(self, _: Future[Grammar]) -> None:
         with self._lock:
@@ -133,6 +145,8 @@ class GrammarCompiler:
     def _compile(self, constraint: Constraint, text: str) -> Grammar:
         from llguidance import LLMatcher, LLParserLimits
 
+        if self._closed:
+            raise _ended()
         matcher = LLMatcher(
             self._over_tokens(), text, log_level=0, limits=LLParserLimits(**_LIMITS)
         )
@@ -182,7 +196,11 @@ class _Words:
         return [token for token in single if token is not None]
 
 
+def _ended() -> Unavailable:
+    return Unavailable("the model is being taken down; try again")
+
+
 def _said(matcher: Any) -> str:
     """llguidance's words, without the state it prints behind them."""
-    text = str(matcher.get_error()).split("<state>")[0].strip()
-    return text[:_MESSAGE_CHARS] or "no text satisfies it"
+    text = str(matcher.get_error()).split("<state>")[0].replace("<non-verbose/>", "").strip()
+    return _WORDS.get(text, text[:_MESSAGE_CHARS])

@@ -13,7 +13,7 @@ from remora_contract.errors import RequestInvalid, Unsupported
 
 MAX_GRAMMAR_BYTES = 64 << 10
 MAX_OPTIONS = 1024
-_JSON = {"whitespace_pattern": r"( |\n[ \t]{0,40})?"}
+_WHITESPACE = r"( |\n[ \t]{0,40})?"
 
 
 def check_constraint(constraint: Constraint) -> None:
@@ -53,7 +53,9 @@ def grammar_text(constraint: Constraint) -> str:
         return LLMatcher.grammar_from_lark(_choice(constraint.options))
     if kind is ConstraintKind.JSON_OBJECT:
         text = '{"type": "object"}'
-    return LLMatcher.grammar_from_json_schema(_schema(text), defaults=_JSON)
+    return LLMatcher.grammar_from_json_schema(
+        _schema(text), defaults={"whitespace_pattern": _WHITESPACE}
+    )
 
 
 def _schema(text: str) -> str:

@@ -9,7 +9,8 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from remora_agent.runtime.answer import Answer
 from remora_agent.runtime.api import (
     AdapterRef,
     AnsweringAdapter,
+    Constraint,
     GenerationRequest,
     OnEvent,
     Provenance,
@@ -38,6 +40,7 @@ from remora_agent.runtime.api import (
     StoppingParams,
 )
 from remora_agent.runtime.checks import check_embedding, check_request
+from remora_agent.runtime.constraint import Grammar, GrammarCompiler, Matcher
 from remora_agent.runtime.defaults import (
     GenerationDefaults,
     layered,
@@ -47,7 +50,7 @@ from remora_agent.runtime.defaults import (
 )
 from remora_agent.runtime.embedding import Embedding, EmbeddingRequest, OnEmbedded, OnVector
 from remora_agent.runtime.embedding_batch import EmbeddingBatch
-from remora_agent.runtime.jobs import Job, SchedulerLimits
+from remora_agent.runtime.jobs import SchedulerLimits, job_of
 from remora_agent.runtime.memory_floor import MemoryFloor
 from remora_agent.runtime.metrics import RuntimeMetrics
 from remora_agent.runtime.options import RuntimeOptions
@@ -58,10 +61,10 @@ from remora_agent.runtime.scheduler import Scheduler
 from remora_agent.runtime.speculation import Speculation
 from remora_agent.runtime.status import RuntimeState, RuntimeStatus
 from remora_agent.runtime.step_loop import StepLoop
-from remora_agent.runtime.stepper import Stepper
+from remora_agent.runtime.stepper import Arrival, Stepper
 from remora_agent.text.pipeline import TextPipeline
 from remora_contract.bundle import Bundle
-from remora_contract.errors import EngineFault, RemoraError, Unavailable
+from remora_contract.errors import EngineFault, InternalFault, RemoraError, Unavailable
 from remora_contract.release import SamplingDefaults
 
 log = logging.getLogger(__name__)
@@ -126,6 +129,10 @@ class ModelRuntime:
         )
         self._moved: Callable[[str], bool] | None = None
         self._loop = StepLoop(self._stepper.step, self._on_exit, clock)
+        vocab = engine.limits.vocab
+        self._grammars = GrammarCompiler(
+            lambda: text.token_bytes(vocab), vocab, bundle.eos_token_ids
+        )
         self._directory = directory or AdapterDirectory(bundle)
         self.adapters = Adapters(
             self._directory,
@@ -164,19 +171,44 @@ class ModelRuntime:
             free_bytes=free_bytes,
         )
 
-    def submit(self, request: GenerationRequest, on_event: OnEvent) -> None:
-        """Queues a request; its adapters are resolved to digests here, once.
+    def compile(self, constraint: Constraint) -> Future[Grammar]:
+        """What `submit` needs of a request with a constraint; not waited for here. Raises, and the
+        future raises, as GrammarCompiler.compile says."""
+        return self._grammars.compile(constraint)
+
+    def submit(
+        self, request: GenerationRequest, on_event: OnEvent, grammar: Grammar | None = None
+    ) -> None:
+        """Queues a request; its adapters are resolved to digests here, once. `grammar` is its
+        compiled constraint.
 
         Raises at once, and then `on_event` is never called: RequestInvalid, PromptTooLong,
         NotFound (adapter), Conflict (request id in use), Exhausted (queue full, with
         retry_after_s; or a mix that can never fit), DeadlineExceeded, Unavailable (draining,
         closed).
         """
+        self.submit_all([(request, on_event)], grammar)
+
+    def submit_all(
+        self,
+        requests: Sequence[tuple[GenerationRequest, OnEvent]],
+        grammar: Grammar | None = None,
+    ) -> None:
+        """Queues all of them, or none and raises as `submit` does."""
         now = self._clock()
+        self._stepper.add_all([self._arrival(r, hear, grammar, now) for r, hear in requests])
+        self._loop.wake()
+
+    def _arrival(
+        self, request: GenerationRequest, on_event: OnEvent, grammar: Grammar | None, now: float
+    ) -> Arrival:
+        if request.constraint is not None and grammar is None:
+            raise InternalFault("a request's constraint is to be compiled before it is submitted")
         check_request(request, self._limits, self.options, now)
         resolved = _acting(request.prompt, self._resolved(request.adapters))
-        answer = self._answer(self._clipped(request), resolved, on_event, now)
-        self._queue(answer, resolved)
+        matcher = None if grammar is None else grammar.start()
+        answer = self._answer(self._clipped(request), resolved, on_event, now, matcher)
+        return self._queued(answer, resolved)
 
     def embed(self, request: EmbeddingRequest, on_end: OnEmbedded) -> Callable[[], None]:
         """Queues the prompts of a request, their adapters resolved once for all; returns what
@@ -195,21 +227,20 @@ class ModelRuntime:
                 on_admitted,
                 heard,
             )
-            self._queue(made, acting, begun=index > 0)
+            self._stepper.add(self._queued(made, acting), begun=index > 0)
+            self._loop.wake()
             return made.provenance
 
         batch = EmbeddingBatch(request, queue, self.cancel, self._clock, on_end)
         batch.start()
         return batch.cancel
 
-    def _queue(
-        self, answer: Answer | Embedding, resolved: tuple[Wanted, ...], *, begun: bool = False
-    ) -> None:
+    def _queued(self, answer: Answer | Embedding, resolved: tuple[Wanted, ...]) -> Arrival:
+        """Raises Exhausted for a mix that can never fit."""
         wanted = tuple(w for w in resolved if w.start is not None)
         self._bank.check_fits(wanted)
         borders = tuple(sorted({w.start for w in wanted if w.start}))
-        self._stepper.add(answer, wanted, _job(answer.request, borders), begun=begun)
-        self._loop.wake()
+        return Arrival(answer, wanted, job_of(answer.request, borders))
 
     def cancel(self, request_id: str) -> bool:
         """Whether it was found; it then ends with Finished(CANCELLED), unless it ends otherwise
@@ -311,6 +342,7 @@ class ModelRuntime:
         self._state = RuntimeState.CLOSED
         self._loop.stop()
         self._loader.close()
+        self._grammars.close()
         give_back()
 
     def _defaults(self) -> SamplingDefaults:
@@ -332,6 +364,7 @@ class ModelRuntime:
         wanted: tuple[Wanted, ...],
         on_event: OnEvent,
         now: float,
+        matcher: Matcher | None,
     ) -> Answer:
         return Answer(
             request,
@@ -341,6 +374,7 @@ class ModelRuntime:
             frozenset(self.bundle.eos_token_ids),
             on_event,
             now,
+            matcher,
         )
 
     def _provenance(self, wanted: tuple[Wanted, ...]) -> Provenance:
@@ -389,16 +423,4 @@ def _scheduler_limits(rows: int, options: RuntimeOptions) -> SchedulerLimits:
         patience_s=math.inf,
         aging_s=options.aging_s,
         inter_token_s=options.inter_token_s,
-    )
-
-
-def _job(request: GenerationRequest, borders: tuple[int, ...]) -> Job:
-    return Job(
-        request.request_id,
-        len(request.prompt),
-        request.deadline_s,
-        borders,
-        request.stopping.max_tokens,
-        request.share.priority,
-        request.share.client,
     )

@@ -8,6 +8,7 @@ from remora_contract.release import MAX_MIX
 
 # Of one request, on every surface.
 MAX_ID_CHARS = 128
+CHOICE_ID_CHARS = 4  # that the runtime's id of one of several answers has more
 MAX_STOP_TOKENS = 256
 MAX_DRAFT_TOKENS = 16  # of one step
 MAX_EMBEDDINGS = 256  # inputs of one request

@@ -10,20 +10,26 @@ import uuid
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from remora_agent.runtime.api import Failed
+from remora_agent.runtime.api import Constraint, Failed
+from remora_agent.runtime.constraint import COMPILE_TIMEOUT_S, Grammar
 from remora_agent.runtime.embedding import Embedded
 from remora_agent.serving.call import GenerateCall
+from remora_agent.serving.choices import Showing, choice_ids
 from remora_agent.serving.embedding import EmbedCall
 from remora_agent.serving.event_stream import EventStream, StreamEvent
 from remora_agent.serving.router import Router
 from remora_agent.serving.served_model import ServedModel
-from remora_agent.serving.tool_calls import CallReading
+from remora_agent.serving.tool_calls import CallReading, constrained
 from remora_agent.text.tool_reader import CallArguments, CallBegins
-from remora_contract.errors import Conflict
+from remora_contract.errors import Conflict, RequestInvalid, Unsupported
 
 Events = AsyncGenerator[StreamEvent, None]
+# Which of the call's answers, and what it says.
+Answers = AsyncGenerator[tuple[int, StreamEvent], None]
 # What a call becomes for the model that it has entered; quick, on the event loop.
 Settle = Callable[[ServedModel, GenerateCall], GenerateCall]
 SettleEmbed = Callable[[ServedModel, EmbedCall], EmbedCall]
@@ -35,6 +41,16 @@ def random_id() -> str:
 
 def as_it_is(model: ServedModel, call: GenerateCall) -> GenerateCall:
     return call
+
+
+@dataclass(frozen=True)
+class _Running:
+    model: ServedModel
+    ids: tuple[str, ...]
+
+    def cancel(self) -> bool:
+        found = [self.model.runtime.cancel(request_id) for request_id in self.ids]
+        return any(found)
 
 
 class RequestDriver:
@@ -49,40 +65,61 @@ class RequestDriver:
         self._router = router
         self._workers = workers
         self._new_id = new_id
-        self._running: dict[str, ServedModel] = {}
+        self._running: dict[str, _Running] = {}
 
     async def events(
         self, call: GenerateCall, timeout_s: float | None, settle: Settle = as_it_is
     ) -> Events:
-        """Submits the call and yields its events, calls of tools taken out of the text;
-        leaving early cancels it.
+        """As `answers`, for a surface whose calls have one. Raises Unsupported when `call.n` says
+        more."""
+        if call.n != 1:
+            raise Unsupported("n: this interface gives one answer to a request; leave it out")
+        async with aclosing(self.answers(call, timeout_s, settle)) as answers:
+            async for _, event in answers:
+                yield event
 
-        `timeout_s` from now until it must have ended. Raises what `settle`, the router and
-        ServedModel.submit raise, Conflict for an id in use, and the error of a Failed.
+    async def answers(
+        self, call: GenerateCall, timeout_s: float | None, settle: Settle = as_it_is
+    ) -> Answers:
+        """Submits the call, all of its `n` answers or none, and yields what they say; leaving early
+        cancels them. Calls of tools are taken out of the text; Finished has them.
+
+        `timeout_s` from now until they must have ended. Raises what `settle`, the router,
+        ServedModel.submit_choices and ModelRuntime.compile raise, Conflict for an id in use, and
+        the error of a Failed.
         """
         request_id = call.request_id or self._new_id()
         loop = asyncio.get_running_loop()
         started = loop.time()
-        stream = EventStream(loop)
         async with self._router.entering() as model:
             call = settle(model, call)
             encoded = await self.work(model.encode, call.prompt)
+            prompt_text = await self.work(model.prompt_text, encoded) if call.echo else None
+            plan = model.tool_plan(call)
+            grammar = await compiled(model, constrained(call, plan).constraint)
             if request_id in self._running:
                 raise Conflict(f"a request with the id {request_id!r} is running; choose another")
             left = None if timeout_s is None else timeout_s - (loop.time() - started)
-            reading = CallReading(model.tool_plan(call), self._new_id)
-            model.submit(request_id, call, encoded.token_ids, left, stream.put)
-            self._running[request_id] = model
+            running, stream = (
+                _Running(model, choice_ids(request_id, call.n)),
+                EventStream(loop, call.n),
+            )
+            hear = [partial(stream.put, choice=i) for i in range(call.n)]
+            model.submit_choices(running.ids, call, encoded.token_ids, left, hear, grammar)
+            self._running[request_id] = running
+        showing = Showing(request_id, prompt_text)
+        readings = [CallReading(plan, self._new_id) for _ in range(call.n)]
         try:
-            async with aclosing(stream.events()) as events:
-                async for event in events:
-                    for shown in reading.events(event):
-                        if not isinstance(shown, CallBegins | CallArguments):
-                            yield shown
+            async with aclosing(stream.choice_events()) as events:
+                async for choice, event in events:
+                    for read in readings[choice].events(event):
+                        if isinstance(read, CallBegins | CallArguments):
+                            continue  # Finished has them
+                        for shown in showing(choice, read):
+                            yield choice, shown
         finally:
             del self._running[request_id]
-            # Without effect on a request that has ended.
-            model.runtime.cancel(request_id)
+            running.cancel()  # without effect on what has ended
 
     async def embed(
         self, call: EmbedCall, timeout_s: float | None, settle: SettleEmbed | None = None
@@ -111,9 +148,9 @@ class RequestDriver:
         return end
 
     def cancel(self, request_id: str) -> bool:
-        """Whether it was running here."""
-        model = self._running.get(request_id)
-        return model is not None and model.runtime.cancel(request_id)
+        """Whether it was running here; all its answers end."""
+        running = self._running.get(request_id)
+        return running is not None and running.cancel()
 
     async def work(self, function: Callable[[Any], Any], argument: Any) -> Any:
         """`function(argument)` on a worker thread."""
@@ -138,3 +175,15 @@ def _into(
             return
 
     return hear
+
+
+async def compiled(model: ServedModel, constraint: Constraint | None) -> Grammar | None:
+    if constraint is None:
+        return None
+    compiling = asyncio.wrap_future(model.runtime.compile(constraint))
+    try:
+        return await asyncio.wait_for(compiling, COMPILE_TIMEOUT_S)
+    except asyncio.TimeoutError as e:
+        raise RequestInvalid(
+            f"constraint: compiling it takes longer than {COMPILE_TIMEOUT_S:g} s; make it simpler"
+        ) from e

@@ -8,9 +8,9 @@ from __future__ import annotations
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-from remora_agent.runtime.api import Accepted, Delta, Finished
 from remora_agent.serving import embedding_wire, wire
 from remora_agent.serving.callers import with_caller
+from remora_agent.serving.collected import Collected
 from remora_agent.serving.driver import RequestDriver
 from remora_agent.serving.embedding import EmbedCall
 from remora_agent.serving.limits import MAX_MESSAGE_BYTES
@@ -34,26 +34,20 @@ class InferenceService(rpc.InferenceServicer):
     @translated
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> None:
         call = with_caller(wire.generate_call(request), context)
-        async with aclosing(self._driver.events(call, context.time_remaining())) as events:
-            async for event in events:
-                await context.write(wire.event(event))  # as fast as the caller reads
+        async with aclosing(self._driver.answers(call, context.time_remaining())) as answers:
+            async for choice, event in answers:
+                await context.write(wire.event(event, choice))  # as fast as the caller reads
 
     @translated
     async def GenerateUnary(self, request: pb.GenerateRequest, context: Any) -> pb.GenerateResponse:
         call = with_caller(wire.generate_call(request), context)
-        response, texts = pb.GenerateResponse(), []
-        async with aclosing(self._driver.events(call, context.time_remaining())) as events:
-            async for event in events:
-                if isinstance(event, Accepted):
-                    response.request_id = event.request_id
-                elif isinstance(event, Delta):
-                    texts.append(event.text)
-                    response.token_ids.extend(event.token_ids)
-                    response.logprobs.extend(map(wire.token_logprob, event.logprobs))
-                elif isinstance(event, Finished):
-                    response.finished.CopyFrom(wire.finished(event))
-        response.text = "".join(texts)
-        return response
+        collected = [Collected() for _ in range(call.n)]
+        async with aclosing(self._driver.answers(call, context.time_remaining())) as answers:
+            async for choice, event in answers:
+                collected[choice].add(event)
+        first, *more = [c.response() for c in collected]
+        first.more.extend(more)
+        return first
 
     @translated
     async def Cancel(self, request: pb.CancelRequest, context: Any) -> pb.CancelResponse:

@@ -7,6 +7,7 @@ import math
 from remora_agent.runtime import bounds
 from remora_agent.runtime.api import AdapterRef, SamplingOverrides, StoppingOverrides
 from remora_agent.runtime.bounds import Range
+from remora_agent.runtime.grammar import check_constraint
 from remora_agent.runtime.options import MAX_ID_CHARS, MAX_STOP_TOKENS, RuntimeOptions
 from remora_agent.runtime.sharing import check_share
 from remora_agent.serving.call import (
@@ -20,7 +21,7 @@ from remora_agent.serving.call import (
 )
 from remora_agent.serving.chat_prompt import check_chat_tools
 from remora_contract.artifact import check_name
-from remora_contract.errors import RequestInvalid, Unsupported
+from remora_contract.errors import RequestInvalid
 from remora_contract.release import MAX_WEIGHT, WeightedName, check_use_case_name
 
 MAX_MESSAGE_BYTES = 4 << 20  # of one gRPC message, in either direction
@@ -39,20 +40,20 @@ def check_call(call: GenerateCall) -> GenerateCall:
     check_stopping(call.stopping)
     check_share(call.share)
     bounds.check_scoring(call.scoring)
-    _refuse_not_yet(call)
+    bounds.check_choices(call.n)
+    _check_constraint(call)
     return call
 
 
-def _refuse_not_yet(call: GenerateCall) -> None:
-    """What nothing computes yet. Raises Unsupported."""
-    plain = GenerateCall(call.prompt)
-    asked = [n for n in ("constraint", "n", "echo") if getattr(call, n) != getattr(plain, n)]
-    if call.scoring.prompt_top is not None:
-        asked.append("prompt_logprobs")
-    if isinstance(call.prompt, ChatPrompt) and call.prompt.tool_choice not in ("", "auto", "none"):
-        asked.append("tool_choice")
-    if asked:
-        raise Unsupported(f"{asked[0]}: not implemented in this version; leave it out")
+def _check_constraint(call: GenerateCall) -> None:
+    if call.constraint is None:
+        return
+    check_constraint(call.constraint)
+    if call.stopping.ignore_eos:
+        raise RequestInvalid(
+            "stopping.ignore_eos: an answer with a constraint ends where that is satisfied; "
+            "leave one of them out"
+        )
 
 
 def check_request_id(request_id: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 from remora_agent.runtime.api import (
@@ -19,8 +19,10 @@ from remora_agent.runtime.api import (
     OnEvent,
     Provenance,
 )
+from remora_agent.runtime.constraint import COMPILE_TIMEOUT_S, Grammar
 from remora_agent.runtime.embedding import Embedded, EmbeddingRequest, OnEmbedded
 from remora_agent.runtime.model_runtime import ModelRuntime
+from remora_agent.runtime.step_loop import wait_for
 from remora_agent.serving.call import (
     AdapterSelection,
     ChatPrompt,
@@ -30,6 +32,7 @@ from remora_agent.serving.call import (
     UseCaseRef,
 )
 from remora_agent.serving.chat_prompt import template_arguments, template_messages
+from remora_agent.serving.choices import choice_call
 from remora_agent.serving.embedding import EmbedCall, as_event, joined
 from remora_agent.serving.held_calls import HeldCall, HeldCalls
 from remora_agent.serving.tool_calls import ToolPlan, constrained, tool_plan
@@ -89,6 +92,12 @@ class ServedModel:
         Unsupported, RequestInvalid."""
         return tool_plan(call.prompt, self.tool_format)
 
+    def prompt_text(self, encoded: Encoded) -> str:
+        """What was tokenised; of a prompt given as tokens, what they stand for."""
+        if encoded.text:
+            return encoded.text
+        return self.runtime.text.decode(encoded.token_ids, keep_special_tokens=True)
+
     def submit(
         self,
         request_id: str,
@@ -96,34 +105,65 @@ class ServedModel:
         tokens: tuple[int, ...],
         timeout_s: float | None,
         on_event: OnEvent,
+        grammar: Grammar | None = None,
     ) -> None:
-        """Queues the call, its prompt being `tokens`. Does not wait for the engine.
+        """`submit_choices` for one answer. A constraint whose grammar is not given is compiled here
+        and waited for: not on an event loop then."""
+        constraint = constrained(call, self.tool_plan(call)).constraint
+        if grammar is None and constraint is not None:
+            grammar = wait_for(self.runtime.compile(constraint), COMPILE_TIMEOUT_S)
+        self.submit_choices((request_id,), call, tokens, timeout_s, (on_event,), grammar)
 
-        `timeout_s` from now until it must have ended. Raises as ModelRuntime.submit does, NotFound
-        for a use case, RequestInvalid for a weight of an adapter that the use case has not.
+    def submit_choices(
+        self,
+        request_ids: Sequence[str],
+        call: GenerateCall,
+        tokens: tuple[int, ...],
+        timeout_s: float | None,
+        on_events: Sequence[OnEvent],
+        grammar: Grammar | None = None,
+    ) -> None:
+        """Queues an answer to the call for each id, all or none; the i-th has seed + i. The prompt
+        is `tokens`, `grammar` the compiled constraint (the tools' too). Does not wait for the
+        engine.
+
+        `timeout_s` from now until they must have ended. Raises as ModelRuntime.submit does,
+        NotFound for a use case, RequestInvalid for a weight of an adapter that it has not.
         """
-        asked, plan = call, self.tool_plan(call)
-        call = constrained(asked, plan)
-        runtime = self.runtime
-        on_event = AcceptedOnce(on_event)
-        with self._names:
-            request = GenerationRequest(
-                request_id=request_id,
-                prompt=tokens,
-                adapters=self._adapters(call.selection),
-                sampling=runtime.sampling(call.sampling),
-                stopping=runtime.stopping(call.stopping),
-                deadline_s=None if timeout_s is None else runtime.now() + timeout_s,
-                scoring=call.scoring,
-                share=call.share,
-                visible_tokens=runtime.text.special_ids(plan.form.markers) if plan else (),
-            )
-            held = HeldCall(request_id, asked, len(tokens), request.deadline_s, on_event, self._was)
-            if isinstance(call.selection, UseCaseRef):
-                on_event = self.counts.listening(call.selection.name, len(tokens), on_event)
-            recorded = self._records.listening(request, self._origin(call, tokens), on_event)
-            with self._waiting.adding(held):
-                runtime.submit(request, self._waiting.watching(held, self._listener(recorded)))
+        deadline_s = None if timeout_s is None else self.runtime.now() + timeout_s
+        with self._names, ExitStack() as adding:
+            pairs = []
+            for i, (request_id, on_event) in enumerate(zip(request_ids, on_events, strict=True)):
+                one = choice_call(call, i)
+                request = self._request(request_id, one, tokens, deadline_s)
+                listener = AcceptedOnce(on_event)
+                held = HeldCall(request_id, one, len(tokens), deadline_s, listener, self._was)
+                adding.enter_context(self._waiting.adding(held))
+                listening = self._listener(one, request, listener)
+                pairs.append((request, self._waiting.watching(held, listening)))
+            self.runtime.submit_all(pairs, grammar)
+
+    def _request(
+        self,
+        request_id: str,
+        call: GenerateCall,
+        tokens: tuple[int, ...],
+        deadline_s: float | None,
+    ) -> GenerationRequest:
+        plan, runtime = self.tool_plan(call), self.runtime
+        call = constrained(call, plan)
+        return GenerationRequest(
+            request_id=request_id,
+            prompt=tokens,
+            adapters=self._adapters(call.selection),
+            sampling=runtime.sampling(call.sampling),
+            stopping=runtime.stopping(call.stopping),
+            deadline_s=deadline_s,
+            constraint=call.constraint,
+            scoring=call.scoring,
+            share=call.share,
+            visible_tokens=runtime.text.special_ids(plan.form.markers) if plan else (),
+        )
 
     def cancel(self, request_id: str) -> bool:
         """See ModelRuntime.cancel."""
@@ -163,7 +203,10 @@ class ServedModel:
                 None if timeout_s is None else runtime.now() + timeout_s,
                 call.share,
             )
-            told = self._told(request, call)
+            prompt = joined(request.prompts)
+            whole = replace(request.reading(0), request_id=request_id, prompt=prompt)
+            # Counts and records hear of it as of any request.
+            told = self._listener(call, whole, _nobody)
 
             def hear(end: Embedded | Failed) -> None:
                 told(as_event(end))
@@ -171,18 +214,7 @@ class ServedModel:
 
             return runtime.embed(request, hear)
 
-    def _told(self, request: EmbeddingRequest, call: EmbedCall) -> OnEvent:
-        """Who hears of the end besides the caller: counts and records, as of any request."""
-        prompt, use_case = joined(request.prompts), ""
-        listener: OnEvent = _nobody
-        if isinstance(call.selection, UseCaseRef):
-            use_case = call.selection.name
-            listener = self.counts.listening(use_case, len(prompt), listener)
-        origin = Origin(self.runtime.bundle.source.name, use_case, call.trace_parent)
-        whole = replace(request.reading(0), request_id=request.request_id, prompt=prompt)
-        return self._listener(self._records.listening(whole, origin, listener))
-
-    def _origin(self, call: GenerateCall, tokens: tuple[int, ...]) -> Origin:
+    def _origin(self, call: GenerateCall | EmbedCall, tokens: tuple[int, ...]) -> Origin:
         use_case = call.selection.name if isinstance(call.selection, UseCaseRef) else ""
         text = self.runtime.text.decode(list(tokens)) if self._records.texts else None
         return Origin(self.runtime.bundle.source.name, use_case, call.trace_parent, text)
@@ -201,7 +233,12 @@ class ServedModel:
             weights[given.name] = given.weight
         return tuple(AdapterRef(name, None, weight) for name, weight in weights.items())
 
-    def _listener(self, on_event: OnEvent) -> OnEvent:
+    def _listener(
+        self, call: GenerateCall | EmbedCall, request: GenerationRequest, on_event: OnEvent
+    ) -> OnEvent:
+        if isinstance(call.selection, UseCaseRef):
+            on_event = self.counts.listening(call.selection.name, len(request.prompt), on_event)
+        on_event = self._records.listening(request, self._origin(call, request.prompt), on_event)
         observe = self._observe
         if observe is None:
             return on_event

@@ -102,6 +102,8 @@ def constrained(call: GenerateCall, plan: ToolPlan | None) -> GenerateCall:
             "tools: an answer cannot be held to a form (response_format, a constraint) and call "
             "tools; leave one of them out, or say tool_choice none"
         )
+    if plan.constraint is not None and call.stopping.ignore_eos:
+        raise RequestInvalid("ignore_eos: an answer that must call a tool ends with the call")
     return replace(call, constraint=plan.constraint)
 
 

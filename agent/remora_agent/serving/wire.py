@@ -5,7 +5,7 @@ each is carried over or refused by name, and fields this version does not know a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from google.protobuf.message import Message as ProtoMessage
@@ -30,16 +30,6 @@ from remora_contract.errors import RequestInvalid, Unsupported
 from remora_contract.release import WeightedName
 from remora_protos.inference.v1 import inference_pb2 as pb
 
-# Fields of the protocol that nothing computes yet.
-_NOT_YET = frozenset(
-    [
-        "constraint",
-        "prompt_logprobs",
-        "n",
-        "echo",
-    ]
-)
-
 _REASONS = {
     api.FinishReason.STOP: pb.FINISH_REASON_STOP,
     api.FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
@@ -50,7 +40,6 @@ _REASONS = {
 def generate_call(request: pb.GenerateRequest) -> GenerateCall:
     """Raises RequestInvalid, DocumentInvalid (a name), Unsupported (an unknown field)."""
     refuse_unknown_fields(request)
-    _refuse_not_yet(request, request.sampling, request.stopping)
     kind = request.WhichOneof("input")
     if kind is None:
         raise RequestInvalid("input: set one of text, chat, token_ids")
@@ -67,8 +56,11 @@ def generate_call(request: pb.GenerateRequest) -> GenerateCall:
         sampling=_sampling(request.sampling),
         stopping=_stopping(request.stopping),
         request_id=request.request_id or None,
+        constraint=_constraint(request.constraint) if request.HasField("constraint") else None,
         share=api.Share(request.priority, request.client, request.cache_salt),
         scoring=_scoring(request),
+        n=request.n or 1,
+        echo=request.echo,
     )
     return check_call(call)
 
@@ -91,13 +83,6 @@ def tokenize_prompt(request: pb.TokenizeRequest) -> TextPrompt | ChatPrompt:
     return chat
 
 
-def _refuse_not_yet(*messages: ProtoMessage) -> None:
-    for message in messages:
-        for field, _ in message.ListFields():
-            if field.name in _NOT_YET:
-                raise Unsupported(f"{field.name}: not implemented in this version; leave it out")
-
-
 def refuse_unknown_fields(message: ProtoMessage) -> None:
     """Raises Unsupported: a field of a newer protocol must not be dropped in silence."""
     unknown = [field.field_number for field in UnknownFieldSet(message)]
@@ -107,10 +92,18 @@ def refuse_unknown_fields(message: ProtoMessage) -> None:
             f"{', '.join(map(str, sorted(set(unknown))))}; update the agent or leave it out"
         )
     for field, value in message.ListFields():
-        if field.message_type is None or field.message_type.GetOptions().map_entry:
-            continue  # no map of this protocol holds messages
-        for part in [value] if isinstance(value, ProtoMessage) else value:
+        for part in _parts(field, value):
             refuse_unknown_fields(part)
+
+
+def _parts(field: Any, value: Any) -> Iterable[Any]:
+    """The messages within a field."""
+    if field.message_type is None:
+        return ()
+    if not field.message_type.GetOptions().map_entry:
+        return [value] if isinstance(value, ProtoMessage) else value
+    of_values = field.message_type.fields_by_name["value"].message_type
+    return () if of_values is None else value.values()
 
 
 def adapter_ref(adapter: pb.WeightedAdapter) -> api.AdapterRef:
@@ -210,6 +203,21 @@ def _scoring(request: pb.GenerateRequest) -> api.Scoring:
     )
 
 
+def _constraint(constraint: pb.Constraint) -> api.Constraint:
+    kind = constraint.WhichOneof("grammar")
+    if kind is None:
+        raise RequestInvalid(
+            "constraint: set one of json_schema, json_object, regex, lark and choice"
+        )
+    if kind == "choice":
+        return api.Constraint(api.ConstraintKind.CHOICE, options=tuple(constraint.choice.options))
+    if kind == "json_object":
+        if not constraint.json_object:
+            raise RequestInvalid("constraint.json_object is false; leave the constraint out")
+        return api.Constraint(api.ConstraintKind.JSON_OBJECT)
+    return api.Constraint(api.ConstraintKind(kind), getattr(constraint, kind))
+
+
 def _set(message: ProtoMessage, name: str) -> Any:
     """The field's value; None when it is unset."""
     return getattr(message, name) if message.HasField(name) else None
@@ -220,7 +228,13 @@ def token_logprob(scored: api.TokenLogprob) -> pb.TokenLogprob:
     return pb.TokenLogprob(token_id=scored.token_id, logprob=scored.logprob, top=top)
 
 
-def event(event: StreamEvent) -> pb.GenerateEvent:
+def event(event: StreamEvent, choice: int = 0) -> pb.GenerateEvent:
+    made = _event(event)
+    made.choice = choice
+    return made
+
+
+def _event(event: StreamEvent) -> pb.GenerateEvent:
     if isinstance(event, api.Accepted):
         accepted = pb.Accepted(request_id=event.request_id, provenance=provenance(event.provenance))
         return pb.GenerateEvent(accepted=accepted)

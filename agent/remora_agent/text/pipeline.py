@@ -96,6 +96,11 @@ class TextPipeline:
             raise RequestInvalid("token ids run from 0 to 4294967295")
         return self._tokenizer.decode(token_ids, keep_special_tokens=keep_special_tokens)
 
+    def token_bytes(self, vocab: int) -> tuple[list[bytes], list[int]]:
+        """The bytes of each token below `vocab`, and the ids of special tokens. Takes long for a
+        large vocabulary. Raises Unsupported for tokenizers of a rare kind."""
+        return self._tokenizer.token_bytes(vocab)
+
     def detokenizer(self, prompt: Sequence[int], visible: Sequence[int] = ()) -> Detokenizer:
         """For one answer to `prompt`; `visible` are special tokens whose text it shows."""
         if not visible:
@@ -103,9 +108,9 @@ class TextPipeline:
         shown = frozenset(visible)
         return Detokenizer(lambda ids: self._tokenizer.decode_showing(ids, shown), prompt)
 
-    def token_bytes(self, token_id: int) -> bytes:
+    def bytes_of_token(self, token_id: int) -> bytes:
         """What the token alone stands for; may be part of a character. b"" for no token's id."""
-        return self._tokenizer.token_bytes(token_id)
+        return self._tokenizer.bytes_of_token(token_id)
 
     def special_ids(self, texts: Iterable[str]) -> tuple[int, ...]:
         """Those of the texts that are special tokens, which answers do not show by themselves."""

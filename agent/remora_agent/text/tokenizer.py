@@ -8,7 +8,7 @@ from typing import Any
 
 import tokenizers
 
-from remora_agent.text.token_bytes import token_bytes
+from remora_agent.text.vocabulary import bytes_of_one, token_bytes
 from remora_contract.errors import ArtifactInvalid, PromptTooLong, RequestInvalid
 
 TOKENIZER_JSON = "tokenizer.json"
@@ -27,7 +27,7 @@ class TextTokenizer:
         self._max_text_bytes = max_text_bytes
         self._vocab = int(tokenizer.get_vocab_size(with_added_tokens=True))
         added = tokenizer.get_added_tokens_decoder()
-        self.token_bytes = token_bytes(tokenizer)  # the bytes of one token
+        self.bytes_of_token = bytes_of_one(tokenizer)
         self._special = frozenset(i for i, token in added.items() if token.special)
 
     @classmethod
@@ -45,6 +45,10 @@ class TextTokenizer:
     def vocab(self) -> int:
         """Ids run below this, unless the file leaves gaps."""
         return self._vocab
+
+    def token_bytes(self, vocab: int) -> tuple[list[bytes], list[int]]:
+        """As vocabulary.token_bytes."""
+        return token_bytes(self._tokenizer, vocab)
 
     def encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
         """Special tokens written in `text` are recognised, as in transformers.

@@ -7,7 +7,9 @@ import json
 import pytest
 
 from remora_agent.batch.document import BatchSettings, call_of, read_document
-from remora_agent.runtime.api import AdapterRef
+from remora_agent.batch.written import written_biases, written_constraint
+from remora_agent.runtime.api import AdapterRef, Constraint, Scoring
+from remora_agent.runtime.api import ConstraintKind as KIND
 from remora_agent.serving.call import ChatPrompt, Message, TextPrompt
 from remora_contract.errors import DocumentInvalid, RequestInvalid, Unsupported
 
@@ -125,3 +127,55 @@ def test_values_out_of_range_are_refused_when_the_call_is_made():
 def test_no_json_is_refused_with_the_file_name():
     with pytest.raises(DocumentInvalid, match=r"input\.json"):
         read_document(b"{", "input.json")
+
+
+def test_sampling_beyond_edge_llm_is_carried_over_and_the_command_line_wins():
+    settings = {"min_p": 0.1, "repetition_penalty": 1.2, "min_tokens": 3, "logprobs": 2}
+    request = {**HELLO, "logit_bias": {"7": -5.0}, "constraint": {"regex": "a+"}}
+    data = json.dumps({**settings, "requests": [request]}).encode()
+    document = read_document(data, "f").overriding(min_p=0.2, presence_penalty=1.0, logprobs=None)
+    call = call_of(document, 0, None)
+    assert (call.sampling.min_p, call.sampling.repetition_penalty) == (0.2, 1.2)
+    assert (call.sampling.presence_penalty, call.sampling.frequency_penalty) == (1.0, None)
+    assert call.sampling.logit_bias == ((7, -5.0),)
+    assert call.stopping.min_tokens == 3
+    assert call.scoring == Scoring(top=2)
+    assert call.constraint == Constraint(KIND.REGEX, "a+")
+
+
+@pytest.mark.parametrize(
+    ("written", "constraint"),
+    [
+        ({"json_schema": {"type": "null"}}, Constraint(KIND.JSON_SCHEMA, '{"type": "null"}')),
+        ({"json_schema": "{}"}, Constraint(KIND.JSON_SCHEMA, "{}")),
+        ({"json_object": True}, Constraint(KIND.JSON_OBJECT)),
+        ({"lark": 'start: "a"'}, Constraint(KIND.LARK, 'start: "a"')),
+        ({"choice": ["a", "b"]}, Constraint(KIND.CHOICE, options=("a", "b"))),
+    ],
+)
+def test_each_kind_of_constraint_is_read(written, constraint):
+    assert written_constraint(written, "f") == constraint
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {},
+        {"regex": "a", "lark": "b"},
+        {"regex": 1},
+        {"regex": ""},
+        {"json_object": False},
+        {"choice": [1]},
+        {"choice": []},
+        {"grammar": "a"},
+    ],
+)
+def test_a_constraint_of_another_form_is_refused(written):
+    with pytest.raises(DocumentInvalid, match="f: constraint"):
+        written_constraint(written, "f")
+
+
+@pytest.mark.parametrize("token", ["-1", "x", "1.5", "²", "9999999999", ""])
+def test_a_bias_needs_a_token_id(token):
+    with pytest.raises(DocumentInvalid, match="no token id"):
+        written_biases({token: 1.0}, "f")

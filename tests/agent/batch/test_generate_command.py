@@ -117,3 +117,25 @@ def test_an_output_that_cannot_be_written_is_refused_before_any_work(tmp_path):
 
 def test_no_rows_at_all_are_refused(generate):
     generate({**GREEDY, "requests": [{"messages": HELLO}]}, "--rows", "0", raises=RequestInvalid)
+
+
+def test_options_of_sampling_and_constraints_reach_the_engine(generate):
+    document = {
+        **GREEDY,
+        "requests": [
+            {"messages": HELLO, "constraint": {"choice": ["yes", "no"]}},
+            {"messages": HELLO, "logit_bias": {"70": 100.0}},
+        ],
+    }
+    first, second = generate(document, "--min-tokens", "2", "--logprobs", "1")["responses"]
+    assert first["output_text"] in ("yes", "no")
+    assert first["finish_reason"] == "end-of-sequence"
+    scores = second["remora"]["logprobs"]
+    assert len(scores) == 8 and {s["token_id"] for s in scores} == {70}
+    assert all(len(s["top"]) == 1 for s in scores)
+
+
+def test_an_option_out_of_range_fails_its_requests_by_name(generate):
+    document = {**GREEDY, "requests": [{"messages": HELLO}]}
+    answer = generate(document, "--repetition-penalty", "0", raises=RemoraError)
+    assert "repetition_penalty must be" in answer["responses"][0]["error"]

@@ -23,6 +23,7 @@ def serve(tmp_path):
         max_bank_rank=16,
         options=None,
         invocations=None,
+        scored=16,
         copies_kv=True,
         **more,
     ):
@@ -41,7 +42,7 @@ def serve(tmp_path):
                 r=rank,
                 invocation_tokens=(invocations or {}).get(name, ()),
             ).digest
-        engine = ReferenceEngine(rows, context, VOCAB, max_bank_rank, copies_kv=copies_kv)
+        engine = ReferenceEngine(rows, context, VOCAB, max_bank_rank, scored, copies_kv=copies_kv)
         runtime = ModelRuntime(
             engine, bundle, byte_text(), directory, options or RuntimeOptions(), **more
         )

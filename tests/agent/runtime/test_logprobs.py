@@ -5,10 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from remora_agent.runtime.api import Delta, Finished, SamplingParams, Scoring
+from remora_agent.runtime.api import Delta, Finished, PromptScored, SamplingParams, Scoring
 from remora_agent.runtime.logprobs import scored
-from remora_contract.errors import RequestInvalid
-from tests.support.runtime import request
+from remora_agent.runtime.options import RuntimeOptions
+from remora_contract.errors import RequestInvalid, Unsupported
+from tests.support.reference_engine import ReferenceEngine
+from tests.support.runtime import VOCAB, request
 
 
 @pytest.mark.parametrize("vocab", [3, 300, 151_936])
@@ -66,3 +68,59 @@ def test_they_are_of_the_model_not_of_what_the_request_adds(serve):
 def test_more_than_the_bound_is_refused(serve):
     with pytest.raises(RequestInvalid, match="logprobs"):
         ask(serve, Scoring(top=21))
+
+
+def by_hand(engine, tokens):
+    """Logprob of each token from the second on, each read alone."""
+    import torch
+
+    found = []
+    for position, token in enumerate(tokens[:-1]):
+        logits = engine.prefill(0, np.array([token]), position)
+        found.append(float(torch.log_softmax(torch.from_numpy(logits), -1)[tokens[position + 1]]))
+    return found
+
+
+@pytest.mark.parametrize("chunk", [3, 256])
+def test_a_prompts_tokens_are_scored_by_what_comes_before_them(serve, chunk):
+    s = serve(context=128, options=RuntimeOptions(prefill_chunk=chunk))
+    prompt = tuple(np.random.default_rng(1).integers(0, 250, 40).tolist())
+    made = replace(request("a", prompt, 6), scoring=Scoring(prompt_top=2))
+    heard = s.submit(made).wait()
+    event = heard.events[1]
+    assert isinstance(event, PromptScored)
+    assert [p.token_id for p in event.logprobs] == list(prompt[1:])
+    assert all(len(p.top) == 2 for p in event.logprobs)
+    assert heard.tokens == s.solo(request("b", prompt, 6))
+    fresh = ReferenceEngine(4, 128, VOCAB, 16)
+    np.testing.assert_allclose(
+        [p.logprob for p in event.logprobs], by_hand(fresh, prompt), atol=1e-4
+    )
+
+
+def test_a_scored_prompt_is_read_whole_though_its_beginning_is_cached(serve):
+    s = serve(context=128)
+    prompt = tuple(range(60))
+    s.submit(request("first", prompt, 4)).wait()
+    again = s.submit(replace(request("again", prompt, 4), scoring=Scoring(prompt_top=0))).wait()
+    assert len(again.events[1].logprobs) == 59
+
+
+def test_a_prompt_of_one_token_has_none(serve):
+    s = serve()
+    heard = s.submit(replace(request("a", (5,), 4), scoring=Scoring(prompt_top=3))).wait()
+    assert heard.events[1] == PromptScored(())
+
+
+def test_more_values_than_a_message_takes_are_refused(serve):
+    s = serve(context=8192)
+    made = replace(request("a", (1,) * 5000, 4), scoring=Scoring(prompt_top=20))
+    with pytest.raises(RequestInvalid, match="105000 values"):
+        s.submit(made)
+
+
+def test_an_engine_that_cannot_is_said_so(serve):
+    s = serve(scored=0)
+    made = replace(request("a"), scoring=Scoring(prompt_top=0))
+    with pytest.raises(Unsupported, match="prompt_logprobs"):
+        s.submit(made)

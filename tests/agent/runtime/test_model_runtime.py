@@ -31,7 +31,7 @@ from remora_contract.errors import (
 )
 from remora_contract.release import SamplingDefaults
 from tests.support.reference_engine import fault
-from tests.support.runtime import EOS, VOCAB, byte_tokenizer, request
+from tests.support.runtime import EOS, VOCAB, Listener, byte_tokenizer, request
 
 
 def hold(engine):
@@ -419,3 +419,50 @@ def test_times_of_an_answer_add_up(serve):
     t = heard.finished.timings
     assert min(t.queue_s, t.prefill_s, t.decode_s) >= 0
     assert t.time_to_first_token_s == pytest.approx(t.queue_s + t.prefill_s)
+
+
+def test_several_requests_are_queued_all_or_none(serve):
+    s = serve(rows=1, options=RuntimeOptions(max_waiting=8))
+    go, stopped = hold(s.engine)
+    running = s.submit(request("running"))
+    assert stopped.wait(20)
+    kept = [Listener() for _ in range(3)]
+    s.runtime.submit_all([(request(f"k{i}"), heard) for i, heard in enumerate(kept)])
+    refused = [Listener() for _ in range(9)]
+    with pytest.raises(Exhausted):
+        s.runtime.submit_all([(request(f"r{i}"), heard) for i, heard in enumerate(refused)])
+    with pytest.raises(Conflict):
+        s.runtime.submit_all([(request("new"), Listener()), (request("k1"), Listener())])
+    s.submit(request("one more"))
+    go.set()
+    for heard in (running, *kept):
+        assert heard.wait().finished.reason is FinishReason.LENGTH
+    assert not any(heard.events for heard in refused)
+    assert s.submit(request("r0")).wait().tokens == s.solo(request("r0"))
+
+
+def test_a_seed_gives_one_answer_in_every_mix_of_requests_with_every_option(serve):
+    asked = SamplingParams(
+        1.2,
+        top_k=100,
+        top_p=0.95,
+        seed=11,
+        min_p=0.001,
+        repetition_penalty=1.2,
+        presence_penalty=0.3,
+        frequency_penalty=0.2,
+        logit_bias=((5, 2.0), (9, -3.0)),
+    )
+    mine = request("mine", (3, 1, 4), 30, {"a": 1.0}, asked, min_tokens=4)
+    alone = serve({"a": 4, "b": 4}).submit(mine).wait().tokens
+    for others in (1, 3, 9):
+        s = serve({"a": 4, "b": 4}, rows=4, options=RuntimeOptions(prefill_chunk=2))
+        crowd = [
+            request(f"o{i}", (i, 2, 5, 7), 20, {"ab"[i % 2]: 0.5}, SamplingParams(1.0, seed=i))
+            for i in range(others)
+        ]
+        heard = [s.submit(r) for r in crowd[: others // 2]]
+        middle = s.submit(mine)
+        heard += [s.submit(r) for r in crowd[others // 2 :]]
+        assert middle.wait().tokens == alone
+        assert all(h.wait().finished for h in heard)

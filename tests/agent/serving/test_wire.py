@@ -273,12 +273,61 @@ def test_biases_are_bounded_in_number_and_size():
         wire.generate_call(request)
 
 
-def test_more_logprobs_than_the_bound_are_refused_and_those_of_the_prompt_by_name():
+def test_more_logprobs_than_the_bound_are_refused():
     request = pb.GenerateRequest(text="hi")
     request.logprobs.top = 21
     with pytest.raises(RequestInvalid, match="logprobs"):
         wire.generate_call(request)
     request.logprobs.top = 20
-    request.prompt_logprobs.top = 1
-    with pytest.raises(Unsupported, match="prompt_logprobs"):
+    request.prompt_logprobs.top = 21
+    with pytest.raises(RequestInvalid, match="prompt_logprobs"):
         wire.generate_call(request)
+    request.prompt_logprobs.top = 1
+    assert wire.generate_call(request).scoring == api.Scoring(20, 1)
+
+
+@pytest.mark.parametrize(
+    ("made", "constraint"),
+    [
+        ({"json_schema": "{}"}, api.Constraint(api.ConstraintKind.JSON_SCHEMA, "{}")),
+        ({"regex": "a+"}, api.Constraint(api.ConstraintKind.REGEX, "a+")),
+        ({"lark": "start: x"}, api.Constraint(api.ConstraintKind.LARK, "start: x")),
+        ({"json_object": True}, api.Constraint(api.ConstraintKind.JSON_OBJECT)),
+        (
+            {"choice": pb.Choices(options=["a", "b"])},
+            api.Constraint(api.ConstraintKind.CHOICE, options=("a", "b")),
+        ),
+    ],
+)
+def test_every_kind_of_constraint_is_carried_over(made, constraint):
+    call = wire.generate_call(request(constraint=pb.Constraint(**made)))
+    assert call.constraint == constraint
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        {},
+        {"json_object": False},
+        {"regex": ""},
+        {"choice": pb.Choices()},
+        {"lark": "x" * (65 << 10)},
+    ],
+)
+def test_an_empty_or_oversized_constraint_is_refused(made):
+    with pytest.raises(RequestInvalid, match="constraint"):
+        wire.generate_call(request(constraint=pb.Constraint(**made)))
+
+
+def test_a_constraint_decides_on_the_end_and_so_excludes_ignoring_it():
+    asked = request(constraint=pb.Constraint(regex="a"), stopping=pb.Stopping(ignore_eos=True))
+    with pytest.raises(RequestInvalid, match="ignore_eos"):
+        wire.generate_call(asked)
+
+
+def test_n_and_echo_are_carried_over_and_none_is_one():
+    call = wire.generate_call(request(n=3, echo=True))
+    assert (call.n, call.echo) == (3, True)
+    assert wire.generate_call(request()).n == 1
+    with pytest.raises(RequestInvalid, match="n must be"):
+        wire.generate_call(request(n=65))

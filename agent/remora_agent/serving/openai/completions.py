@@ -107,7 +107,7 @@ class Completions:
             wanted.options.choice.model,
             wanted.options.n,
             wanted.calls[0].scoring.top is not None,
-            generation.model.runtime.text.token_bytes,
+            generation.model.runtime.text.bytes_of_token,
         )
 
 

@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from remora_agent.serving.call import GenerateCall, PromptInput
+from remora_agent.serving.driver import compiled
 from remora_agent.serving.event_stream import EventStream
 from remora_agent.serving.openai.naming import ModelChoice, select
 from remora_agent.serving.router import Router
 from remora_agent.serving.served_model import ServedModel
-from remora_agent.serving.tool_calls import CallReading, ToolEvent
+from remora_agent.serving.tool_calls import CallReading, ToolEvent, constrained
 from remora_agent.text.pipeline import Encoded
 
 T = TypeVar("T")
@@ -66,12 +67,14 @@ class Generator:
                 selection = select(choice, bundle.source.name, directory)
                 prompts = await self._encoded(model, [call.prompt for call in calls])
                 plan = model.tool_plan(calls[0])
+                # All calls of a request share its constraint and its tools.
+                grammar = await compiled(model, constrained(calls[0], plan).constraint)
                 leaving.callback(_cancel, model, ids)
                 for request_id, call, prompt, stream in zip(
                     ids, calls, prompts, streams, strict=True
                 ):
                     chosen = replace(call, selection=selection)
-                    model.submit(request_id, chosen, prompt.token_ids, None, stream.put)
+                    model.submit(request_id, chosen, prompt.token_ids, None, stream.put, grammar)
             each = [_read(s, CallReading(plan, self._new_id, eager=eager)) for s in streams]
             events = await leaving.enter_async_context(aclosing(_merged(each)))
             yield Generation(model, prompts, events)

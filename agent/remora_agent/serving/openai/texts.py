@@ -42,7 +42,7 @@ class Texts:
             "tokens": list(ids),
         }
         if spelled:
-            made["token_strs"] = [token_text(model.runtime.text.token_bytes(i)) for i in ids]
+            made["token_strs"] = [token_text(model.runtime.text.bytes_of_token(i)) for i in ids]
         return JSONResponse(made)
 
     async def detokenize(self, request: Request) -> Response:

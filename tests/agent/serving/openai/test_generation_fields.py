@@ -10,11 +10,7 @@ import openai
 import pytest
 
 from remora_agent.client import Client
-from remora_agent.runtime.api import Constraint, ConstraintKind
-from remora_agent.serving.call import GenerateCall, TextPrompt
-from remora_agent.serving.limits import check_call
 from remora_agent.serving.openai.logprobs import token_text
-from remora_contract.errors import Unsupported
 from tests.agent.serving.openai.test_tool_chat import TOOLS
 
 CHAT = {"model": "base", "messages": [{"role": "user", "content": "x"}], "max_tokens": 200}
@@ -28,24 +24,10 @@ SCHEMA = {
 NO_EOS = {"ignore_eos": True}
 
 
-def computes_constraints() -> bool:
-    try:
-        check_call(GenerateCall(TextPrompt("x"), constraint=Constraint(ConstraintKind.JSON_OBJECT)))
-    except Unsupported:
-        return False
-    return True
-
-
-constrained = pytest.mark.skipif(
-    not computes_constraints(), reason="this version refuses constraints"
-)
-
-
 def chat(http, **fields) -> str:
     return http.client.chat.completions.create(**{**CHAT, **fields}).choices[0].message.content
 
 
-@constrained
 def test_an_answer_follows_the_schema_it_was_asked_for(http):
     named = {"name": "report", "schema": SCHEMA, "strict": True}
     for fields in (
@@ -58,7 +40,6 @@ def test_an_answer_follows_the_schema_it_was_asked_for(http):
         assert said["kind"] in ("bug", "wish") and isinstance(said["level"], int)
 
 
-@constrained
 def test_other_constraints_are_kept_too(http):
     choice = chat(http, extra_body={"guided_choice": ["yes", "no"]})
     assert choice in ("yes", "no")
@@ -69,14 +50,12 @@ def test_other_constraints_are_kept_too(http):
     assert begun.lstrip().startswith("{")
 
 
-@constrained
 def test_a_constraint_that_is_none_is_refused(http):
     for extra in ({"guided_regex": "("}, {"guided_grammar": "nonsense"}, {"guided_json": "{"}):
         with pytest.raises(openai.BadRequestError):
             chat(http, extra_body=extra)
 
 
-@constrained
 def test_a_forced_tool_is_called_with_valid_arguments(scripted_noise):
     http = scripted_noise
     named = {"type": "function", "function": {"name": "forecast"}}
@@ -171,11 +150,29 @@ def test_min_tokens_keep_an_answer_going(http):
     assert http.client.completions.create(**fields).usage.completion_tokens >= 3
 
 
-@pytest.mark.skipif(computes_constraints(), reason="constraints are computed")
-def test_what_nothing_computes_yet_is_refused_by_name(http):
-    for fields, named in (
-        ({"response_format": {"type": "json_object"}}, "constraint"),
-        ({"tools": TOOLS, "tool_choice": "required"}, "tool_choice"),
-    ):
-        with pytest.raises(openai.BadRequestError, match=named):
-            chat(http, **fields)
+def test_a_prompt_that_is_repeated_with_logprobs_is_scored_too(http):
+    reply = http.client.completions.create(**PLAIN, echo=True, logprobs=1, extra_body=NO_EOS)
+    scored = reply.choices[0].logprobs
+    assert reply.choices[0].text.startswith("abc")
+    assert scored.tokens[:3] == ["a", "b", "c"] and len(scored.tokens) == 3 + 6
+    assert scored.token_logprobs[0] is None
+    assert all(value <= 0 for value in scored.token_logprobs[1:])
+    plain = http.client.completions.create(**PLAIN, logprobs=1, extra_body=NO_EOS)
+    assert scored.token_logprobs[3:] == plain.choices[0].logprobs.token_logprobs
+
+
+def test_a_forced_tool_reaches_our_own_client_as_a_call(scripted_noise):
+    with Client(scripted_noise.grpc) as client:
+        result = client.generate(
+            messages=[{"role": "user", "content": "x"}],
+            tools=SHORT_TOOLS,
+            tool_choice="required",
+            max_tokens=600,
+            n=2,
+            temperature=1.0,
+            seed=1,
+        )
+    for answer in (result, *result.more):
+        # Noise never stops calling: the last call may be cut off, and is text then.
+        assert "<tool_call>" not in answer.text.lstrip().removeprefix("<tool_call>")
+        assert json.loads(answer.tool_calls[0].arguments_json)["day"] in ("today", "tomorrow")
