@@ -14,6 +14,7 @@ from typing import Any
 from remora_agent.engine.prefill import CHOICES, PREFILL_HELP
 from remora_agent.runtime.options import MAX_DRAFT_TOKENS
 from remora_agent.serving.address import parse_address
+from remora_agent.text.tools import FORMATS
 from remora_contract.errors import DocumentInvalid, RequestInvalid
 from remora_contract.strict import parse
 
@@ -100,6 +101,11 @@ class ServingConfig:
     kserve: bool = _setting(
         True, "Answer KServe v2 clients (inference.GRPCInferenceService) on the same address."
     )
+    tool_format: str | None = _setting(
+        None,
+        "How the model writes calls of tools: hermes, llama, mistral, mistral-args, granite or "
+        "phi; absent: what its chat template says.",
+    )
 
     def __post_init__(self) -> None:
         _check_listen(self.listen, "serving.listen")
@@ -120,6 +126,38 @@ class ServingConfig:
         _at_least(self.memory_floor_bytes, 0, "serving.memory_floor_bytes")
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls_certificate and tls_key belong together: give both or neither")
+        if self.tool_format is not None and self.tool_format not in FORMATS:
+            known = ", ".join(sorted(FORMATS))
+            raise ValueError(f"tool_format {self.tool_format!r} is not one of {known}")
+
+
+@dataclass(frozen=True)
+class OpenAiConfig:
+    listen: str | None = _setting(
+        None,
+        "HOST:PORT or unix:/path of the OpenAI-compatible HTTP surface; absent: off. Off loopback "
+        "it needs API keys, and serving.tls_certificate and tls_key.",
+    )
+    api_key_file: str | None = _setting(
+        None,
+        "File with an API key on each line, for the agent's user alone; the variable "
+        "REMORA_OPENAI_API_KEY adds one.",
+    )
+    adapter_directory: str | None = _setting(
+        None,
+        "Directory of converted adapters that callers may load and unload over HTTP; absent: they "
+        "may not.",
+    )
+
+    def __post_init__(self) -> None:
+        if self.listen is not None:
+            _check_listen(self.listen, "openai.listen")
+        for name in ("api_key_file", "adapter_directory"):
+            path = getattr(self, name)
+            if path is not None and not Path(path).is_absolute():
+                raise ValueError(f"openai.{name} {path!r} must be an absolute path")
+            if path is not None and self.listen is None:
+                raise ValueError(f"openai.{name} goes with openai.listen: give both or neither")
 
 
 @dataclass(frozen=True)
@@ -210,6 +248,7 @@ class AgentConfig:
     )
     controller: ControllerConfig = field(default_factory=ControllerConfig)
     serving: ServingConfig = field(default_factory=ServingConfig)
+    openai: OpenAiConfig = field(default_factory=OpenAiConfig)
     adapters: AdaptersConfig = field(default_factory=AdaptersConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)

@@ -31,6 +31,7 @@ from remora_agent.serving.served_model import ServedModel
 from remora_agent.serving.use_case_counts import UseCaseCounts
 from remora_agent.telemetry.histograms import HistogramReading
 from remora_agent.telemetry.observers import Observers, Observing
+from remora_agent.text.tools import ToolFormat
 from remora_contract.adapter import load_adapter
 from remora_contract.bundle import load_bundle
 from remora_contract.digests import short
@@ -46,6 +47,7 @@ class HostSettings:
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
     retire_s: float = 600.0  # what an old model's requests get to end while the new one serves
     idle_s: float = 300.0  # how long calls are held for running ones when two models do not fit
+    tool_format: ToolFormat | None = None  # None: what each bundle's chat template says
 
 
 @dataclass(frozen=True)
@@ -241,7 +243,13 @@ class LocalHost:
         except BaseException:
             engine.close()
             raise
-        model = ServedModel(runtime, self._faults.observe, self._use_cases, self._observers.records)
+        model = ServedModel(
+            runtime,
+            self._faults.observe,
+            self._use_cases,
+            self._observers.records,
+            self._settings.tool_format,
+        )
         try:
             runtime.probe()
             adopt(model, None, assignment)

@@ -56,15 +56,15 @@ def make_bundle(context: int = 64, max_bank_rank: int = 16) -> Bundle:
     )
 
 
-def byte_tokenizer() -> tokenizers.Tokenizer:
-    """One token per byte: id = the byte in byte-level BPE's alphabet; then <eos> and <pad>."""
+def byte_tokenizer(special: str = "<pad>") -> tokenizers.Tokenizer:
+    """One token per byte: id = the byte in byte-level BPE's alphabet; then <eos> and `special`."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = tokenizers.Tokenizer(
         models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[])
     )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<eos>", "<pad>"])
+    tokenizer.add_special_tokens(["<eos>", special])
     return tokenizer
 
 

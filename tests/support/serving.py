@@ -32,15 +32,22 @@ TEMPLATE = (
 MAX_RANK = 64
 
 
-def write_bundle(directory: Path, name: str = "tiny", context: int = 256) -> Bundle:
+def write_bundle(
+    directory: Path,
+    name: str = "tiny",
+    context: int = 256,
+    template: str = TEMPLATE,
+    special: str = "<pad>",
+) -> Bundle:
     """bundle.json and a byte tokenizer with a chat template; no graph: the engine is a reference.
 
-    Bundles of different names have different digests and the same base.
+    Bundles of different names have different digests and the same base. `special` is the text of
+    the tokenizer's last special token.
     """
     tokenizer = directory / "tokenizer"
     tokenizer.mkdir(parents=True)
-    byte_tokenizer().save(str(tokenizer / "tokenizer.json"))
-    config = {"chat_template": TEMPLATE}
+    byte_tokenizer(special).save(str(tokenizer / "tokenizer.json"))
+    config = {"chat_template": template}
     (tokenizer / "tokenizer_config.json").write_text(json.dumps(config))
     files = tuple(
         BundleFile(f"tokenizer/{p.name}", p.stat().st_size, digest_file(p))

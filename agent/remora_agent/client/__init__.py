@@ -16,7 +16,7 @@ from remora_agent.client.results import (
     UseCaseCounts,
 )
 from remora_agent.client.sync import Client, Stream
-from remora_agent.runtime.api import FinishReason, TokenLogprob
+from remora_agent.runtime.api import FinishReason, TokenLogprob, ToolCall
 from remora_agent.serving.tls import ClientTls
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "Stream",
     "TokenLogprob",
     "Tokens",
+    "ToolCall",
     "UseCase",
     "UseCaseCounts",
 ]

@@ -9,8 +9,9 @@ from typing import Any, TypedDict, cast
 from remora_contract.errors import RequestInvalid
 from remora_protos.inference.v1 import inference_pb2 as pb
 
-# Chat messages {"role": …, "content": …}.
-Messages = Sequence[Mapping[str, str]]
+# Chat messages {"role": …, "content": …}; an assistant's may have "tool_calls", a tool's
+# "tool_call_id".
+Messages = Sequence[Mapping[str, Any]]
 # A prompt as text or as token ids; messages are taken in its place too.
 Prompt = str | Sequence[int] | Messages
 # What `embed` takes: one text or several, each as text or as token ids.
@@ -50,6 +51,8 @@ class Options(TypedDict, total=False):
     echo: bool  # the text begins with the prompt's
     add_generation_prompt: bool
     template_arguments: Mapping[str, Any]
+    tools: Sequence[Mapping[str, Any]]  # {"type": "function", "function": {"name", …}} each
+    tool_choice: str  # auto, none, required or a function's name
     request_id: str
     priority: int  # higher goes first among those that wait
     client: str  # who shares the rows fairly with other clients; missing: the connection's identity
@@ -66,6 +69,8 @@ _SAMPLING = (
     "presence_penalty",
     "frequency_penalty",
 )
+_OF_CHATS = ("add_generation_prompt", "template_arguments", "tools", "tool_choice")
+_OF_MESSAGES = frozenset({"role", "content", "tool_calls", "tool_call_id", "name"})
 _STOPPING = ("max_tokens", "ignore_eos", "min_tokens")
 _POOLING = {"last": pb.POOLING_LAST, "mean": pb.POOLING_MEAN}
 _CONSTRAINTS = ("json_schema", "json_object", "regex", "lark", "choice")
@@ -106,7 +111,7 @@ def _set_input(request: pb.GenerateRequest, prompt: Prompt, options: Options) ->
     if not isinstance(prompt, str) and isinstance(prompt[0], Mapping):
         request.chat.CopyFrom(chat(prompt, options))
         return
-    for name in ("add_generation_prompt", "template_arguments"):
+    for name in _OF_CHATS:
         if name in options:
             raise RequestInvalid(f"{name} goes with chat messages, not with a plain prompt")
     if isinstance(prompt, str):
@@ -116,17 +121,31 @@ def _set_input(request: pb.GenerateRequest, prompt: Prompt, options: Options) ->
 
 
 def chat(messages: Sequence[Any], options: Options) -> pb.Chat:
-    """Raises RequestInvalid when a message has anything but `role` and `content`."""
+    """Raises RequestInvalid when a message has a key that none has."""
     made = pb.Chat()
     for message in messages:
-        if set(message) != {"role", "content"}:
-            raise RequestInvalid(f"a message has role and content, not {sorted(message)}")
-        made.messages.add(role=message["role"], content=message["content"])
+        _add_message(made, message)
+    if options.get("tools"):
+        made.tools_json = json.dumps(list(options["tools"]))
+    made.tool_choice = options.get("tool_choice", "")
     if "add_generation_prompt" in options:
         made.add_generation_prompt = options["add_generation_prompt"]
     if options.get("template_arguments"):
         made.template_arguments_json = json.dumps(options["template_arguments"])
     return made
+
+
+def _add_message(made: pb.Chat, message: Mapping[str, Any]) -> None:
+    given = {name: value for name, value in message.items() if value is not None}
+    if "role" not in given or not set(given) <= _OF_MESSAGES:
+        raise RequestInvalid(
+            f"a message has role and content, and may have {', '.join(sorted(_OF_MESSAGES))}; "
+            f"not {sorted(message)}"
+        )
+    if "content" not in given and not given.get("tool_calls"):
+        raise RequestInvalid("a message without tool_calls needs its content")
+    calls = given.pop("tool_calls", ())
+    made.messages.add(**given, tool_calls_json=json.dumps(list(calls)) if calls else "")
 
 
 def _set_adapters(request: pb.GenerateRequest, options: Options) -> None:

@@ -11,6 +11,7 @@ from remora_agent.runtime.api import (
     Provenance,
     Timings,
     TokenLogprob,
+    ToolCall,
     Usage,
 )
 from remora_contract.errors import InternalFault
@@ -46,6 +47,7 @@ class Result:
     usage: Usage
     timings: Timings
     provenance: Provenance
+    tool_calls: tuple[ToolCall, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()  # one for each token, when asked for
     prompt_logprobs: tuple[TokenLogprob, ...] = ()  # from the prompt's second token on
     more: tuple[Result, ...] = ()  # the answers after the first, with n
@@ -193,6 +195,9 @@ def ended(
             finished.timings.time_to_first_token_s,
         ),
         provenance=provenance(finished.provenance),
+        tool_calls=tuple(
+            ToolCall(call.id, call.name, call.arguments_json) for call in finished.tool_calls
+        ),
         logprobs=tuple(logprobs),
     )
 

@@ -10,10 +10,11 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from remora_agent.config import AgentConfig, ServingConfig, check_address
+from remora_agent.config import AgentConfig, OpenAiConfig, ServingConfig, check_address
 from remora_agent.control.agent import Agent, Supervisor
 from remora_agent.control.compose import compose
 from remora_agent.control.identity import load_identity
@@ -23,6 +24,7 @@ from remora_agent.telemetry.prometheus import MetricsServer
 from remora_contract import systemd_notify
 
 if TYPE_CHECKING:
+    from remora_agent.serving.openai.settings import OpenAiOptions
     from remora_agent.serving.tls import ServerTls
 
 log = logging.getLogger(__name__)
@@ -49,6 +51,7 @@ def local_host(
     from remora_agent.serving.unix_gate import user_ids
     from remora_agent.telemetry.observers import Observing
     from remora_agent.telemetry.request_log import RequestLog
+    from remora_agent.text.tools import FORMATS
 
     serving, adapters = config.serving, config.adapters
     options = EngineOptions(
@@ -87,6 +90,12 @@ def local_host(
         kserve=serving.kserve,
         unix_socket=None if serving.unix_socket is None else parse_socket(serving.unix_socket),
         allowed_users=user_ids(serving.allowed_users) if serving.allowed_users else None,
+    )
+    tool_format = FORMATS[serving.tool_format] if serving.tool_format else None
+    made = replace(
+        made,
+        host=replace(made.host, tool_format=tool_format),
+        openai=_openai(config.openai, made.tls),
     )
     stack = ServingStack(made, cancelled)
     stack.start()
@@ -147,3 +156,9 @@ def _tls(serving: ServingConfig) -> ServerTls | None:
         return None
     client_ca = None if serving.tls_client_ca is None else Path(serving.tls_client_ca)
     return ServerTls(Path(serving.tls_certificate), Path(serving.tls_key), client_ca)
+
+
+def _openai(config: OpenAiConfig, tls: ServerTls | None) -> OpenAiOptions | None:
+    from remora_agent.serving.openai.settings import openai_options
+
+    return openai_options(config.listen, tls, config.api_key_file, config.adapter_directory)

@@ -115,6 +115,7 @@ class GenerationRequest:
     constraint: Constraint | None = None
     scoring: Scoring = field(default_factory=Scoring)
     share: Share = field(default_factory=Share)
+    visible_tokens: tuple[int, ...] = ()  # special tokens whose text the answer shows
 
 
 class FinishReason(Enum):
@@ -188,12 +189,22 @@ class Delta:
 
 
 @dataclass(frozen=True)
+class ToolCall:
+    """A call that the model wrote; the arguments are JSON as it wrote them."""
+
+    id: str
+    name: str
+    arguments_json: str
+
+
+@dataclass(frozen=True)
 class Finished:
     reason: FinishReason
     usage: Usage
     timings: Timings
     provenance: Provenance
     stop_match: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()  # found by the surface, in a chat with tools
 
 
 @dataclass(frozen=True)

@@ -371,7 +371,7 @@ class ModelRuntime:
             request,
             self._provenance(wanted),
             Sampler(request.sampling, self._seeds(), request.prompt),
-            self.text.detokenizer(request.prompt),
+            self.text.detokenizer(request.prompt, request.visible_tokens),
             frozenset(self.bundle.eos_token_ids),
             on_event,
             now,

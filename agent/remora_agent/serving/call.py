@@ -53,6 +53,7 @@ class ChatPrompt:
     arguments: Mapping[str, Any] = field(default_factory=dict)  # extra template variables
     tools: tuple[Mapping[str, Any], ...] = ()  # {"type": "function", "function": {...}}
     tool_choice: str = ""  # auto, none, required or a function's name; empty: auto with tools
+    parallel_tool_calls: bool = True  # False: one call at most
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,10 @@ from remora_contract.errors import RequestInvalid
 if TYPE_CHECKING:
     from remora_agent.engine.opening import EngineOptions
     from remora_agent.runtime.options import RuntimeOptions
+    from remora_agent.serving.openai.settings import OpenAiOptions
     from remora_agent.serving.stack import StackOptions
     from remora_agent.serving.tls import ServerTls
+    from remora_agent.text.tools import ToolFormat
 
 
 def register(app: typer.Typer) -> None:
@@ -120,6 +122,35 @@ def serve(
     reflection: Annotated[
         bool, typer.Option(help="Describe the services to gRPC clients that ask.")
     ] = True,
+    openai_listen: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Serve the OpenAI-compatible HTTP surface here too, or on unix:/path. Off "
+            "loopback it needs TLS and API keys.",
+        ),
+    ] = None,
+    openai_api_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="An API key on each line; the variable REMORA_OPENAI_API_KEY adds one.",
+        ),
+    ] = None,
+    openai_adapter_dir: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Let callers load and unload the converted adapters below this directory.",
+        ),
+    ] = None,
+    tool_format: Annotated[
+        str | None,
+        typer.Option(
+            help="How the model writes calls of tools: hermes, llama, mistral, mistral-args, "
+            "granite or phi (default: what its chat template says)."
+        ),
+    ] = None,
     drain_s: Annotated[
         float, typer.Option(min=0.0, help="Seconds that running requests get to end at shutdown.")
     ] = 20.0,
@@ -183,6 +214,8 @@ def serve(
         kserve=kserve,
         unix_socket=None if unix_socket is None else parse_socket(unix_socket),
         allowed_users=user_ids(allow_user) if allow_user else None,
+        host=replace(stack.host, tool_format=_tool_format(tool_format)),
+        openai=_openai(openai_listen, stack.tls, openai_api_key_file, openai_adapter_dir),
     )
     structured_logs.set_up(log_level)
     # A watchdog's SIGABRT then leaves every thread's stack in the journal.
@@ -228,3 +261,24 @@ def _stack_options(
         host=HostSettings(runtime),
         metrics_listen=metrics,
     )
+
+
+def _openai(
+    listen: str | None,
+    tls: ServerTls | None,
+    key_file: Path | None,
+    adapter_dir: Path | None,
+) -> OpenAiOptions | None:
+    from remora_agent.serving.openai.settings import openai_options
+
+    if listen is None and (key_file is not None or adapter_dir is not None):
+        raise RequestInvalid("--openai-api-key-file and --openai-adapter-dir need --openai-listen")
+    return openai_options(listen, tls, key_file, adapter_dir)
+
+
+def _tool_format(name: str | None) -> ToolFormat | None:
+    from remora_agent.text.tools import FORMATS
+
+    if name is not None and name not in FORMATS:
+        raise RequestInvalid(f"--tool-format {name[:40]!r} is not one of {', '.join(FORMATS)}")
+    return FORMATS[name] if name is not None else None

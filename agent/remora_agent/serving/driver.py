@@ -23,6 +23,8 @@ from remora_agent.serving.embedding import EmbedCall
 from remora_agent.serving.event_stream import EventStream, StreamEvent
 from remora_agent.serving.router import Router
 from remora_agent.serving.served_model import ServedModel
+from remora_agent.serving.tool_calls import CallReading, constrained
+from remora_agent.text.tool_reader import CallArguments, CallBegins
 from remora_contract.errors import Conflict, RequestInvalid, Unsupported
 
 Events = AsyncGenerator[StreamEvent, None]
@@ -80,7 +82,7 @@ class RequestDriver:
         self, call: GenerateCall, timeout_s: float | None, settle: Settle = as_it_is
     ) -> Answers:
         """Submits the call, all of its `n` answers or none, and yields what they say; leaving early
-        cancels them.
+        cancels them. Calls of tools are taken out of the text; Finished has them.
 
         `timeout_s` from now until they must have ended. Raises what `settle`, the router,
         ServedModel.submit_choices and ModelRuntime.compile raise, Conflict for an id in use, and
@@ -93,7 +95,8 @@ class RequestDriver:
             call = settle(model, call)
             encoded = await self.work(model.encode, call.prompt)
             prompt_text = await self.work(model.prompt_text, encoded) if call.echo else None
-            grammar = await _compiled(model, call.constraint)
+            plan = model.tool_plan(call)
+            grammar = await compiled(model, constrained(call, plan).constraint)
             if request_id in self._running:
                 raise Conflict(f"a request with the id {request_id!r} is running; choose another")
             left = None if timeout_s is None else timeout_s - (loop.time() - started)
@@ -105,11 +108,15 @@ class RequestDriver:
             model.submit_choices(running.ids, call, encoded.token_ids, left, hear, grammar)
             self._running[request_id] = running
         showing = Showing(request_id, prompt_text)
+        readings = [CallReading(plan, self._new_id) for _ in range(call.n)]
         try:
             async with aclosing(stream.choice_events()) as events:
                 async for choice, event in events:
-                    for shown in showing(choice, event):
-                        yield choice, shown
+                    for read in readings[choice].events(event):
+                        if isinstance(read, CallBegins | CallArguments):
+                            continue  # Finished has them
+                        for shown in showing(choice, read):
+                            yield choice, shown
         finally:
             del self._running[request_id]
             running.cancel()  # without effect on what has ended
@@ -170,7 +177,7 @@ def _into(
     return hear
 
 
-async def _compiled(model: ServedModel, constraint: Constraint | None) -> Grammar | None:
+async def compiled(model: ServedModel, constraint: Constraint | None) -> Grammar | None:
     if constraint is None:
         return None
     compiling = asyncio.wrap_future(model.runtime.compile(constraint))

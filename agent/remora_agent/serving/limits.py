@@ -19,6 +19,7 @@ from remora_agent.serving.call import (
     TextPrompt,
     UseCaseRef,
 )
+from remora_agent.serving.chat_prompt import check_chat_tools
 from remora_contract.artifact import check_name
 from remora_contract.errors import RequestInvalid
 from remora_contract.release import MAX_WEIGHT, WeightedName, check_use_case_name
@@ -84,6 +85,7 @@ def _check_chat(chat: ChatPrompt) -> None:
             raise RequestInvalid(
                 f"chat.messages[{i}].role: {message.role[:40]!r} is not one of {', '.join(ROLES)}"
             )
+    check_chat_tools(chat)
 
 
 def check_selection(selection: AdapterSelection) -> AdapterSelection:

@@ -31,19 +31,23 @@ from remora_agent.serving.call import (
     TextPrompt,
     UseCaseRef,
 )
+from remora_agent.serving.chat_prompt import template_arguments, template_messages
 from remora_agent.serving.choices import choice_call
 from remora_agent.serving.embedding import EmbedCall, as_event, joined
 from remora_agent.serving.held_calls import HeldCall, HeldCalls
+from remora_agent.serving.tool_calls import ToolPlan, constrained, tool_plan
 from remora_agent.serving.use_case_counts import UseCaseCounts
 from remora_agent.serving.waiting_calls import AcceptedOnce, WaitingCalls
 from remora_agent.telemetry.records import Origin, RequestRecords
 from remora_agent.text.pipeline import Encoded
+from remora_agent.text.tools import ToolFormat, detect
 from remora_contract.errors import RequestInvalid
 
 
 class ServedModel:
     """`observe` sees every event on the step thread, before the request's own listener; `counts`
-    and `records` are those of the process (default: this model's own)."""
+    and `records` are those of the process (default: this model's own); `tool_format` is how it
+    writes calls of tools (default: what its chat template says)."""
 
     def __init__(
         self,
@@ -51,12 +55,14 @@ class ServedModel:
         observe: Callable[[Event], None] | None = None,
         counts: UseCaseCounts | None = None,
         records: RequestRecords | None = None,
+        tool_format: ToolFormat | None = None,
     ) -> None:
         self.runtime = runtime
         self.counts = counts or UseCaseCounts()
         self._records = records or RequestRecords()
         self._names = threading.Lock()
         self._observe = observe
+        self.tool_format = tool_format or detect(runtime.text.tool_template)
         self._waiting = WaitingCalls()
 
     @contextmanager
@@ -75,11 +81,16 @@ class ServedModel:
             return text.encode(prompt.text, add_special_tokens=prompt.add_special_tokens)
         if isinstance(prompt, ChatPrompt):
             return text.encode_chat(
-                [{"role": m.role, "content": m.content} for m in prompt.messages],
+                template_messages(prompt, self.tool_format),
                 add_generation_prompt=prompt.add_generation_prompt,
-                arguments=prompt.arguments,
+                arguments=template_arguments(prompt, self.tool_format),
             )
         return Encoded("", prompt.ids)
+
+    def tool_plan(self, call: GenerateCall) -> ToolPlan | None:
+        """How to read calls of tools from the answer; None when none were offered. Raises
+        Unsupported, RequestInvalid."""
+        return tool_plan(call.prompt, self.tool_format)
 
     def prompt_text(self, encoded: Encoded) -> str:
         """What was tokenised; of a prompt given as tokens, what they stand for."""
@@ -98,8 +109,9 @@ class ServedModel:
     ) -> None:
         """`submit_choices` for one answer. A constraint whose grammar is not given is compiled here
         and waited for: not on an event loop then."""
-        if grammar is None and call.constraint is not None:
-            grammar = wait_for(self.runtime.compile(call.constraint), COMPILE_TIMEOUT_S)
+        constraint = constrained(call, self.tool_plan(call)).constraint
+        if grammar is None and constraint is not None:
+            grammar = wait_for(self.runtime.compile(constraint), COMPILE_TIMEOUT_S)
         self.submit_choices((request_id,), call, tokens, timeout_s, (on_event,), grammar)
 
     def submit_choices(
@@ -112,7 +124,8 @@ class ServedModel:
         grammar: Grammar | None = None,
     ) -> None:
         """Queues an answer to the call for each id, all or none; the i-th has seed + i. The prompt
-        is `tokens`, `grammar` the compiled constraint. Does not wait for the engine.
+        is `tokens`, `grammar` the compiled constraint (the tools' too). Does not wait for the
+        engine.
 
         `timeout_s` from now until they must have ended. Raises as ModelRuntime.submit does,
         NotFound for a use case, RequestInvalid for a weight of an adapter that it has not.
@@ -137,16 +150,19 @@ class ServedModel:
         tokens: tuple[int, ...],
         deadline_s: float | None,
     ) -> GenerationRequest:
+        plan, runtime = self.tool_plan(call), self.runtime
+        call = constrained(call, plan)
         return GenerationRequest(
             request_id=request_id,
             prompt=tokens,
             adapters=self._adapters(call.selection),
-            sampling=self.runtime.sampling(call.sampling),
-            stopping=self.runtime.stopping(call.stopping),
+            sampling=runtime.sampling(call.sampling),
+            stopping=runtime.stopping(call.stopping),
             deadline_s=deadline_s,
             constraint=call.constraint,
             scoring=call.scoring,
             share=call.share,
+            visible_tokens=runtime.text.special_ids(plan.form.markers) if plan else (),
         )
 
     def cancel(self, request_id: str) -> bool:

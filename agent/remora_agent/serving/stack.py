@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from remora_agent.hosting.engines import CachedEngines, EngineSettings, EngineSource
 from remora_agent.local_host import HostSettings, LocalHost
@@ -18,6 +19,7 @@ from remora_agent.serving.address import (
     UnixAddress,
     parse_address,
 )
+from remora_agent.serving.openai.settings import OpenAiOptions
 from remora_agent.serving.router import Router
 from remora_agent.serving.served_model import ServedModel
 from remora_agent.serving.server import InferenceServer, ServerOptions
@@ -26,7 +28,10 @@ from remora_agent.telemetry.observers import Observers, Observing
 from remora_agent.telemetry.prometheus import MetricsServer
 from remora_agent.telemetry.serving import serving_readings
 from remora_agent.telemetry.source import Reading
-from remora_contract.errors import Refused
+from remora_contract.errors import Refused, Unsupported
+
+if TYPE_CHECKING:
+    from remora_agent.serving.openai.server import OpenAiServer
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +48,7 @@ class StackOptions:
     unix_socket: UnixAddress | None = None  # beside `listen`
     allowed_users: frozenset[int] | None = None  # of unix sockets; None: whom their mode lets in
     kserve: bool = True  # the KServe v2 service on the same address
+    openai: OpenAiOptions | None = None  # None: no HTTP surface
 
 
 class ServingStack:
@@ -73,6 +79,8 @@ class ServingStack:
         self._observers = Observers(options.observing)
         engines = engines or CachedEngines(options.engines, cancelled or (lambda: False))
         self.host = LocalHost(engines, router, options.host, observers=self._observers)
+        self._openai = _openai_server(router, options)
+        self.openai_address: Address | None = None  # while it listens
         self._metrics: MetricsServer | None = None
 
     def start(self) -> Address:
@@ -81,8 +89,11 @@ class ServingStack:
         if self._options.metrics_listen is not None:
             self._metrics = self._serve_metrics(self._options.metrics_listen)
         try:
+            if self._openai is not None:
+                self.openai_address = self._openai.start()
             return self._server.start()
         except BaseException:
+            self._end_openai()
             self._end_metrics()
             raise
 
@@ -94,6 +105,7 @@ class ServingStack:
     def stop(self, drain_s: float) -> None:
         """Admits nothing more, lets running requests end for `drain_s`, then frees everything."""
         self.host.drain(drain_s)
+        self._end_openai()
         self._server.stop()
         self._end_metrics()
         self._observers.close()
@@ -110,7 +122,25 @@ class ServingStack:
     def _readings(self) -> list[Reading]:
         return serving_readings(self.host.metrics())
 
+    def _end_openai(self) -> None:
+        if self._openai is not None:
+            self._openai.stop()
+            self._openai = self.openai_address = None
+
     def _end_metrics(self) -> None:
         if self._metrics is not None:
             self._metrics.close()
             self._metrics = None
+
+
+def _openai_server(router: Router[ServedModel], options: StackOptions) -> OpenAiServer | None:
+    """Raises Unsupported when its libraries are missing."""
+    if options.openai is None:
+        return None
+    try:
+        from remora_agent.serving.openai.server import OpenAiServer
+    except ImportError as e:
+        raise Unsupported(
+            f"the OpenAI-compatible surface needs {e.name}: pip install starlette uvicorn"
+        ) from e
+    return OpenAiServer(router, replace(options.openai, allowed_users=options.allowed_users))

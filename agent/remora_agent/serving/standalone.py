@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 from remora_agent.host import AssignedAdapter, Assignment, Progress
-from remora_agent.serving.address import Address
+from remora_agent.serving.address import Address, UnixAddress
 from remora_agent.serving.progress import shown
 from remora_agent.serving.stack import ServingStack, StackOptions
 from remora_contract.adapter import load_adapter
@@ -49,7 +49,7 @@ def run(assignment: Assignment, options: StandaloneOptions, say: Callable[[str],
         try:
             with shown(sys.stderr) as progress:
                 open_model(stack, assignment, progress)
-            say(headline(assignment, address))
+            say(headline(assignment, address) + also_on(stack.openai_address, options.stack))
             notify(READY)
             watch(stack, stop)
         except Cancelled:
@@ -94,6 +94,16 @@ def headline(assignment: Assignment, address: Address) -> str:
     name = load_bundle(assignment.bundle_directory).source.name
     adapters = ", ".join(a.name for a in assignment.adapters) or "no adapters"
     return f"serving {name} ({short(assignment.bundle_digest)}; {adapters}) on {address.target()}"
+
+
+def also_on(address: Address | None, options: StackOptions) -> str:
+    """Where the HTTP surface is, as clients write it; empty when it is off."""
+    if address is None:
+        return ""
+    if isinstance(address, UnixAddress):
+        return f" and HTTP on {address.target()}"
+    scheme = "https" if options.openai is not None and options.openai.tls is not None else "http"
+    return f" and {scheme}://{address.target()}/v1"
 
 
 def local_assignment(

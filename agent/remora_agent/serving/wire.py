@@ -12,6 +12,7 @@ from google.protobuf.message import Message as ProtoMessage
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from remora_agent.runtime import api
+from remora_agent.serving import tool_wire
 from remora_agent.serving.call import (
     AdapterSelection,
     ChatPrompt,
@@ -22,26 +23,12 @@ from remora_agent.serving.call import (
     TokenPrompt,
     UseCaseRef,
 )
+from remora_agent.serving.chat_prompt import MAX_TEMPLATE_ARGUMENTS, check_template_arguments
 from remora_agent.serving.event_stream import StreamEvent
 from remora_agent.serving.limits import check_call, check_prompt
 from remora_contract.errors import RequestInvalid, Unsupported
 from remora_contract.release import WeightedName
 from remora_protos.inference.v1 import inference_pb2 as pb
-
-MAX_TEMPLATE_ARGUMENTS = 16 << 10  # characters of JSON
-# The renderer sets these itself; letting a caller replace them would break its promises.
-RESERVED_ARGUMENTS = frozenset({"messages", "add_generation_prompt", "bos_token", "eos_token"})
-
-# Fields of the protocol that nothing computes yet.
-_NOT_YET = frozenset(
-    [
-        "tools_json",
-        "tool_choice",
-        "tool_calls_json",
-        "tool_call_id",
-        "name",
-    ]
-)
 
 _REASONS = {
     api.FinishReason.STOP: pb.FINISH_REASON_STOP,
@@ -53,8 +40,6 @@ _REASONS = {
 def generate_call(request: pb.GenerateRequest) -> GenerateCall:
     """Raises RequestInvalid, DocumentInvalid (a name), Unsupported (an unknown field)."""
     refuse_unknown_fields(request)
-    _refuse_not_yet(request, request.sampling, request.stopping, request.chat)
-    _refuse_not_yet(*request.chat.messages)
     kind = request.WhichOneof("input")
     if kind is None:
         raise RequestInvalid("input: set one of text, chat, token_ids")
@@ -98,13 +83,6 @@ def tokenize_prompt(request: pb.TokenizeRequest) -> TextPrompt | ChatPrompt:
     return chat
 
 
-def _refuse_not_yet(*messages: ProtoMessage) -> None:
-    for message in messages:
-        for field, _ in message.ListFields():
-            if field.name in _NOT_YET:
-                raise Unsupported(f"{field.name}: not implemented in this version; leave it out")
-
-
 def refuse_unknown_fields(message: ProtoMessage) -> None:
     """Raises Unsupported: a field of a newer protocol must not be dropped in silence."""
     unknown = [field.field_number for field in UnknownFieldSet(message)]
@@ -139,10 +117,17 @@ def adapter_ref(adapter: pb.WeightedAdapter) -> api.AdapterRef:
 def _chat(chat: pb.Chat) -> ChatPrompt:
     add = chat.add_generation_prompt if chat.HasField("add_generation_prompt") else True
     return ChatPrompt(
-        messages=tuple(Message(m.role, m.content) for m in chat.messages),
+        messages=tuple(_message(m, f"chat.messages[{i}]") for i, m in enumerate(chat.messages)),
         add_generation_prompt=add,
         arguments=template_arguments(chat.template_arguments_json),
+        tools=tool_wire.objects(chat.tools_json, "chat.tools_json"),
+        tool_choice=chat.tool_choice,
     )
+
+
+def _message(message: pb.ChatMessage, where: str) -> Message:
+    calls = tool_wire.objects(message.tool_calls_json, f"{where}.tool_calls_json")
+    return Message(message.role, message.content, calls, message.tool_call_id, message.name)
 
 
 def template_arguments(text: str) -> Mapping[str, Any]:
@@ -158,10 +143,7 @@ def template_arguments(text: str) -> Mapping[str, Any]:
         raise RequestInvalid(f"{where} is not valid JSON: {e}") from e
     if not isinstance(arguments, dict):
         raise RequestInvalid(f"{where} must be a JSON object, not {type(arguments).__name__}")
-    for name in arguments:
-        if not name.isidentifier() or name in RESERVED_ARGUMENTS:
-            raise RequestInvalid(f"{where}: {name[:40]!r} cannot be given as a template variable")
-    return arguments
+    return check_template_arguments(arguments, where)
 
 
 def _selection(request: pb.GenerateRequest) -> AdapterSelection:
@@ -283,6 +265,7 @@ def finished(event: api.Finished) -> pb.Finished:
         ),
         provenance=provenance(event.provenance),
         stop_match=event.stop_match,
+        tool_calls=map(tool_wire.tool_call, event.tool_calls),
     )
 
 

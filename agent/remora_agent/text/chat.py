@@ -14,6 +14,7 @@ from remora_agent.text.sandbox import template_environment
 from remora_contract.errors import ArtifactInvalid, RequestInvalid
 
 DEFAULT = "default"
+_WITH_TOOLS = "tool_use"
 _OF_THE_REQUEST = frozenset({"messages", "add_generation_prompt"})
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 # What a template may stumble over in a caller's messages, besides its own raise_exception.
@@ -44,6 +45,7 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens)
         self._max_output_chars = max_output_chars
         self._templates = {n: _compile(environment, n, s) for n, s in templates.items()}
+        self.tool_source = templates.get(_WITH_TOOLS, templates.get(DEFAULT, ""))
 
     def render(
         self,
@@ -75,8 +77,8 @@ class ChatTemplate:
             raise RequestInvalid(f"the chat template refuses this: {str(e)[:500]}") from e
 
     def _choose(self, *, with_tools: bool) -> jinja2.Template:
-        if with_tools and "tool_use" in self._templates:
-            return self._templates["tool_use"]
+        if with_tools and _WITH_TOOLS in self._templates:
+            return self._templates[_WITH_TOOLS]
         if DEFAULT not in self._templates:
             known = ", ".join(sorted(self._templates))
             raise RequestInvalid(f"the bundle has no default chat template (it has: {known})")

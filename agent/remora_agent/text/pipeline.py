@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -101,6 +101,22 @@ class TextPipeline:
         large vocabulary. Raises Unsupported for tokenizers of a rare kind."""
         return self._tokenizer.token_bytes(vocab)
 
-    def detokenizer(self, prompt: Sequence[int]) -> Detokenizer:
-        """For one answer to `prompt`."""
-        return Detokenizer(self._tokenizer.decode, prompt)
+    def detokenizer(self, prompt: Sequence[int], visible: Sequence[int] = ()) -> Detokenizer:
+        """For one answer to `prompt`; `visible` are special tokens whose text it shows."""
+        if not visible:
+            return Detokenizer(self._tokenizer.decode, prompt)
+        shown = frozenset(visible)
+        return Detokenizer(lambda ids: self._tokenizer.decode_showing(ids, shown), prompt)
+
+    def bytes_of_token(self, token_id: int) -> bytes:
+        """What the token alone stands for; may be part of a character. b"" for no token's id."""
+        return self._tokenizer.bytes_of_token(token_id)
+
+    def special_ids(self, texts: Iterable[str]) -> tuple[int, ...]:
+        """Those of the texts that are special tokens, which answers do not show by themselves."""
+        return self._tokenizer.special_ids(texts)
+
+    @property
+    def tool_template(self) -> str:
+        """The source of the template that a chat with tools goes through; empty without one."""
+        return self._chat.tool_source if self._chat is not None else ""

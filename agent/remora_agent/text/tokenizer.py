@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
-from remora_agent.text.vocabulary import token_bytes
+from remora_agent.text.vocabulary import bytes_of_one, token_bytes
 from remora_contract.errors import ArtifactInvalid, PromptTooLong, RequestInvalid
 
 TOKENIZER_JSON = "tokenizer.json"
@@ -26,6 +26,9 @@ class TextTokenizer:
         self._tokenizer = tokenizer
         self._max_text_bytes = max_text_bytes
         self._vocab = int(tokenizer.get_vocab_size(with_added_tokens=True))
+        added = tokenizer.get_added_tokens_decoder()
+        self.bytes_of_token = bytes_of_one(tokenizer)
+        self._special = frozenset(i for i, token in added.items() if token.special)
 
     @classmethod
     def load(cls, directory: Path, max_text_bytes: int) -> TextTokenizer:
@@ -68,6 +71,17 @@ class TextTokenizer:
             list(token_ids), skip_special_tokens=not keep_special_tokens
         )
         return text
+
+    def decode_showing(self, token_ids: Sequence[int], shown: frozenset[int]) -> str:
+        """As `decode`, with the texts of these special tokens."""
+        ids = [i for i in token_ids if i in shown or i not in self._special]
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
+        return text
+
+    def special_ids(self, texts: Iterable[str]) -> tuple[int, ...]:
+        """The ids of those texts that are special tokens."""
+        found = (self._tokenizer.token_to_id(text) for text in texts)
+        return tuple(i for i in found if i in self._special)
 
 
 def read_bounded(path: Path, limit: int) -> str:

@@ -1,4 +1,5 @@
-"""The bytes that each token adds to a text, for grammars that run over tokens.
+"""The bytes that each token adds to a text, for grammars that run over tokens and for
+logprobs.
 
 Known for the two families of decoders that current models have: byte-level BPE and SentencePiece
 with or without byte fallback. Reads a tokenizer; tokenises nothing.
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from remora_contract.errors import Unsupported
@@ -33,6 +34,24 @@ def token_bytes(tokenizer: Any, vocab: int) -> tuple[list[bytes], list[int]]:
         if token < vocab:
             tokens[token] = text.encode() if token in added else read(text)
     return tokens, [i for i, t in added.items() if t.special]
+
+
+def bytes_of_one(tokenizer: Any) -> Callable[[int], bytes]:
+    """The same for one id at a time; of another family of tokenizers the id's own decoding."""
+    tokens = tokenizer.get_added_tokens_decoder()
+    added: dict[int, bytes] = {i: t.content.encode() for i, t in tokens.items()}
+    try:
+        read = _reader(_steps(tokenizer.decoder))
+    except Unsupported:
+        return lambda i: str(tokenizer.decode([i], skip_special_tokens=False)).encode()
+
+    def of(token_id: int) -> bytes:
+        if token_id in added:
+            return added[token_id]
+        piece = tokenizer.id_to_token(token_id)
+        return b"" if piece is None else bytes(read(piece))
+
+    return of
 
 
 def _steps(decoder: Any) -> Sequence[Mapping[str, Any]]:

@@ -1,0 +1,68 @@
+"""The objects of /v1/models. Pure."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+from remora_agent.bank.directory import AdapterDirectory
+from remora_agent.serving.call import AdapterSelection, UseCaseRef
+from remora_agent.serving.openai.naming import listed_names, meaning_of
+from remora_contract.errors import NotFound
+
+_OWNER = "remora"
+
+
+def model_list(
+    base: str, directory: AdapterDirectory, context: int, created: int
+) -> dict[str, Any]:
+    data = []
+    for name, selection in listed_names(base, directory).items():
+        with suppress(NotFound):  # an adapter forgotten since
+            data.append(_model(name, selection, base, directory, context, created))
+    return {"object": "list", "data": data}
+
+
+def model_object(
+    name: str, base: str, directory: AdapterDirectory, context: int, created: int
+) -> dict[str, Any]:
+    """Raises ModelUnknown, FieldInvalid (a name with two meanings)."""
+    selection = meaning_of(name, base, directory)
+    return _model(name, selection, base, directory, context, created)
+
+
+def _model(
+    name: str,
+    selection: AdapterSelection,
+    base: str,
+    directory: AdapterDirectory,
+    context: int,
+    created: int,
+) -> dict[str, Any]:
+    made: dict[str, Any] = {
+        "id": name,
+        "object": "model",
+        "created": created,
+        "owned_by": _OWNER,
+        "root": base,
+        "parent": base if selection != () else None,
+        "max_model_len": context,
+    }
+    if isinstance(selection, UseCaseRef):
+        return {**made, "use_case": _mix(selection.name, directory)}
+    for ref in selection:
+        record = directory.resolve(ref.name, ref.revision)
+        made["adapter"] = {
+            "name": record.name,
+            "revision": record.revision,
+            "digest": record.digest,
+        }
+    return made
+
+
+def _mix(use_case: str, directory: AdapterDirectory) -> dict[str, float]:
+    """Empty for one that was deleted since it was listed."""
+    try:
+        return {a.name: a.weight for a in directory.use_case(use_case).adapters}
+    except NotFound:
+        return {}

@@ -1,0 +1,110 @@
+"""Replies as values: what events become, without a server."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from remora_agent.runtime.api import (
+    Accepted,
+    AnsweringAdapter,
+    Delta,
+    Finished,
+    FinishReason,
+    PromptScored,
+    Provenance,
+    Timings,
+    TokenLogprob,
+    ToolCall,
+    Usage,
+)
+from remora_agent.serving.openai.chat_reply import ChatResponse, Reply
+from remora_agent.serving.openai.completion_reply import CompletionParts, CompletionResponse
+from remora_agent.serving.openai.logprobs import chat_logprobs
+from remora_agent.serving.openai.usage import fingerprint, finish_reason, usage
+from remora_agent.text.pipeline import Encoded
+from remora_contract.errors import InternalFault, Unavailable
+
+PROVENANCE = Provenance("sha256:b", "sha256:e", (AnsweringAdapter("a", "1", "sha256:a", 0.5),))
+
+
+def letter(token_id: int) -> bytes:
+    return chr(token_id).encode()
+
+
+def reply(*, n: int = 1, scored: bool = False) -> Reply:
+    return Reply("id", 0, "m", n, scored, letter)
+
+
+def finished(
+    reason: FinishReason = FinishReason.STOP, calls: tuple[ToolCall, ...] = (), prompt: int = 3
+) -> Finished:
+    times = Timings(0, 0, 0, 0)
+    return Finished(reason, Usage(prompt, 1, 2), times, PROVENANCE, tool_calls=calls)
+
+
+def test_a_prompt_that_is_repeated_with_logprobs_comes_with_its_own():
+    made = reply(scored=True)
+    parts = CompletionParts(made, 1, [Encoded("ab", (97, 98))], 1)
+    response = CompletionResponse(made, parts, 1)
+    for event in (
+        Accepted("r", PROVENANCE),
+        PromptScored((TokenLogprob(98, -0.5, ((99, -0.1),)),)),
+        Delta("c", (99,), (TokenLogprob(99, -0.25, ((99, -0.25),)),)),
+        finished(),
+    ):
+        response.add(0, event)
+    (choice,) = response.response()["choices"]
+    assert choice["text"] == "abc"
+    assert choice["logprobs"] == {
+        "tokens": ["a", "b", "c"],
+        "token_logprobs": [None, -0.5, -0.25],
+        "top_logprobs": [None, {"c": -0.1}, {"c": -0.25}],
+        "text_offset": [0, 1, 2],
+    }
+
+
+def test_what_has_no_probability_is_still_json():
+    impossible = TokenLogprob(97, -math.inf, ((98, -math.inf),))
+    text = json.dumps(chat_logprobs([impossible], letter), allow_nan=False)
+    assert json.loads(text)["content"][0]["logprob"] == -9999.0
+
+
+def test_a_prompts_tokens_count_once_for_its_answers():
+    ended = [finished(prompt=3), finished(prompt=3), finished(prompt=5), finished(prompt=5)]
+    assert usage(ended, 2) == {
+        "prompt_tokens": 8,
+        "completion_tokens": 8,
+        "total_tokens": 16,
+        "prompt_tokens_details": {"cached_tokens": 2},
+    }
+
+
+def test_the_reason_says_whether_tools_are_called():
+    call = (ToolCall("c", "f", "{}"),)
+    assert finish_reason(finished()) == "stop"
+    assert finish_reason(finished(calls=call)) == "tool_calls"
+    assert finish_reason(finished(FinishReason.LENGTH, call)) == "length"
+    with pytest.raises(Unavailable):
+        finish_reason(finished(FinishReason.CANCELLED))
+
+
+def test_the_fingerprint_follows_every_digest_and_weight():
+    adapter = AnsweringAdapter("a", "1", "sha256:a", 0.25)
+    others = {
+        fingerprint(PROVENANCE),
+        fingerprint(Provenance("sha256:x", "sha256:e", PROVENANCE.adapters)),
+        fingerprint(Provenance("sha256:b", "sha256:x", PROVENANCE.adapters)),
+        fingerprint(Provenance("sha256:b", "sha256:e")),
+        fingerprint(Provenance("sha256:b", "sha256:e", (adapter,))),
+    }
+    assert len(others) == 5
+
+
+def test_an_answer_without_an_end_is_a_fault_and_not_an_answer():
+    response = ChatResponse(reply(n=2), 2)
+    response.add(0, finished())
+    with pytest.raises(InternalFault):
+        response.response()

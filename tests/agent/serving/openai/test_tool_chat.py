@@ -1,0 +1,210 @@
+"""Tools in a chat, through the openai client and our own."""
+
+from __future__ import annotations
+
+import json
+
+import openai
+import pytest
+
+from remora_agent.client import Client
+from remora_agent.serving.openai.settings import OpenAiOptions
+from remora_contract.errors import RequestInvalid
+from tests.agent.serving.openai.conftest import LOOPBACK
+from tests.support.scripted_engine import ScriptedEngines
+from tests.support.serving import World, running_stack, write_bundle
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": name,
+            "description": "Looks the weather up.",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+        },
+    }
+    for name in ("weather", "forecast")
+]
+ASK = {"model": "hermes", "messages": [{"role": "user", "content": "Weather?"}], "max_tokens": 300}
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Köln"}}\n</tool_call>'
+TWO = f'One moment.\n{CALL}\n<tool_call>{{"name": "forecast", "arguments": {{}}}}</tool_call>'
+
+
+def ask(scripted, **fields):
+    return scripted.client.chat.completions.create(**{**ASK, "tools": TOOLS, **fields})
+
+
+def test_calls_leave_the_text_and_are_told_as_calls(scripted):
+    scripted.says(TWO)
+    reply = ask(scripted).choices[0]
+    assert reply.finish_reason == "tool_calls"
+    assert reply.message.content == "One moment."
+    first, second = reply.message.tool_calls
+    assert (first.function.name, json.loads(first.function.arguments)) == (
+        "weather",
+        {"city": "Köln"},
+    )
+    assert (second.function.name, second.function.arguments) == ("forecast", "{}")
+    assert first.id != second.id and first.id.startswith("call_")
+
+
+def test_a_stream_tells_the_name_first_and_never_the_markup(scripted):
+    scripted.says(TWO)
+    content, calls, reasons = "", {}, []
+    for chunk in ask(scripted, stream=True):
+        choice = chunk.choices[0]
+        content += choice.delta.content or ""
+        reasons.append(choice.finish_reason)
+        for part in choice.delta.tool_calls or []:
+            if part.index not in calls:
+                assert part.id and part.function.name and not part.function.arguments
+                calls[part.index] = [part.function.name, ""]
+            else:
+                calls[part.index][1] += part.function.arguments
+    assert content == "One moment."
+    assert calls == {0: ["weather", '{"city": "Köln"}'], 1: ["forecast", "{}"]}
+    assert reasons[-1] == "tool_calls"
+
+
+def test_only_a_call_gives_no_content_at_all(scripted):
+    scripted.says(CALL)
+    assert ask(scripted).choices[0].message.content is None
+
+
+def test_what_is_no_valid_call_stays_content(scripted):
+    for text in ("<tool_call>{oops}</tool_call>", CALL.replace("weather", "unknown")):
+        scripted.says(text)
+        reply = ask(scripted).choices[0]
+        assert (reply.message.content, reply.message.tool_calls) == (text, None)
+        assert reply.finish_reason == "stop"
+
+
+def test_without_tools_or_with_choice_none_markup_is_plain_text(scripted):
+    scripted.says(CALL)
+    without = scripted.client.chat.completions.create(**ASK).choices[0]
+    none = ask(scripted, tool_choice="none").choices[0]
+    assert without.message.content == none.message.content == CALL
+    assert without.finish_reason == none.finish_reason == "stop"
+
+
+def test_one_call_at_most_where_parallel_calls_are_off(scripted):
+    scripted.says(TWO)
+    reply = ask(scripted, parallel_tool_calls=False).choices[0]
+    assert [c.function.name for c in reply.message.tool_calls] == ["weather"]
+
+
+def test_a_whole_conversation_with_tools_reaches_the_template(scripted):
+    scripted.says(CALL)
+    message = ask(scripted).choices[0].message
+    messages = [
+        *ASK["messages"],
+        message.model_dump(),
+        {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "sunny"},
+    ]
+    tokens = scripted.client.post(
+        "/../tokenize", body={"messages": messages, "tools": TOOLS}, cast_to=object
+    )["tokens"]
+    with Client(scripted.grpc) as client:
+        text = client.detokenize(tokens)
+    tools = "".join(json.dumps(t) + "\n" for t in TOOLS)
+    call = '<tool_call>{"name": "weather", "arguments": {"city": "Köln"}}</tool_call>'
+    assert text == (
+        f"s:{tools}Answer with <tool_call></tool_call>.\nu:Weather?\na:{call}\n"
+        f"t:sunny({message.tool_calls[0].id})\na:"
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools"),
+        ({"tools": [TOOLS[0], TOOLS[0]]}, "listed twice"),
+        ({"tool_choice": "sometimes"}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "function": {"name": "nobody"}}}, "nobody"),
+        ({"tools": [], "tool_choice": "auto"}, "tool_choice goes with tools"),
+        (
+            {"messages": [{"role": "user", "content": "x", "tool_calls": [{"function": {}}]}]},
+            "tool_calls",
+        ),
+        (
+            {
+                "messages": [
+                    {
+                        "role": "assistant",
+                        "tool_calls": [
+                            {
+                                "id": "c",
+                                "type": "function",
+                                "function": {"name": "f", "arguments": "{"},
+                            }
+                        ],
+                    }
+                ]
+            },
+            "arguments",
+        ),
+    ],
+)
+def test_what_is_wrong_with_tools_is_named(scripted, fields, named):
+    with pytest.raises(openai.BadRequestError, match=named):
+        ask(scripted, **fields)
+
+
+def test_a_model_without_tools_in_its_template_refuses_them(http):
+    with pytest.raises(openai.BadRequestError, match="takes no tools") as caught:
+        http.client.chat.completions.create(**{**ASK, "model": "base", "tools": TOOLS})
+    assert caught.value.status_code == 400
+
+
+def test_markers_that_are_special_tokens_are_seen(tmp_path):
+    """They have no text in an answer of their own."""
+    template = "{{ tools }}[TOOL_CALLS]{{ messages[0].content }}"
+    world, engines = World(tmp_path), ScriptedEngines(special="[TOOL_CALLS]")
+    world.bundles["m"] = write_bundle(tmp_path / "b" / "m", "m", 1024, template, "[TOOL_CALLS]")
+    with running_stack(tmp_path, engines, openai=OpenAiOptions(LOOPBACK)) as (stack, _):
+        stack.host.switch(world.assignment(bundle="m"))
+        engines.says('[TOOL_CALLS] [{"name": "weather", "arguments": {"city": "x"}}]')
+        url = f"http://{stack.openai_address.target()}/v1"
+        with openai.OpenAI(base_url=url, api_key="x") as client:
+            message = client.chat.completions.create(**{**ASK, "model": "m"}, tools=TOOLS).choices[
+                0
+            ]
+            plain = client.chat.completions.create(**{**ASK, "model": "m"}).choices[0]
+    assert message.message.tool_calls[0].function.arguments == '{"city": "x"}'
+    assert len(message.message.tool_calls[0].id) == 9  # all that Mistral's templates take
+    assert "TOOL_CALLS" not in plain.message.content
+
+
+def test_our_own_client_hears_the_same_calls(scripted):
+    scripted.says(TWO)
+    with Client(scripted.grpc) as client:
+        options = {"messages": ASK["messages"], "tools": TOOLS, "max_tokens": 300}
+        whole = client.generate(**options)
+        stream = client.stream(**options)
+        text = "".join(delta.text for delta in stream)
+    for result in (whole, stream.result):
+        assert result.text == text == "One moment."
+        assert [(c.name, c.arguments_json) for c in result.tool_calls] == [
+            ("weather", '{"city": "Köln"}'),
+            ("forecast", "{}"),
+        ]
+    assert len(whole.token_ids) == len(TWO.encode()) + 1  # every token, the last one included
+
+
+def test_our_own_client_hands_calls_and_answers_back(scripted):
+    function = {"name": "weather", "arguments": '{"city": "x"}'}
+    called = {"id": "c", "type": "function", "function": function}
+    messages = [
+        *ASK["messages"],
+        {"role": "assistant", "tool_calls": [called]},
+        {"role": "tool", "tool_call_id": "c", "content": "sunny"},
+    ]
+    with Client(scripted.grpc) as client:
+        rendered = client.tokenize(messages).rendered
+        with pytest.raises(RequestInvalid, match="robots"):
+            client.generate(messages=[{"role": "user", "content": "x", "robots": 1}])
+        with pytest.raises(RequestInvalid, match="tools goes with chat"):
+            client.generate("x", tools=TOOLS)
+        with pytest.raises(RequestInvalid, match="tools_json"):
+            client.generate(messages=ASK["messages"], tools=["x"])
+    assert rendered.endswith('"arguments": {"city": "x"}}</tool_call>\nt:sunny(c)\na:')
