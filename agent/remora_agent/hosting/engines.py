@@ -98,8 +98,8 @@ class CachedEngines:
         return BuildOutcome(result.entry.manifest.digest, result.from_cache, result.seconds)
 
     def probe(self, bundle_dir: Path, adapter_dirs: Sequence[Path], progress: Progress) -> None:
-        options = self._settings.options
         built = self._built(bundle_dir, progress)
+        options = self._affordable(built.entry, load_bundle(bundle_dir))
         with tempfile.TemporaryDirectory(prefix="remora-probe-") as folder:
             probe_in_child(
                 built.entry,

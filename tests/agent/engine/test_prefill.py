@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from remora_agent.engine.protocol import Engine, MixEntry, RowStep
 from remora_agent.hosting.engines import CachedEngines, EngineSettings
 from remora_contract.bundle import BUNDLE_JSON, GOLDEN_JSON, BundleFile, GraphSpec, load_bundle
 from remora_contract.digests import canonical_json, digest_file
-from remora_contract.errors import Incompatible, RequestInvalid
+from remora_contract.errors import EngineFault, Incompatible, RequestInvalid
 from remora_contract.golden import Golden
 from remora_contract.targets import AdapterTarget
 from tests.agent.engine.conftest import OPTIONS as FAITHFUL
@@ -200,6 +201,28 @@ def test_an_objection_removes_int8_unless_it_was_asked_for(
     facts = builder.build_ort(directory, load_bundle(directory), recipe, out, ignore)
     assert bool(facts.get("prefill")) == kept and "over 0.05" in facts["prefill_why"]
     assert bool(list(out.glob("prefill*"))) == kept
+
+
+@pytest.mark.parametrize("choice", ["auto", "int8"])
+def test_a_failure_of_int8_ends_only_a_build_that_asked_for_it(
+    tmp_path, monkeypatch: pytest.MonkeyPatch, choice
+):
+    directory = _with_golden(tmp_path / "b")
+
+    def fail(*_: object) -> Agreement:
+        raise EngineFault("the kernel fell over")
+
+    monkeypatch.setattr(prefill_trial, "trial", fail)
+    out = tmp_path / "out"
+    out.mkdir()
+    build = partial(builder.build_ort, directory, load_bundle(directory))
+    if choice == "int8":
+        with pytest.raises(EngineFault, match="fell over"):
+            build(builder.recipe(4, choice), out, ignore)
+        return
+    facts = build(builder.recipe(4, choice), out, ignore)
+    assert facts["prefill_why"] == "the kernel fell over" and "prefill" not in facts
+    assert not list(out.glob("prefill*")) and (out / "model.onnx").exists()
 
 
 @pytest.mark.parametrize(

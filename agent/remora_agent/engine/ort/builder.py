@@ -90,19 +90,25 @@ def _prefill(
     facts: dict[str, Any],
     progress: Progress,
 ) -> dict[str, Any]:
-    """Int8 prompts where the recipe wants them; what became of it."""
+    """Int8 prompts where the recipe wants them; what became of it. Raises EngineFault when they
+    were asked for and cannot be made."""
     if recipe.prefill == "plain":
         return {}
-    progress("making int8 prompts", 0.85)
     made = PrefillFiles(MODEL, PREFILL, PREFILL_DATA)
-    write_prefill(out_dir, made, out_dir.parent / REWRITTEN, signed=not signed_saturates())
-    progress("comparing int8 prompts", 0.9)
-    kept, why = _tried(bundle_dir, bundle, out_dir, facts)
+    try:
+        progress("making int8 prompts", 0.85)
+        write_prefill(out_dir, made, out_dir.parent / REWRITTEN, signed=not signed_saturates())
+        progress("comparing int8 prompts", 0.9)
+        kept, why = _tried(bundle_dir, bundle, out_dir, facts)
+    except EngineFault as e:
+        if recipe.prefill == "int8":
+            raise
+        kept, why = False, str(e)
     log.info("engine.prefill_decided", extra={"int8": kept, "why": why})
     if kept or recipe.prefill == "int8":
         return {FACT_PREFILL: PREFILL, FACT_PREFILL_WHY: why}
     for name in (PREFILL, PREFILL_DATA):
-        (out_dir / name).unlink()
+        (out_dir / name).unlink(missing_ok=True)
     return {FACT_PREFILL_WHY: why}
 
 
