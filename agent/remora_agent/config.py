@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from remora_agent.engine.prefill import CHOICES, PREFILL_HELP
 from remora_agent.runtime.options import MAX_DRAFT_TOKENS
 from remora_agent.serving.address import parse_address
 from remora_contract.errors import DocumentInvalid, RequestInvalid
@@ -69,6 +70,7 @@ class ServingConfig:
         None, "Tokens a sequence may hold; absent: the bundle's capacity."
     )
     threads: int | None = _setting(None, "Compute threads; absent: one for each physical core.")
+    prefill: str = _setting("auto", PREFILL_HELP)
     drain_s: float = _setting(20.0, "Seconds running requests get to end at shutdown.")
     draft_tokens: int = _setting(
         8,
@@ -95,6 +97,9 @@ class ServingConfig:
         "mode lets in.",
     )
     reflection: bool = _setting(True, "Describe the services to gRPC clients that ask.")
+    kserve: bool = _setting(
+        True, "Answer KServe v2 clients (inference.GRPCInferenceService) on the same address."
+    )
 
     def __post_init__(self) -> None:
         _check_listen(self.listen, "serving.listen")
@@ -104,6 +109,8 @@ class ServingConfig:
         _at_least(self.context, 1, "serving.context")
         _at_least(self.threads, 1, "serving.threads")
         _at_least(self.drain_s, 0, "serving.drain_s")
+        if self.prefill not in CHOICES:
+            raise ValueError(f"serving.prefill must be one of {', '.join(CHOICES)}")
         _at_least(self.draft_tokens, 0, "serving.draft_tokens")
         if self.draft_tokens > MAX_DRAFT_TOKENS:
             raise ValueError(f"serving.draft_tokens must be at most {MAX_DRAFT_TOKENS}")

@@ -11,8 +11,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-import psutil
-
 from remora_agent.host import (
     Assignment,
     BuildOutcome,
@@ -20,7 +18,7 @@ from remora_agent.host import (
     ServingAdapterState,
     ServingState,
 )
-from remora_agent.hosting.engines import EngineSource, verify_small_files
+from remora_agent.hosting.engines import EngineSource, available_memory, verify_small_files
 from remora_agent.hosting.faults import FaultCount
 from remora_agent.hosting.names import adopt
 from remora_agent.hosting.retiring import Retiring, added, counted
@@ -54,11 +52,6 @@ class HostSettings:
 class _Serving:
     model: ServedModel
     assignment: Assignment
-
-
-def available_memory() -> int:
-    """Bytes a process may take without swapping."""
-    return int(psutil.virtual_memory().available)
 
 
 class LocalHost:

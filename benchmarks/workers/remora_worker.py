@@ -1,4 +1,4 @@
-"""python remora_worker.py BUNDLE ENGINES THREADS [ADAPTERS]: our engine, driven line by line.
+"""python remora_worker.py BUNDLE ENGINES THREADS ADAPTERS PREFILL: our engine, driven line by line.
 
 Requests: {"what": "prefill"|"decode"|"batch"|"swap", ...}; see the functions below.
 """
@@ -17,6 +17,7 @@ import psutil
 from remora_agent.bank.weights import AdapterWeights
 from remora_agent.engine.cache import EngineCache
 from remora_agent.engine.opening import EngineOptions, ensure_built, load_engine
+from remora_agent.engine.prefill import check_choice
 from remora_agent.engine.protocol import Engine, Mix, MixEntry, RowStep
 from remora_contract.bundle import load_bundle
 from remora_contract.targets import PROJECTIONS, AdapterTarget
@@ -25,15 +26,17 @@ RANK = 16
 
 
 def main() -> None:
-    bundle_dir, engines, threads, adapters = Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:]
-    options = EngineOptions(rows=8, threads=int(threads))
+    bundle_dir, engines = Path(sys.argv[1]), Path(sys.argv[2])
+    threads, adapters, prefill = sys.argv[3:]
+    options = EngineOptions(rows=8, threads=int(threads), prefill=check_choice(prefill))
     built = ensure_built(bundle_dir, EngineCache(engines, 1 << 40), options)
     before, began = psutil.Process().memory_info().rss, time.perf_counter()
     engine = load_engine(built.entry, load_bundle(bundle_dir), options)
     seconds = time.perf_counter() - began
     bench = Bench(engine, bundle_dir, int(adapters))
     taken = psutil.Process().memory_info().rss - before
-    say({"ready": True, "open_s": seconds, "build_s": built.seconds, "rss_mib": taken >> 20})
+    facts = {"open_s": seconds, "build_s": built.seconds, "rss_mib": taken >> 20}
+    say({"ready": True, **facts, "prefill": built.entry.manifest.facts.get("prefill_why", "plain")})
     for line in sys.stdin:
         request = json.loads(line)
         say({"seconds": getattr(bench, request.pop("what"))(**request)})

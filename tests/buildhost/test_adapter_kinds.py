@@ -144,11 +144,13 @@ def test_each_kind_answers_as_peft_on_graph_and_engine(
     handle = world.engine.add_adapter(load_weights(sidecar, bundle))
     alone = engine_logits(world.engine, tokens[:1], [(MixEntry(handle, 1.0),)])
     beside = engine_logits(world.engine, tokens, [(MixEntry(handle, 1.0),), ()])
+    scored = world.engine.score(0, tokens[0], 0, (MixEntry(handle, 1.0),))
     world.engine.remove_adapter(handle)
 
     assert worst(graph[:1], wanted) <= TOLERANCE
     assert worst(graph[1:], plain[1:]) <= TOLERANCE
     assert worst(alone, wanted) <= TOLERANCE
+    assert np.abs(scored - wanted[0]).max() <= TOLERANCE
     assert worst(beside[:1], wanted) <= TOLERANCE
     assert worst(beside[1:], plain[1:]) <= TOLERANCE
     assert worst(alone, plain[:1]) > 20 * TOLERANCE  # it does change something

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from remora_agent.engine.prefill import PREFILL_HELP
 from remora_contract.errors import DocumentInvalid, RemoraError
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def generate(
     threads: Annotated[
         int | None, typer.Option(help="Compute threads (default: one for each physical core).")
     ] = None,
+    prefill: Annotated[str, typer.Option(metavar="FORM", help=PREFILL_HELP)] = "auto",
     cache_dir: Annotated[
         Path | None,
         typer.Option(help="Directory of built engines (default: ~/.cache/remora/engines)."),
@@ -87,6 +89,7 @@ def generate(
     from remora_agent.batch import report
     from remora_agent.batch.document import read_document
     from remora_agent.engine.opening import EngineOptions
+    from remora_agent.engine.prefill import check_choice
 
     document = read_document(_read(input_file), str(input_file), _known(use_cases))
     document = document.overriding(
@@ -100,7 +103,9 @@ def generate(
     report.check_writable(output_file)  # now, not when all the answers are there
     if rows is None:
         rows = min(document.settings.batch_size, _MAX_ROWS)
-    options = EngineOptions(rows=rows, context=context, threads=threads)
+    options = EngineOptions(
+        rows=rows, context=context, threads=threads, prefill=check_choice(prefill)
+    )
     outcomes = _answer(bundle, document, use_cases, options, cache_dir, seed)
     report.write_atomically(output_file, report.report(str(input_file), document, outcomes))
     failed = [o for o in outcomes if o.error is not None]

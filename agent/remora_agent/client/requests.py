@@ -67,8 +67,8 @@ _SAMPLING = (
     "frequency_penalty",
 )
 _STOPPING = ("max_tokens", "ignore_eos", "min_tokens")
-_CONSTRAINTS = ("json_schema", "json_object", "regex", "lark", "choice")
 _POOLING = {"last": pb.POOLING_LAST, "mean": pb.POOLING_MEAN}
+_CONSTRAINTS = ("json_schema", "json_object", "regex", "lark", "choice")
 _SHARE = ("priority", "client", "cache_salt")
 _KNOWN = frozenset(Options.__annotations__)
 

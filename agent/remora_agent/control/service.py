@@ -40,6 +40,7 @@ def local_host(
 ) -> Iterator[ServingHost]:
     """The real thing: engines, models and the gRPC surface of this process."""
     from remora_agent.engine.opening import EngineOptions
+    from remora_agent.engine.prefill import check_choice
     from remora_agent.hosting.engines import EngineSettings
     from remora_agent.local_host import HostSettings
     from remora_agent.runtime.options import RuntimeOptions
@@ -50,7 +51,12 @@ def local_host(
     from remora_agent.telemetry.request_log import RequestLog
 
     serving, adapters = config.serving, config.adapters
-    options = EngineOptions(rows=serving.rows, context=serving.context, threads=serving.threads)
+    options = EngineOptions(
+        rows=serving.rows,
+        context=serving.context,
+        threads=serving.threads,
+        prefill=check_choice(serving.prefill),
+    )
     settings = EngineSettings(
         cache_dir=layout.engines,
         memory_floor_bytes=serving.memory_floor_bytes,
@@ -78,6 +84,7 @@ def local_host(
         host,
         observing=observing,
         reflection=serving.reflection,
+        kserve=serving.kserve,
         unix_socket=None if serving.unix_socket is None else parse_socket(serving.unix_socket),
         allowed_users=user_ids(serving.allowed_users) if serving.allowed_users else None,
     )

@@ -26,6 +26,7 @@ _CHILD = "remora_agent.engine.build_child"
 _RESULT_DIR = "engine"
 # Rewritten model, optimised model with prepacked weights, and the widening of float16.
 _DISK_FACTOR = 5
+_INT8_DISK_FACTOR = 6  # of prompts' weights: as written, as saved, and prepacked, twice int4's size
 
 
 def never() -> bool:
@@ -70,7 +71,7 @@ def build_engine(
         # Another process may have finished it while this one waited for the lock.
         if entry := cache.find(key.digest):
             return BuildResult(entry, True, time.monotonic() - started)
-        _check_room(staging, bundle)
+        _check_room(staging, bundle, recipe)
         facts = _run(directory, recipe, staging, control)
         entry = cache.commit(staging / _RESULT_DIR, key, facts)
     cache.evict((*control.in_use, key.digest))
@@ -96,9 +97,10 @@ def _run(directory: Path, recipe: Recipe, staging: Path, control: BuildControl) 
     return {str(name): str(value) for name, value in facts.items()}
 
 
-def _check_room(staging: Path, bundle: Bundle) -> None:
+def _check_room(staging: Path, bundle: Bundle, recipe: Recipe) -> None:
     """Refuses a build that cannot end well before it fills the disk. Raises Exhausted."""
-    need = _DISK_FACTOR * sum(f.size for f in graph_files(bundle))
+    factor = _DISK_FACTOR + (_INT8_DISK_FACTOR if recipe.prefill != "plain" else 0)
+    need = factor * sum(f.size for f in graph_files(bundle))
     disk = os.statvfs(staging)
     free = disk.f_bavail * disk.f_frsize
     if free < need:

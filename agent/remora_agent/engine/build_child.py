@@ -13,7 +13,7 @@ from typing import Any
 import onnx
 
 from remora_agent.engine.child_side import child_main
-from remora_agent.engine.recipe import Recipe, graph_files
+from remora_agent.engine.recipe import Recipe, build_files
 from remora_agent.host import Progress
 from remora_contract.bundle import GRAPH_FILE, load_bundle, read_document, verify_files
 from remora_contract.errors import EngineFault, Unsupported
@@ -28,7 +28,7 @@ def build(bundle_dir: Path, recipe_path: Path, out_dir: Path, progress: Progress
     recipe = loads(Recipe, read_document(recipe_path), str(recipe_path))
     bundle = load_bundle(bundle_dir)
     progress("verifying the graph", 0.0)
-    verify_files(bundle_dir, graph_files(bundle))
+    verify_files(bundle_dir, build_files(bundle, recipe))
     check_graph(bundle_dir / GRAPH_FILE)
     if recipe.backend != "onnxruntime":
         raise Unsupported(f"no builder for backend {recipe.backend!r}; known: onnxruntime")

@@ -44,6 +44,17 @@ def engine_bytes(decoder: DecoderSpec, graph: GraphSpec) -> int:
     return total
 
 
+def int8_prefill_bytes(decoder: DecoderSpec) -> int:
+    """What prompts in int8 take besides: every layer's weights as bytes, packed for the kernels,
+    with a float32 scale a column."""
+    total = 0
+    for layer in range(decoder.layers):
+        for p in decoder.projections(layer):
+            k, n = decoder.in_features(p), decoder.out_features(p)
+            total += decoder.copies(p) * n * (k + _FLOAT32)
+    return total
+
+
 def _stored(weights: int, quant: QuantSpec, matrix: str) -> int:
     if not quant.quantizes(matrix) or quant.kind not in _INTEGER_BITS:
         return weights * _FLOAT32

@@ -13,6 +13,7 @@ from remora_agent.engine.build import BuildControl, BuildResult, build_engine, i
 from remora_agent.engine.cache import CacheEntry, EngineCache
 from remora_agent.engine.child import ChildLimits
 from remora_agent.engine.memory import kv_bytes
+from remora_agent.engine.prefill import PrefillChoice, check_choice, chosen
 from remora_agent.engine.protocol import Engine, EngineLimits
 from remora_agent.engine.recipe import Recipe
 from remora_agent.host import Progress
@@ -33,6 +34,7 @@ class EngineOptions:
     context: int | None = None  # tokens a row holds; None: what the bundle was exported for
     threads: int | None = None  # None: as many as there are physical cores
     accuracy_level: int = 4  # of int4 products: 4 fast, 1 keeps activations in float32
+    prefill: PrefillChoice = "auto"  # how prompts are computed: see engine.prefill
     build_limits: ChildLimits = field(default_factory=ChildLimits)
 
     def __post_init__(self) -> None:
@@ -42,6 +44,7 @@ class EngineOptions:
             raise RequestInvalid(f"threads must be 1..{MAX_THREADS}, not {self.threads}")
         if self.accuracy_level not in (0, 1, 4):
             raise RequestInvalid(f"accuracy_level must be 0, 1 or 4, not {self.accuracy_level}")
+        check_choice(self.prefill, self.accuracy_level)
 
 
 def ensure_built(
@@ -61,8 +64,9 @@ def ensure_built(
     from remora_agent.engine.ort import builder
 
     control = BuildControl(options.build_limits, progress, cancelled, in_use)
-    recipe = builder.recipe(options.accuracy_level)
     bundle = load_bundle(bundle_dir)
+    level = options.accuracy_level
+    recipe = builder.recipe(level, chosen(options.prefill, bundle, level))
     check_dialect(bundle, recipe)
     return build_engine(bundle_dir, bundle, recipe, cache, control)
 
@@ -90,17 +94,26 @@ def open_engine(
 def load_engine(entry: CacheEntry, bundle: Bundle, options: EngineOptions) -> Engine:
     """Loads a built engine. Raises EngineFault, RequestInvalid (context the bundle has not)."""
     from remora_agent.engine.ort.builder import FACT_BASE, FACT_PLAIN
-    from remora_agent.engine.ort.engine import EngineFiles, OrtEngine
+    from remora_agent.engine.ort.engine import EngineFiles, OrtEngine, PrefillForm
 
     facts = entry.manifest.facts
+    prefill = int8_file(entry) if options.prefill != "plain" else ""
     files = EngineFiles(
         entry.directory,
         entry.manifest.digest,
         facts.get(FACT_BASE) or None,
         facts.get(FACT_PLAIN) or None,
+        PrefillForm(prefill) if prefill else None,
     )
     limits = limits_of(bundle, options)
     return OrtEngine(files, bundle.decoder, limits, options.threads, bundle.graph)
+
+
+def int8_file(entry: CacheEntry) -> str:
+    """The built model that reads prompts in int8; "" where the build made none."""
+    from remora_agent.engine.ort.builder import FACT_PREFILL
+
+    return entry.manifest.facts.get(FACT_PREFILL, "")
 
 
 def limits_of(bundle: Bundle, options: EngineOptions) -> EngineLimits:

@@ -180,6 +180,7 @@ def probe_in_child(
         "context": options.context,
         "threads": options.threads,
         "accuracy_level": options.accuracy_level,
+        "prefill": options.prefill,
     }
     result = run_child(
         _CHILD,

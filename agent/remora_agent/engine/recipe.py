@@ -10,7 +10,8 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-from remora_contract.bundle import GRAPH_FILE, Bundle, BundleFile
+from remora_agent.engine.prefill import PrefillChoice
+from remora_contract.bundle import GOLDEN_JSON, GRAPH_FILE, Bundle, BundleFile
 from remora_contract.digests import digest_bytes, digest_document
 from remora_contract.errors import ArtifactInvalid
 
@@ -32,11 +33,12 @@ class Recipe:
     rewrite_version: int
     accuracy_level: int  # of int4 products: 4 quantizes activations to int8, 1 keeps float32
     machine: Machine
+    prefill: PrefillChoice = "plain"  # whether the build also makes, and holds to account, int8
 
 
 @dataclass(frozen=True)
 class BuildKey:
-    graph: tuple[BundleFile, ...]
+    files: tuple[BundleFile, ...]
     recipe: Recipe
 
     @property
@@ -46,7 +48,14 @@ class BuildKey:
 
 def build_key(bundle: Bundle, recipe: Recipe) -> BuildKey:
     """Raises ArtifactInvalid when the bundle lists no graph."""
-    return BuildKey(graph_files(bundle), recipe)
+    return BuildKey(build_files(bundle, recipe), recipe)
+
+
+def build_files(bundle: Bundle, recipe: Recipe) -> tuple[BundleFile, ...]:
+    """What a build reads: the graph, and the golden prompts where they decide. Raises
+    ArtifactInvalid when there is no graph."""
+    golden = bundle.file(GOLDEN_JSON) if recipe.prefill != "plain" else None
+    return (*graph_files(bundle), *([golden] if golden is not None else []))
 
 
 def graph_files(bundle: Bundle) -> tuple[BundleFile, ...]:

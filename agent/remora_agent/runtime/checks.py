@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 from remora_agent.engine.protocol import EngineLimits
-from remora_agent.runtime.api import (
-    AdapterRef,
-    GenerationRequest,
-    SamplingParams,
-    StoppingParams,
-)
+from remora_agent.runtime.api import AdapterRef, GenerationRequest, SamplingParams, StoppingParams
 from remora_agent.runtime.bounds import MAX_PROMPT_LOGPROBS, check_sampling, check_scoring
 from remora_agent.runtime.embedding import EmbeddingRequest
 from remora_agent.runtime.options import (

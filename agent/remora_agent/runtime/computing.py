@@ -48,10 +48,12 @@ class Computing:
         if isinstance(request.answer, Embedding):
             request.answer.read(self._engine.embed(work.row, tokens, work.start, mix))
             return []
-        if request.answer.request.scoring.prompt_top is not None:
-            logits = read_scored(self._engine, work.row, tokens, work.start, mix, request.answer)
-        else:
+        if request.generating.request.scoring.prompt_top is None:
             logits = self._engine.prefill(work.row, tokens, work.start, mix)
+        else:
+            logits = read_scored(
+                self._engine, work.row, tokens, work.start, mix, request.generating
+            )
         return [Found(logits[None])] if work.last else []
 
     def _decode(self, work: DecodeStep, requests: Sequence[Request]) -> Logits:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from remora_agent.runtime.api import GenerationRequest
+
 MAX_PRIORITY = 100  # in both directions
 
 
@@ -32,3 +34,15 @@ class SchedulerLimits:
     patience_s: float  # passed over for longer, a request holds up later ones
     aging_s: float = 30.0  # so long without a turn is worth one level of priority
     inter_token_s: float = float("inf")  # chunks are cut so that running answers move as often
+
+
+def job_of(request: GenerationRequest, borders: tuple[int, ...]) -> Job:
+    return Job(
+        request.request_id,
+        len(request.prompt),
+        request.deadline_s,
+        borders,
+        request.stopping.max_tokens,
+        request.share.priority,
+        request.share.client,
+    )

@@ -50,19 +50,18 @@ from remora_agent.runtime.defaults import (
 )
 from remora_agent.runtime.embedding import Embedding, EmbeddingRequest, OnEmbedded, OnVector
 from remora_agent.runtime.embedding_batch import EmbeddingBatch
-from remora_agent.runtime.jobs import Job, SchedulerLimits
+from remora_agent.runtime.jobs import SchedulerLimits, job_of
 from remora_agent.runtime.memory_floor import MemoryFloor
 from remora_agent.runtime.metrics import RuntimeMetrics
 from remora_agent.runtime.options import RuntimeOptions
 from remora_agent.runtime.prefix_cache import PrefixCache
 from remora_agent.runtime.prefix_keys import reusable_tokens
-from remora_agent.runtime.request import Arrival
 from remora_agent.runtime.sampling import Sampler
 from remora_agent.runtime.scheduler import Scheduler
 from remora_agent.runtime.speculation import Speculation
 from remora_agent.runtime.status import RuntimeState, RuntimeStatus
 from remora_agent.runtime.step_loop import StepLoop
-from remora_agent.runtime.stepper import Stepper
+from remora_agent.runtime.stepper import Arrival, Stepper
 from remora_agent.text.pipeline import TextPipeline
 from remora_contract.bundle import Bundle
 from remora_contract.errors import EngineFault, InternalFault, RemoraError, Unavailable
@@ -209,7 +208,7 @@ class ModelRuntime:
         resolved = _acting(request.prompt, self._resolved(request.adapters))
         matcher = None if grammar is None else grammar.start()
         answer = self._answer(self._clipped(request), resolved, on_event, now, matcher)
-        return self._arriving(answer, resolved)
+        return self._queued(answer, resolved)
 
     def embed(self, request: EmbeddingRequest, on_end: OnEmbedded) -> Callable[[], None]:
         """Queues the prompts of a request, their adapters resolved once for all; returns what
@@ -228,7 +227,7 @@ class ModelRuntime:
                 on_admitted,
                 heard,
             )
-            self._stepper.add_all([self._arriving(made, acting)], begun=index > 0)
+            self._stepper.add(self._queued(made, acting), begun=index > 0)
             self._loop.wake()
             return made.provenance
 
@@ -236,11 +235,12 @@ class ModelRuntime:
         batch.start()
         return batch.cancel
 
-    def _arriving(self, answer: Answer | Embedding, resolved: tuple[Wanted, ...]) -> Arrival:
+    def _queued(self, answer: Answer | Embedding, resolved: tuple[Wanted, ...]) -> Arrival:
+        """Raises Exhausted for a mix that can never fit."""
         wanted = tuple(w for w in resolved if w.start is not None)
         self._bank.check_fits(wanted)
         borders = tuple(sorted({w.start for w in wanted if w.start}))
-        return Arrival(answer, wanted, _job(answer.request, borders))
+        return Arrival(answer, wanted, job_of(answer.request, borders))
 
     def cancel(self, request_id: str) -> bool:
         """Whether it was found; it then ends with Finished(CANCELLED), unless it ends otherwise
@@ -423,16 +423,4 @@ def _scheduler_limits(rows: int, options: RuntimeOptions) -> SchedulerLimits:
         patience_s=math.inf,
         aging_s=options.aging_s,
         inter_token_s=options.inter_token_s,
-    )
-
-
-def _job(request: GenerationRequest, borders: tuple[int, ...]) -> Job:
-    return Job(
-        request.request_id,
-        len(request.prompt),
-        request.deadline_s,
-        borders,
-        request.stopping.max_tokens,
-        request.share.priority,
-        request.share.client,
     )

@@ -31,7 +31,7 @@ class Pace:
         self._largest = largest
         self._chunk_s: dict[int, float] = {}  # by size
         self._last: tuple[int, float] | None = None  # size and seconds of the last chunk
-        self._token_s: float | None = None
+        self._read_s = self._read_tokens = 0.0  # sums in which the past fades
         self._step_s: float | None = None
         self._answer_tokens: float | None = None
         self._reused = 0.0
@@ -42,7 +42,9 @@ class Pace:
         before = self._chunk_s.get(size, 0.0)
         self._chunk_s[size] = full_s if full_s > before else _mean(before, full_s)
         self._last = (size, full_s)
-        self._token_s = _mean(self._token_s, seconds / tokens)
+        # Sums, so that a chunk of one token does not speak for long ones.
+        self._read_s = _MEMORY * self._read_s + seconds
+        self._read_tokens = _MEMORY * self._read_tokens + tokens
 
     def step_took(self, seconds: float) -> None:
         self._step_s = _mean(self._step_s, seconds)
@@ -58,15 +60,18 @@ class Pace:
     @property
     def rates(self) -> Rates | None:
         """None until a prompt was read and an answer has ended."""
-        if self._token_s is None or self._answer_tokens is None:
+        if not self._read_tokens or self._answer_tokens is None:
             return None
-        step_s = self._token_s if self._step_s is None else self._step_s
-        return Rates(self._token_s, step_s, self._answer_tokens, self._reused)
+        token_s = self._read_s / self._read_tokens
+        step_s = token_s if self._step_s is None else self._step_s
+        return Rates(token_s, step_s, self._answer_tokens, self._reused)
 
     def chunk(self, bound_s: float) -> int:
         """Most tokens of a chunk after which, and after a decode step, `bound_s` have not passed;
-        at least LEAST_CHUNK, whatever it takes."""
-        left = bound_s - (self._step_s or 0.0)
+        at least LEAST_CHUNK, whatever it takes. Where steps alone take longer, chunks take as long
+        as steps, so that prompts are still read."""
+        step_s = self._step_s or 0.0
+        left = bound_s - step_s if step_s < bound_s else step_s
         if left == float("inf"):
             return self._largest
         chosen = size = LEAST_CHUNK

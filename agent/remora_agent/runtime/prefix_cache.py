@@ -49,12 +49,15 @@ class PrefixCache:
         store = self._store
         return PrefixCounts(self._lookups, self._hits, self._tokens, store.evictions, store.bytes)
 
-    def keys(self, salt: str, acting: Sequence[Acting], prompt_tokens: int) -> PrefixKeys | None:
-        """None for a request that neither reuses nor leaves anything."""
-        if not self._on or (self._longest is not None and prompt_tokens > self._longest):
+    def keys(self, salt: str, acting: Sequence[Acting], prompt: Sequence[int]) -> PrefixKeys | None:
+        """Those of the prompt, made here once; None for a request that neither reuses nor leaves
+        anything."""
+        if not self._on or (self._longest is not None and len(prompt) > self._longest):
             return None
         self._lookups += 1
-        return PrefixKeys(self._engine.digest, salt, acting)
+        keys = PrefixKeys(self._engine.digest, salt, acting)
+        keys.of(prompt, _whole(prompt))
+        return keys
 
     def choose_row(
         self, keys: PrefixKeys | None, prompt: Sequence[int], free: Sequence[int]

@@ -10,19 +10,20 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from remora_agent.bank.bank import Bank, Lease
+from remora_agent.bank.bank import Bank, Lease, Wanted
 from remora_agent.engine.protocol import Engine
 from remora_agent.runtime.answer import Answer, TokenTaken
 from remora_agent.runtime.api import FinishReason
 from remora_agent.runtime.computing import Computing, Found
 from remora_agent.runtime.embedding import Embedding
+from remora_agent.runtime.jobs import Job
 from remora_agent.runtime.memory_floor import RETRY_AFTER_S, MemoryFloor
 from remora_agent.runtime.metrics import RuntimeMetrics
 from remora_agent.runtime.prefix_cache import PrefixCache
 from remora_agent.runtime.prefix_keys import Acting, PrefixKeys
-from remora_agent.runtime.request import Arrival, Request
+from remora_agent.runtime.request import Request
 from remora_agent.runtime.sampling import Logits
 from remora_agent.runtime.scheduler import (
     DecodeStep,
@@ -35,6 +36,15 @@ from remora_agent.runtime.speculation import Speculation
 from remora_contract.errors import DeadlineExceeded, Exhausted, RemoraError
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A request on its way into the queue."""
+
+    answer: Answer | Embedding
+    wanted: tuple[Wanted, ...]
+    job: Job
 
 
 class Stepper:
@@ -64,16 +74,29 @@ class Stepper:
 
     # -- any thread -------------------------------------------------------------------------
 
-    def add_all(self, arrivals: Sequence[Arrival], *, begun: bool = False) -> None:
-        """Queues all of them or none. Raises what the scheduler refuses with, Exhausted while
-        memory is short, and, unless they are part of what has `begun`, what `refuse` was given."""
-        added: list[Arrival] = []
+    def add(self, new: Arrival, *, begun: bool = False) -> None:
+        """Queues it. Raises what the scheduler refuses with, Exhausted while memory is short, and,
+        unless it is a part of what has `begun`, what `refuse` was given."""
         with self._changed:
             if self._closed is not None and not begun:
                 raise self._closed
+            scheduler, now = self._scheduler, self._clock()
+            rows = scheduler.free_rows or range(self._engine.limits.rows)
+            short = self._memory.refusal(new.job, scheduler.running(), rows)
+            if short is not None:
+                wait_s = scheduler.retry_after_s(new.job, now)
+                raise Exhausted(short, max(wait_s, RETRY_AFTER_S))
+            scheduler.submit(new.job, now)
+            self._requests[new.job.request_id] = Request(new.answer, new.wanted, new.job)
+            self._fresh.append(new.answer)
+
+    def add_all(self, arrivals: Sequence[Arrival]) -> None:
+        """All of them or none: raises as `add` does."""
+        added: list[Arrival] = []
+        with self._changed:
             try:
                 for new in arrivals:
-                    self._add(new)
+                    self.add(new)
                     added.append(new)
             except RemoraError:
                 for new in added:
@@ -81,17 +104,6 @@ class Stepper:
                     del self._requests[new.job.request_id]
                     self._fresh.remove(new.answer)
                 raise
-
-    def _add(self, new: Arrival) -> None:
-        scheduler, now = self._scheduler, self._clock()
-        rows = scheduler.free_rows or range(self._engine.limits.rows)
-        short = self._memory.refusal(new.job, scheduler.running(), rows)
-        if short is not None:
-            wait_s = scheduler.retry_after_s(new.job, now)
-            raise Exhausted(short, max(wait_s, RETRY_AFTER_S))
-        scheduler.submit(new.job, now)
-        self._requests[new.job.request_id] = Request(new.answer, new.wanted, new.job)
-        self._fresh.append(new.answer)
 
     def cancel(self, request_id: str) -> bool:
         with self._changed:
@@ -226,7 +238,7 @@ class Stepper:
             return None
         parts = zip(lease.digests, lease.mix, lease.starts, strict=True)
         acting = [Acting(d, entry.weight, s) for d, entry, s in parts if s is not None]
-        return self._prefixes.keys(asked.share.cache_salt, acting, len(asked.prompt))
+        return self._prefixes.keys(asked.share.cache_salt, acting, asked.prompt)
 
     def _reused(self, work: PrefillChunk) -> bool:
         """Whether tokens of the chunk are there already. Only what follows reused ones can be."""

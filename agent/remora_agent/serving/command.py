@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from remora_agent.engine.prefill import PREFILL_HELP
 from remora_agent.serving.address import DEFAULT_LISTEN, parse_socket
 from remora_agent.telemetry.request_log import RequestLog
 from remora_contract.errors import RequestInvalid
@@ -72,6 +73,7 @@ def serve(
         int | None,
         typer.Option(help="Compute threads (default: one for each physical core)."),
     ] = None,
+    prefill: Annotated[str, typer.Option(metavar="FORM", help=PREFILL_HELP)] = "auto",
     draft_tokens: Annotated[
         int,
         typer.Option(
@@ -135,12 +137,16 @@ def serve(
     memory_floor_mib: Annotated[
         int, typer.Option(min=0, help="Memory that stays free (0: not looked at).")
     ] = 256,
+    kserve: Annotated[
+        bool, typer.Option(help="Answer KServe v2 clients, Triton's for one, on the same address.")
+    ] = True,
     log_level: Annotated[
         str, typer.Option(help="Of the JSON logs on stderr: debug, info, warning or error.")
     ] = "warning",
 ) -> None:
     """Serves a bundle over gRPC until it is stopped. Needs no controller."""
     from remora_agent.engine.opening import EngineOptions
+    from remora_agent.engine.prefill import check_choice
     from remora_agent.runtime.options import RuntimeOptions
     from remora_agent.serving import standalone
     from remora_agent.serving.unix_gate import user_ids
@@ -153,7 +159,12 @@ def serve(
     stack = _stack_options(
         listen,
         _tls(tls_cert, tls_key, tls_client_ca),
-        EngineOptions(rows=rows, context=context, threads=threads),
+        EngineOptions(
+            rows=rows,
+            context=context,
+            threads=threads,
+            prefill=check_choice(prefill),
+        ),
         cache_dir,
         metrics_listen,
         RuntimeOptions(
@@ -169,6 +180,7 @@ def serve(
         stack,
         observing=observing,
         reflection=reflection,
+        kserve=kserve,
         unix_socket=None if unix_socket is None else parse_socket(unix_socket),
         allowed_users=user_ids(allow_user) if allow_user else None,
     )

@@ -98,9 +98,8 @@ class RequestDriver:
             left = None if timeout_s is None else timeout_s - (loop.time() - started)
             running = _Running(model, choice_ids(request_id, call.n))
             stream = EventStream(loop, call.n)
-            model.submit_choices(
-                running.ids, call, encoded.token_ids, left, stream.listeners(), grammar
-            )
+            hear = stream.listeners()
+            model.submit_choices(running.ids, call, encoded.token_ids, left, hear, grammar)
             self._running[request_id] = running
         showing = Showing(request_id, prompt_text)
         try:
@@ -149,18 +148,6 @@ class RequestDriver:
         return await loop.run_in_executor(self._workers, function, argument)
 
 
-async def _compiled(model: ServedModel, constraint: Constraint | None) -> Grammar | None:
-    if constraint is None:
-        return None
-    compiling = asyncio.wrap_future(model.runtime.compile(constraint))
-    try:
-        return await asyncio.wait_for(compiling, COMPILE_TIMEOUT_S)
-    except asyncio.TimeoutError as e:
-        raise RequestInvalid(
-            f"constraint: compiling it takes longer than {COMPILE_TIMEOUT_S:g} s; make it simpler"
-        ) from e
-
-
 def _into(
     ended: asyncio.Future[Embedded | Failed], loop: asyncio.AbstractEventLoop
 ) -> Callable[[Embedded | Failed], None]:
@@ -178,3 +165,15 @@ def _into(
             return
 
     return hear
+
+
+async def _compiled(model: ServedModel, constraint: Constraint | None) -> Grammar | None:
+    if constraint is None:
+        return None
+    compiling = asyncio.wrap_future(model.runtime.compile(constraint))
+    try:
+        return await asyncio.wait_for(compiling, COMPILE_TIMEOUT_S)
+    except asyncio.TimeoutError as e:
+        raise RequestInvalid(
+            f"constraint: compiling it takes longer than {COMPILE_TIMEOUT_S:g} s; make it simpler"
+        ) from e

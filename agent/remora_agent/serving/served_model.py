@@ -126,7 +126,7 @@ class ServedModel:
                 listener = AcceptedOnce(on_event)
                 held = HeldCall(request_id, one, len(tokens), deadline_s, listener, self._was)
                 adding.enter_context(self._waiting.adding(held))
-                listening = self._listener(self._recorded(one, request, listener))
+                listening = self._listener(one, request, listener)
                 pairs.append((request, self._waiting.watching(held, listening)))
             self.runtime.submit_all(pairs, grammar)
 
@@ -187,7 +187,10 @@ class ServedModel:
                 None if timeout_s is None else runtime.now() + timeout_s,
                 call.share,
             )
-            told = self._told(request, call)
+            prompt = joined(request.prompts)
+            whole = replace(request.reading(0), request_id=request_id, prompt=prompt)
+            # Counts and records hear of it as of any request.
+            told = self._listener(call, whole, _nobody)
 
             def hear(end: Embedded | Failed) -> None:
                 told(as_event(end))
@@ -195,18 +198,7 @@ class ServedModel:
 
             return runtime.embed(request, hear)
 
-    def _told(self, request: EmbeddingRequest, call: EmbedCall) -> OnEvent:
-        """Who hears of the end besides the caller: counts and records, as of any request."""
-        prompt, use_case = joined(request.prompts), ""
-        listener: OnEvent = _nobody
-        if isinstance(call.selection, UseCaseRef):
-            use_case = call.selection.name
-            listener = self.counts.listening(use_case, len(prompt), listener)
-        origin = Origin(self.runtime.bundle.source.name, use_case, call.trace_parent)
-        whole = replace(request.reading(0), request_id=request.request_id, prompt=prompt)
-        return self._listener(self._records.listening(whole, origin, listener))
-
-    def _origin(self, call: GenerateCall, tokens: tuple[int, ...]) -> Origin:
+    def _origin(self, call: GenerateCall | EmbedCall, tokens: tuple[int, ...]) -> Origin:
         use_case = call.selection.name if isinstance(call.selection, UseCaseRef) else ""
         text = self.runtime.text.decode(list(tokens)) if self._records.texts else None
         return Origin(self.runtime.bundle.source.name, use_case, call.trace_parent, text)
@@ -225,14 +217,12 @@ class ServedModel:
             weights[given.name] = given.weight
         return tuple(AdapterRef(name, None, weight) for name, weight in weights.items())
 
-    def _recorded(
-        self, call: GenerateCall, request: GenerationRequest, on_event: OnEvent
+    def _listener(
+        self, call: GenerateCall | EmbedCall, request: GenerationRequest, on_event: OnEvent
     ) -> OnEvent:
         if isinstance(call.selection, UseCaseRef):
             on_event = self.counts.listening(call.selection.name, len(request.prompt), on_event)
-        return self._records.listening(request, self._origin(call, request.prompt), on_event)
-
-    def _listener(self, on_event: OnEvent) -> OnEvent:
+        on_event = self._records.listening(request, self._origin(call, request.prompt), on_event)
         observe = self._observe
         if observe is None:
             return on_event

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from remora_agent.serving.address import Address, UnixAddress
 from remora_agent.serving.driver import RequestDriver
 from remora_agent.serving.engine_service import EngineService
 from remora_agent.serving.inference_service import InferenceService
+from remora_agent.serving.kserve.service import KServeService
+from remora_agent.serving.kserve.statistics import Statistics
 from remora_agent.serving.limits import MAX_MESSAGE_BYTES
 from remora_agent.serving.listening import Listening
 from remora_agent.serving.router import Router
@@ -30,10 +33,14 @@ from remora_agent.serving.use_cases_service import UseCasesService
 from remora_contract.errors import InternalFault, Refused, RemoraError
 from remora_protos.inference.v1 import inference_pb2 as pb
 from remora_protos.inference.v1 import inference_pb2_grpc as rpc
+from remora_protos.kserve.pool import BothPools
+from remora_protos.kserve.v2 import grpc_service_pb2 as kserve_pb
+from remora_protos.kserve.v2 import grpc_service_pb2_grpc as kserve_rpc
 
 log = logging.getLogger(__name__)
 
 SERVICES = tuple(service.full_name for service in pb.DESCRIPTOR.services_by_name.values())
+KSERVE = kserve_pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 # Text workers turn prompts into tokens; operation workers wait for disks and the step thread.
 _TEXT_WORKERS = 2
 _OPERATION_WORKERS = 4
@@ -49,6 +56,7 @@ class ServerOptions:
     allowed_users: frozenset[int] | None = None  # of unix sockets; None: whom their mode lets in
     max_calls: int = 1024  # at a time, on all services; more are refused
     keepalive_s: float = 30.0  # a caller that vanished is noticed within about this time
+    kserve: bool = True  # the KServe v2 service too
     reflection: bool = True  # clients may ask for the services' descriptions
 
     @property
@@ -63,6 +71,7 @@ class InferenceServer:
         """Raises Refused off loopback without TLS, DocumentInvalid (a PEM file)."""
         self._router = router
         self._options = options
+        self._services = (*SERVICES, KSERVE) if options.kserve else SERVICES
         self._listening = Listening(options.addresses, options.tls, options.allowed_users)
         self._text = ThreadPoolExecutor(_TEXT_WORKERS, "remora-text")
         self._operations = ThreadPoolExecutor(_OPERATION_WORKERS, "remora-operation")
@@ -146,11 +155,15 @@ class InferenceServer:
         rpc.add_AdaptersServicer_to_server(AdaptersService(router, self._operations), server)
         rpc.add_UseCasesServicer_to_server(UseCasesService(router), server)
         rpc.add_EngineServiceServicer_to_server(EngineService(router), server)
+        if self._options.kserve:
+            statistics = Statistics(time.monotonic_ns, time.time_ns)
+            service = KServeService(router, driver, self._operations, statistics)
+            kserve_rpc.add_GRPCInferenceServiceServicer_to_server(service, server)
         healths = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(healths, server)
         if self._options.reflection:
-            names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, server)
+            names = (*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, server, BothPools())
         return healths
 
     async def _report_health(self, healths: health.aio.HealthServicer) -> None:
@@ -161,7 +174,7 @@ class InferenceServer:
             if state != told:
                 status = health_pb2.HealthCheckResponse
                 value = status.SERVING if state == "serving" else status.NOT_SERVING
-                for name in ("", *SERVICES):
+                for name in ("", *self._services):
                     await healths.set(name, value)
                 told = state
             await asyncio.sleep(0.1)

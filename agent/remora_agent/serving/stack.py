@@ -42,6 +42,7 @@ class StackOptions:
     reflection: bool = True
     unix_socket: UnixAddress | None = None  # beside `listen`
     allowed_users: frozenset[int] | None = None  # of unix sockets; None: whom their mode lets in
+    kserve: bool = True  # the KServe v2 service on the same address
 
 
 class ServingStack:
@@ -66,6 +67,7 @@ class ServingStack:
             options.unix_socket,
             options.allowed_users,
             reflection=options.reflection,
+            kserve=options.kserve,
         )
         self._server = InferenceServer(router, server)
         self._observers = Observers(options.observing)

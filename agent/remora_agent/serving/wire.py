@@ -5,7 +5,7 @@ each is carried over or refused by name, and fields this version does not know a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from google.protobuf.message import Message as ProtoMessage
@@ -114,10 +114,18 @@ def refuse_unknown_fields(message: ProtoMessage) -> None:
             f"{', '.join(map(str, sorted(set(unknown))))}; update the agent or leave it out"
         )
     for field, value in message.ListFields():
-        if field.message_type is None or field.message_type.GetOptions().map_entry:
-            continue  # no map of this protocol holds messages
-        for part in [value] if isinstance(value, ProtoMessage) else value:
+        for part in _parts(field, value):
             refuse_unknown_fields(part)
+
+
+def _parts(field: Any, value: Any) -> Iterable[Any]:
+    """The messages within a field."""
+    if field.message_type is None:
+        return ()
+    if not field.message_type.GetOptions().map_entry:
+        return [value] if isinstance(value, ProtoMessage) else value
+    of_values = field.message_type.fields_by_name["value"].message_type
+    return () if of_values is None else value.values()
 
 
 def adapter_ref(adapter: pb.WeightedAdapter) -> api.AdapterRef:

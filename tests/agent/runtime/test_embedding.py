@@ -1,4 +1,4 @@
-"""Embeddings through the runtime: right vectors, in turn with generation, and nothing left behind."""
+"""Embeddings through the runtime: right vectors, in turn with answers, and nothing left behind."""
 
 import threading
 from dataclasses import replace

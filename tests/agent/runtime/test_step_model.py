@@ -24,11 +24,10 @@ from remora_agent.runtime.memory_floor import MemoryFloor
 from remora_agent.runtime.metrics import RuntimeMetrics
 from remora_agent.runtime.prefix_cache import PrefixCache
 from remora_agent.runtime.prefix_keys import BLOCK
-from remora_agent.runtime.request import Arrival
 from remora_agent.runtime.sampling import Sampler
 from remora_agent.runtime.scheduler import Scheduler
 from remora_agent.runtime.speculation import Speculation
-from remora_agent.runtime.stepper import Stepper
+from remora_agent.runtime.stepper import Arrival, Stepper
 from remora_contract.errors import DeadlineExceeded, EngineFault, Exhausted
 from tests.support.reference_engine import HIDDEN, ReferenceEngine, fault
 from tests.support.runtime import VOCAB, add_adapter, byte_text, make_bundle, request
@@ -84,7 +83,7 @@ class Steps(RuleBasedStateMachine):
             self.clock,
             self.prefixes,
             memory,
-            Speculation(0),
+            Speculation(4),
         )
         self.sent, self.heard, self.moved, self.cancelled = {}, {}, set(), set()
 
@@ -120,7 +119,7 @@ class Steps(RuleBasedStateMachine):
         )
         job = Job(name, len(prompt), until, (), count, priority, client)
         try:
-            self.stepper.add_all([Arrival(answer, wanted, job)])
+            self.stepper.add(Arrival(answer, wanted, job))
         except Exhausted as e:
             assert e.retry_after_s > 0 and not events
             return

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tritonclient.grpc import InferenceServerClient
 from typer.testing import CliRunner
 
 from remora_agent.cli import build_app
@@ -20,6 +21,7 @@ from remora_agent.client import Client
 from remora_agent.runtime.api import FinishReason
 from remora_agent.serving.standalone import parse_adapters, parse_use_case
 from remora_contract.errors import RemoraError, RequestInvalid, Unavailable
+from tests.support.triton import inputs, streaming, text_of
 
 OPTIONS = {"max_tokens": 24, "ignore_eos": True, "temperature": 0.0}
 
@@ -160,3 +162,19 @@ def test_adapters_and_use_cases_are_read_from_their_options():
         parse_adapters(["a=x", "a=y"])
     with pytest.raises(RequestInvalid, match="no weight"):
         parse_use_case("u=a:heavy")
+
+
+def test_an_unchanged_triton_client_reaches_the_process(real_bundles):
+    adapters = [f"--adapter={n}={real_bundles.adapter_dir(n)}" for n in "ab"]
+    with (
+        serve(real_bundles, *adapters) as (_, address),
+        Client(address, timeout_s=30) as client,
+        InferenceServerClient(address) as triton,
+    ):
+        base = triton.get_model_repository_index().models[0].name
+        for model, adapter in ((base, None), (f"{base}:a", "a"), ("ensemble:b", "b")):
+            want = client.generate("hello", adapter=adapter, **OPTIONS).text
+            assert text_of(triton.infer(model, inputs("hello", **OPTIONS))) == want
+            with streaming(triton) as stream:
+                stream.send(model, "hello", **OPTIONS)
+                assert "".join(text_of(r) for r in stream.all()) == want

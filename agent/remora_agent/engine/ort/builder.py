@@ -5,6 +5,9 @@ OUT/base.onnx    without it, reading the same weights; only where prepacked weig
                  data file, because otherwise a second session would pack them a second time
 OUT/plain.onnx   with factors on the layers' projections only, where the bundle takes more
 OUT/model.data   weights, plain and prepacked, mapped and not read at load
+OUT/prefill.onnx prompts' products in int8, the rest read from model.data; only where it was chosen,
+                 or where the golden prompts allow it
+OUT/prefill.data its weights
 """
 
 from __future__ import annotations
@@ -17,30 +20,41 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
+from remora_agent.engine.ort import prefill_trial
 from remora_agent.engine.ort.base_graph import without_adapters, without_extras
+from remora_agent.engine.ort.engine import EngineFiles
+from remora_agent.engine.ort.names import BACKEND, MODEL
+from remora_agent.engine.ort.prefill_graph import PrefillFiles, write_prefill
 from remora_agent.engine.ort.rewrite.rewrite import REWRITE_VERSION, rewrite
+from remora_agent.engine.ort.saturation import signed_saturates
 from remora_agent.engine.ort.windows import window_excess
+from remora_agent.engine.prefill import PrefillChoice
+from remora_agent.engine.probe import load_golden
 from remora_agent.engine.recipe import Recipe, this_machine
 from remora_agent.host import Progress
-from remora_contract.bundle import GRAPH_FILE, Bundle
+from remora_contract.bundle import GOLDEN_JSON, GRAPH_FILE, Bundle
 from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import EngineFault
 
 log = logging.getLogger(__name__)
 
-BACKEND = "onnxruntime"
-MODEL = "model.onnx"
 BASE = "base.onnx"
 DATA = "model.data"
 PLAIN = "plain.onnx"
+PREFILL = "prefill.onnx"
+PREFILL_DATA = "prefill.data"
 FACT_BASE = "base"
 FACT_PLAIN = "plain"
+FACT_PREFILL = "prefill"  # the file of int8 prompts, or ""
+FACT_PREFILL_WHY = "prefill_why"  # what decided it, in words
+REWRITTEN = "rewritten"  # folder beside the result, gone after the build
 _LOG_ERRORS = 3  # onnxruntime's severity: the runtime's warnings are about our own choices
 
 
-def recipe(accuracy_level: int) -> Recipe:
+def recipe(accuracy_level: int, prefill: PrefillChoice = "plain") -> Recipe:
     """The build of this backend on this machine. `accuracy_level`: 4 fast, 1 faithful."""
-    return Recipe(BACKEND, ort.__version__, REWRITE_VERSION, accuracy_level, this_machine())
+    machine = this_machine()
+    return Recipe(BACKEND, ort.__version__, REWRITE_VERSION, accuracy_level, machine, prefill)
 
 
 def build_ort(
@@ -50,7 +64,7 @@ def build_ort(
 
     Raises EngineFault naming the node that is not understood, or with the runtime's words.
     """
-    rewritten = out_dir.parent / "rewritten"
+    rewritten = out_dir.parent / REWRITTEN
     rewritten.mkdir()
     progress("rewriting the graph", 0.1)
     model = ir.load(bundle_dir / GRAPH_FILE)
@@ -62,11 +76,47 @@ def build_ort(
     del model
     progress("optimising", 0.6)
     _optimise(rewritten / MODEL, out_dir)
-    progress("finishing", 0.95)
-    if not done.adapter_branches:
-        return {FACT_BASE: ""}
-    base, plain = _save_reduced(out_dir, bundle.decoder)
-    return {FACT_BASE: base} | ({FACT_PLAIN: plain} if plain else {})
+    progress("finishing", 0.8)
+    base, plain = _save_reduced(out_dir, bundle.decoder) if done.adapter_branches else ("", "")
+    facts = {FACT_BASE: base} | ({FACT_PLAIN: plain} if plain else {})
+    return facts | _prefill(bundle_dir, bundle, recipe, out_dir, facts, progress)
+
+
+def _prefill(
+    bundle_dir: Path,
+    bundle: Bundle,
+    recipe: Recipe,
+    out_dir: Path,
+    facts: dict[str, Any],
+    progress: Progress,
+) -> dict[str, Any]:
+    """Int8 prompts where the recipe wants them; what became of it."""
+    if recipe.prefill == "plain":
+        return {}
+    progress("making int8 prompts", 0.85)
+    made = PrefillFiles(MODEL, PREFILL, PREFILL_DATA)
+    write_prefill(out_dir, made, out_dir.parent / REWRITTEN, signed=not signed_saturates())
+    progress("comparing int8 prompts", 0.9)
+    kept, why = _tried(bundle_dir, bundle, out_dir, facts)
+    log.info("engine.prefill_decided", extra={"int8": kept, "why": why})
+    if kept or recipe.prefill == "int8":
+        return {FACT_PREFILL: PREFILL, FACT_PREFILL_WHY: why}
+    for name in (PREFILL, PREFILL_DATA):
+        (out_dir / name).unlink()
+    return {FACT_PREFILL_WHY: why}
+
+
+def _tried(
+    bundle_dir: Path, bundle: Bundle, out_dir: Path, facts: dict[str, Any]
+) -> tuple[bool, str]:
+    """Whether the golden prompts allow it, in words."""
+    if bundle.file(GOLDEN_JSON) is None:
+        return False, "the bundle has no golden prompts to hold int8 prompts against"
+    base, plain = (facts.get(fact) or None for fact in (FACT_BASE, FACT_PLAIN))
+    files = EngineFiles(out_dir, "", base, plain)
+    return prefill_trial.allowed(
+        prefill_trial.trial(files, PREFILL, bundle, load_golden(bundle_dir))
+    )
 
 
 def _save(model: ir.Model, path: Path, progress: Progress) -> None:

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from remora_agent.bank.weights import AdapterWeights
 from remora_agent.engine.ort.bank import Bank, Packed
-from remora_agent.engine.ort.builder import BACKEND, MODEL
 from remora_agent.engine.ort.expert_slots import ExpertSlots
 from remora_agent.engine.ort.extras import Extras, uses_extras
 from remora_agent.engine.ort.kv import KvCache
+from remora_agent.engine.ort.names import BACKEND, MODEL
 from remora_agent.engine.ort.session import Asked, Lora, Rows, Session, Step
 from remora_agent.engine.ort.slots import RowSlots
 from remora_agent.engine.protocol import EngineLimits, KvBlock, Mix, RowStep
@@ -28,6 +28,17 @@ from remora_contract.errors import PromptTooLong, RequestInvalid, Unavailable
 
 # Bounds the memory of one call: attention scores are [heads, chunk, length].
 _PREFILL_CHUNK = 512
+# What the products of int8 prompts read stays in the processor's caches.
+_INT8_CHUNK = 128
+_INT8_LEAST = 16  # tokens; the decoding model reads fewer faster
+
+
+@dataclass(frozen=True)
+class PrefillForm:
+    """The model that reads prompts in int8, chunks of at least `least` tokens."""
+
+    file: str
+    least: int = _INT8_LEAST
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,7 @@ class EngineFiles:
     digest: str
     base: str | None
     plain: str | None = None
+    prefill: PrefillForm | None = None
 
 
 class OrtEngine:
@@ -66,6 +78,7 @@ class OrtEngine:
         self._base: Session | None = None
         self._plain: Session | None = None
         self._full: Session | None = None
+        self._prefill: Session | None = None
         self._closed = False
         if files.base is not None:
             self._base = self._load(files.base)
@@ -73,6 +86,8 @@ class OrtEngine:
             self._full = self._load(MODEL)
         else:
             self._base = self._load(MODEL)
+        if files.prefill is not None:
+            self._prefill = self._load(files.prefill.file)
 
     @property
     def backend(self) -> str:
@@ -102,9 +117,11 @@ class OrtEngine:
     ) -> NDArray[np.float32]:
         self._check_chunk(row, tokens, start)
         logits: NDArray[np.float32] = np.empty(0, np.float32)
-        for begin in range(0, len(tokens), _PREFILL_CHUNK):
-            chunk = tokens[begin : begin + _PREFILL_CHUNK]
-            logits = self._read(row, chunk, start + begin, mix, Asked.LAST)
+        least = None if self._files.prefill is None else self._files.prefill.least
+        for begin, end, int8 in chunks(len(tokens), least):
+            # Of a chunk before the last nobody wants logits, and states need no head.
+            asked = Asked.LAST if end == len(tokens) else Asked.STATES
+            logits = self._read(row, tokens[begin:end], start + begin, mix, asked, int8)
         only: NDArray[np.float32] = logits[0].copy()
         return only
 
@@ -130,11 +147,20 @@ class OrtEngine:
         return states
 
     def _read(
-        self, row: int, chunk: NDArray[np.int64], start: int, mix: Mix, asked: Asked
+        self,
+        row: int,
+        chunk: NDArray[np.int64],
+        start: int,
+        mix: Mix,
+        asked: Asked,
+        int8: bool = False,
     ) -> NDArray[np.float32]:
         """One call for several tokens of one row."""
         last = start + len(chunk) - 1
-        found = self._run(Rows(row, 1), chunk[None], np.array([last]), {row: mix}, asked)
+        if int8:
+            found = self._run_int8(row, chunk, last, mix, asked)
+        else:
+            found = self._run(Rows(row, 1), chunk[None], np.array([last]), {row: mix}, asked)
         self._cache.lengths[row] = last + 1
         return found
 
@@ -176,7 +202,7 @@ class OrtEngine:
 
     def close(self) -> None:
         self._closed = True
-        self._base = self._plain = self._full = self._slots = None
+        self._base = self._plain = self._full = self._prefill = self._slots = None
         self._slot_views.clear()
         self._bank = Bank(self._decoder, 0)
         self._experts.forget()
@@ -200,6 +226,18 @@ class OrtEngine:
         lora = self._fill_slots(rows, mixes) if grouped else self._packed(next(iter(distinct)))
         more = Step(self._embedding_change(rows, tokens, mixes), self._experts_of(rows, mixes))
         return session.run(self._cache, rows, tokens, last_positions, lora, grouped, more, asked)
+
+    def _run_int8(
+        self, row: int, chunk: NDArray[np.int64], last: int, mix: Mix, asked: Asked
+    ) -> NDArray[np.float32]:
+        """One chunk of one row's prompt. There is one graph for it, which adds nothing without an
+        adapter."""
+        assert self._prefill is not None  # else there are no such chunks
+        rows, tokens = Rows(row, 1), chunk[None]
+        lora = self._packed(mix) if self._limits.max_bank_rank else None
+        more = Step(self._embedding_change(rows, tokens, {row: mix}))
+        step = (self._cache, rows, tokens, np.array([last]))
+        return self._prefill.run(*step, lora, False, more, asked)
 
     def _experts_of(self, rows: Rows, mixes: dict[int, Mix]) -> Lora:
         """What rows bind of adapters on experts."""
@@ -244,7 +282,7 @@ class OrtEngine:
 
     def _let_go(self, gone: list[Packed]) -> None:
         """No binding and no slot keeps the arrays of mixes that are no longer there."""
-        for session in (self._plain, self._full):
+        for session in (self._plain, self._full, self._prefill):
             if gone and session is not None:
                 session.unbind(list(gone))
         if self._slots is not None:
@@ -293,3 +331,12 @@ class OrtEngine:
     def _check_tokens(self, tokens: NDArray[np.int64]) -> None:
         if tokens.min() < 0 or tokens.max() >= self._limits.vocab:
             raise RequestInvalid(f"token ids must be in 0..{self._limits.vocab - 1}")
+
+
+def chunks(count: int, int8_least: int | None) -> list[tuple[int, int, bool]]:
+    """(begin, end, whether in int8) of a prompt of `count` tokens; `int8_least` None: none is."""
+    if int8_least is None:
+        size = _PREFILL_CHUNK
+        return [(at, min(at + size, count), False) for at in range(0, count, size)]
+    ends = [(at, min(at + _INT8_CHUNK, count)) for at in range(0, count, _INT8_CHUNK)]
+    return [(begin, end, end - begin >= int8_least) for begin, end in ends]

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from remora_contract.targets import Group, Projection
 
+BACKEND = "onnxruntime"
+MODEL = "model.onnx"  # the built graph with everything
+
 BATCH_SHAPE = "batch_shape"  # int64 [3]: b, s, -1
 GROUP_SHAPE = "group_shape"  # int64 [3]: g, m, -1
 LAST_POSITION = "last_position"  # int32 [b]: position of each row's last token
