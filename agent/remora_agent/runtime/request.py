@@ -14,15 +14,6 @@ from remora_contract.errors import InternalFault
 
 
 @dataclass(frozen=True)
-class Arrival:
-    """A request on its way into the queue."""
-
-    answer: Answer | Embedding
-    wanted: tuple[Wanted, ...]
-    job: Job
-
-
-@dataclass(frozen=True)
 class Request:
     answer: Answer | Embedding
     wanted: tuple[Wanted, ...]

@@ -11,7 +11,6 @@ from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from remora_agent.runtime.api import Constraint, Failed
@@ -100,11 +99,9 @@ class RequestDriver:
             if request_id in self._running:
                 raise Conflict(f"a request with the id {request_id!r} is running; choose another")
             left = None if timeout_s is None else timeout_s - (loop.time() - started)
-            running, stream = (
-                _Running(model, choice_ids(request_id, call.n)),
-                EventStream(loop, call.n),
-            )
-            hear = [partial(stream.put, choice=i) for i in range(call.n)]
+            running = _Running(model, choice_ids(request_id, call.n))
+            stream = EventStream(loop, call.n)
+            hear = stream.listeners()
             model.submit_choices(running.ids, call, encoded.token_ids, left, hear, grammar)
             self._running[request_id] = running
         showing = Showing(request_id, prompt_text)

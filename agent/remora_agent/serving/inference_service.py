@@ -21,7 +21,7 @@ from remora_contract.errors import RequestInvalid
 from remora_protos.inference.v1 import inference_pb2 as pb
 from remora_protos.inference.v1 import inference_pb2_grpc as rpc
 
-R = TypeVar("R", pb.TokenizeResponse, pb.DetokenizeResponse)
+R = TypeVar("R", pb.TokenizeResponse, pb.DetokenizeResponse, pb.GenerateResponse)
 _VECTOR_BYTES = 32  # of a message, beside the numbers of a vector
 _PROVENANCE_BYTES = 64 << 10  # the same, for the largest mix
 
@@ -47,7 +47,7 @@ class InferenceService(rpc.InferenceServicer):
                 collected[choice].add(event)
         first, *more = [c.response() for c in collected]
         first.more.extend(more)
-        return first
+        return _sendable(first, "read the answer as a stream, or ask for fewer logprobs")
 
     @translated
     async def Cancel(self, request: pb.CancelRequest, context: Any) -> pb.CancelResponse:
@@ -91,11 +91,11 @@ def _fitting(model: ServedModel, call: EmbedCall) -> EmbedCall:
     return call
 
 
-def _sendable(response: R) -> R:
+def _sendable(response: R, advice: str = "send the input in parts") -> R:
     """Raises RequestInvalid where the answer is longer than a message may be."""
     if response.ByteSize() > MAX_MESSAGE_BYTES:
         raise RequestInvalid(
             f"the answer has {response.ByteSize()} bytes, a message {MAX_MESSAGE_BYTES} at most; "
-            "send the input in parts"
+            f"{advice}"
         )
     return response

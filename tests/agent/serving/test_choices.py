@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from remora_agent.client import AsyncClient, Delta
+from remora_agent.serving import inference_service
 from remora_contract.errors import RequestInvalid
 
 OPTIONS = {"max_tokens": 8, "ignore_eos": True, "temperature": 1.0}
@@ -120,3 +121,12 @@ def test_the_async_client_takes_the_same_options(served):
     deltas, result = asyncio.run(ask())
     assert {d.choice for d in deltas} == {0, 1}
     assert len(result.more) == 1 and len(result.more[0].logprobs) == 8
+
+
+def test_an_answer_longer_than_a_message_is_refused_whole_and_streams(served, monkeypatch):
+    monkeypatch.setattr(inference_service, "MAX_MESSAGE_BYTES", 1000)
+    options = {**OPTIONS, "logprobs": 20, "seed": 1}
+    with pytest.raises(RequestInvalid, match="as a stream"):
+        served.client.generate("hello", **options)
+    stream = served.client.stream("hello", **options)
+    assert len(list(stream)) >= 1 and len(stream.result.logprobs) == 8
