@@ -1,4 +1,4 @@
-"""An accepted request with all that its steps need. Frozen data."""
+"""A request before and after it is queued, with all that its steps need. Frozen data."""
 
 from __future__ import annotations
 
@@ -11,6 +11,15 @@ from remora_agent.runtime.embedding import Embedding
 from remora_agent.runtime.jobs import Job
 from remora_agent.runtime.prefix_keys import PrefixKeys
 from remora_contract.errors import InternalFault
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A request on its way into the queue."""
+
+    answer: Answer | Embedding
+    wanted: tuple[Wanted, ...]
+    job: Job
 
 
 @dataclass(frozen=True)
