@@ -60,6 +60,9 @@ class InstantEngine:
         np.put_along_axis(logits, likely, random.uniform(8, 18, likely.shape), axis=1)
         self._logits = logits.astype(np.float32)
 
+    def prepare(self, weights: AdapterWeights) -> AdapterWeights:
+        return weights
+
     def add_adapter(self, weights: AdapterWeights) -> int:
         return 1
 

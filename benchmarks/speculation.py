@@ -76,6 +76,9 @@ class Forced:
     def limits(self) -> EngineLimits:
         return self._engine.limits
 
+    def prepare(self, weights: AdapterWeights) -> AdapterWeights:
+        return weights
+
     def add_adapter(self, weights: AdapterWeights) -> int:
         return self._engine.add_adapter(weights)
 

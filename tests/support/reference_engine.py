@@ -89,6 +89,9 @@ class ReferenceEngine:
     def closed(self) -> bool:
         return self._closed
 
+    def prepare(self, weights: AdapterWeights) -> AdapterWeights:
+        return weights
+
     def add_adapter(self, weights: AdapterWeights) -> int:
         self._enter()
         used = sum(w.rank for w in self._adapters.values())

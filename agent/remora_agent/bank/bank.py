@@ -146,7 +146,7 @@ class Bank:
                 "adapters, unpin, raise the limits of [adapters] or export with a larger "
                 "--max-bank-rank"
             )
-        size = sum({w.adapter.digest: w.adapter.bytes for w in wanted}.values())
+        size = sum({w.adapter.digest: w.adapter.bank_bytes for w in wanted}.values())
         if size > self._host.capacity_bytes:
             raise Exhausted(
                 f"these adapters have {size} bytes; host memory for adapters is limited to "

@@ -1,4 +1,5 @@
-"""Adapter weights kept in host memory: a byte-capped LRU. One thread uses it."""
+"""Adapter weights kept in host memory, as the engine takes them, in float32: a byte-capped LRU. One
+thread uses it."""
 
 from __future__ import annotations
 
@@ -36,20 +37,20 @@ class HostCache:
         does not make room."""
         self.drop(weights.digest)
         for digest in [d for d in self._entries if d not in keep]:
-            if self._bytes + weights.bytes <= self.capacity_bytes:
+            if self._bytes + weights.bank_bytes <= self.capacity_bytes:
                 break
             self.drop(digest)
-        if self._bytes + weights.bytes > self.capacity_bytes:
+        if self._bytes + weights.bank_bytes > self.capacity_bytes:
             return False
         self._entries[weights.digest] = weights
-        self._bytes += weights.bytes
+        self._bytes += weights.bank_bytes
         return True
 
     def drop(self, digest: str) -> None:
         """Nothing happens when it is not there."""
         weights = self._entries.pop(digest, None)
         if weights is not None:
-            self._bytes -= weights.bytes
+            self._bytes -= weights.bank_bytes
 
     def clear(self) -> None:
         self._entries.clear()

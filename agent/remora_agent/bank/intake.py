@@ -26,7 +26,7 @@ class Intake:
     def prefetch(self, mixes: Sequence[Sequence[Registered]], residents: Collection[str]) -> None:
         """Starts reading what these will need, first come first, as far as host memory goes."""
         adapters = {a.digest: a for mix in mixes for a in mix}
-        bytes_of = [{a.digest: a.bytes for a in mix} for mix in mixes]
+        bytes_of = [{a.digest: a.bank_bytes for a in mix} for mix in mixes]
         reads, self._keep = plan_reads(
             bytes_of, residents, self._host.digests(), self._host.capacity_bytes
         )
@@ -38,7 +38,7 @@ class Intake:
         if isinstance(result, RemoraError):
             self._failures[digest] = result
         elif not self._host.put(result, self._keep):
-            log.info("adapter.dropped", extra={"digest": digest, "bytes": result.bytes})
+            log.info("adapter.dropped", extra={"digest": digest, "bytes": result.bank_bytes})
 
     def drop(self, digest: str) -> None:
         """It was unloaded: its memory is wanted for something else."""

@@ -43,11 +43,13 @@ class Vectors:
 @dataclass(frozen=True)
 class AdapterWeights:
     """`tensors[target] = (a [k, r], b [r, n])`, scale already in b; float16 or float32. Experts'
-    have one of each for every expert, a [E, k, r], b [E, r, n]. `vectors` as adapter.json says."""
+    have one of each for every expert, a [E, k, r], b [E, r, n]. `vectors` as adapter.json says.
+    `prepared` is what the engine made of them ahead, known to it alone."""
 
     digest: str
     tensors: Mapping[AdapterTarget, Factors]
     vectors: Mapping[AdapterTarget, Vectors] = field(default_factory=dict)
+    prepared: object | None = field(default=None, compare=False, repr=False)
 
     @property
     def rank(self) -> int:

@@ -74,6 +74,11 @@ class Engine(Protocol):
     @property
     def limits(self) -> EngineLimits: ...
 
+    def prepare(self, weights: AdapterWeights) -> AdapterWeights:
+        """The same adapter with what `add_adapter` would spend its time on done ahead, in memory of
+        at most its `bank_bytes`. Any thread, also while a step runs. Raises AdapterInvalid."""
+        ...
+
     def add_adapter(self, weights: AdapterWeights) -> int:
         """Makes an adapter resident and returns its handle.
 

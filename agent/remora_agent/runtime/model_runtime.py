@@ -97,7 +97,7 @@ class ModelRuntime:
         self._state = RuntimeState.SERVING
         self._metrics = RuntimeMetrics()
         read = load or (lambda d: load_weights(d, bundle))
-        self._loader = Loader(read, self._on_loaded, clock)
+        self._loader = Loader(lambda d: engine.prepare(read(d)), self._on_loaded, clock)
         host = HostCache(self.options.host_bytes)
         self._bank = Bank(engine, host, self._loader, clock, _bank_options(self.options))
         scheduler = Scheduler(_scheduler_limits(engine.limits.rows, self.options))

@@ -101,6 +101,9 @@ class OrtEngine:
     def limits(self) -> EngineLimits:
         return self._limits
 
+    def prepare(self, weights: AdapterWeights) -> AdapterWeights:
+        return self._bank.prepare(weights)
+
     def add_adapter(self, weights: AdapterWeights) -> int:
         self._check_open()
         handle = self._bank.add(weights)
