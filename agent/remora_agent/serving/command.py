@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from remora_agent.engine.prefill import PREFILL_HELP
+from remora_agent.runtime.options import EXACT_DRAFTS_HELP
 from remora_agent.serving.address import DEFAULT_LISTEN, parse_socket
 from remora_agent.telemetry.request_log import RequestLog
 from remora_contract.errors import RequestInvalid
@@ -85,6 +86,7 @@ def serve(
             "alone; 0: none.",
         ),
     ] = 8,
+    exact_drafts: Annotated[bool, typer.Option("--exact-drafts", help=EXACT_DRAFTS_HELP)] = False,
     cache_dir: Annotated[
         Path | None,
         typer.Option(help="Directory of built engines (default: ~/.cache/remora/engines)."),
@@ -203,6 +205,7 @@ def serve(
             inter_token_s=inter_token_s,
             prefix_bytes=prefix_cache_mib << 20,
             draft_tokens=draft_tokens,
+            exact_drafts=exact_drafts,
             memory_floor_bytes=memory_floor_mib << 20,
         ),
     )
