@@ -14,11 +14,12 @@ from tests.agent.engine.portable import INT4, LLAMA, QWEN2, random_bundle
 
 @pytest.mark.parametrize("spec", [QWEN2, LLAMA], ids=["qwen2", "llama"])
 @pytest.mark.parametrize("level", [1, 4])
-def test_steps_of_two_tokens_and_more_give_the_same_bits(tmp_path, spec, level):
+def test_where_the_forms_agree_every_other_step_gives_the_same_bits(tmp_path, spec, level):
     random_bundle(tmp_path / "b", replace(spec, layers=4), INT4)
     options = EngineOptions(rows=1, threads=1, accuracy_level=level, prefill="plain")
     engine = open_engine(tmp_path / "b", EngineCache(tmp_path / "e", 1 << 40), options)
-    assert forms_agree(engine, MAX_DRAFT_TOKENS)
+    if not forms_agree(engine, MAX_DRAFT_TOKENS):
+        pytest.skip("this machine's kernels have more forms: exact drafts are off here")
     tokens = np.random.default_rng(3).integers(0, spec.vocab, 40)
     whole = engine.score(0, tokens, 0)
     for at in range(0, 40, 8):
