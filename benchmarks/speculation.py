@@ -47,7 +47,7 @@ from tests.support.runtime import byte_text
 ROOT = Path(__file__).resolve().parents[1]
 VOCAB = 16_000  # of the tokenizer that cuts the texts
 PROMPT = 600
-DRAFTS = (0, 8)
+DRAFTS = {"0": (0, False), "8": (8, False), "8 exact": (8, True)}
 Logits = NDArray[np.float32]
 
 
@@ -139,14 +139,14 @@ def texts(tokens: int) -> dict[str, Text]:
 
 
 class Bench:
-    """One runtime with drafts of at most `most` tokens."""
+    """One runtime with drafts of at most `most` tokens, `exact` or not."""
 
-    def __init__(self, bundle: Path, engines: Path, threads: int, most: int) -> None:
+    def __init__(self, bundle: Path, engines: Path, threads: int, most: int, exact: bool) -> None:
         options = EngineOptions(rows=1, threads=threads)
         entry = ensure_built(bundle, EngineCache(engines, 1 << 40), options).entry
         described = load_bundle(bundle)
         self._engine = Forced(load_engine(entry, described, options))
-        limits = RuntimeOptions(draft_tokens=most)
+        limits = RuntimeOptions(draft_tokens=most, exact_drafts=exact)
         self._runtime = ModelRuntime(self._engine, described, byte_text(), options=limits)
         self._asked = 0
 
@@ -197,23 +197,27 @@ def main() -> None:
 
 def measure(arguments: argparse.Namespace, work: Path) -> None:
     bundle = remora_bundle(work, checkpoint_in(work), arguments.block)
-    benches = {m: Bench(bundle, work / "engines", arguments.threads, m) for m in DRAFTS}
+    engines = work / "engines"
+    benches = {
+        name: Bench(bundle, engines, arguments.threads, most, exact)
+        for name, (most, exact) in DRAFTS.items()
+    }
     table = Table(title=f"ms a token, int4 block {arguments.block}, {arguments.threads} threads")
     for column in ("answer", "drafts of", "ms a token", "x plain", "drafted", "accepted"):
         table.add_column(column, justify="left" if column == "answer" else "right")
     for kind, text in texts(arguments.tokens).items():
-        found: dict[int, list[tuple[float, float, float]]] = {m: [] for m in benches}
+        found: dict[str, list[tuple[float, float, float]]] = {m: [] for m in benches}
         for round_ in range(arguments.rounds + 1):
-            for most, bench in benches.items():
+            for name, bench in benches.items():
                 sample = bench.answer(text)
                 if round_:  # the first warms up
-                    found[most].append(sample)
-        plain = statistics.median(s for s, _, _ in found[0])
-        for most, samples in found.items():
+                    found[name].append(sample)
+        plain = statistics.median(s for s, _, _ in found["0"])
+        for name, samples in found.items():
             seconds = statistics.median(s for s, _, _ in samples)
             drafted, accepted = (statistics.median(s[i] for s in samples) for i in (1, 2))
             row = [f"{seconds * 1e3:.1f}", f"{plain / seconds:.2f}"]
-            row = [kind, str(most), *row, f"{drafted:.2f}", f"{accepted:.2f}"]
+            row = [kind, name, *row, f"{drafted:.2f}", f"{accepted:.2f}"]
             Console().print(*row)  # at once too: a run takes minutes
             table.add_row(*row)
     for bench in benches.values():

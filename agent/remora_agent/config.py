@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from remora_agent.engine.prefill import CHOICES, PREFILL_HELP
-from remora_agent.runtime.options import MAX_DRAFT_TOKENS
+from remora_agent.runtime.options import EXACT_DRAFTS_HELP, MAX_DRAFT_TOKENS
 from remora_agent.serving.address import parse_address
 from remora_agent.text.tools import FORMATS
 from remora_contract.errors import DocumentInvalid, RequestInvalid
@@ -78,6 +78,7 @@ class ServingConfig:
         "Tokens guessed from the text and proven in one step while one request decodes alone, at "
         "most 16; 0: none.",
     )
+    exact_drafts: bool = _setting(False, EXACT_DRAFTS_HELP)
     max_waiting: int = _setting(256, "Requests that wait for a row; more are told to come back.")
     inter_token_s: float = _setting(
         0.25, "Long prompts are read in pieces so short that running answers move this often."

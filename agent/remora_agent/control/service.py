@@ -76,6 +76,7 @@ def local_host(
             bank_rank=adapters.bank_rank,
             bank_bytes=adapters.bank_bytes,
             draft_tokens=serving.draft_tokens,
+            exact_drafts=serving.exact_drafts,
         )
     )
     listen = parse_address(serving.listen)

@@ -66,16 +66,21 @@ class Computing:
         )
 
     def _alone(self, row: int, request: Request) -> Found:
-        """The logits after the last token and after each of a draft's, where one is worth it."""
+        """The logits after the last token and after each of a draft's, where one is worth it.
+
+        There is room for two tokens: the last token of a full context is never read."""
         answer = request.generating
         position, mix = answer.position, request.mix_at(answer.position)
         room = answer.request.stopping.max_tokens - len(answer.tokens) - 1
         draft = self._speculation.draft(answer, request.prompt, answer.tokens, room)
         began = time.perf_counter()
-        if draft:
-            tokens = np.array([answer.tokens[-1], *draft], np.int64)
+        # What fills up the step is overwritten by the token that comes.
+        last = answer.tokens[-1]
+        fill = (last,) * (self._speculation.least - 1 - len(draft))
+        if draft or fill:
+            tokens = np.array([last, *draft, *fill], np.int64)
             logits = self._engine.score(row, tokens, position, mix)
         else:
-            logits = self._engine.decode([RowStep(row, answer.tokens[-1], position, mix)])
+            logits = self._engine.decode([RowStep(row, last, position, mix)])
         self._speculation.computed(len(logits), time.perf_counter() - began)
-        return Found(logits, draft)
+        return Found(logits[: 1 + len(draft)], draft)

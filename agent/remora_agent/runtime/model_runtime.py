@@ -48,12 +48,13 @@ from remora_agent.runtime.intake import Intake
 from remora_agent.runtime.jobs import SchedulerLimits
 from remora_agent.runtime.memory_floor import MemoryFloor
 from remora_agent.runtime.metrics import RuntimeMetrics
-from remora_agent.runtime.options import RuntimeOptions
+from remora_agent.runtime.options import MAX_DRAFT_TOKENS, RuntimeOptions
 from remora_agent.runtime.prefix_cache import PrefixCache
 from remora_agent.runtime.prefix_keys import reusable_tokens
 from remora_agent.runtime.scheduler import Scheduler
-from remora_agent.runtime.speculation import Speculation
+from remora_agent.runtime.speculation import speculation_of
 from remora_agent.runtime.status import RuntimeState, RuntimeStatus
+from remora_agent.runtime.step_forms import forms_agree
 from remora_agent.runtime.step_loop import StepLoop
 from remora_agent.runtime.stepper import Stepper
 from remora_agent.text.pipeline import TextPipeline
@@ -110,6 +111,7 @@ class ModelRuntime:
         )
         longest = reusable_tokens(bundle.decoder, bundle.graph.context)
         self._prefixes = PrefixCache(engine, self.options.prefix_bytes, longest, lambda: memory.low)
+        self._speculation = speculation_of(self.options, engine.limits.scored)
         self._stepper = Stepper(
             engine,
             self._bank,
@@ -118,7 +120,7 @@ class ModelRuntime:
             clock,
             self._prefixes,
             memory,
-            Speculation(min(self.options.draft_tokens, engine.limits.scored - 1)),
+            self._speculation,
         )
         self._moved: Callable[[str], bool] | None = None
         self._loop = StepLoop(self._stepper.step, self._on_exit, clock)
@@ -234,12 +236,16 @@ class ModelRuntime:
         return self._stepper.withdraw(among)
 
     def probe(self) -> None:
-        """One token through the engine, before any request. Raises EngineFault, Unavailable."""
+        """One token through the engine, before any request; with `exact_drafts` also whether they
+        can be exact, else there are none. Raises EngineFault, Unavailable."""
 
         def on_step_thread() -> None:
             logits = self._engine.prefill(0, np.zeros(1, np.int64), 0)
             if not np.isfinite(logits).all():
                 raise EngineFault("the engine's first logits are not numbers; build it again")
+            if self.options.exact_drafts and not forms_agree(self._engine, MAX_DRAFT_TOKENS):
+                log.warning("speculation.not_exact", extra={"drafts": "off"})
+                self._speculation.give_up()
 
         self._loop.call(on_step_thread, PROBE_TIMEOUT_S)
 

@@ -15,7 +15,12 @@ MAX_EMBEDDINGS = 256  # inputs of one request
 MAX_CLIENT_CHARS = 128
 MAX_SALT_CHARS = 256
 
-_MAY_BE_ZERO = frozenset(["prefix_bytes", "memory_floor_bytes", "draft_tokens"])
+EXACT_DRAFTS_HELP = (
+    "While one request decodes alone, read two tokens in every step, so that no answer depends on "
+    "what was drafted; steps without a draft take longer."
+)
+
+_MAY_BE_ZERO = frozenset(["prefix_bytes", "memory_floor_bytes", "draft_tokens", "exact_drafts"])
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class RuntimeOptions:
     max_stop_strings: int = 16
     max_stop_chars: int = 256
     draft_tokens: int = 8  # guessed and proven in one step of a row that decodes alone; 0: none
+    exact_drafts: bool = False  # an answer alone is the same bit for bit whatever was drafted
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -21,7 +21,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from remora_agent.runtime.options import MAX_DRAFT_TOKENS
+from remora_agent.runtime.options import MAX_DRAFT_TOKENS, RuntimeOptions
+from remora_agent.runtime.step_forms import LEAST
 
 Tokens = NDArray[np.int32]
 
@@ -82,19 +83,20 @@ def best_length(rate: float, seconds: Callable[[int], float], most: int) -> int:
 
 
 class StepCosts:
-    """Seconds of steps by how many tokens of one row they read."""
+    """Seconds of steps by how many tokens of one row they read, `least` at least."""
 
-    def __init__(self) -> None:
+    def __init__(self, least: int = 1) -> None:
+        self._least = least
         self._seconds: dict[int, float] = {}
         self._belief = 1.0  # in what longer steps cost more; full again when one is measured
 
     @property
     def known(self) -> bool:
         """Is there anything to compare with?"""
-        return 1 in self._seconds
+        return self._least in self._seconds
 
     def record(self, tokens: int, seconds: float) -> None:
-        if tokens > 1:
+        if tokens > self._least:
             self._belief = 1.0
         usual = self._seconds.get(tokens)
         if usual is None:
@@ -105,7 +107,8 @@ class StepCosts:
 
     def of(self, tokens: int) -> float:
         """Measured, or on the line through what was; only when `known`."""
-        plain = self._seconds[1]
+        plain = self._seconds[self._least]
+        tokens = max(tokens, self._least)
         return plain + self._belief * max(0.0, self._measured(tokens, plain) - plain)
 
     def ease(self) -> None:
@@ -117,11 +120,12 @@ class StepCosts:
         found = self._seconds.get(tokens)
         if found is not None:
             return found
-        tried = sorted(m for m in self._seconds if m > 1)
+        tried = sorted(m for m in self._seconds if m > self._least)
         near = next((m for m in tried if m > tokens), tried[-1] if tried else None)
         if near is None:
-            return plain * (1 + _UNTRIED * (tokens - 1))
-        return plain + (self._seconds[near] - plain) / (near - 1) * (tokens - 1)
+            return plain * (1 + _UNTRIED * (tokens - self._least))
+        each = (self._seconds[near] - plain) / (near - self._least)
+        return plain + each * (tokens - self._least)
 
 
 class Drafter:
@@ -164,10 +168,12 @@ class Speculation:
     """Of one runtime: what steps cost, and a drafter for each request that decodes alone. Belongs
     to the step thread."""
 
-    def __init__(self, most: int) -> None:
-        """`most` tokens in one draft; 0: none at all."""
+    def __init__(self, most: int, least: int = 1) -> None:
+        """`most` tokens in one draft; 0: none at all. A step reads `least` tokens, drafts or not:
+        one, or two where all steps are to be of one form (runtime.step_forms)."""
         self._most = most
-        self._costs = StepCosts()
+        self.least = least
+        self._costs = StepCosts(least)
         self._drafters: WeakKeyDictionary[object, Drafter] = WeakKeyDictionary()
 
     def draft(
@@ -188,6 +194,17 @@ class Speculation:
             self._costs.ease()
         return guess.tokens[:length]
 
+    def give_up(self) -> None:
+        """Nothing is drafted from now on, and a step reads one token."""
+        self._most, self.least = 0, 1
+
     def computed(self, tokens: int, seconds: float) -> None:
         """A step of one row has read so many tokens in so many seconds."""
         self._costs.record(tokens, seconds)
+
+
+def speculation_of(options: RuntimeOptions, scored: int) -> Speculation:
+    """With an engine that reads `scored` tokens in one step that gives the logits of each. Exact:
+    every step reads tokens enough to be of the several-token form."""
+    least = LEAST if options.exact_drafts and scored >= LEAST else 1
+    return Speculation(min(options.draft_tokens, scored - 1), least)

@@ -41,6 +41,7 @@ def serve(
     threads: flags.Threads = None,
     prefill: flags.Prefill = "auto",
     draft_tokens: flags.DraftTokens = 8,
+    exact_drafts: flags.ExactDrafts = False,
     cache_dir: flags.CacheDir = None,
     metrics_listen: flags.MetricsListen = None,
     unix_socket: flags.UnixSocket = None,
@@ -88,6 +89,7 @@ def serve(
             inter_token_s=inter_token_s,
             prefix_bytes=prefix_cache_mib << 20,
             draft_tokens=draft_tokens,
+            exact_drafts=exact_drafts,
             memory_floor_bytes=memory_floor_mib << 20,
         ),
     )

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from remora_agent.engine.prefill import PREFILL_HELP
+from remora_agent.runtime.options import EXACT_DRAFTS_HELP
 from remora_agent.telemetry import request_log
 
 Bundle = Annotated[
@@ -60,6 +61,7 @@ DraftTokens = Annotated[
         "alone; 0: none.",
     ),
 ]
+ExactDrafts = Annotated[bool, typer.Option("--exact-drafts", help=EXACT_DRAFTS_HELP)]
 CacheDir = Annotated[
     Path | None,
     typer.Option(help="Directory of built engines (default: ~/.cache/remora/engines)."),

@@ -26,7 +26,8 @@ from remora_agent.runtime.speculation import (
     best_length,
     lookup,
 )
-from tests.support.reference_engine import fault
+from remora_agent.runtime.step_forms import forms_agree
+from tests.support.reference_engine import ReferenceEngine, fault
 from tests.support.runtime import Listener, byte_tokenizer, request
 
 TEXTS = st.lists(st.integers(0, 3), max_size=40)
@@ -113,6 +114,15 @@ def test_costs_that_were_not_measured_lie_on_the_line_through_those_that_were():
     assert costs.of(3) == pytest.approx(0.2) and costs.of(9) == pytest.approx(0.5)
     costs.record(9, 0.3)
     assert costs.of(7) == pytest.approx(0.1 + 0.2 * 6 / 8)
+
+
+def test_where_two_tokens_are_the_least_one_draft_costs_nothing_more():
+    costs = StepCosts(least=2)
+    costs.record(2, 0.1)
+    assert costs.known and costs.of(1) == costs.of(2) == 0.1
+    costs.record(5, 0.4)
+    assert costs.of(3) == pytest.approx(0.2)
+    assert best_length(0.1, costs.of, 8) == 1
 
 
 def test_one_slow_step_does_not_decide_for_good():
@@ -374,3 +384,102 @@ def test_a_constrained_answer_with_logprobs_is_the_one_without_drafts(eager, ser
     assert [p.token_id for p in scores[0]] == list(first.tokens)
     np.testing.assert_allclose(*[[p.logprob for p in s] for s in scores], atol=1e-4)
     assert drafting.runtime.metrics()["drafted_tokens"] > 0
+
+
+# -- exact -------------------------------------------------------------------------------------
+
+EXACT = RuntimeOptions(exact_drafts=True)
+
+
+class Uneven(ReferenceEngine):
+    """One token alone is read by another rounding than several, and its state keeps that; with
+    `tail`, the third and later tokens of a step by a third one."""
+
+    tail = False
+
+    def decode(self, steps):
+        super().decode(steps)
+        for step in steps:
+            self._states[step.row, step.position] += 0.02
+        return np.stack([self._logits(step.row) for step in steps])
+
+    def _chunk(self, row, tokens, start, mix):
+        states = super()._chunk(row, tokens, start, mix)
+        if self.tail:
+            states[2:] += 0.02
+        return states
+
+
+@pytest.fixture
+def uneven(eager, monkeypatch):
+    monkeypatch.setattr("tests.agent.runtime.conftest.ReferenceEngine", Uneven)
+    return eager
+
+
+def answers(s, count=100):
+    prompts = [(*range(i, i + 12), *range(i, i + 12)) for i in range(6)]
+    asked = [request(f"{i}", prompt, count) for i, prompt in enumerate(prompts)]
+    return [s.submit(r).wait().tokens for r in asked]
+
+
+def test_exact_drafts_change_no_answer_where_one_token_alone_is_read_otherwise(uneven):
+    drafting = uneven(context=200, options=EXACT)
+    plain = uneven(context=200, options=replace(EXACT, draft_tokens=0))
+    for s in (drafting, plain):
+        s.runtime.probe()
+    assert answers(drafting) == answers(plain)
+    assert drafting.runtime.metrics()["drafted_tokens"] > 0
+    assert plain.runtime.metrics()["drafted_tokens"] == 0
+    assert not drafting.engine.calls.decodes and not plain.engine.calls.decodes
+
+
+def test_without_exact_such_an_engine_answers_otherwise(uneven):
+    """What the test before rests on."""
+    drafting = uneven(context=200)
+    plain = uneven(context=200, options=RuntimeOptions(draft_tokens=0))
+    if not drafting.repeats:  # a circle hides it
+        assert answers(drafting) != answers(plain)
+
+
+def test_where_steps_of_several_tokens_differ_too_nothing_is_drafted(uneven, monkeypatch, caplog):
+    monkeypatch.setattr(Uneven, "tail", True)
+    s = uneven(context=200, options=EXACT)
+    s.runtime.probe()
+    assert "speculation.not_exact" in caplog.text
+    scored = len(s.engine.calls.scores)
+    answers(s, 20)
+    assert len(s.engine.calls.scores) == scored and s.engine.calls.decodes
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 11])
+def test_exact_steps_fit_also_at_the_end_of_the_context(eager, count):
+    s = eager(context=20 + count, options=EXACT)
+    r = request("a", (1, 2) * 10, count)
+    assert s.submit(r).wait().tokens == s.solo(r)
+
+
+def test_exact_answers_alone_and_in_company_are_what_they_are(eager):
+    s = eager({"a": 4}, rows=3, context=200, options=EXACT)
+    long = request("long", (1, 2) * 8, 150)
+    first = s.submit(long)
+    for i in range(4):
+        r = request(f"short {i}", (i, 3, 4), 10, {"a": 1.0})
+        assert s.submit(r).wait().tokens == s.solo(r)
+    assert first.wait().tokens == s.solo(long)
+
+
+@pytest.mark.parametrize("scored", [0, 1])
+def test_exact_needs_nothing_of_an_engine_that_cannot_score_drafts(serve, scored):
+    s = serve(context=80, scored=scored, options=EXACT)
+    s.runtime.probe()
+    r = request("a", (1, 2, 3, 1, 2, 3), 40)
+    assert s.submit(r).wait().tokens == s.solo(r) and not s.engine.calls.scores
+
+
+def test_the_forms_of_an_engine_are_compared_within_its_bounds():
+    assert forms_agree(ReferenceEngine(context=5, scored=4), 16)
+    assert forms_agree(ReferenceEngine(context=1, scored=16), 16)
+    assert forms_agree(Uneven(), 16)
+    uneven = Uneven()
+    uneven.tail = True
+    assert not forms_agree(uneven, 16)
