@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from remora_agent.engine.prefill import PREFILL_HELP
+from remora_agent.engine.prefill import CHOICES, PREFILL_HELP
 from remora_agent.serving.address import DEFAULT_LISTEN, parse_socket
 from remora_agent.telemetry.request_log import RequestLog
 from remora_contract.errors import RequestInvalid
@@ -75,7 +75,10 @@ def serve(
         int | None,
         typer.Option(help="Compute threads (default: one for each physical core)."),
     ] = None,
-    prefill: Annotated[str, typer.Option(metavar="FORM", help=PREFILL_HELP)] = "auto",
+    prefill: Annotated[
+        str,
+        typer.Option(metavar="FORM", help=PREFILL_HELP, autocompletion=lambda: list(CHOICES)),
+    ] = "auto",
     draft_tokens: Annotated[
         int,
         typer.Option(
@@ -273,6 +276,8 @@ def _openai(
 
     if listen is None and (key_file is not None or adapter_dir is not None):
         raise RequestInvalid("--openai-api-key-file and --openai-adapter-dir need --openai-listen")
+    if adapter_dir is not None and not adapter_dir.is_dir():
+        raise RequestInvalid(f"--openai-adapter-dir {adapter_dir} is no directory; make it first")
     return openai_options(listen, tls, key_file, adapter_dir)
 
 
