@@ -144,7 +144,9 @@ class EngineFault(InternalFault):
 
 
 def all_errors(root: type[RemoraError] = RemoraError) -> Iterator[type[RemoraError]]:
-    """Every class of the tree, root first."""
+    """Every class of this module's tree, root first: what the wire tells apart. Those that others
+    derive travel as the one they derive from."""
     yield root
     for child in root.__subclasses__():
-        yield from all_errors(child)
+        if child.__module__ == __name__:
+            yield from all_errors(child)

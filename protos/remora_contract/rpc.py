@@ -37,7 +37,7 @@ _BY_CODE: dict[str, type[errors.RemoraError]] = {
 def to_status(error: errors.RemoraError) -> grpc.Status:
     """For `context.abort_with_status`."""
     code = grpc.StatusCode[error.code]
-    details = [_pack(error_details_pb2.ErrorInfo(reason=type(error).__name__, domain=DOMAIN))]
+    details = [_pack(error_details_pb2.ErrorInfo(reason=_name(error), domain=DOMAIN))]
     retry_after_s = getattr(error, "retry_after_s", None)
     if retry_after_s is not None:
         retry = error_details_pb2.RetryInfo()
@@ -45,6 +45,11 @@ def to_status(error: errors.RemoraError) -> grpc.Status:
         details.append(_pack(retry))
     status = status_pb2.Status(code=code.value[0], message=str(error), details=details)
     return rpc_status.to_status(status)
+
+
+def _name(error: errors.RemoraError) -> str:
+    """Of its class, or of the nearest one that the other side knows."""
+    return next(cls.__name__ for cls in type(error).__mro__ if _BY_NAME.get(cls.__name__) is cls)
 
 
 def from_rpc_error(error: grpc.RpcError) -> errors.RemoraError:

@@ -51,3 +51,13 @@ def test_retry_after_travels():
     status = rpc.to_status(errors.Exhausted("queue full", retry_after_s=1.5))
     assert status.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert status.trailing_metadata
+
+
+def test_an_error_that_another_part_derives_travels_as_what_it_derives_from():
+    class FieldOdd(errors.RequestInvalid):
+        pass
+
+    assert FieldOdd not in set(errors.all_errors())
+    status = rpc.to_status(FieldOdd("temperature is odd"))
+    (_, packed), *_ = status.trailing_metadata
+    assert b"RequestInvalid" in packed and b"FieldOdd" not in packed

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from remora_agent.engine.prefill import PREFILL_HELP
+from remora_agent.serving import flags
 from remora_contract.errors import DocumentInvalid, RemoraError
 
 if TYPE_CHECKING:
@@ -46,18 +46,10 @@ def generate(
         int | None,
         typer.Option(help="Requests decoded together (default: the file's batch_size, 8 at most)."),
     ] = None,
-    context: Annotated[
-        int | None,
-        typer.Option(help="Tokens a request may hold (default: the bundle's capacity)."),
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="Compute threads (default: one for each physical core).")
-    ] = None,
-    prefill: Annotated[str, typer.Option(metavar="FORM", help=PREFILL_HELP)] = "auto",
-    cache_dir: Annotated[
-        Path | None,
-        typer.Option(help="Directory of built engines (default: ~/.cache/remora/engines)."),
-    ] = None,
+    context: flags.Context = None,
+    threads: flags.Threads = None,
+    prefill: flags.Prefill = "auto",
+    cache_dir: flags.CacheDir = None,
     seed: Annotated[
         int | None,
         typer.Option(help="Makes sampling repeatable; request i gets seed + i (default: random)."),

@@ -11,25 +11,20 @@ import secrets
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from remora_agent.bank.bank import Bank, BankOptions, Wanted
-from remora_agent.bank.directory import AdapterDirectory, Registered
+from remora_agent.bank.bank import Bank, BankOptions
+from remora_agent.bank.directory import AdapterDirectory
 from remora_agent.bank.heap import give_back
 from remora_agent.bank.host import HostCache
 from remora_agent.bank.loader import Load, Loader
 from remora_agent.bank.weights import AdapterWeights, load_weights
 from remora_agent.engine.memory import bank_bytes
 from remora_agent.engine.protocol import Engine
-from remora_agent.runtime.activation import activation_start
 from remora_agent.runtime.adapters import Adapters
-from remora_agent.runtime.answer import Answer
 from remora_agent.runtime.api import (
-    AdapterRef,
-    AnsweringAdapter,
     Constraint,
     GenerationRequest,
     OnEvent,
@@ -39,8 +34,7 @@ from remora_agent.runtime.api import (
     StoppingOverrides,
     StoppingParams,
 )
-from remora_agent.runtime.checks import check_embedding, check_request
-from remora_agent.runtime.constraint import Grammar, GrammarCompiler, Matcher
+from remora_agent.runtime.constraint import Grammar, GrammarCompiler
 from remora_agent.runtime.defaults import (
     GenerationDefaults,
     layered,
@@ -48,16 +42,15 @@ from remora_agent.runtime.defaults import (
     sampling_params,
     stopping_params,
 )
-from remora_agent.runtime.embedding import Embedding, EmbeddingRequest, OnEmbedded, OnVector
+from remora_agent.runtime.embedding import EmbeddingRequest, OnEmbedded, OnVector
 from remora_agent.runtime.embedding_batch import EmbeddingBatch
-from remora_agent.runtime.jobs import SchedulerLimits, job_of
+from remora_agent.runtime.intake import Intake
+from remora_agent.runtime.jobs import SchedulerLimits
 from remora_agent.runtime.memory_floor import MemoryFloor
 from remora_agent.runtime.metrics import RuntimeMetrics
 from remora_agent.runtime.options import RuntimeOptions
 from remora_agent.runtime.prefix_cache import PrefixCache
 from remora_agent.runtime.prefix_keys import reusable_tokens
-from remora_agent.runtime.request import Arrival
-from remora_agent.runtime.sampling import Sampler
 from remora_agent.runtime.scheduler import Scheduler
 from remora_agent.runtime.speculation import Speculation
 from remora_agent.runtime.status import RuntimeState, RuntimeStatus
@@ -65,12 +58,11 @@ from remora_agent.runtime.step_loop import StepLoop
 from remora_agent.runtime.stepper import Stepper
 from remora_agent.text.pipeline import TextPipeline
 from remora_contract.bundle import Bundle
-from remora_contract.errors import EngineFault, InternalFault, RemoraError, Unavailable
+from remora_contract.errors import EngineFault, RemoraError, Unavailable
 from remora_contract.release import SamplingDefaults
 
 log = logging.getLogger(__name__)
 
-Resolved = list[tuple[Registered, float]]  # with their weights
 PROBE_TIMEOUT_S = 120.0  # a first step may read all weights from a slow disk
 
 
@@ -100,7 +92,7 @@ class ModelRuntime:
         self.options = options or RuntimeOptions()
         self._generation = generation or GenerationDefaults()
         self._sampling = sampling or SamplingDefaults()
-        self._clock, self._seeds, self._engine = clock, seeds, engine
+        self._clock, self._engine = clock, engine
         self._limits = engine.limits
         self._state = RuntimeState.SERVING
         self._metrics = RuntimeMetrics()
@@ -135,6 +127,16 @@ class ModelRuntime:
             lambda: text.token_bytes(vocab), vocab, bundle.eos_token_ids
         )
         self._directory = directory or AdapterDirectory(bundle)
+        self._intake = Intake(
+            bundle,
+            engine.digest,
+            engine.limits,
+            self.options,
+            text,
+            self._directory,
+            self._bank,
+            seeds,
+        )
         self.adapters = Adapters(
             self._directory,
             self._bank,
@@ -197,51 +199,23 @@ class ModelRuntime:
     ) -> None:
         """Queues all of them, or none and raises as `submit` does."""
         now = self._clock()
-        self._stepper.add_all([self._arrival(r, hear, grammar, now) for r, hear in requests])
+        self._stepper.add_all([self._intake.arrival(r, hear, grammar, now) for r, hear in requests])
         self._loop.wake()
-
-    def _arrival(
-        self, request: GenerationRequest, on_event: OnEvent, grammar: Grammar | None, now: float
-    ) -> Arrival:
-        if request.constraint is not None and grammar is None:
-            raise InternalFault("a request's constraint is to be compiled before it is submitted")
-        check_request(request, self._limits, self.options, now)
-        resolved = _acting(request.prompt, self._resolved(request.adapters))
-        matcher = None if grammar is None else grammar.start()
-        answer = self._answer(self._clipped(request), resolved, on_event, now, matcher)
-        return self._queued(answer, resolved)
 
     def embed(self, request: EmbeddingRequest, on_end: OnEmbedded) -> Callable[[], None]:
         """Queues the prompts of a request, their adapters resolved once for all; returns what
         cancels it. Raises as `submit` does, and Unsupported for an engine without states."""
-        check_embedding(request, self._limits, self.options, self._clock())
-        adapters = self._resolved(request.adapters)
+        adapters = self._intake.embedding_adapters(request, self._clock())
 
         def queue(index: int, on_admitted: Callable[[float], None], heard: OnVector) -> Provenance:
-            reading = request.reading(index)
-            acting = _acting(reading.prompt, adapters)
-            made = Embedding(
-                reading,
-                self._provenance(acting),
-                request.pooling,
-                request.normalize,
-                on_admitted,
-                heard,
-            )
-            self._stepper.add(self._queued(made, acting), begun=index > 0)
+            new = self._intake.embedding(request, index, adapters, on_admitted, heard)
+            self._stepper.add(new, begun=index > 0)
             self._loop.wake()
-            return made.provenance
+            return new.answer.provenance
 
         batch = EmbeddingBatch(request, queue, self.cancel, self._clock, on_end)
         batch.start()
         return batch.cancel
-
-    def _queued(self, answer: Answer | Embedding, resolved: tuple[Wanted, ...]) -> Arrival:
-        """Raises Exhausted for a mix that can never fit."""
-        wanted = tuple(w for w in resolved if w.start is not None)
-        self._bank.check_fits(wanted)
-        borders = tuple(sorted({w.start for w in wanted if w.start}))
-        return Arrival(answer, wanted, job_of(answer.request, borders))
 
     def cancel(self, request_id: str) -> bool:
         """Whether it was found; it then ends with Finished(CANCELLED), unless it ends otherwise
@@ -349,44 +323,6 @@ class ModelRuntime:
     def _defaults(self) -> SamplingDefaults:
         return layered(self._sampling, self._generation.sampling)
 
-    def _resolved(self, named: tuple[AdapterRef, ...]) -> Resolved:
-        return [(self._directory.resolve(a.name, a.revision), a.weight) for a in named]
-
-    def _clipped(self, request: GenerationRequest) -> GenerationRequest:
-        """max_tokens within what the prompt leaves of the context."""
-        room = self._limits.context - len(request.prompt)
-        if request.stopping.max_tokens <= room:
-            return request
-        return replace(request, stopping=replace(request.stopping, max_tokens=room))
-
-    def _answer(
-        self,
-        request: GenerationRequest,
-        wanted: tuple[Wanted, ...],
-        on_event: OnEvent,
-        now: float,
-        matcher: Matcher | None,
-    ) -> Answer:
-        return Answer(
-            request,
-            self._provenance(wanted),
-            Sampler(request.sampling, self._seeds(), request.prompt),
-            self.text.detokenizer(request.prompt, request.visible_tokens),
-            frozenset(self.bundle.eos_token_ids),
-            on_event,
-            now,
-            matcher,
-        )
-
-    def _provenance(self, wanted: tuple[Wanted, ...]) -> Provenance:
-        adapters = tuple(
-            AnsweringAdapter(
-                w.adapter.name, w.adapter.revision, w.adapter.digest, w.weight, w.start
-            )
-            for w in wanted
-        )
-        return Provenance(self.bundle.digest, self._engine.digest, adapters)
-
     def _on_loaded(self, digest: str, result: AdapterWeights | RemoraError, seconds: float) -> None:
         self._loop.post(lambda: self._bank.loaded(digest, result, seconds))
 
@@ -403,14 +339,6 @@ class ModelRuntime:
 
 def _bank_options(options: RuntimeOptions) -> BankOptions:
     return BankOptions(options.bank_rank, options.bank_bytes, options.patience_s)
-
-
-def _acting(prompt: tuple[int, ...], adapters: Resolved) -> tuple[Wanted, ...]:
-    """With the token of the prompt from which on each acts."""
-    return tuple(
-        Wanted(found, weight, activation_start(prompt, found.invocation_tokens))
-        for found, weight in adapters
-    )
 
 
 def _scheduler_limits(rows: int, options: RuntimeOptions) -> SchedulerLimits:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import faulthandler
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from remora_agent.engine.prefill import CHOICES, PREFILL_HELP
+from remora_agent.serving import flags
 from remora_agent.serving.address import DEFAULT_LISTEN, parse_socket
 from remora_agent.telemetry.request_log import RequestLog
 from remora_contract.errors import RequestInvalid
@@ -28,155 +28,37 @@ def register(app: typer.Typer) -> None:
 
 
 def serve(
-    bundle: Annotated[
-        Path, typer.Argument(metavar="BUNDLE", help="Directory made by `remora-build export`.")
-    ],
-    adapter: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=DIR", help="A converted adapter and its name. Repeatable."),
-    ] = None,
-    use_case: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=A:0.7,B:0.3", help="A named, weighted mix of adapters. Repeatable."
-        ),
-    ] = None,
-    use_cases: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Directory made by `remora-build use-cases convert`: all its adapters and use "
-            "cases.",
-        ),
-    ] = None,
-    listen: Annotated[
-        str,
-        typer.Option(
-            metavar="HOST:PORT",
-            help="Address of the gRPC server, or unix:/path. Off loopback it needs TLS.",
-        ),
-    ] = DEFAULT_LISTEN,
-    tls_cert: Annotated[
-        Path | None, typer.Option(help="PEM file with the server's certificate chain.")
-    ] = None,
-    tls_key: Annotated[
-        Path | None, typer.Option(help="PEM file with that certificate's key.")
-    ] = None,
-    tls_client_ca: Annotated[
-        Path | None,
-        typer.Option(help="PEM file with a CA; only clients with its certificates may call."),
-    ] = None,
-    rows: Annotated[int, typer.Option(help="Requests decoded together.")] = 8,
-    context: Annotated[
-        int | None,
-        typer.Option(help="Tokens a request may hold (default: the bundle's capacity)."),
-    ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(help="Compute threads (default: one for each physical core)."),
-    ] = None,
-    prefill: Annotated[
-        str,
-        typer.Option(metavar="FORM", help=PREFILL_HELP, autocompletion=lambda: list(CHOICES)),
-    ] = "auto",
-    draft_tokens: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            max=16,
-            help="Tokens guessed from the text and proven in one step while one request decodes "
-            "alone; 0: none.",
-        ),
-    ] = 8,
-    cache_dir: Annotated[
-        Path | None,
-        typer.Option(help="Directory of built engines (default: ~/.cache/remora/engines)."),
-    ] = None,
-    metrics_listen: Annotated[
-        str | None,
-        typer.Option(metavar="HOST:PORT", help="Serve Prometheus /metrics here (loopback only)."),
-    ] = None,
-    unix_socket: Annotated[
-        str | None,
-        typer.Option(metavar="PATH", help="Listen on this unix socket too (mode 0660)."),
-    ] = None,
-    allow_user: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="USER",
-            help="Name or number of a user who may call over unix sockets (default: all whom the "
-            "socket's mode lets in). Repeatable.",
-        ),
-    ] = None,
-    request_log: Annotated[
-        RequestLog,
-        typer.Option(
-            help="A log line for each request that has ended: off, summary (counts, times, "
-            "digests) or text (the prompt and the answer too)."
-        ),
-    ] = RequestLog.OFF,
-    otlp_endpoint: Annotated[
-        str | None,
-        typer.Option(
-            metavar="http://HOST:PORT",
-            help="Send a trace of each request there over OTLP/gRPC (needs remora[otel]).",
-        ),
-    ] = None,
-    reflection: Annotated[
-        bool, typer.Option(help="Describe the services to gRPC clients that ask.")
-    ] = True,
-    openai_listen: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOST:PORT",
-            help="Serve the OpenAI-compatible HTTP surface here too, or on unix:/path. Off "
-            "loopback it needs TLS and API keys.",
-        ),
-    ] = None,
-    openai_api_key_file: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="An API key on each line; the variable REMORA_OPENAI_API_KEY adds one.",
-        ),
-    ] = None,
-    openai_adapter_dir: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Let callers load and unload the converted adapters below this directory.",
-        ),
-    ] = None,
-    tool_format: Annotated[
-        str | None,
-        typer.Option(
-            help="How the model writes calls of tools: hermes, llama, mistral, mistral-args, "
-            "granite or phi (default: what its chat template says)."
-        ),
-    ] = None,
-    drain_s: Annotated[
-        float, typer.Option(min=0.0, help="Seconds that running requests get to end at shutdown.")
-    ] = 20.0,
-    max_waiting: Annotated[
-        int, typer.Option(min=1, help="Requests that wait; more are told when to come back.")
-    ] = 256,
-    inter_token_s: Annotated[
-        float,
-        typer.Option(min=0.001, help="Running answers move this often while prompts are read."),
-    ] = 0.25,
-    prefix_cache_mib: Annotated[
-        int,
-        typer.Option(min=0, help="Memory for prompts that begin alike (0: none is reused)."),
-    ] = 256,
-    memory_floor_mib: Annotated[
-        int, typer.Option(min=0, help="Memory that stays free (0: not looked at).")
-    ] = 256,
-    kserve: Annotated[
-        bool, typer.Option(help="Answer KServe v2 clients, Triton's for one, on the same address.")
-    ] = True,
-    log_level: Annotated[
-        str, typer.Option(help="Of the JSON logs on stderr: debug, info, warning or error.")
-    ] = "warning",
+    bundle: flags.Bundle,
+    adapter: flags.Adapter = None,
+    use_case: flags.UseCase = None,
+    use_cases: flags.UseCases = None,
+    listen: flags.Listen = DEFAULT_LISTEN,
+    tls_cert: flags.TlsCert = None,
+    tls_key: flags.TlsKey = None,
+    tls_client_ca: flags.TlsClientCa = None,
+    rows: flags.Rows = 8,
+    context: flags.Context = None,
+    threads: flags.Threads = None,
+    prefill: flags.Prefill = "auto",
+    draft_tokens: flags.DraftTokens = 8,
+    cache_dir: flags.CacheDir = None,
+    metrics_listen: flags.MetricsListen = None,
+    unix_socket: flags.UnixSocket = None,
+    allow_user: flags.AllowUser = None,
+    request_log: flags.RequestLog = RequestLog.OFF,
+    otlp_endpoint: flags.OtlpEndpoint = None,
+    reflection: flags.Reflection = True,
+    openai_listen: flags.OpenaiListen = None,
+    openai_api_key_file: flags.OpenaiApiKeyFile = None,
+    openai_adapter_dir: flags.OpenaiAdapterDir = None,
+    tool_format: flags.ToolFormat = None,
+    drain_s: flags.DrainS = 20.0,
+    max_waiting: flags.MaxWaiting = 256,
+    inter_token_s: flags.InterTokenS = 0.25,
+    prefix_cache_mib: flags.PrefixCacheMib = 256,
+    memory_floor_mib: flags.MemoryFloorMib = 256,
+    kserve: flags.Kserve = True,
+    log_level: flags.LogLevel = "warning",
 ) -> None:
     """Serves a bundle over gRPC until it is stopped. Needs no controller."""
     from remora_agent.engine.opening import EngineOptions

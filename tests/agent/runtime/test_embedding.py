@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from remora_agent.runtime.api import AdapterRef, Failed
+from remora_agent.runtime.api import AdapterRef, Delta, Failed, Finished
 from remora_agent.runtime.embedding import Embedded, EmbeddingRequest, Pooling
 from remora_agent.runtime.options import MAX_EMBEDDINGS, RuntimeOptions
 from remora_contract.errors import (
@@ -113,12 +113,20 @@ def test_generation_goes_on_beside_a_long_list(serve):
     s = serve(rows=2, options=RuntimeOptions(prefill_chunk=4))
     gate = threading.Event()
     s.engine.before_step = lambda: gate.wait(20)
-    r = request("a", (1, 2), 12)
-    ear, heard = embed(s, (tuple(range(40)),) * 20), s.submit(r)
+    r, ear, tokens, earlier = request("a", (1, 2), 12), Ear(), [], []
+
+    def hear(event):  # on the step thread, as the list's end is
+        if isinstance(event, Delta):
+            tokens.extend(event.token_ids)
+        elif isinstance(event, Finished):
+            earlier.append(not ear.heard)
+
+    s.runtime.embed(EmbeddingRequest("e", (tuple(range(40)),) * 20), ear)
+    s.runtime.submit(r, hear)
     gate.set()
-    assert heard.wait().tokens == s.solo(r)
-    assert not ear.heard  # the answer was not kept waiting for two hundred chunks
     assert len(ear.wait().vectors) == 20
+    assert tuple(tokens) == tuple(s.solo(r))
+    assert earlier == [True]  # the answer was not kept waiting for two hundred chunks
 
 
 def test_a_list_is_never_more_than_two_of_the_rows_and_places(serve):
@@ -225,7 +233,8 @@ def test_more_tokens_than_may_wait_are_refused(serve):
 
 def test_an_engine_without_states_refuses(serve):
     s = serve()
-    s.runtime._limits = replace(s.engine.limits, hidden=0)
+    blind = replace(s.engine.limits, hidden=0)
+    s.runtime._intake = replace(s.runtime._intake, limits=blind)
     with pytest.raises(Unsupported, match="cannot embed"):
         embed(s)
 

@@ -42,11 +42,12 @@ TOKEN_BYTES = 8 * HIDDEN
 def world():
     """Two adapters of which the bank holds one."""
     bundle = make_bundle(CONTEXT, RANK)
-    directory, root = AdapterDirectory(bundle), Path(tempfile.mkdtemp(prefix="step-model-"))
-    for i, name in enumerate("ab"):
-        add_adapter(directory, bundle, root / name, name, "r1", seed=i, r=RANK)
-    records = {name: directory.resolve(name, None) for name in "ab"}
-    weights = {r.digest: load_weights(r.directory, bundle) for r in records.values()}
+    directory = AdapterDirectory(bundle)
+    with tempfile.TemporaryDirectory() as folder:
+        for i, name in enumerate("ab"):
+            add_adapter(directory, bundle, Path(folder) / name, name, "r1", seed=i, r=RANK)
+        records = {name: directory.resolve(name, None) for name in "ab"}
+        weights = {r.digest: load_weights(r.directory, bundle) for r in records.values()}
     return records, weights
 
 
