@@ -128,7 +128,7 @@ class _Request:
     constraint: dict[str, Any] | None = None
     logit_bias: dict[str, float] = field(default_factory=dict)
     save_system_prompt_kv_cache: bool = False  # equal beginnings are kept with or without it
-    disable_spec_decode: bool = False  # there is no speculation to disable: true changes nothing
+    disable_spec_decode: bool = False  # no effect: drafts are proven
 
 
 def read_document(data: bytes, where: str, known: Names | None = None) -> BatchDocument:

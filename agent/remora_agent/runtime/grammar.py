@@ -13,7 +13,7 @@ from remora_contract.errors import RequestInvalid, Unsupported
 
 MAX_GRAMMAR_BYTES = 64 << 10
 MAX_OPTIONS = 1024
-_WHITESPACE = r"( |\n[ \t]{0,40})?"
+JSON_WHITESPACE = r"( |\n[ \t]{0,40})?"
 
 
 def check_constraint(constraint: Constraint) -> None:
@@ -54,7 +54,7 @@ def grammar_text(constraint: Constraint) -> str:
     if kind is ConstraintKind.JSON_OBJECT:
         text = '{"type": "object"}'
     return LLMatcher.grammar_from_json_schema(
-        _schema(text), defaults={"whitespace_pattern": _WHITESPACE}
+        _schema(text), defaults={"whitespace_pattern": JSON_WHITESPACE}
     )
 
 

@@ -160,6 +160,8 @@ def _openai(
 
     if listen is None and (key_file is not None or adapter_dir is not None):
         raise RequestInvalid("--openai-api-key-file and --openai-adapter-dir need --openai-listen")
+    if adapter_dir is not None and not adapter_dir.is_dir():
+        raise RequestInvalid(f"--openai-adapter-dir {adapter_dir} is no directory; make it first")
     return openai_options(listen, tls, key_file, adapter_dir)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from remora_agent.engine.prefill import PREFILL_HELP
+from remora_agent.engine.prefill import CHOICES, PREFILL_HELP
 from remora_agent.runtime.options import EXACT_DRAFTS_HELP
 from remora_agent.telemetry import request_log
 
@@ -51,7 +51,9 @@ Threads = Annotated[
     int | None,
     typer.Option(help="Compute threads (default: one for each physical core)."),
 ]
-Prefill = Annotated[str, typer.Option(metavar="FORM", help=PREFILL_HELP)]
+Prefill = Annotated[
+    str, typer.Option(metavar="FORM", help=PREFILL_HELP, autocompletion=lambda: list(CHOICES))
+]
 DraftTokens = Annotated[
     int,
     typer.Option(

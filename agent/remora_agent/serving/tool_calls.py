@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from remora_agent.runtime.api import Constraint, ConstraintKind, Delta, Finished, ToolCall
+from remora_agent.runtime.grammar import JSON_WHITESPACE
 from remora_agent.serving.call import ChatPrompt, GenerateCall
 from remora_agent.serving.event_stream import StreamEvent
 from remora_agent.text.tool_reader import CallArguments, CallBegins, Content, Piece, ToolReader
@@ -76,7 +77,9 @@ def calling(
         return Constraint(ConstraintKind.JSON_SCHEMA, json.dumps(one))
     start, end = json.dumps(form.starts[0] + "\n"), json.dumps("\n" + form.end)
     more = "" if max_calls == 1 else ' ("\\n" call)*'
-    grammar = f"start: call{more}\ncall: {start} body {end}\nbody: %json {json.dumps(one)}\n"
+    # Within Lark llguidance's own blanks hold, without end: a model could write nothing else.
+    body = json.dumps(one | {"x-guidance": {"whitespace_pattern": JSON_WHITESPACE}})
+    grammar = f"start: call{more}\ncall: {start} body {end}\nbody: %json {body}\n"
     return Constraint(ConstraintKind.LARK, grammar)
 
 

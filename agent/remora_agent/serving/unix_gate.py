@@ -60,8 +60,13 @@ class UnixGate:
         if _answers(self._path):
             # The path would be taken away from whoever listens there.
             raise Refused(f"cannot listen on unix:{self._path}: another process does")
+        if os.path.lexists(self._path) and not self._path.is_socket():
+            raise Refused(
+                f"cannot listen on unix:{self._path}: something that is no socket lies there; "
+                "name a path that is free"
+            )
         try:
-            self._path.unlink(missing_ok=True)
+            self._path.unlink(missing_ok=True)  # the socket of one that was killed
             listener = socket.socket(socket.AF_UNIX)
             listener.bind(str(self._path))
             self._path.chmod(_MODE)  # before it listens, so nobody gets in ahead of it

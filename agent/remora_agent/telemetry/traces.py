@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from remora_agent.telemetry.records import RequestRecord
-from remora_contract.errors import Refused
+from remora_contract.errors import Refused, RequestInvalid
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -30,7 +30,10 @@ class RequestTraces:
 
     @classmethod
     def to_endpoint(cls, endpoint: str) -> RequestTraces:
-        """Over OTLP/gRPC to `http[s]://HOST:PORT`. Raises Refused without the packages."""
+        """Over OTLP/gRPC to `http[s]://HOST:PORT`. Raises RequestInvalid for another endpoint,
+        Refused without the packages."""
+        if not endpoint.startswith(("http://", "https://")):
+            raise RequestInvalid(f"OTLP endpoint {endpoint[:200]!r}: give http[s]://HOST:PORT")
         try:
             from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
             from opentelemetry.sdk.resources import Resource

@@ -23,6 +23,8 @@ from remora_agent.runtime.api import (
     Scoring,
 )
 from remora_agent.runtime.constraint import GrammarCompiler
+from remora_agent.serving.tool_calls import calling
+from remora_agent.text.tools import FORMATS
 from remora_agent.text.vocabulary import token_bytes
 from remora_contract.errors import (
     Exhausted,
@@ -125,6 +127,18 @@ name: /[A-Z][a-z]{1,5}/
     for seed in range(5):
         text = submit(serve(), Constraint(KIND.LARK, grammar), seed=seed).wait().text
         assert re.fullmatch(r"(hello|good (morning|night)) [A-Z][a-z]{1,5}", text)
+
+
+def test_a_forced_call_cannot_go_on_with_blanks_for_ever(serve):
+    """A model that would write nothing but blanks writes the call."""
+    function = {"name": "f", "parameters": {"type": "object", "additionalProperties": False}}
+    ids = byte_tokenizer().encode(" \t\r\n").ids
+    blanks = SamplingParams(logit_bias=tuple((i, 100.0) for i in ids))
+    constraint = calling(FORMATS["hermes"], [function], 1)
+    heard = submit(serve(context=1024), constraint, sampling=blanks).wait()
+    assert heard.finished.reason is FinishReason.STOP
+    call = heard.text.removeprefix("<tool_call>").removesuffix("</tool_call>")
+    assert json.loads(call) == {"name": "f", "arguments": {}}
 
 
 def test_any_json_object_is_an_object(serve):

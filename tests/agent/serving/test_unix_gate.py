@@ -14,7 +14,7 @@ from remora_agent.serving.address import UnixAddress
 from remora_agent.serving.unix_gate import user_ids
 from remora_agent.telemetry.observers import Observing
 from remora_agent.telemetry.request_log import RequestLog
-from remora_contract.errors import RequestInvalid, Unavailable
+from remora_contract.errors import Refused, RequestInvalid, Unavailable
 from tests.support.serving import ReferenceEngines, World, running_stack
 
 LOGGED = Observing(request_log=RequestLog.SUMMARY)
@@ -94,6 +94,13 @@ def test_hundreds_of_idle_connections_do_not_keep_others_out(tmp_path, path):
         finally:
             for connection in idle:
                 connection.close()
+
+
+def test_a_file_that_is_no_socket_is_refused_and_stays(tmp_path, path):
+    path.write_text("keep me")
+    with pytest.raises(Refused, match="no socket"), serving(tmp_path, path):
+        pass
+    assert path.read_text() == "keep me"
 
 
 def test_users_are_named_or_numbered():

@@ -35,7 +35,7 @@ from remora_agent.telemetry.observers import Observing
 from remora_agent.telemetry.records import MAX_TEXT_CHARS, Origin, RequestRecords
 from remora_agent.telemetry.request_log import RequestLog
 from remora_agent.telemetry.traces import RequestTraces
-from remora_contract.errors import EngineFault, Refused
+from remora_contract.errors import EngineFault, Refused, RequestInvalid
 from tests.support.serving import ReferenceEngines, World, running_stack
 
 ADAPTER = AnsweringAdapter("tone", "r1", "sha256:" + "a" * 64, 0.5)
@@ -183,3 +183,8 @@ def test_traces_without_their_packages_say_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(Refused, match=r"remora\[otel\]"):
         RequestTraces.to_endpoint("http://127.0.0.1:1")
+
+
+def test_an_endpoint_that_is_no_url_is_refused():
+    with pytest.raises(RequestInvalid, match="http"):
+        RequestTraces.to_endpoint("collector:4317")

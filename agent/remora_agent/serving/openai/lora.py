@@ -17,7 +17,7 @@ from remora_agent.serving.openai.exchange import read_body
 from remora_agent.serving.openai.fields import Fields
 from remora_agent.serving.openai.generating import Generator
 from remora_contract.artifact import check_name
-from remora_contract.errors import Forbidden, NotFound, RemoraError
+from remora_contract.errors import ArtifactInvalid, Forbidden, NotFound, RemoraError
 
 _MAX_PATH_CHARS = 1024
 
@@ -92,7 +92,10 @@ def _load(adapters: Adapters, name: str, directory: Path, again: bool) -> None:
         raise FieldInvalid(
             f"lora_name: {name} is loaded; unload it first, or say load_inplace", "lora_name"
         )
-    info = adapters.register(name, None, directory)
+    try:
+        info = adapters.register(name, None, directory)
+    except ArtifactInvalid as e:  # what the caller named, no fault of the agent
+        raise FieldInvalid(f"lora_path: {e}", "lora_path") from e
     try:
         adapters.load(name, info.revision)
     except RemoraError:

@@ -99,7 +99,9 @@ def test_what_is_outside_is_told_as_what_does_not_exist(tmp_path):
 def test_a_directory_that_holds_no_adapter_is_refused(own_http):
     (own_http.adapters / "empty").mkdir()
     reply = load(own_http, "c", "empty")
-    assert reply.status_code in (400, 500)
+    assert reply.status_code == 400
+    error = reply.json()["error"]
+    assert error["param"] == "lora_path" and "remora-build adapter" in error["message"]
     assert "c" not in [m.id for m in own_http.client.models.list()]
 
 

@@ -67,6 +67,10 @@ def test_both_surfaces_answer_with_the_same_model_and_adapters(real_bundles, mon
         (("--openai-listen", "nowhere"), "HOST:PORT"),
         (("--openai-api-key-file", "/nowhere/keys"), "--openai-listen"),
         (("--openai-listen", "127.0.0.1:0", "--openai-api-key-file", "/nowhere"), "cannot be read"),
+        (
+            ("--openai-listen", "127.0.0.1:0", "--openai-adapter-dir", "/nowhere"),
+            "is no directory",
+        ),
         (("--tool-format", "smoke"), "hermes"),
     ],
 )
