@@ -163,7 +163,9 @@ class OpenAiConfig:
 
 @dataclass(frozen=True)
 class AdaptersConfig:
-    host_bytes: int = _setting(1 << 30, "Bytes of adapters kept in host memory, counted as float32.")
+    host_bytes: int = _setting(
+        1 << 30, "Bytes of adapters kept in host memory, counted as float32."
+    )
     bank_bytes: int | None = _setting(
         2 << 30,
         "Bytes of all adapters resident in the engine, counted as float32. Those that fit no more "

@@ -13,7 +13,8 @@ from datetime import datetime, timezone
 from remora_contract.errors import RequestInvalid
 
 LEVELS = ("debug", "info", "warning", "error")
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+# uvicorn repeats its message in color.
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
 
 
 class JsonFormatter(logging.Formatter):

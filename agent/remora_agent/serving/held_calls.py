@@ -20,6 +20,7 @@ from remora_agent.runtime.api import (
     Timings,
     Usage,
 )
+from remora_agent.runtime.constraint import Grammar
 from remora_agent.serving.call import GenerateCall, PromptInput
 from remora_agent.text.pipeline import Encoded
 from remora_contract.errors import RemoraError
@@ -40,6 +41,8 @@ class NextModel(Protocol):
 
     def encode(self, prompt: PromptInput) -> Encoded: ...
 
+    def grammar(self, call: GenerateCall) -> Grammar | None: ...
+
     def submit(
         self,
         request_id: str,
@@ -47,6 +50,7 @@ class NextModel(Protocol):
         tokens: tuple[int, ...],
         timeout_s: float | None,
         on_event: OnEvent,
+        grammar: Grammar | None,
     ) -> None: ...
 
     def cancel(self, request_id: str) -> bool: ...
@@ -112,9 +116,10 @@ class HeldCalls:
         left_s = None if held.deadline_s is None else held.deadline_s - now
         try:
             tokens = model.encode(held.call.prompt).token_ids
+            grammar = model.grammar(held.call)
             with self._lock:  # a cancellation sees it here or there, never nowhere
                 if self._held.pop(held.request_id, None) is not None:
-                    model.submit(held.request_id, held.call, tokens, left_s, held.on_event)
+                    model.submit(held.request_id, held.call, tokens, left_s, held.on_event, grammar)
         except RemoraError as e:
             with self._lock:
                 self._held.pop(held.request_id, None)

@@ -109,10 +109,16 @@ class ServedModel:
     ) -> None:
         """`submit_choices` for one answer. A constraint whose grammar is not given is compiled here
         and waited for: not on an event loop then."""
-        constraint = constrained(call, self.tool_plan(call)).constraint
-        if grammar is None and constraint is not None:
-            grammar = wait_for(self.runtime.compile(constraint), COMPILE_TIMEOUT_S)
+        grammar = grammar or self.grammar(call)
         self.submit_choices((request_id,), call, tokens, timeout_s, (on_event,), grammar)
+
+    def grammar(self, call: GenerateCall) -> Grammar | None:
+        """Of its constraint and its tools, waited for. Raises as ModelRuntime.compile, Unavailable
+        when it takes too long."""
+        constraint = constrained(call, self.tool_plan(call)).constraint
+        if constraint is None:
+            return None
+        return wait_for(self.runtime.compile(constraint), COMPILE_TIMEOUT_S)
 
     def submit_choices(
         self,

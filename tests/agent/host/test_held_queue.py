@@ -169,13 +169,17 @@ def test_a_waiting_request_that_moved_can_still_be_cancelled(hosted):
 
 
 class Model:
-    def __init__(self, error=None):
+    def __init__(self, error=None, calls=None):
+        self.calls = calls
         self.submitted, self.cancelled, self._error = [], [], error
 
     def encode(self, prompt):
         return Encoded("", (*prompt.ids, 99))
 
-    def submit(self, request_id, call, tokens, timeout_s, on_event):
+    def grammar(self, call):
+        self.compiled_beside_the_lock = self.calls is None or not self.calls._lock.locked()
+
+    def submit(self, request_id, call, tokens, timeout_s, on_event, grammar):
         if self._error is not None:
             raise self._error
         self.submitted.append((request_id, tokens, timeout_s))
@@ -196,6 +200,14 @@ def test_calls_are_handed_over_in_order_tokenised_anew_with_the_time_that_is_lef
     calls.hand_over(model, now=10.0)
     assert model.submitted == [("a", (1, 2, 99), None), ("b", (1, 2, 99), 7.0)]
     assert calls.cancel("a") and model.cancelled == ["a"]
+
+
+def test_a_cancellation_need_not_wait_until_a_moving_call_is_compiled():
+    calls = HeldCalls()
+    model = Model(calls=calls)
+    calls.fill([held("a", [])])
+    calls.hand_over(model, 0.0)
+    assert model.compiled_beside_the_lock
 
 
 def test_a_call_cancelled_before_during_or_after_the_move_ends_once():
