@@ -177,7 +177,8 @@ def test_a_message_of_wrong_form_is_refused_by_name(served):
 
 def test_an_engine_without_states_says_so(served):
     runtime = served.stack.host._serving.model.runtime
-    runtime._limits = replace(runtime._limits, hidden=0)
+    blind = replace(runtime._intake.limits, hidden=0)
+    runtime._intake = replace(runtime._intake, limits=blind)
     with pytest.raises(Unsupported, match="cannot embed"):
         served.client.embed("x")
 
