@@ -17,6 +17,7 @@ from remora_agent.serving.limits import MAX_MESSAGE_BYTES
 from remora_agent.serving.router import Router
 from remora_agent.serving.rpc_errors import translated
 from remora_agent.serving.served_model import ServedModel
+from remora_agent.serving.writing import STALL_S, write
 from remora_contract.errors import RequestInvalid
 from remora_protos.inference.v1 import inference_pb2 as pb
 from remora_protos.inference.v1 import inference_pb2_grpc as rpc
@@ -27,16 +28,20 @@ _PROVENANCE_BYTES = 64 << 10  # the same, for the largest mix
 
 
 class InferenceService(rpc.InferenceServicer):
-    def __init__(self, router: Router[ServedModel], driver: RequestDriver) -> None:
+    def __init__(
+        self, router: Router[ServedModel], driver: RequestDriver, stall_s: float = STALL_S
+    ) -> None:
+        """A stream of which nothing is read for `stall_s` ends."""
         self._router = router
         self._driver = driver
+        self._stall_s = stall_s
 
     @translated
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> None:
         call = with_caller(wire.generate_call(request), context)
         async with aclosing(self._driver.answers(call, context.time_remaining())) as answers:
             async for choice, event in answers:
-                await context.write(wire.event(event, choice))  # as fast as the caller reads
+                await write(context, wire.event(event, choice), self._stall_s)
 
     @translated
     async def GenerateUnary(self, request: pb.GenerateRequest, context: Any) -> pb.GenerateResponse:

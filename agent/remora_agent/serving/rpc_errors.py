@@ -23,12 +23,13 @@ def translated(handler: Handler[S]) -> Handler[S]:
         try:
             return await handler(self, request, context)
         except RemoraError as e:
-            await _abort(handler.__name__, e, context)
+            await abort(handler.__name__, e, context)
 
     return wrapped
 
 
-async def _abort(method: str, error: RemoraError, context: Any) -> None:
+async def abort(method: str, error: RemoraError, context: Any) -> None:
+    """Ends the call with `error`'s status and raises what gRPC ends handlers with."""
     level = logging.ERROR if isinstance(error, InternalFault) else logging.INFO
     log.log(level, "rpc.refused", extra={"method": method, "code": error.code, "why": str(error)})
     await context.abort_with_status(to_status(error))

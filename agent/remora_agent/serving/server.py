@@ -24,12 +24,14 @@ from remora_agent.serving.engine_service import EngineService
 from remora_agent.serving.inference_service import InferenceService
 from remora_agent.serving.kserve.service import KServeService
 from remora_agent.serving.kserve.statistics import Statistics
+from remora_agent.serving.legible import LegibleRequests
 from remora_agent.serving.limits import MAX_MESSAGE_BYTES
 from remora_agent.serving.listening import Listening
 from remora_agent.serving.router import Router
 from remora_agent.serving.served_model import ServedModel
 from remora_agent.serving.tls import ServerTls
 from remora_agent.serving.use_cases_service import UseCasesService
+from remora_agent.serving.writing import STALL_S
 from remora_contract.errors import InternalFault, Refused, RemoraError
 from remora_protos.inference.v1 import inference_pb2 as pb
 from remora_protos.inference.v1 import inference_pb2_grpc as rpc
@@ -56,6 +58,7 @@ class ServerOptions:
     allowed_users: frozenset[int] | None = None  # of unix sockets; None: whom their mode lets in
     max_calls: int = 1024  # at a time, on all services; more are refused
     keepalive_s: float = 30.0  # a caller that vanished is noticed within about this time
+    stall_s: float = STALL_S  # a stream of which nothing is read for so long ends
     kserve: bool = True  # the KServe v2 service too
     reflection: bool = True  # clients may ask for the services' descriptions
 
@@ -133,6 +136,7 @@ class InferenceServer:
     def _make_server(self) -> Any:
         keepalive_ms = int(self._options.keepalive_s * 1000)
         return grpc.aio.server(
+            interceptors=[LegibleRequests(self._services)],
             maximum_concurrent_rpcs=self._options.max_calls,
             options=[
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -149,15 +153,15 @@ class InferenceServer:
         )
 
     def _add_services(self, server: Any) -> health.aio.HealthServicer:
-        router = self._router
+        router, stall_s = self._router, self._options.stall_s
         driver = RequestDriver(router, self._text)
-        rpc.add_InferenceServicer_to_server(InferenceService(router, driver), server)
+        rpc.add_InferenceServicer_to_server(InferenceService(router, driver, stall_s), server)
         rpc.add_AdaptersServicer_to_server(AdaptersService(router, self._operations), server)
         rpc.add_UseCasesServicer_to_server(UseCasesService(router), server)
         rpc.add_EngineServiceServicer_to_server(EngineService(router), server)
         if self._options.kserve:
             statistics = Statistics(time.monotonic_ns, time.time_ns)
-            service = KServeService(router, driver, self._operations, statistics)
+            service = KServeService(router, driver, self._operations, statistics, stall_s)
             kserve_rpc.add_GRPCInferenceServiceServicer_to_server(service, server)
         healths = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(healths, server)

@@ -24,6 +24,7 @@ from remora_agent.serving.router import Router
 from remora_agent.serving.served_model import ServedModel
 from remora_agent.serving.server import InferenceServer, ServerOptions
 from remora_agent.serving.tls import ServerTls
+from remora_agent.serving.writing import STALL_S
 from remora_agent.telemetry.observers import Observers, Observing
 from remora_agent.telemetry.prometheus import MetricsServer
 from remora_agent.telemetry.serving import serving_readings
@@ -49,6 +50,7 @@ class StackOptions:
     allowed_users: frozenset[int] | None = None  # of unix sockets; None: whom their mode lets in
     kserve: bool = True  # the KServe v2 service on the same address
     openai: OpenAiOptions | None = None  # None: no HTTP surface
+    stall_s: float = STALL_S  # a gRPC stream of which nothing is read for so long ends
 
 
 class ServingStack:
@@ -74,6 +76,7 @@ class ServingStack:
             options.allowed_users,
             reflection=options.reflection,
             kserve=options.kserve,
+            stall_s=options.stall_s,
         )
         self._server = InferenceServer(router, server)
         self._observers = Observers(options.observing)

@@ -23,6 +23,7 @@ from remora_agent.serving.router import Router
 from remora_agent.serving.rpc_errors import translated
 from remora_agent.serving.served_model import ServedModel
 from remora_agent.serving.wire import refuse_unknown_fields
+from remora_agent.serving.writing import STALL_S
 from remora_contract.errors import NotFound, RemoraError, RequestInvalid, Unsupported
 from remora_protos.kserve.v2 import grpc_service_pb2 as pb
 from remora_protos.kserve.v2 import grpc_service_pb2_grpc as rpc
@@ -41,7 +42,8 @@ def _unsupported(method: str, why: str) -> Any:
 
 
 class KServeService(rpc.GRPCInferenceServiceServicer):
-    """`workers` run what waits for the disk or the step thread."""
+    """`workers` run what waits for the disk or the step thread. A stream of which nothing is read
+    for `stall_s` ends."""
 
     def __init__(
         self,
@@ -49,8 +51,10 @@ class KServeService(rpc.GRPCInferenceServiceServicer):
         driver: RequestDriver,
         workers: ThreadPoolExecutor,
         statistics: Statistics,
+        stall_s: float = STALL_S,
     ) -> None:
         self._router = router
+        self._stall_s = stall_s
         self._workers = workers
         self._statistics = statistics
         self._inferences = Inferences(driver, statistics)
@@ -138,7 +142,7 @@ class KServeService(rpc.GRPCInferenceServiceServicer):
             except RemoraError as e:
                 yield failed(request, e)
 
-        await InferStream(context, answer).run()
+        await InferStream(context, answer, stall_s=self._stall_s).run()
 
     @translated
     async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, context: Any) -> Any:

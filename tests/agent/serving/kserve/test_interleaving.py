@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import grpc
 import pytest
 
 from remora_agent.serving.kserve.streams import InferStream
+from remora_contract.errors import DeadlineExceeded
 
 
 class Wire:
@@ -31,6 +33,16 @@ class Wire:
         await asyncio.sleep(0)
         self._writing = False
         self.written.append(response)
+
+
+class Unread(Wire):
+    """A client that takes nothing; gRPC has room for one message, and refuses another even when
+    the task that wrote the first has been cancelled."""
+
+    async def write(self, response: str) -> None:
+        assert not self._writing, "a write beside one that is not taken"
+        self._writing = True
+        await asyncio.Event().wait()
 
 
 class Answers:
@@ -100,3 +112,42 @@ def test_a_bug_ends_the_stream_instead_of_going_unheard():
         assert answers.cancelled == ["a"]
 
     asyncio.run(main())
+
+
+def test_a_client_that_reads_nothing_ends_the_stream_and_gets_no_second_message():
+    unheard: list[object] = []
+
+    async def main():
+        asyncio.get_running_loop().set_exception_handler(lambda _, told: unheard.append(told))
+        wire = Unread(*"abcdef", ends=False)
+        with pytest.raises(DeadlineExceeded, match="was read"):
+            await InferStream(wire, Answers(), stall_s=0.01).run()
+        assert len(asyncio.all_tasks()) == 1  # this one
+
+    asyncio.run(main())
+    gc.collect()  # a task whose error nobody heard says so now
+    assert not unheard
+
+
+def test_of_requests_that_fail_together_each_error_is_heard():
+    unheard: list[object] = []
+
+    async def main():
+        asyncio.get_running_loop().set_exception_handler(lambda _, told: unheard.append(told))
+        wire, answers = Wire("bug", "other", ends=False), Answers()
+
+        async def both(request):
+            async for response in answers(request):
+                yield response
+            raise ZeroDivisionError
+
+        running = asyncio.create_task(InferStream(wire, both).run())
+        await settled()
+        for event in answers.released.values():
+            event.set()
+        with pytest.raises(ZeroDivisionError):
+            await running
+
+    asyncio.run(main())
+    gc.collect()  # a task whose error nobody heard says so now
+    assert not unheard
