@@ -333,3 +333,21 @@ def test_a_draft_is_accepted_up_to_the_first_token_that_may_not_come(grammars):
     a, b, c, d = (BYTES[x] for x in b"abcd")
     assert matcher.accepts([a, b, d, c]) == 2
     assert matcher.accepts([a, b, c]) == 3  # nothing was advanced
+
+
+def test_a_grammar_that_comes_while_the_compiler_closes_is_told_so_or_compiled(monkeypatch):
+    made = compiler()
+    submit, closers = made._worker.submit, []
+
+    def close_first(*work):
+        closers.append(threading.Thread(target=made.close))
+        closers[0].start()
+        closers[0].join(0.2)
+        return submit(*work)
+
+    monkeypatch.setattr(made._worker, "submit", close_first)
+    future = made.compile(regex("a+"))
+    closers[0].join(10)
+    assert future.exception(10) is None or isinstance(future.exception(), Unavailable)
+    with pytest.raises(Unavailable):
+        made.compile(regex("b+"))
