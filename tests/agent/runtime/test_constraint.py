@@ -129,6 +129,32 @@ name: /[A-Z][a-z]{1,5}/
         assert re.fullmatch(r"(hello|good (morning|night)) [A-Z][a-z]{1,5}", text)
 
 
+@pytest.mark.parametrize("form", ["hermes", "llama", "mistral"])
+def test_the_references_of_a_forced_calls_schemas_are_their_own(grammars, form):
+    """As models of pydantic write them: each schema has a root, and definitions below it."""
+
+    def function(name: str, of_point: dict) -> dict:
+        point = {"type": "object", "properties": {"x": of_point, "next": {"$ref": "#/$defs/P"}}}
+        properties = {"p": {"$ref": "#/$defs/P"}}
+        parameters = {"type": "object", "$defs": {"P": point}, "properties": properties}
+        return {"name": name, "parameters": parameters}
+
+    functions = [function("one", {"type": "integer"}), function("two", {"type": "boolean"})]
+    tool = FORMATS[form]
+    grammar = grammars.compile(calling(tool, functions, 1)).result(20)
+
+    def accepts(name: str, point: str) -> bool:
+        call = f'{{"name": "{name}", "{tool.argument_key}": {{"p": {point}}}}}'
+        text = f"[{call}]" if tool.listed else call
+        if not (tool.listed or tool.bare):
+            text = f"{tool.starts[0]}\n{text}\n{tool.end}"
+        ids = byte_tokenizer().encode(text, add_special_tokens=False).ids
+        return grammar.start().accepts(ids) == len(ids)
+
+    assert accepts("one", '{"x": 1, "next": {"x": 2}}') and accepts("two", '{"x": true}')
+    assert not accepts("one", '{"x": true}') and not accepts("two", '{"next": {"x": 2}}')
+
+
 def test_a_forced_call_cannot_go_on_with_blanks_for_ever(serve):
     """A model that would write nothing but blanks writes the call."""
     function = {"name": "f", "parameters": {"type": "object", "additionalProperties": False}}
