@@ -254,6 +254,13 @@ WRONG = [
     (schema({"allOf": [{"type": "string"}, {"type": "integer"}]}), "Unsatisfiable"),
     (schema({"type": "nonsense"}), "nonsense"),
     (schema({"type": "string", "pattern": "["}), "regex"),
+    # What Python reads as JSON and llguidance does not.
+    (Constraint(KIND.JSON_SCHEMA, '{"const": NaN}'), "line 1"),
+    (Constraint(KIND.JSON_SCHEMA, '{"const": "\\ud800"}'), "hex escape"),
+    (Constraint(KIND.JSON_SCHEMA, '{"minimum": 1e999}'), "out of range"),
+    (Constraint(KIND.JSON_SCHEMA, '{"not":' * 200 + "{}" + "}" * 200), "recursion limit"),
+    (Constraint(KIND.REGEX, "\ud800"), "half a character"),
+    (Constraint(KIND.CHOICE, options=("fine", "\udfff")), "half a character"),
 ]
 
 
