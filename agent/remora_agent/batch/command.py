@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -137,6 +138,8 @@ def _answer(
     engines = CachedEngines(EngineSettings(cache_dir or default_cache(), options=options))
     # One caller, who may have three quarters of the queue and wants twice the rows of it.
     runtime = RuntimeOptions(max_waiting=max(256, 4 * options.rows))
+    if not document.drafts:
+        runtime = replace(runtime, draft_tokens=0)
     host = LocalHost(engines, router, HostSettings(runtime))
     try:
         with shown(sys.stderr) as progress:

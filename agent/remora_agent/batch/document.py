@@ -64,6 +64,7 @@ class BatchRequest:
     use_case: UseCaseRef | None = None
     constraint: Constraint | None = None
     logit_bias: tuple[tuple[int, float], ...] = ()
+    disable_spec_decode: bool = False
 
     @property
     def selection(self) -> AdapterSelection:
@@ -109,6 +110,11 @@ class BatchDocument:
     requests: tuple[BatchRequest, ...]
     use_cases: tuple[ReleaseUseCase, ...] = ()  # the file's own
 
+    @property
+    def drafts(self) -> bool:
+        """Whether tokens may be guessed ahead: not in a file of which one request forbids it."""
+        return not any(r.disable_spec_decode for r in self.requests)
+
     def overriding(self, **settings: float | int | None) -> BatchDocument:
         """With these settings in place of the file's; None leaves one as it is."""
         given: dict[str, Any] = {
@@ -128,7 +134,7 @@ class _Request:
     constraint: dict[str, Any] | None = None
     logit_bias: dict[str, float] = field(default_factory=dict)
     save_system_prompt_kv_cache: bool = False  # equal beginnings are kept with or without it
-    disable_spec_decode: bool = False  # no effect: drafts are proven
+    disable_spec_decode: bool = False
 
 
 def read_document(data: bytes, where: str, known: Names | None = None) -> BatchDocument:
@@ -236,6 +242,7 @@ def _request(raw: object, where: str, names: Names) -> BatchRequest:
         use_case,
         None if request.constraint is None else written_constraint(request.constraint, where),
         written_biases(request.logit_bias, where),
+        request.disable_spec_decode,
     )
 
 

@@ -36,7 +36,8 @@ class Outcome:
 def run_batch(
     model: ServedModel, document: BatchDocument, seed: int | None, on_done: OnDone = lambda n: None
 ) -> list[Outcome]:
-    """Blocking. `on_done` hears how many have ended. What one request does stops no other."""
+    """Blocking. `on_done` hears how many have ended, in this thread: what it raises is raised here.
+    What one request does stops no other."""
     runner = _Runner(model, document, seed, on_done)
     for index in range(len(document.requests)):
         runner.start(index)
@@ -57,14 +58,14 @@ class _Runner:
         self._places_total = min(document.settings.batch_size, ready)
         self._places = threading.Semaphore(self._places_total)
         self._lock = threading.Lock()
-        self._done = 0
+        self._done = self._told = 0
         self._outcomes: list[Outcome] = []
 
     def start(self, index: int) -> None:
         """Waits for a place, then submits request `index`."""
         outcome = Outcome(index)
         self._outcomes.append(outcome)
-        self._places.acquire()
+        self._wait_for_place()
         try:
             call = call_of(self._document, index, self._seed)
             encoded = self._model.encode(call.prompt)
@@ -78,8 +79,15 @@ class _Runner:
 
     def wait(self) -> list[Outcome]:
         for _ in range(self._places_total):
-            self._places.acquire()
+            self._wait_for_place()
         return self._outcomes
+
+    def _wait_for_place(self) -> None:
+        self._places.acquire()
+        with self._lock:
+            told, self._told = self._told, self._done
+        if self._told > told:
+            self._on_done(self._told)
 
     def _hear(self, outcome: Outcome, event: Event) -> None:
         if isinstance(event, Delta):
@@ -92,5 +100,4 @@ class _Runner:
                 outcome.error = event.error
             with self._lock:
                 self._done += 1
-                self._on_done(self._done)
             self._places.release()

@@ -44,7 +44,7 @@ class Options(TypedDict, total=False):
     json_object: bool
     regex: str
     lark: str
-    choice: Sequence[str]
+    choice: str | Sequence[str]
     logprobs: int  # of each token of the answer, and of that many of the likeliest
     prompt_logprobs: int  # the same of each token of the prompt but the first
     n: int  # independent answers; those after the first are the result's `more`
@@ -236,9 +236,11 @@ def _set_constraint(request: pb.GenerateRequest, options: Options) -> None:
     for name in named:
         value = given[name]
         if name == "choice":
-            request.constraint.choice.options.extend(value)
-        elif isinstance(value, Mapping):
+            request.constraint.choice.options.extend([value] if isinstance(value, str) else value)
+        elif name == "json_schema" and isinstance(value, Mapping):
             request.constraint.json_schema = json.dumps(value)
+        elif name in ("regex", "lark") and not isinstance(value, str):
+            raise RequestInvalid(f"{name} must be text, not {type(value).__name__}")
         else:
             setattr(request.constraint, name, value)
 

@@ -135,7 +135,8 @@ class GrammarCompiler:
 
     def close(self) -> None:
         """Grammars that wait fail with Unavailable."""
-        self._closed = True
+        with self._lock:  # `compile` submits within it
+            self._closed = True
         self._worker.shutdown(wait=False)
 
     def _done(self, _: Future[Grammar]) -> None:

@@ -23,7 +23,7 @@ from remora_contract.errors import RemoraError
 
 # Queues one prompt of the request; the first callable hears when it has a row. Raises as
 # `ModelRuntime.submit` does.
-Queue = Callable[[int, Callable[[float], None], OnVector], Provenance]
+Queue = Callable[[int, Callable[[float], None], OnVector], None]
 
 
 class EmbeddingBatch:
@@ -32,19 +32,22 @@ class EmbeddingBatch:
     def __init__(
         self,
         request: EmbeddingRequest,
+        provenance: Provenance,
         queue: Queue,
         cancel: Callable[[str], bool],
         clock: Callable[[], float],
         on_end: OnEmbedded,
     ) -> None:
+        """`provenance`: of the first prompt. It is known before any is queued: the list may end
+        while `start` still runs."""
         self._request = request
+        self._provenance = provenance
         self._queue = queue
         self._cancel = cancel
         self._clock = clock
         self._on_end = on_end
         self._vectors: dict[int, Vector] = {}
         self._queued = 0  # prompts, in their order
-        self._provenance: Provenance | None = None
         self._submitted_s = clock()
         self._admitted_s = self._submitted_s
         self._ended = False
@@ -61,10 +64,9 @@ class EmbeddingBatch:
 
     def _queue_next(self) -> None:
         index, self._queued = self._queued, self._queued + 1
-        provenance = self._queue(
+        self._queue(
             index, lambda now: self._admitted(index, now), lambda found: self._heard(index, found)
         )
-        self._provenance = self._provenance or provenance
 
     def _admitted(self, index: int, now: float) -> None:
         if index == 0:
@@ -98,7 +100,6 @@ class EmbeddingBatch:
         self._on_end(Failed(error))
 
     def _embedded(self) -> Embedded:
-        assert self._provenance is not None  # of the first prompt
         return Embedded(
             np.stack([self._vectors[i] for i in range(len(self._vectors))]),
             tuple(map(len, self._request.prompts)),

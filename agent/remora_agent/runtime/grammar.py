@@ -30,7 +30,12 @@ def check_constraint(constraint: Constraint) -> None:
         raise RequestInvalid(f"constraint.{kind.value} takes nothing of the kind")
     elif kind is not ConstraintKind.JSON_OBJECT and not constraint.text.strip():
         raise RequestInvalid(f"constraint.{kind.value} is empty")
-    size = sum(len(t.encode(errors="replace")) for t in (constraint.text, *constraint.options))
+    try:
+        size = sum(len(t.encode()) for t in (constraint.text, *constraint.options))
+    except UnicodeEncodeError as e:
+        raise RequestInvalid(
+            f"constraint.{kind.value} holds half a character at index {e.start}"
+        ) from e
     if size > MAX_GRAMMAR_BYTES:
         raise RequestInvalid(
             f"constraint.{kind.value} has {size} bytes; at most {MAX_GRAMMAR_BYTES} are compiled"
@@ -53,9 +58,12 @@ def grammar_text(constraint: Constraint) -> str:
         return LLMatcher.grammar_from_lark(_choice(constraint.options))
     if kind is ConstraintKind.JSON_OBJECT:
         text = '{"type": "object"}'
-    return LLMatcher.grammar_from_json_schema(
-        _schema(text), defaults={"whitespace_pattern": JSON_WHITESPACE}
-    )
+    try:
+        return LLMatcher.grammar_from_json_schema(
+            _schema(text), defaults={"whitespace_pattern": JSON_WHITESPACE}
+        )
+    except ValueError as e:  # its reader of JSON is stricter than Python's
+        raise RequestInvalid(f"constraint.json_schema cannot be read: {e}") from e
 
 
 def _schema(text: str) -> str:

@@ -66,6 +66,10 @@ class Intake:
         check_embedding(request, self.limits, self.options, now)
         return self._resolved(request.adapters)
 
+    def embedding_provenance(self, request: EmbeddingRequest, adapters: Resolved) -> Provenance:
+        """Of its first prompt."""
+        return self._provenance(_acting(request.prompts[0], adapters))
+
     def embedding(
         self,
         request: EmbeddingRequest,

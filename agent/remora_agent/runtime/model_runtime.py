@@ -28,7 +28,6 @@ from remora_agent.runtime.api import (
     Constraint,
     GenerationRequest,
     OnEvent,
-    Provenance,
     SamplingOverrides,
     SamplingParams,
     StoppingOverrides,
@@ -209,13 +208,13 @@ class ModelRuntime:
         cancels it. Raises as `submit` does, and Unsupported for an engine without states."""
         adapters = self._intake.embedding_adapters(request, self._clock())
 
-        def queue(index: int, on_admitted: Callable[[float], None], heard: OnVector) -> Provenance:
+        def queue(index: int, on_admitted: Callable[[float], None], heard: OnVector) -> None:
             new = self._intake.embedding(request, index, adapters, on_admitted, heard)
             self._stepper.add(new, begun=index > 0)
             self._loop.wake()
-            return new.answer.provenance
 
-        batch = EmbeddingBatch(request, queue, self.cancel, self._clock, on_end)
+        provenance = self._intake.embedding_provenance(request, adapters)
+        batch = EmbeddingBatch(request, provenance, queue, self.cancel, self._clock, on_end)
         batch.start()
         return batch.cancel
 

@@ -29,6 +29,7 @@ _CLASS_SHIFT = 16  # of a float32's 32 bits: leaves sign, exponent and 7 bits of
 _BLOCK = 64
 _SPAN = 512
 _SMALLEST = np.float32(-87)  # e^-87 is the smallest normal float32
+_TEMPERATURES = np.finfo(np.float32)  # beyond it a float32 is 0 or infinite
 
 
 class Sampler:
@@ -116,6 +117,7 @@ def _picked(
 def _weights(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
     """exp((logit - max) / temperature), 0 where float32 would be denormal: those are slow, and
     1e-38 of the most likely token's weight is never drawn."""
+    temperature = min(max(temperature, float(_TEMPERATURES.tiny)), float(_TEMPERATURES.max))
     with np.errstate(over="ignore"):  # -inf is what is meant there
         scaled = (logits - logits.max()) / np.float32(temperature)
     weights: NDArray[np.float32] = np.exp(np.maximum(scaled, _SMALLEST))

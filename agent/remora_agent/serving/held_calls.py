@@ -117,13 +117,21 @@ class HeldCalls:
         try:
             tokens = model.encode(held.call.prompt).token_ids
             grammar = model.grammar(held.call)
+        except RemoraError as e:
+            if self._take(held):
+                held.on_event(Failed(e))
+            return
+        try:
             with self._lock:  # a cancellation sees it here or there, never nowhere
                 if self._held.pop(held.request_id, None) is not None:
                     model.submit(held.request_id, held.call, tokens, left_s, held.on_event, grammar)
         except RemoraError as e:
-            with self._lock:
-                self._held.pop(held.request_id, None)
             held.on_event(Failed(e))
+
+    def _take(self, held: HeldCall) -> bool:
+        """False when it was cancelled meanwhile: it has heard its end."""
+        with self._lock:
+            return self._held.pop(held.request_id, None) is not None
 
 
 def _cancelled(held: HeldCall) -> Finished:

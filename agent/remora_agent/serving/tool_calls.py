@@ -84,11 +84,13 @@ def calling(
 
 
 def _call_schema(function: Mapping[str, Any], argument_key: str) -> dict[str, Any]:
+    """The parameters stay a document of their own, so that `#/$defs/X` in them means theirs."""
+    own = {"$id": f"urn:remora:tool:{function['name']}"}
     return {
         "type": "object",
         "properties": {
             "name": {"const": function["name"]},
-            argument_key: {"type": "object", **(function.get("parameters") or {})},
+            argument_key: {"type": "object", **own, **(function.get("parameters") or {})},
         },
         "required": ["name", argument_key],
         "additionalProperties": False,

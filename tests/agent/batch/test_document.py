@@ -75,7 +75,12 @@ def test_one_stop_string_needs_no_list():
 
 
 def test_fields_that_change_nothing_here_are_accepted():
-    request(save_system_prompt_kv_cache=True, disable_spec_decode=True)
+    request(save_system_prompt_kv_cache=True)
+
+
+def test_one_request_that_forbids_drafts_turns_them_off_for_the_file():
+    assert request().drafts
+    assert not request(disable_spec_decode=True).drafts
 
 
 @pytest.mark.parametrize(

@@ -225,6 +225,20 @@ def test_a_call_cancelled_before_during_or_after_the_move_ends_once():
         assert isinstance(end, Finished) and (end.reason, end.usage, end.timings) == expected
 
 
+def test_a_call_cancelled_while_it_is_tokenised_anew_ends_once_though_that_fails():
+    events, calls = [], HeldCalls()
+
+    class Failing(Model):
+        def encode(self, prompt):
+            assert calls.cancel("a")
+            raise NotFound("no template")
+
+    calls.fill([held("a", events)])
+    calls.hand_over(Failing(), 0.0)
+    (end,) = events
+    assert isinstance(end, Finished) and end.reason is FinishReason.CANCELLED
+
+
 def test_what_the_next_model_refuses_hears_why_and_the_rest_goes_on():
     events = []
     calls = HeldCalls()

@@ -129,6 +129,32 @@ name: /[A-Z][a-z]{1,5}/
         assert re.fullmatch(r"(hello|good (morning|night)) [A-Z][a-z]{1,5}", text)
 
 
+@pytest.mark.parametrize("form", ["hermes", "llama", "mistral"])
+def test_the_references_of_a_forced_calls_schemas_are_their_own(grammars, form):
+    """As models of pydantic write them: each schema has a root, and definitions below it."""
+
+    def function(name: str, of_point: dict) -> dict:
+        point = {"type": "object", "properties": {"x": of_point, "next": {"$ref": "#/$defs/P"}}}
+        properties = {"p": {"$ref": "#/$defs/P"}}
+        parameters = {"type": "object", "$defs": {"P": point}, "properties": properties}
+        return {"name": name, "parameters": parameters}
+
+    functions = [function("one", {"type": "integer"}), function("two", {"type": "boolean"})]
+    tool = FORMATS[form]
+    grammar = grammars.compile(calling(tool, functions, 1)).result(20)
+
+    def accepts(name: str, point: str) -> bool:
+        call = f'{{"name": "{name}", "{tool.argument_key}": {{"p": {point}}}}}'
+        text = f"[{call}]" if tool.listed else call
+        if not (tool.listed or tool.bare):
+            text = f"{tool.starts[0]}\n{text}\n{tool.end}"
+        ids = byte_tokenizer().encode(text, add_special_tokens=False).ids
+        return grammar.start().accepts(ids) == len(ids)
+
+    assert accepts("one", '{"x": 1, "next": {"x": 2}}') and accepts("two", '{"x": true}')
+    assert not accepts("one", '{"x": true}') and not accepts("two", '{"next": {"x": 2}}')
+
+
 def test_a_forced_call_cannot_go_on_with_blanks_for_ever(serve):
     """A model that would write nothing but blanks writes the call."""
     function = {"name": "f", "parameters": {"type": "object", "additionalProperties": False}}
@@ -228,6 +254,13 @@ WRONG = [
     (schema({"allOf": [{"type": "string"}, {"type": "integer"}]}), "Unsatisfiable"),
     (schema({"type": "nonsense"}), "nonsense"),
     (schema({"type": "string", "pattern": "["}), "regex"),
+    # What Python reads as JSON and llguidance does not.
+    (Constraint(KIND.JSON_SCHEMA, '{"const": NaN}'), "line 1"),
+    (Constraint(KIND.JSON_SCHEMA, '{"const": "\\ud800"}'), "hex escape"),
+    (Constraint(KIND.JSON_SCHEMA, '{"minimum": 1e999}'), "out of range"),
+    (Constraint(KIND.JSON_SCHEMA, '{"not":' * 200 + "{}" + "}" * 200), "recursion limit"),
+    (Constraint(KIND.REGEX, "\ud800"), "half a character"),
+    (Constraint(KIND.CHOICE, options=("fine", "\udfff")), "half a character"),
 ]
 
 
@@ -333,3 +366,21 @@ def test_a_draft_is_accepted_up_to_the_first_token_that_may_not_come(grammars):
     a, b, c, d = (BYTES[x] for x in b"abcd")
     assert matcher.accepts([a, b, d, c]) == 2
     assert matcher.accepts([a, b, c]) == 3  # nothing was advanced
+
+
+def test_a_grammar_that_comes_while_the_compiler_closes_is_told_so_or_compiled(monkeypatch):
+    made = compiler()
+    submit, closers = made._worker.submit, []
+
+    def close_first(*work):
+        closers.append(threading.Thread(target=made.close))
+        closers[0].start()
+        closers[0].join(0.2)
+        return submit(*work)
+
+    monkeypatch.setattr(made._worker, "submit", close_first)
+    future = made.compile(regex("a+"))
+    closers[0].join(10)
+    assert future.exception(10) is None or isinstance(future.exception(), Unavailable)
+    with pytest.raises(Unavailable):
+        made.compile(regex("b+"))

@@ -170,6 +170,27 @@ def test_a_cancelled_list_ends_and_leaves_nothing(serve):
     assert len(s.engine.calls.embeds) <= 2
 
 
+@pytest.mark.parametrize("prompts", [((9, 9, 1),), ((1, 9, 9), (9, 9, 1, 2), (3,))])
+def test_a_list_may_end_before_its_submission_returns(serve, monkeypatch, prompts):
+    """As when the submitting thread loses the processor right after its first prompt is queued."""
+    s = serve({"a": 4}, invocations={"a": (9, 9)})
+    ear, wake, submitting = Ear(), s.runtime._loop.wake, threading.get_ident()
+
+    def wake_and_lose_the_processor():
+        wake()
+        if threading.get_ident() == submitting:
+            ear.wait()
+
+    monkeypatch.setattr(s.runtime._loop, "wake", wake_and_lose_the_processor)
+    s.runtime.embed(EmbeddingRequest("e", prompts, (AdapterRef("a"),)), ear)
+    end = ear.wait()
+    assert isinstance(end, Embedded) and len(end.vectors) == len(prompts)
+    (adapter,) = end.provenance.adapters  # of the first prompt
+    assert adapter.active_from == prompts[0].index(9)
+    monkeypatch.undo()
+    assert idle(s)
+
+
 def test_a_fault_ends_the_list_once(serve):
     s = serve()
     s.engine.faults.append(fault("the backend failed"))

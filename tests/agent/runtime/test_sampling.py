@@ -81,6 +81,16 @@ def test_zero_temperature_takes_the_largest_and_the_first_of_equals():
     assert Sampler(SamplingParams(), 0).draw(np.array([1, 3, 3, 2], np.float32)) == 1
 
 
+@pytest.mark.parametrize("cut", [{}, {"top_k": 2}, {"top_p": 0.9}, {"min_p": 0.1}])
+@pytest.mark.parametrize(
+    ("temperature", "drawn"), [(1e-300, {3}), (1e-46, {3}), (1e300, {0, 1, 3})]
+)
+def test_a_temperature_that_no_float32_holds_is_the_nearest_that_one_does(temperature, drawn, cut):
+    sampler = Sampler(SamplingParams(temperature, seed=1, **cut), 0)
+    logits = np.array([1, 3, -np.inf, 3.5], np.float32)
+    assert {sampler.draw(logits) for _ in range(50)} <= drawn
+
+
 def test_one_seed_gives_one_sequence_whatever_other_rows_draw():
     logits = np.random.default_rng(5).standard_normal((20, 100)).astype(np.float32)
     params = SamplingParams(1.0, top_p=0.95, seed=11)

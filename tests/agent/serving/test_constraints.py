@@ -8,6 +8,7 @@ import re
 import pytest
 
 from remora_agent.client import FinishReason
+from remora_agent.client.requests import generate_request
 from remora_agent.serving import driver
 from remora_contract.errors import RequestInvalid
 
@@ -76,3 +77,11 @@ def test_a_grammar_that_compiles_for_too_long_is_given_up(served, monkeypatch):
     monkeypatch.setattr(driver, "COMPILE_TIMEOUT_S", 0.0)
     with pytest.raises(RequestInvalid, match="takes longer"):
         served.client.generate("x", regex="a never seen expression", **OPTIONS)
+
+
+def test_a_constraint_of_the_clients_is_what_its_name_says():
+    one = generate_request("x", {"choice": "yes"}).constraint
+    assert list(one.choice.options) == ["yes"]
+    for name in ("regex", "lark"):
+        with pytest.raises(RequestInvalid, match=name):
+            generate_request("x", {name: {"type": "object"}})

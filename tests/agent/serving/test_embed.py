@@ -99,8 +99,11 @@ def test_generation_beside_a_long_list_answers_as_alone(served):
     assert served.client.status().rows_busy == 0
 
 
-def test_a_caller_that_goes_away_takes_its_list_with_it(served):
-    gate, stopped = threading.Event(), threading.Event()
+def test_a_caller_that_goes_away_takes_its_list_with_it(served, monkeypatch):
+    gate, stopped, left = threading.Event(), threading.Event(), threading.Event()
+    runtime = served.stack.host._serving.model.runtime
+    cancel = runtime.cancel
+    monkeypatch.setattr(runtime, "cancel", lambda name: (cancel(name), left.set())[0])
 
     def wait():
         stopped.set()
@@ -112,6 +115,7 @@ def test_a_caller_that_goes_away_takes_its_list_with_it(served):
         call = rpc.InferenceStub(channel).Embed.future(request)
         assert stopped.wait(20)
         call.cancel()
+        assert left.wait(20)  # the server has heard of it
         served.engine.before_step = lambda: None
         gate.set()
         result = served.client.generate("hello", max_tokens=4, ignore_eos=True)

@@ -136,6 +136,8 @@ class _Output:
             io.bind_ortvalue_input(names.STATE_INDEX, self._states.value)
             io.bind_ortvalue_input(names.LOGITS_INDEX, self._logits.value)
             self._tokens = tokens
+            if not last:  # what a step that failed has not given away has another length
+                self._result = None
         if self._result is None:
             self._result = zeros((len(self._states.array), self._width), np.float32)
             output = names.STATES if self._asked is Asked.STATES else targets.LOGITS

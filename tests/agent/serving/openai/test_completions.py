@@ -33,6 +33,14 @@ def test_n_answers_for_each_of_several_prompts(http):
     assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (6, 32)
 
 
+def test_the_smallest_temperature_answers_as_none_does_and_harms_nobody(http):
+    """JSON carries doubles; logits are divided as float32."""
+    for temperature in (1e-300, 5e-324):
+        cold = {**GREEDY, "temperature": temperature}
+        reply = http.client.completions.create(prompt="one", top_p=0.9, **cold)
+        assert reply.choices[0].text == solo(http, "one")
+
+
 def test_echo_begins_with_the_prompt_streamed_and_not(http):
     reply = http.client.completions.create(prompt=["one", "two"], echo=True, **GREEDY)
     wanted = ["one" + solo(http, "one"), "two" + solo(http, "two")]
