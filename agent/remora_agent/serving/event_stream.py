@@ -1,9 +1,9 @@
 """A call's events on their way from the step thread to a reader that may be slow.
 
 Putting never blocks and never waits for the reader; deltas of one answer that nobody has read yet
-are joined into one, so a stream holds at most one Accepted, one PromptScored, one Delta and one end
-of each answer, whatever the reader does (the text itself is bounded by the context). Knows no wire
-format.
+are joined, JOINED_TOKENS at most into one, so that it still fits a message. A stream holds at most
+one Accepted, one PromptScored, these deltas and one end of each answer, whatever the reader does
+(the text itself is bounded by the context). Knows no wire format.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from remora_agent.runtime.api import (
 )
 
 StreamEvent = Accepted | PromptScored | Delta | Finished
+# With the scores of 21 tokens for each, about 1 MB of a message's 4.
+JOINED_TOKENS = 4096
 
 
 class EventStream:
@@ -88,15 +90,13 @@ class _Unread:
     def __init__(self) -> None:
         self._accepted: Accepted | None = None
         self._scored: PromptScored | None = None
-        self._text: list[str] = []
-        self._token_ids: list[int] = []
-        self._logprobs: list[TokenLogprob] = []
+        self._deltas: list[_Joined] = []
         self._end: Finished | Failed | None = None
         self._ended = False
 
     @property
     def pending(self) -> bool:
-        return bool(self._accepted or self._scored or self._text or self._end)
+        return bool(self._accepted or self._scored or self._deltas or self._end)
 
     def keep(self, event: Event) -> bool:
         """False after the end."""
@@ -107,18 +107,37 @@ class _Unread:
         elif isinstance(event, PromptScored):
             self._scored = event
         elif isinstance(event, Delta):
-            self._text.append(event.text)
-            self._token_ids.extend(event.token_ids)
-            self._logprobs.extend(event.logprobs)
+            if not self._deltas or self._deltas[-1].full:
+                self._deltas.append(_Joined())
+            self._deltas[-1].add(event)
         else:
             self._end, self._ended = event, True
         return True
 
     def take(self) -> list[Event]:
-        delta = None
-        if self._text:
-            delta = Delta("".join(self._text), tuple(self._token_ids), tuple(self._logprobs))
-        taken: list[Event | None] = [self._accepted, self._scored, delta, self._end]
+        deltas = [joined.delta() for joined in self._deltas]
+        taken: list[Event | None] = [self._accepted, self._scored, *deltas, self._end]
         self._accepted, self._scored, self._end = None, None, None
-        self._text, self._token_ids, self._logprobs = [], [], []
+        self._deltas = []
         return [event for event in taken if event is not None]
+
+
+class _Joined:
+    """Deltas that become one."""
+
+    def __init__(self) -> None:
+        self._text: list[str] = []
+        self._token_ids: list[int] = []
+        self._logprobs: list[TokenLogprob] = []
+
+    @property
+    def full(self) -> bool:
+        return len(self._token_ids) >= JOINED_TOKENS
+
+    def add(self, delta: Delta) -> None:
+        self._text.append(delta.text)
+        self._token_ids.extend(delta.token_ids)
+        self._logprobs.extend(delta.logprobs)
+
+    def delta(self) -> Delta:
+        return Delta("".join(self._text), tuple(self._token_ids), tuple(self._logprobs))

@@ -11,7 +11,7 @@ LONG = {"max_tokens": 240, "ignore_eos": True, "temperature": 0.0}
 
 def wait_until(true, what: str) -> None:
     pause = threading.Event()
-    for _ in range(2000):
+    for _ in range(6000):
         if true():
             return
         pause.wait(0.01)

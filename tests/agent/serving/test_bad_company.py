@@ -74,6 +74,24 @@ def test_a_stream_that_is_never_read_ends_and_others_go_on(impatient, ask, caplo
     assert f"nothing of the answer was read for {STALL_S} s" in ended.value.details()
 
 
+@pytest.mark.slow
+def test_a_reader_that_pauses_for_long_and_reads_on_misses_nothing(tmp_path):
+    """What it has not read by then is much more than a message may hold."""
+    world = World(tmp_path, context=24_000)
+    with running_stack(tmp_path, ReferenceEngines()) as (stack, address):
+        stack.host.switch(world.assignment())
+        with grpc.insecure_channel(address, NARROW) as channel:
+            request = pb.GenerateRequest(text="x")
+            request.stopping.max_tokens, request.stopping.ignore_eos = 23_000, True
+            request.logprobs.top = 20
+            unread = rpc.InferenceStub(channel).Generate(request)
+            wait_until(lambda: stack.host.metrics()["rows_busy"], "it runs")
+            wait_until(lambda: nothing_left(stack), "it has ended")
+            events = list(unread)
+    assert sum(len(e.delta.logprobs) for e in events) == 23_000
+    assert sum(e.ByteSize() for e in events) > 4 << 20
+
+
 def before_it_runs(served, call) -> None:
     served.engines.gate.clear()
 

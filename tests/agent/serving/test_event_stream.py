@@ -15,9 +15,12 @@ from remora_agent.runtime.api import (
     FinishReason,
     Provenance,
     Timings,
+    TokenLogprob,
     Usage,
 )
-from remora_agent.serving.event_stream import EventStream
+from remora_agent.serving import wire
+from remora_agent.serving.event_stream import JOINED_TOKENS, EventStream
+from remora_agent.serving.limits import MAX_MESSAGE_BYTES
 from remora_contract.errors import EngineFault
 
 PROVENANCE = Provenance("b", "e")
@@ -39,6 +42,24 @@ def test_what_nobody_has_read_yet_is_joined_into_one_delta():
 
     events = asyncio.run(main())
     assert events == [Accepted("r", PROVENANCE), Delta("ä" * 1000, tuple(range(1000))), END]
+
+
+def test_what_is_joined_fits_a_message_with_all_its_scores():
+    count = 3 * JOINED_TOKENS + 5
+    ranked = tuple((1 << 20, -1.0) for _ in range(20))
+
+    async def main() -> list[object]:
+        stream = EventStream(asyncio.get_running_loop())
+        for i in range(count):
+            stream.put(Delta("word", (i,), (TokenLogprob(1 << 20, -1.0, ranked),)))
+        stream.put(END)
+        return await drained(stream)
+
+    *deltas, end = asyncio.run(main())
+    assert end == END
+    assert [i for d in deltas for i in d.token_ids] == list(range(count))
+    assert [len(d.token_ids) for d in deltas] == [JOINED_TOKENS] * 3 + [5]
+    assert all(wire.event(d, 0).ByteSize() < MAX_MESSAGE_BYTES / 2 for d in deltas)
 
 
 def test_nothing_is_lost_between_a_thread_and_a_reader_that_keep_different_pace():
