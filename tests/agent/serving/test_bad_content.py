@@ -10,6 +10,7 @@ import pytest
 from remora_agent.client import FinishReason
 from remora_contract.errors import ArtifactInvalid, RequestInvalid
 from tests.agent.serving.company import LONG, nothing_left, slowly, wait_until
+from tests.support.runtime import EOS
 
 BOMBS = [
     {"regex": "((a{1,1000}){1,1000}){1,1000}"},
@@ -56,6 +57,13 @@ def test_a_message_that_looks_like_a_template_is_only_text(served, content):
     messages = [{"role": "user", "content": content}]
     rendered = served.client.tokenize(messages).rendered
     assert rendered == f"u:{content}\na:"
+
+
+def test_a_special_tokens_text_in_a_message_is_that_token_as_the_page_says(served):
+    """As transformers has it; docs/serving.md tells applications what to do about it."""
+    tokens = served.client.tokenize([{"role": "user", "content": "a<eos>b"}])
+    assert tokens.rendered == "u:a<eos>b\na:"
+    assert tokens.ids.count(EOS) == 1
 
 
 def test_an_adapters_files_replaced_on_disk_change_no_answer_and_are_told_when_read_again(
