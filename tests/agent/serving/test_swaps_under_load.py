@@ -20,6 +20,8 @@ from tests.support.serving import ReferenceEngines, World, running_stack
 
 COUNT = 12
 REVISIONS = ("r1", "r2")
+KINDS = ("grpc", "kserve", "http", "use case")
+USE_CASES = {"half": {"a": 0.5}}  # of whichever revision a request meets
 REFUSALS = (RemoraError, triton.InferenceServerException, openai.OpenAIError)
 
 
@@ -94,8 +96,12 @@ def callers(load: Load, address: str, http: str, each: int):
         def over_grpc(prompt: str) -> str:
             return own.generate(prompt, adapter="a", max_tokens=COUNT).text
 
+        def by_use_case(prompt: str) -> str:
+            return own.generate(prompt, use_case="half", max_tokens=COUNT).text
+
         for _ in range(each):
             load.add("grpc", over_grpc)
+            load.add("use case", by_use_case)
             load.add("kserve", over_kserve)
             load.add("http", over_http)
         try:
@@ -108,17 +114,18 @@ def under_load(tmp_path, adapter_swaps: int, engine_swaps: int, each: int) -> Lo
     world, engines = World(tmp_path), ReferenceEngines()
     options = {"openai": OpenAiOptions(TcpAddress("127.0.0.1", 0))}
     with running_stack(tmp_path, engines, **options) as (stack, address):
-        stack.host.switch(world.assignment(adapters=[("a", "r1")]))
+        stack.host.switch(world.assignment(adapters=[("a", "r1")], use_cases=USE_CASES))
         engine = engines.opened[0]
         with Client(address) as client:
 
             def solo(prompt: str, revision: str) -> str:
-                mix = {world.adapter("a", revision).digest: 1.0}
+                weight = USE_CASES["half"]["a"] if prompt.startswith("use case") else 1.0
+                mix = {world.adapter("a", revision).digest: weight}
                 tokens = engine.solo(client.tokenize(prompt).ids, COUNT, mix)
                 ends = world.bundle("base").eos_token_ids
                 return client.detokenize(list(itertools.takewhile(lambda t: t not in ends, tokens)))
 
-            kinds = [f"{kind} {i}" for kind in ("grpc", "kserve", "http") for i in range(7)]
+            kinds = [f"{kind} {i}" for kind in KINDS for i in range(7)]
             texts = {p: tuple(solo(p, r) for r in REVISIONS) for p in kinds}
         load = Load(texts.__getitem__)
         with callers(load, address, f"http://{stack.openai_address.target()}", each):
@@ -127,7 +134,7 @@ def under_load(tmp_path, adapter_swaps: int, engine_swaps: int, each: int) -> Lo
                 bundle = ("base", "next")[swap // every % 2]
                 engines.fits = bool(swap // every % 4 < 2)  # beside the old one, or instead of it
                 release = world.assignment(
-                    f"release-{swap}", bundle, adapters=[("a", REVISIONS[swap % 2])]
+                    f"release-{swap}", bundle, [("a", REVISIONS[swap % 2])], USE_CASES
                 )
                 stack.host.switch(release)
                 before = load.answers.total()
@@ -142,7 +149,7 @@ def under_load(tmp_path, adapter_swaps: int, engine_swaps: int, each: int) -> Lo
 
 def check(load: Load) -> None:
     assert not load.wrong, load.wrong[:3]
-    assert set(load.answers) == {"grpc", "kserve", "http"}
+    assert set(load.answers) == set(KINDS)
     assert set(load.revisions) == {0, 1}  # both revisions have answered
 
 
