@@ -47,6 +47,7 @@ def local_host(
     from remora_agent.local_host import HostSettings
     from remora_agent.runtime.options import RuntimeOptions
     from remora_agent.serving.address import parse_address, parse_socket
+    from remora_agent.serving.descriptors import raise_limit
     from remora_agent.serving.stack import ServingStack, StackOptions
     from remora_agent.serving.unix_gate import user_ids
     from remora_agent.telemetry.observers import Observing
@@ -98,6 +99,7 @@ def local_host(
         host=replace(made.host, tool_format=tool_format),
         openai=_openai(config.openai, made.tls),
     )
+    raise_limit()
     stack = ServingStack(made, cancelled)
     stack.start()
     try:

@@ -19,6 +19,7 @@ from grpc_reflection.v1alpha import reflection
 
 from remora_agent.serving.adapters_service import AdaptersService
 from remora_agent.serving.address import Address, UnixAddress
+from remora_agent.serving.descriptors import max_connections
 from remora_agent.serving.driver import RequestDriver
 from remora_agent.serving.engine_service import EngineService
 from remora_agent.serving.inference_service import InferenceService
@@ -47,6 +48,7 @@ KSERVE = kserve_pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 _TEXT_WORKERS = 2
 _OPERATION_WORKERS = 4
 _MAX_PENDING_CALLS = 16_384
+_HANDSHAKE_MS = 60_000  # for a connection that has not yet said what it is
 _FAREWELL_S = 1.0  # for what is still being sent when the models are drained
 
 
@@ -142,6 +144,8 @@ class InferenceServer:
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
                 ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
                 ("grpc.so_reuseport", 0),  # a taken port is an error, not a shared one
+                ("grpc.max_allowed_incoming_connections", max_connections()),
+                ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
                 ("grpc.keepalive_time_ms", keepalive_ms),
                 ("grpc.keepalive_timeout_ms", keepalive_ms // 3),
                 # Calls of a burst that Python has not picked up yet. Beyond, the core resets them

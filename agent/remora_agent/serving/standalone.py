@@ -15,6 +15,7 @@ from typing import Any
 
 from remora_agent.host import AssignedAdapter, Assignment, Progress
 from remora_agent.serving.address import Address, UnixAddress
+from remora_agent.serving.descriptors import raise_limit
 from remora_agent.serving.progress import shown
 from remora_agent.serving.stack import ServingStack, StackOptions
 from remora_contract.adapter import load_adapter
@@ -43,6 +44,7 @@ def run(assignment: Assignment, options: StandaloneOptions, say: Callable[[str],
     """Serves until SIGTERM or SIGINT, then drains. Raises InternalFault when the engine stops
     answering, and what building and opening raise. `say` gets the one line for people."""
     stop = threading.Event()
+    raise_limit()
     with signals_set(stop):
         stack = ServingStack(options.stack, stop.is_set)
         address = stack.start()

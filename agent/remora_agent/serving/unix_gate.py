@@ -23,10 +23,13 @@ from pathlib import Path
 
 from remora_agent.serving.address import UnixAddress
 from remora_agent.serving.callers import USER_PREFIX
+from remora_agent.serving.descriptors import max_connections
 from remora_contract.errors import Refused, RequestInvalid
 
 log = logging.getLogger(__name__)
 MAX_CONNECTIONS = 1024
+SILENCE_S = 60.0  # for a connection's first word
+_EACH = 3  # descriptors: the caller's, the gate's to gRPC, and gRPC's
 _MODE = 0o660
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _PIECE = 64 << 10
@@ -48,6 +51,7 @@ class UnixGate:
         self._home = Path(tempfile.mkdtemp(prefix="remora-gate-"))
         self._numbers = itertools.count(1)
         self._open = 0
+        self._most = max(1, min(MAX_CONNECTIONS, max_connections() // _EACH))
         self._server: asyncio.Server | None = None
 
     @property
@@ -86,7 +90,7 @@ class UnixGate:
         user = _user(writer)
         if self._allowed is not None and user not in self._allowed:
             log.warning("gate.refused", extra={"uid": user, "socket": str(self._path)})
-        elif self._open >= MAX_CONNECTIONS:
+        elif self._open >= self._most:
             log.warning("gate.full", extra={"uid": user, "connections": self._open})
         else:
             self._open += 1
@@ -102,8 +106,11 @@ class UnixGate:
         self, user: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         """Until either side ends: gRPC has no use for a half-open connection. A connection that
-        says nothing costs gRPC nothing."""
-        first = await reader.read(_PIECE)
+        says nothing costs gRPC nothing, and is closed after a minute."""
+        try:
+            first = await asyncio.wait_for(reader.read(_PIECE), SILENCE_S)
+        except asyncio.TimeoutError:
+            return
         if not first:
             return
         inner_reader, inner_writer = await self._connect(user)

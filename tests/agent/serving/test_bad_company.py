@@ -167,9 +167,7 @@ def descriptors() -> int:
     return psutil.Process(os.getpid()).num_fds()
 
 
-@pytest.mark.parametrize(
-    "said", [b"", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"]
-)
+@pytest.mark.parametrize("said", [b"", PREFACE], ids=["silent", "greeted"])
 @pytest.mark.parametrize("where", ["tcp", "unix"])
 def test_a_thousand_idle_connections_hold_nobody_up_and_leave_nothing(tmp_path, where, said):
     path = tmp_path / "agent.sock"

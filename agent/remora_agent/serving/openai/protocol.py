@@ -4,7 +4,8 @@
     a connection that asks nothing for `ARRIVAL_S` at its begin  (idle ones; later: keep-alive)
     a reader that takes nothing for `STALL_S`                    (slow readers)
 
-are cut off; everybody else goes on meanwhile.
+are cut off, and so is a connection beyond the most that may be open; everybody else goes on
+meanwhile.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from collections.abc import Collection
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from remora_agent.serving.descriptors import MAX_CONNECTIONS
 
 log = logging.getLogger(__name__)
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
@@ -31,16 +34,25 @@ class BoundedProtocol(H11Protocol):
     stall_s = STALL_S
 
     def __init__(
-        self, *args: Any, allowed_users: Collection[int] | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        allowed_users: Collection[int] | None = None,
+        max_connections: int = MAX_CONNECTIONS,
+        **kwargs: Any,
     ) -> None:
         """`allowed_users`: who may call over a unix socket; None: whom its mode lets in."""
         super().__init__(*args, **kwargs)
         self._allowed_users = allowed_users
+        self._max_connections = max_connections
         self._arrival: asyncio.TimerHandle | None = None
         self._stall: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if len(self.connections) > self._max_connections:
+            log.info("http.full", extra={"connections": self._max_connections})
+            transport.abort()
+            return
         user = _user(transport.get_extra_info("socket"))
         if user is not None:
             self.client = (f"uid:{user}", 0)  # as gRPC's callers there are named

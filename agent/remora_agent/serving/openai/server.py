@@ -18,6 +18,7 @@ from pathlib import Path
 import uvicorn
 
 from remora_agent.serving.address import Address, TcpAddress, UnixAddress
+from remora_agent.serving.descriptors import max_connections
 from remora_agent.serving.openai.app import AppOptions, make_app
 from remora_agent.serving.openai.protocol import BoundedProtocol
 from remora_agent.serving.openai.settings import OpenAiOptions, check_exposure
@@ -29,7 +30,6 @@ from remora_contract.errors import DocumentInvalid, InternalFault, Refused, Remo
 log = logging.getLogger(__name__)
 _WORKERS = 2
 _SOCKET_MODE = 0o660
-_MAX_CONNECTIONS = 4096
 _MAX_HEAD_BYTES = 32 << 10
 _BACKLOG = 1024
 _FAREWELL_S = 1  # for what is still being sent when the models are drained
@@ -132,16 +132,19 @@ def _config(app: object, options: OpenAiOptions) -> uvicorn.Config:
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]
         loop="asyncio",
-        http=partial(BoundedProtocol, allowed_users=options.allowed_users),  # type: ignore[arg-type]
+        http=partial(  # type: ignore[arg-type]
+            BoundedProtocol,
+            allowed_users=options.allowed_users,
+            max_connections=max_connections(),
+        ),
         ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        limit_concurrency=_MAX_CONNECTIONS,
         h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
-        backlog=_BACKLOG,
+        backlog=min(_BACKLOG, max_connections()),  # as many are taken at a time
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=_FAREWELL_S,
         ssl_certfile=str(tls.certificate) if tls is not None else None,
