@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import re
 import statistics
+import sys
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -26,6 +27,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from tokenizers import models, pre_tokenizers, trainers
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from remora_agent.bank.weights import AdapterWeights
 from remora_agent.engine.cache import EngineCache
