@@ -19,6 +19,7 @@ from remora_agent.runtime.api import (
     OnEvent,
     Provenance,
 )
+from remora_agent.runtime.bounds import check_prompt_scores
 from remora_agent.runtime.constraint import COMPILE_TIMEOUT_S, Grammar
 from remora_agent.runtime.embedding import Embedded, EmbeddingRequest, OnEmbedded
 from remora_agent.runtime.model_runtime import ModelRuntime
@@ -129,13 +130,14 @@ class ServedModel:
         on_events: Sequence[OnEvent],
         grammar: Grammar | None = None,
     ) -> None:
-        """Queues an answer to the call for each id, all or none; the i-th has seed + i. The prompt
-        is `tokens`, `grammar` the compiled constraint (the tools' too). Does not wait for the
-        engine.
+        """Queues an answer to the call for each id, all or none; the i-th has seed + i, the first
+        tells the prompt's scores. The prompt is `tokens`, `grammar` the compiled constraint (the
+        tools' too). Does not wait for the engine.
 
         `timeout_s` from now until they must have ended. Raises as ModelRuntime.submit does,
         NotFound for a use case, RequestInvalid for a weight of an adapter that it has not.
         """
+        check_prompt_scores(call.scoring.prompt_top, [len(tokens)] * len(request_ids))
         deadline_s = None if timeout_s is None else self.runtime.now() + timeout_s
         with self._names, ExitStack() as adding:
             pairs = []
