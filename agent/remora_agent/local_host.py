@@ -167,13 +167,17 @@ class LocalHost:
         return not refusals
 
     def _open_beside(self, assignment: Assignment) -> None:
-        """What the old model has not begun with goes to the new one, the rest ends there."""
+        """What the old model has not begun with goes to the new one, before any new call; the rest
+        ends there."""
         model = self._open(assignment)
-        self._router.replace(model)
-        old = self._serving
-        held = self._give_up_waiting(old.model) if old is not None else HeldCalls()
-        self._succeed(_Serving(model, assignment), self._settings.retire_s)
-        held.hand_over(model, model.runtime.now())
+        self._router.hold()
+        try:
+            old = self._serving
+            held = self._give_up_waiting(old.model) if old is not None else HeldCalls()
+            self._succeed(_Serving(model, assignment), self._settings.retire_s)
+            held.hand_over(model, model.runtime.now())
+        finally:
+            self._router.replace(model)
 
     def _succeed(self, new: _Serving | None, retire_s: float) -> None:
         """Whatever served before retires."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
+from remora_agent.client import Client
+from remora_agent.local_host import HostSettings
 from remora_agent.runtime.api import (
     Failed,
     Finished,
@@ -15,12 +18,15 @@ from remora_agent.runtime.api import (
     Timings,
     Usage,
 )
+from remora_agent.runtime.options import RuntimeOptions
 from remora_agent.serving.call import GenerateCall, TokenPrompt
 from remora_agent.serving.held_calls import HeldCall, HeldCalls
+from remora_agent.serving.served_model import ServedModel
 from remora_agent.text.pipeline import Encoded
 from remora_contract.errors import EngineFault, NotFound, Refused, RemoraError, Unavailable
 from tests.agent.host.load import OPTIONS
 from tests.agent.host.test_bundle_switch import wait_closed
+from tests.support.serving import ReferenceEngines, World, running_stack
 
 
 class Caller(threading.Thread):
@@ -106,6 +112,33 @@ def test_waiting_requests_are_answered_by_the_new_engine_and_running_ones_by_the
         assert result.provenance.adapters[0].digest == world.adapter("a", "r2").digest
         assert result.token_ids == hosted.solo(f"waiting {i}", result)
     wait_closed(hosted.engines, 1)
+
+
+def test_what_waited_goes_into_the_new_queue_before_any_new_call(tmp_path, monkeypatch):
+    world, engines = World(tmp_path), ReferenceEngines(rows=1)
+    small = HostSettings(RuntimeOptions(max_waiting=4), idle_s=20.0)
+    with (
+        running_stack(tmp_path, engines, host=small) as (stack, address),
+        Client(address, timeout_s=30) as client,
+    ):
+        hosted = SimpleNamespace(engines=engines, host=stack.host, world=world, client=client)
+        _, queue = crowded(hosted)
+        give_up, crowd = ServedModel.give_up_waiting, []
+
+        def then_a_crowd_comes(model, *args):
+            held = give_up(model, *args)
+            crowd.extend(Caller(client, f"late {i}") for i in range(4))
+            until(lambda: client.status().queued >= 3)
+            return held
+
+        monkeypatch.setattr(ServedModel, "give_up_waiting", then_a_crowd_comes)
+        stack.host.switch(world.assignment("two", "second"))
+        engines.gate.set()
+        for caller in queue:
+            assert caller.ended().error is None
+            assert caller.result.provenance.bundle_digest == world.bundle("second").digest
+        for caller in crowd:
+            caller.ended()
 
 
 def test_when_the_new_engine_does_not_open_the_old_one_answers_what_waited(hosted):
