@@ -19,7 +19,7 @@ from remora_agent.host import (
     ServingState,
 )
 from remora_agent.hosting.engines import EngineSource, available_memory, verify_small_files
-from remora_agent.hosting.faults import FaultCount
+from remora_agent.hosting.faults import EndCount, FaultCount
 from remora_agent.hosting.names import adopt
 from remora_agent.hosting.retiring import Retiring, added, counted
 from remora_agent.runtime.model_runtime import ModelRuntime
@@ -80,6 +80,7 @@ class LocalHost:
         self._serving: _Serving | None = None
         self._retiring = Retiring()
         self._faults = FaultCount()
+        self._ended_held = EndCount()
         self._use_cases = UseCaseCounts()
         self._observers = observers or Observers(Observing())
 
@@ -135,7 +136,7 @@ class LocalHost:
         with self._books:
             now, past = self._serving, self._retiring.counters()
             metrics = dict(now.model.runtime.metrics()) if now is not None else {}
-        counters = added(counted(metrics), past)
+        counters = added(added(counted(metrics), past), self._ended_held.counters())
         faults = {"engine_faults": float(self._faults.count)}
         return {**metrics, **counters, **faults, **self._use_cases.metrics()}
 
@@ -227,7 +228,7 @@ class LocalHost:
         self._stand(model, assignment, held)
 
     def _give_up_waiting(self, model: ServedModel) -> HeldCalls:
-        held = model.give_up_waiting()
+        held = model.give_up_waiting(self._ended_held.observe)
         log.info("release.queue_moves", extra={"calls": len(held)})
         return held
 

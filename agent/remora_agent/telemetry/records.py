@@ -132,7 +132,7 @@ class _Recording:
             total_s=now - self.began_s,
             outcome=event.reason.value if isinstance(event, Finished) else event.error.code,
             error="" if isinstance(event, Finished) else str(event.error),
-            adapters=self.adapters,
+            adapters=done.provenance.adapters if done else self.adapters,
             usage=done.usage if done else Usage(len(self.request.prompt), 0, self.tokens),
             timings=done.timings if done else None,
             stop_match=done.stop_match if done else "",

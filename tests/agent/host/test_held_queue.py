@@ -198,6 +198,56 @@ def test_a_waiting_request_that_moved_can_still_be_cancelled(hosted):
     assert running[0].ended().result.finish_reason is FinishReason.LENGTH
 
 
+def ended_of(host) -> tuple[int, int, float, float]:
+    """Requests, failures, and of the records: how many and their seconds together."""
+    metrics = host.metrics()
+    (seconds,) = [h for h in host.histograms() if h.name == "request_seconds"]
+    return (
+        int(metrics["requests"]),
+        int(metrics["failures"]),
+        sum(seconds.counts),
+        seconds.total,
+    )
+
+
+def test_a_call_cancelled_while_it_is_held_is_counted_and_recorded_as_any(hosted):
+    world = hosted.world
+    _, queue = crowded(hosted, waiting=2)
+    gone = Caller(hosted.client, "gone", request_id="gone")
+    until(lambda: hosted.client.status().queued == 3)
+    hosted.engines.fits = False
+    thread = switching(hosted, world.assignment("two", "second"))
+    until(lambda: hosted.client.status().state == "loading")
+    until(lambda: hosted.client.cancel("gone"))
+    gone.ended()
+    hosted.engines.gate.set()
+    thread.join(30)
+    for caller in queue:
+        caller.ended()
+    until(lambda: ended_of(hosted.host)[:3] == (4, 0, 4))
+
+
+def test_calls_that_fail_while_they_are_held_are_counted_and_recorded(hosted):
+    world = hosted.world
+    running, queue = crowded(hosted)
+    hosted.engines.fits = False
+    hosted.engines.refuse = {n: EngineFault("no engine today") for n in ("base", "second")}
+    switching_in_vain(hosted, world.assignment("two", "second"))
+    for caller in (*running, *queue):
+        caller.ended()
+    until(lambda: ended_of(hosted.host)[:3] == (4, 3, 4))
+
+
+def test_the_time_of_a_moved_call_counts_from_its_first_submission(hosted):
+    _, queue = crowded(hosted, waiting=1)
+    threading.Event().wait(0.3)
+    hosted.host.switch(hosted.world.assignment("two", "second"))
+    hosted.engines.gate.set()
+    queue[0].ended()
+    until(lambda: ended_of(hosted.host)[0] == 2)
+    assert ended_of(hosted.host)[3] > 0.6
+
+
 # -- held calls alone -----------------------------------------------------------------------
 
 
@@ -212,10 +262,10 @@ class Model:
     def grammar(self, call):
         self.compiled_beside_the_lock = self.calls is None or not self.calls._lock.locked()
 
-    def submit(self, request_id, call, tokens, timeout_s, on_event, grammar):
+    def resume(self, held, tokens, timeout_s, grammar):
         if self._error is not None:
             raise self._error
-        self.submitted.append((request_id, tokens, timeout_s))
+        self.submitted.append((held.request_id, tokens, timeout_s))
 
     def cancel(self, request_id):
         self.cancelled.append(request_id)
