@@ -107,11 +107,18 @@ class Scheduler:
     def empty(self) -> bool:
         return not self._waiting and not self._running
 
-    def submit(self, job: Job, now: float) -> None:
-        """Puts it into the queue. Raises Conflict for an id in use, Exhausted when the queue is
-        full or the first token would come after the deadline."""
+    def submit(self, job: Job, now: float, *, begun: bool = False) -> None:
+        """Puts it into the queue. Raises Conflict for an id in use, and, unless it is a part of
+        what has `begun`, Exhausted when the queue is full or the first token would come after the
+        deadline."""
         if job.request_id in self._waiting or job.request_id in self._running:
             raise Conflict(f"a request with id {job.request_id!r} is running; choose another id")
+        if not begun:
+            self._check_wait(job, now)
+        self._share.enter(job.client)
+        self._waiting.push(job, now)
+
+    def _check_wait(self, job: Job, now: float) -> None:
         full = self._waiting.refusal(job)
         if full is not None:
             raise Exhausted(full, self.retry_after_s(job, now))
@@ -123,8 +130,6 @@ class Scheduler:
                     "request's deadline; send it again later or with more time",
                     max(wait.row_s, _RETRY_LEAST_S),
                 )
-        self._share.enter(job.client)
-        self._waiting.push(job, now)
 
     def expected_wait(self, job: Job, now: float) -> Wait | None:
         """Of a request that arrives now; None while nothing was measured."""
