@@ -17,7 +17,8 @@ class Job:
     borders: tuple[int, ...] = ()  # prompt positions that begin a chunk: the mix changes there
     max_new: int = 1  # most tokens of the answer
     priority: int = 0  # higher first
-    client: str = ""  # whom its tokens are counted against
+    client: str = ""  # whom its tokens are counted against, within its owner's part
+    owner: str = ""  # who is connected
 
     @property
     def cost(self) -> int:
@@ -45,4 +46,5 @@ def job_of(request: GenerationRequest, borders: tuple[int, ...]) -> Job:
         request.stopping.max_tokens,
         request.share.priority,
         request.share.client,
+        request.share.owner,
     )

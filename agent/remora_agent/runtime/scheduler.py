@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from remora_agent.runtime.estimate import Ahead, Wait, estimate
-from remora_agent.runtime.fair_share import FairShare
+from remora_agent.runtime.fair_share import NestedShare
 from remora_agent.runtime.jobs import Job, SchedulerLimits
 from remora_agent.runtime.pace import Pace, Rates
 from remora_agent.runtime.waiting import WaitingJobs
@@ -83,7 +83,7 @@ class Scheduler:
         self._cancelled: set[str] = set()
         self._free_rows = list(range(limits.rows - 1, -1, -1))
         self._decode_next = False
-        self._share = FairShare()
+        self._share = NestedShare()
         self._pace = Pace(limits.prefill_chunk)
 
     @property
@@ -115,7 +115,7 @@ class Scheduler:
             raise Conflict(f"a request with id {job.request_id!r} is running; choose another id")
         if not begun:
             self._check_wait(job, now)
-        self._share.enter(job.client)
+        self._share.enter(job.owner, job.client)
         self._waiting.push(job, now)
 
     def _check_wait(self, job: Job, now: float) -> None:
@@ -191,7 +191,7 @@ class Scheduler:
         job = self._waiting.take(request_id, now)
         assert job is not None  # looked up above
         self._free_rows.remove(row)
-        self._share.charge(job.client, job.cost)
+        self._share.charge(job.owner, job.client, job.cost)
         self._running[request_id] = _Running(job, row)
         return row
 
@@ -298,7 +298,7 @@ class Scheduler:
             job = running.job
             self._free_rows.append(running.row)
             served = running.read - running.reused + running.drawn
-            self._share.charge(job.client, served - job.cost)
+            self._share.charge(job.owner, job.client, served - job.cost)
         if job is None:
             raise InternalFault(f"request {request_id!r} has ended before")
-        self._share.leave(job.client)
+        self._share.leave(job.owner, job.client)

@@ -41,7 +41,8 @@ class Origin:
 @dataclass(frozen=True)
 class RequestRecord:
     request_id: str
-    client: str
+    client: str  # whom the request names
+    caller: str  # who was connected
     origin: Origin
     began_unix_s: float
     total_s: float
@@ -127,6 +128,7 @@ class _Recording:
         return RequestRecord(
             request_id=self.request.request_id,
             client=self.request.share.client,
+            caller=self.request.share.owner,
             origin=self.origin,
             began_unix_s=self.began_unix_s,
             total_s=now - self.began_s,
