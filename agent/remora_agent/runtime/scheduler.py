@@ -61,6 +61,7 @@ class _Running:
     read: int = 0  # prompt tokens in the cache
     reused: int = 0  # of them not computed
     drawn: int = 0  # tokens of the answer
+    in_vain: int = 0  # tokens that were guessed, computed and not drawn
 
     @property
     def decoding(self) -> bool:
@@ -235,6 +236,13 @@ class Scheduler:
                 self._pace.step_took(seconds)
         self._decode_next = isinstance(work, PrefillChunk)
 
+    def drafted(self, request_id: str, computed: int, accepted: int) -> None:
+        """In the step that was done last, so many tokens were computed beside its own, and so many
+        of them drawn."""
+        running = self._running[request_id]
+        running.drawn += accepted
+        running.in_vain += computed - accepted
+
     def end(self, request_id: str, now: float) -> None:
         """The request has finished or failed; its row is free. Raises InternalFault for one that
         is not here."""
@@ -297,7 +305,7 @@ class Scheduler:
         if running is not None:
             job = running.job
             self._free_rows.append(running.row)
-            served = running.read - running.reused + running.drawn
+            served = running.read - running.reused + running.drawn + running.in_vain
             self._share.charge(job.owner, job.client, served - job.cost)
         if job is None:
             raise InternalFault(f"request {request_id!r} has ended before")

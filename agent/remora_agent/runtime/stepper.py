@@ -335,6 +335,8 @@ class Stepper:
                 break
         if found.draft:
             self._metrics.drafted(len(found.draft), len(tokens) - 1)
+            with self._changed:
+                self._scheduler.drafted(request.id, len(found.draft), len(tokens) - 1)
         return tokens
 
     def _take_one(self, request: Request, logits: Logits, now: float) -> TokenTaken | None:

@@ -158,6 +158,27 @@ def test_clients_that_one_caller_names_share_its_part_fairly():
     assert order.index("single") <= 3 and order.index("other") <= 2
 
 
+def test_what_was_guessed_is_counted_as_what_was_computed():
+    scheduler = make()
+    scheduler.submit(Job("a", 2, max_new=20, owner="a"), 0.0)
+    scheduler.submit(Job("b", 2, max_new=20, owner="b"), 0.0)
+    for name in "ab":
+        scheduler.admit(name, 0.0)
+        work = scheduler.next_work()
+        while not isinstance(work, PrefillChunk) or work.request_id != name:
+            scheduler.done(work)
+            work = scheduler.next_work()
+        scheduler.done(work)
+    before = {r.job.owner: r.drawn for r in scheduler._running.values()}
+    work = scheduler.next_work()
+    scheduler.done(work)
+    scheduler.drafted("a", 5, 3)
+    assert scheduler._running["a"].left.answer == 20 - before["a"] - 4  # foreseen with what came true
+    drawn = before["a"] + 4
+    scheduler.end("a", 0.0)
+    assert scheduler._share._owners._times["a"] == 2 + drawn + 2
+
+
 def test_a_callers_clients_together_leave_places_to_others():
     scheduler = make(max_waiting=8)
     for i in range(7):
