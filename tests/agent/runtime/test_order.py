@@ -173,7 +173,7 @@ def test_what_was_guessed_is_counted_as_what_was_computed():
     work = scheduler.next_work()
     scheduler.done(work)
     scheduler.drafted("a", 5, 3)
-    assert scheduler._running["a"].left.answer == 20 - before["a"] - 4  # foreseen with what came true
+    assert scheduler._running["a"].left.answer == 20 - before["a"] - 4
     drawn = before["a"] + 4
     scheduler.end("a", 0.0)
     assert scheduler._share._owners._times["a"] == 2 + drawn + 2
