@@ -32,7 +32,6 @@ class SchedulerLimits:
     max_waiting: int
     max_waiting_tokens: int  # sum of the waiting prompts
     prefill_chunk: int  # most prompt tokens between two decode steps
-    patience_s: float  # passed over for longer, a request holds up later ones
     aging_s: float = 30.0  # so long without a turn is worth one level of priority
     inter_token_s: float = float("inf")  # chunks are cut so that running answers move as often
 

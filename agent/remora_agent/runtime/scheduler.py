@@ -4,8 +4,8 @@ an argument; it knows nothing of tokens, text, adapters or engines.
 A job waits, gets a row, has its prompt read in chunks, then decodes one token a step with all the
 others. Chunks alternate with decode steps, and are cut by what they take, so that running answers
 keep their pace while a long prompt is read. Who gets a row is `waiting`'s order; a job that cannot
-be admitted yet (its adapters are on the way, or there is no room for them) is passed over, but not
-for longer than `patience_s`: then those behind it wait for it.
+be admitted yet (its adapters are on the way, or there is no room for them) is passed over; that it
+gets its turn is the bank's affair, which alone can give it without holding up the others.
 """
 
 from __future__ import annotations
@@ -168,17 +168,9 @@ class Scheduler:
         return tuple(ended)
 
     def candidates(self, now: float) -> tuple[str, ...]:
-        """Waiting requests that may be admitted now; try them in this order.
-
-        Ends with the first that was passed over for too long. Empty when no row is free.
-        """
-        if not self._free_rows:
-            return ()
-        order = self._waiting.order(self._share, now)
-        for i, request_id in enumerate(order):
-            if self._waiting.impatient(request_id, now):
-                return order[: i + 1]
-        return order
+        """Waiting requests that may be admitted now; try them in this order. Empty when no row is
+        free."""
+        return self._waiting.order(self._share, now) if self._free_rows else ()
 
     def admit(self, request_id: str, now: float, row: int | None = None) -> int:
         """Gives a candidate a row: the given one or any. Raises InternalFault when it is none or

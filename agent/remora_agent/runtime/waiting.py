@@ -25,7 +25,6 @@ Flow = tuple[str, int]  # owner, priority
 class _Entry:
     job: Job
     aging_since_s: float | None = None  # None: others of its flow are before it
-    passed_over_s: float | None = None  # when one behind it was first admitted before it
 
     @property
     def flow(self) -> Flow:
@@ -106,15 +105,8 @@ class WaitingJobs:
             if request_id == admitted:
                 return
             entry = self._entries[request_id]
-            if entry.passed_over_s is None:
-                entry.passed_over_s = now
             if entry.aging_since_s is None:
                 entry.aging_since_s = now
-
-    def impatient(self, request_id: str, now: float) -> bool:
-        """Whether nobody behind it may go before it any more."""
-        since = self._entries[request_id].passed_over_s
-        return since is not None and now - since >= self._limits.patience_s
 
     def order(self, share: NestedShare, now: float) -> tuple[str, ...]:
         return tuple(job.request_id for job in self._ordered(self._entries.values(), share, now))

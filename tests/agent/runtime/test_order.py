@@ -15,7 +15,6 @@ LIMITS = SchedulerLimits(
     max_waiting=1000,
     max_waiting_tokens=10**6,
     prefill_chunk=64,
-    patience_s=5.0,
     aging_s=10.0,
 )
 
