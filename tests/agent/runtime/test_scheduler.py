@@ -14,9 +14,7 @@ from remora_agent.runtime.scheduler import (
 )
 from remora_contract.errors import Conflict, Exhausted, InternalFault
 
-LIMITS = SchedulerLimits(
-    rows=2, max_waiting=4, max_waiting_tokens=40, prefill_chunk=4
-)
+LIMITS = SchedulerLimits(rows=2, max_waiting=4, max_waiting_tokens=40, prefill_chunk=4)
 
 
 def make(**changes):
