@@ -29,7 +29,7 @@ class CreateJoinTokenResponse(_message.Message):
     def __init__(self, token: _Optional[str] = ..., expires_at_unix_s: _Optional[float] = ...) -> None: ...
 
 class Device(_message.Message):
-    __slots__ = ("device_id", "hostname", "labels", "status", "phase", "assigned_release_id", "running_release_id", "generation", "last_seen_unix_s", "device_model", "agent_version", "architecture", "memory_bytes", "error_code", "error_message", "progress", "bundle_digest", "adapters", "note", "pin", "quarantined_by")
+    __slots__ = ("device_id", "hostname", "labels", "status", "phase", "assigned_release_id", "running_release_id", "generation", "last_seen_unix_s", "device_model", "agent_version", "architecture", "memory_bytes", "error_code", "error_message", "progress", "bundle_digest", "adapters", "note", "pin", "quarantined_by", "hold")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -58,6 +58,7 @@ class Device(_message.Message):
     NOTE_FIELD_NUMBER: _ClassVar[int]
     PIN_FIELD_NUMBER: _ClassVar[int]
     QUARANTINED_BY_FIELD_NUMBER: _ClassVar[int]
+    HOLD_FIELD_NUMBER: _ClassVar[int]
     device_id: str
     hostname: str
     labels: _containers.ScalarMap[str, str]
@@ -79,7 +80,8 @@ class Device(_message.Message):
     note: str
     pin: str
     quarantined_by: str
-    def __init__(self, device_id: _Optional[str] = ..., hostname: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., status: _Optional[str] = ..., phase: _Optional[str] = ..., assigned_release_id: _Optional[str] = ..., running_release_id: _Optional[str] = ..., generation: _Optional[int] = ..., last_seen_unix_s: _Optional[float] = ..., device_model: _Optional[str] = ..., agent_version: _Optional[str] = ..., architecture: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., error_code: _Optional[str] = ..., error_message: _Optional[str] = ..., progress: _Optional[float] = ..., bundle_digest: _Optional[str] = ..., adapters: _Optional[_Iterable[_Union[DeviceAdapter, _Mapping]]] = ..., note: _Optional[str] = ..., pin: _Optional[str] = ..., quarantined_by: _Optional[str] = ...) -> None: ...
+    hold: str
+    def __init__(self, device_id: _Optional[str] = ..., hostname: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., status: _Optional[str] = ..., phase: _Optional[str] = ..., assigned_release_id: _Optional[str] = ..., running_release_id: _Optional[str] = ..., generation: _Optional[int] = ..., last_seen_unix_s: _Optional[float] = ..., device_model: _Optional[str] = ..., agent_version: _Optional[str] = ..., architecture: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., error_code: _Optional[str] = ..., error_message: _Optional[str] = ..., progress: _Optional[float] = ..., bundle_digest: _Optional[str] = ..., adapters: _Optional[_Iterable[_Union[DeviceAdapter, _Mapping]]] = ..., note: _Optional[str] = ..., pin: _Optional[str] = ..., quarantined_by: _Optional[str] = ..., hold: _Optional[str] = ...) -> None: ...
 
 class DeviceAdapter(_message.Message):
     __slots__ = ("name", "revision", "digest")
@@ -253,18 +255,70 @@ class Wave(_message.Message):
     def __init__(self, count: _Optional[int] = ..., percent: _Optional[float] = ...) -> None: ...
 
 class RolloutSpec(_message.Message):
-    __slots__ = ("waves", "soak_s", "success_threshold", "wave_timeout_s", "max_unavailable")
+    __slots__ = ("waves", "soak_s", "success_threshold", "wave_timeout_s", "max_unavailable", "gates", "stratify", "not_before_unix_s", "windows", "download_bytes_per_s")
     WAVES_FIELD_NUMBER: _ClassVar[int]
     SOAK_S_FIELD_NUMBER: _ClassVar[int]
     SUCCESS_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     WAVE_TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
     MAX_UNAVAILABLE_FIELD_NUMBER: _ClassVar[int]
+    GATES_FIELD_NUMBER: _ClassVar[int]
+    STRATIFY_FIELD_NUMBER: _ClassVar[int]
+    NOT_BEFORE_UNIX_S_FIELD_NUMBER: _ClassVar[int]
+    WINDOWS_FIELD_NUMBER: _ClassVar[int]
+    DOWNLOAD_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
     waves: _containers.RepeatedCompositeFieldContainer[Wave]
     soak_s: float
     success_threshold: float
     wave_timeout_s: float
     max_unavailable: int
-    def __init__(self, waves: _Optional[_Iterable[_Union[Wave, _Mapping]]] = ..., soak_s: _Optional[float] = ..., success_threshold: _Optional[float] = ..., wave_timeout_s: _Optional[float] = ..., max_unavailable: _Optional[int] = ...) -> None: ...
+    gates: _containers.RepeatedCompositeFieldContainer[Gate]
+    stratify: _containers.RepeatedScalarFieldContainer[str]
+    not_before_unix_s: float
+    windows: _containers.RepeatedScalarFieldContainer[str]
+    download_bytes_per_s: int
+    def __init__(self, waves: _Optional[_Iterable[_Union[Wave, _Mapping]]] = ..., soak_s: _Optional[float] = ..., success_threshold: _Optional[float] = ..., wave_timeout_s: _Optional[float] = ..., max_unavailable: _Optional[int] = ..., gates: _Optional[_Iterable[_Union[Gate, _Mapping]]] = ..., stratify: _Optional[_Iterable[str]] = ..., not_before_unix_s: _Optional[float] = ..., windows: _Optional[_Iterable[str]] = ..., download_bytes_per_s: _Optional[int] = ...) -> None: ...
+
+class Gate(_message.Message):
+    __slots__ = ("name", "check", "on_fail", "min_devices", "min_samples", "scope", "max_failing")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CHECK_FIELD_NUMBER: _ClassVar[int]
+    ON_FAIL_FIELD_NUMBER: _ClassVar[int]
+    MIN_DEVICES_FIELD_NUMBER: _ClassVar[int]
+    MIN_SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    SCOPE_FIELD_NUMBER: _ClassVar[int]
+    MAX_FAILING_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    check: str
+    on_fail: str
+    min_devices: int
+    min_samples: int
+    scope: str
+    max_failing: float
+    def __init__(self, name: _Optional[str] = ..., check: _Optional[str] = ..., on_fail: _Optional[str] = ..., min_devices: _Optional[int] = ..., min_samples: _Optional[int] = ..., scope: _Optional[str] = ..., max_failing: _Optional[float] = ...) -> None: ...
+
+class GateVerdict(_message.Message):
+    __slots__ = ("gate", "wave", "verdict", "detail", "devices", "numbers")
+    GATE_FIELD_NUMBER: _ClassVar[int]
+    WAVE_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    NUMBERS_FIELD_NUMBER: _ClassVar[int]
+    gate: Gate
+    wave: int
+    verdict: str
+    detail: str
+    devices: int
+    numbers: _containers.RepeatedCompositeFieldContainer[GateNumber]
+    def __init__(self, gate: _Optional[_Union[Gate, _Mapping]] = ..., wave: _Optional[int] = ..., verdict: _Optional[str] = ..., detail: _Optional[str] = ..., devices: _Optional[int] = ..., numbers: _Optional[_Iterable[_Union[GateNumber, _Mapping]]] = ...) -> None: ...
+
+class GateNumber(_message.Message):
+    __slots__ = ("expression", "value")
+    EXPRESSION_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    expression: str
+    value: float
+    def __init__(self, expression: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
 
 class StartRolloutRequest(_message.Message):
     __slots__ = ("release", "selector", "spec", "skip_refused", "supersede", "needs_approval")
@@ -299,10 +353,22 @@ class ListRolloutsResponse(_message.Message):
     def __init__(self, rollouts: _Optional[_Iterable[_Union[Rollout, _Mapping]]] = ...) -> None: ...
 
 class RolloutActionRequest(_message.Message):
-    __slots__ = ("rollout_id",)
+    __slots__ = ("rollout_id", "accept_gates")
     ROLLOUT_ID_FIELD_NUMBER: _ClassVar[int]
+    ACCEPT_GATES_FIELD_NUMBER: _ClassVar[int]
     rollout_id: str
-    def __init__(self, rollout_id: _Optional[str] = ...) -> None: ...
+    accept_gates: bool
+    def __init__(self, rollout_id: _Optional[str] = ..., accept_gates: bool = ...) -> None: ...
+
+class RetryRolloutRequest(_message.Message):
+    __slots__ = ("rollout_id", "skip_refused", "supersede")
+    ROLLOUT_ID_FIELD_NUMBER: _ClassVar[int]
+    SKIP_REFUSED_FIELD_NUMBER: _ClassVar[int]
+    SUPERSEDE_FIELD_NUMBER: _ClassVar[int]
+    rollout_id: str
+    skip_refused: bool
+    supersede: bool
+    def __init__(self, rollout_id: _Optional[str] = ..., skip_refused: bool = ..., supersede: bool = ...) -> None: ...
 
 class AbortRolloutRequest(_message.Message):
     __slots__ = ("rollout_id", "keep")
@@ -313,7 +379,7 @@ class AbortRolloutRequest(_message.Message):
     def __init__(self, rollout_id: _Optional[str] = ..., keep: bool = ...) -> None: ...
 
 class Rollout(_message.Message):
-    __slots__ = ("rollout_id", "release_id", "release_name", "selector", "state", "reason", "wave", "waves", "devices", "spec", "created_at_unix_s", "created_by", "approved_by")
+    __slots__ = ("rollout_id", "release_id", "release_name", "selector", "state", "reason", "wave", "waves", "devices", "spec", "created_at_unix_s", "created_by", "approved_by", "gates", "retry_of", "attempt")
     ROLLOUT_ID_FIELD_NUMBER: _ClassVar[int]
     RELEASE_ID_FIELD_NUMBER: _ClassVar[int]
     RELEASE_NAME_FIELD_NUMBER: _ClassVar[int]
@@ -327,6 +393,9 @@ class Rollout(_message.Message):
     CREATED_AT_UNIX_S_FIELD_NUMBER: _ClassVar[int]
     CREATED_BY_FIELD_NUMBER: _ClassVar[int]
     APPROVED_BY_FIELD_NUMBER: _ClassVar[int]
+    GATES_FIELD_NUMBER: _ClassVar[int]
+    RETRY_OF_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     rollout_id: str
     release_id: str
     release_name: str
@@ -340,10 +409,13 @@ class Rollout(_message.Message):
     created_at_unix_s: float
     created_by: str
     approved_by: str
-    def __init__(self, rollout_id: _Optional[str] = ..., release_id: _Optional[str] = ..., release_name: _Optional[str] = ..., selector: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., wave: _Optional[int] = ..., waves: _Optional[int] = ..., devices: _Optional[_Iterable[_Union[RolloutDevice, _Mapping]]] = ..., spec: _Optional[_Union[RolloutSpec, _Mapping]] = ..., created_at_unix_s: _Optional[float] = ..., created_by: _Optional[str] = ..., approved_by: _Optional[str] = ...) -> None: ...
+    gates: _containers.RepeatedCompositeFieldContainer[GateVerdict]
+    retry_of: str
+    attempt: int
+    def __init__(self, rollout_id: _Optional[str] = ..., release_id: _Optional[str] = ..., release_name: _Optional[str] = ..., selector: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., wave: _Optional[int] = ..., waves: _Optional[int] = ..., devices: _Optional[_Iterable[_Union[RolloutDevice, _Mapping]]] = ..., spec: _Optional[_Union[RolloutSpec, _Mapping]] = ..., created_at_unix_s: _Optional[float] = ..., created_by: _Optional[str] = ..., approved_by: _Optional[str] = ..., gates: _Optional[_Iterable[_Union[GateVerdict, _Mapping]]] = ..., retry_of: _Optional[str] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class RolloutDevice(_message.Message):
-    __slots__ = ("device_id", "hostname", "wave", "outcome", "phase", "progress", "error")
+    __slots__ = ("device_id", "hostname", "wave", "outcome", "phase", "progress", "error", "hold")
     DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
     HOSTNAME_FIELD_NUMBER: _ClassVar[int]
     WAVE_FIELD_NUMBER: _ClassVar[int]
@@ -351,6 +423,7 @@ class RolloutDevice(_message.Message):
     PHASE_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    HOLD_FIELD_NUMBER: _ClassVar[int]
     device_id: str
     hostname: str
     wave: int
@@ -358,7 +431,8 @@ class RolloutDevice(_message.Message):
     phase: str
     progress: float
     error: str
-    def __init__(self, device_id: _Optional[str] = ..., hostname: _Optional[str] = ..., wave: _Optional[int] = ..., outcome: _Optional[str] = ..., phase: _Optional[str] = ..., progress: _Optional[float] = ..., error: _Optional[str] = ...) -> None: ...
+    hold: str
+    def __init__(self, device_id: _Optional[str] = ..., hostname: _Optional[str] = ..., wave: _Optional[int] = ..., outcome: _Optional[str] = ..., phase: _Optional[str] = ..., progress: _Optional[float] = ..., error: _Optional[str] = ..., hold: _Optional[str] = ...) -> None: ...
 
 class TopRequest(_message.Message):
     __slots__ = ("selector",)

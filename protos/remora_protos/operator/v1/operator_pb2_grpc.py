@@ -84,6 +84,11 @@ class OperatorStub(object):
                 request_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.AbortRolloutRequest.SerializeToString,
                 response_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.Rollout.FromString,
                 )
+        self.RetryRollout = channel.unary_unary(
+                '/remora.operator.v1.Operator/RetryRollout',
+                request_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.RetryRolloutRequest.SerializeToString,
+                response_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.Rollout.FromString,
+                )
         self.Top = channel.unary_unary(
                 '/remora.operator.v1.Operator/Top',
                 request_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.TopRequest.SerializeToString,
@@ -233,6 +238,13 @@ class OperatorServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RetryRollout(self, request, context):
+        """A new attempt at an ended rollout: same release, selector and spec.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Top(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -377,6 +389,11 @@ def add_OperatorServicer_to_server(servicer, server):
             'AbortRollout': grpc.unary_unary_rpc_method_handler(
                     servicer.AbortRollout,
                     request_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.AbortRolloutRequest.FromString,
+                    response_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.Rollout.SerializeToString,
+            ),
+            'RetryRollout': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryRollout,
+                    request_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.RetryRolloutRequest.FromString,
                     response_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.Rollout.SerializeToString,
             ),
             'Top': grpc.unary_unary_rpc_method_handler(
@@ -683,6 +700,23 @@ class Operator(object):
             metadata=None):
         return grpc.experimental.unary_unary(request, target, '/remora.operator.v1.Operator/AbortRollout',
             remora__protos_dot_operator_dot_v1_dot_operator__pb2.AbortRolloutRequest.SerializeToString,
+            remora__protos_dot_operator_dot_v1_dot_operator__pb2.Rollout.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def RetryRollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/remora.operator.v1.Operator/RetryRollout',
+            remora__protos_dot_operator_dot_v1_dot_operator__pb2.RetryRolloutRequest.SerializeToString,
             remora__protos_dot_operator_dot_v1_dot_operator__pb2.Rollout.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
