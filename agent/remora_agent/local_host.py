@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from remora_agent.host import (
     Assignment,
@@ -35,6 +36,7 @@ from remora_agent.text.tools import ToolFormat
 from remora_contract.adapter import load_adapter
 from remora_contract.bundle import load_bundle
 from remora_contract.digests import short
+from remora_contract.engine import Wanted
 from remora_contract.errors import ArtifactInvalid, Refused, RemoraError, Unavailable
 
 log = logging.getLogger(__name__)
@@ -86,7 +88,15 @@ class LocalHost:
 
     def build(self, assignment: Assignment, progress: Progress) -> BuildOutcome:
         check(assignment)
-        return self._engines.build(assignment.bundle_directory, progress)
+        adapters = [a.directory for a in assignment.adapters]
+        directory = assignment.bundle_directory
+        return self._engines.build(directory, progress, assignment.engines, adapters)
+
+    def engine_key(self) -> Mapping[str, str]:
+        return self._engines.key()
+
+    def engine_wanted(self, bundle_directory: Path) -> Wanted | None:
+        return self._engines.wanted(bundle_directory)
 
     def prove(self, assignment: Assignment, progress: Progress) -> None:
         check(assignment)

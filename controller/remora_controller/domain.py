@@ -28,6 +28,7 @@ class Facts:
     disk_free_bytes: int = 0
     backends: dict[str, str] = field(default_factory=dict)
     cores: int = 0
+    engine_key: dict[str, str] = field(default_factory=dict)  # see remora_contract.engine
 
 
 @dataclass(frozen=True)

@@ -165,9 +165,9 @@ class Operations:
 
     def _contents(self, release: Release) -> Contents:
         index = self._repository.index()
-        if any(d not in index.manifests for d in release.artifact_digests()):
+        if any(d not in index.manifests for d in release.all_digests()):
             index = self._repository.index(is_fresh=True)
-        for digest in release.artifact_digests():
+        for digest in release.all_digests():
             index.manifest(digest)
         return Contents(release, index.manifests)
 

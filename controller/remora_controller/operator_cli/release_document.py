@@ -51,6 +51,7 @@ class ReleaseFile:
     use_cases: tuple[ReleaseUseCase, ...] = ()
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
     constraints: Constraints = field(default_factory=Constraints)
+    engines: tuple[str, ...] = ()  # references
 
 
 def read_release_file(data: bytes, where: str) -> ReleaseFile:
@@ -128,6 +129,7 @@ def to_release(wanted: ReleaseFile, published: Sequence[Named]) -> Release:
             use_cases=wanted.use_cases,
             sampling=wanted.sampling,
             constraints=wanted.constraints,
+            engines=tuple(resolve(e, "engine", published).digest for e in wanted.engines) or None,
         )
     except ValueError as e:
         raise DocumentInvalid(f"release {wanted.name}: {e}") from e

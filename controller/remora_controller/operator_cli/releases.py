@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -70,18 +71,25 @@ def create(
             show_default=False,
         ),
     ] = None,
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Engine built elsewhere: NAME, NAME@REVISION or digest; devices whose build key "
+            "it has do not build. Repeat for more."
+        ),
+    ] = None,
     file: Annotated[
         Path | None,
         typer.Option(
-            help="release.yaml with name, bundle, adapters, use_cases, sampling, constraints; "
-            "instead of the options above.",
+            help="release.yaml with name, bundle, adapters, use_cases, engines, sampling, "
+            "constraints; instead of the options above.",
             show_default=False,
         ),
     ] = None,
     as_json: render.Json = False,
 ) -> None:
     """Create a release. References are resolved to digests now and stay so."""
-    wanted = _wanted(name, bundle, adapter or [], use_case or [], use_cases, file)
+    wanted = _wanted(name, bundle, adapter or [], use_case or [], use_cases, engine or [], file)
     session = connect(context)
     made = create_release(session, to_release(wanted, list_artifacts(session)))
     if as_json:
@@ -96,14 +104,16 @@ def _wanted(
     adapters: list[str],
     use_cases: list[str],
     use_case_file: Path | None,
+    engines: list[str],
     file: Path | None,
 ) -> ReleaseFile:
     if file is None:
         if name is None or bundle is None:
             raise UsageWrong("give --name and --bundle, or --file release.yaml")
         document = None if use_case_file is None else _use_cases(use_case_file)
-        return from_flags(name, bundle, adapters, use_cases, document)
-    if name or bundle or adapters or use_cases or use_case_file:
+        made = from_flags(name, bundle, adapters, use_cases, document)
+        return replace(made, engines=tuple(engines))
+    if name or bundle or adapters or use_cases or use_case_file or engines:
         raise UsageWrong("--file says everything: leave the other options out")
     return read_release_file(_read(file), str(file))
 
@@ -140,9 +150,11 @@ def list_(context: typer.Context, as_json: render.Json = False) -> None:
     for info in found:
         document = release_of(info)
         adapters = ", ".join(f"{a.name}@{a.revision}" for a in document.adapters) or "-"
+        engines = ", ".join(map(short, document.engines or ())) or "-"
         created = render.ago(info.created_at_unix_s, now)
-        rows.append((info.release_id, short(document.bundle), adapters, created, info.created_by))
-    columns = ("RELEASE", "BUNDLE", "ADAPTERS", "CREATED", "BY")
+        names = (info.release_id, short(document.bundle), adapters, engines)
+        rows.append((*names, created, info.created_by))
+    columns = ("RELEASE", "BUNDLE", "ADAPTERS", "ENGINES", "CREATED", "BY")
     render.console().print(render.table(columns, rows))
 
 

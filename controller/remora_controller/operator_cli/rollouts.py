@@ -78,9 +78,10 @@ def print_plan(made: pb.PlanResponse) -> None:
 
 
 def _engine(plan: pb.DevicePlan) -> str:
-    if not plan.builds_engine:
-        return "kept"
-    return f"built, about {render.duration(plan.build_s)}" if plan.build_s_known else "built"
+    what = plan.engine or ("built" if plan.builds_engine else "kept")  # of an older controller
+    if what == "built" and plan.build_s_known:
+        what = f"built, about {render.duration(plan.build_s)}"
+    return f"{what}: {plan.engine_why}" if plan.engine_why and what != "kept" else what
 
 
 @app.command()

@@ -143,6 +143,8 @@ def _device_plan_message(plan: DevicePlan) -> pb.DevicePlan:
             pb.PlanRefusal(code=r.code, need=r.need, have=r.have, message=str(r))
             for r in plan.refusals
         ],
+        engine=plan.engine.what,
+        engine_why=plan.engine.why,
     )
 
 
