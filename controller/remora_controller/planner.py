@@ -38,6 +38,11 @@ class DevicePlan:
     peak_disk_bytes: int
     refusals: tuple[Refusal, ...]
 
+    @property
+    def is_pinned(self) -> bool:
+        """Left out on purpose, and not because it could not take the release."""
+        return any(r.code == "pinned" for r in self.refusals)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -102,6 +107,8 @@ def device_refusals(device: Device, contents: Contents) -> list[Refusal]:
     facts = device.facts
     if device.quarantine is not None:
         found.append(Refusal("quarantined", "one machine per identity", device.quarantine))
+    if device.pin is not None:
+        found.append(Refusal("pinned", "a device that is not pinned", device.pin))
     found += constraint_refusals(
         contents.release.constraints,
         memory_bytes=facts.memory_bytes,

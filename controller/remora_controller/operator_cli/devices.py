@@ -135,6 +135,38 @@ def label(
     render.console().print(f"{device}: {render.labels_text(changed.labels) or 'no labels'}")
 
 
+Reason = Annotated[str, typer.Option(help="Why: shown beside the device.", show_default=False)]
+
+
+@app.command()
+def pin(
+    context: typer.Context,
+    device: DeviceId,
+    reason: Reason = "",
+    remove: Annotated[bool, typer.Option("--remove", help="Let rollouts reach it again.")] = False,
+) -> None:
+    """Keep what a device runs, whatever rollouts do."""
+    session = connect(context)
+    request = pb.PinDeviceRequest(device_id=device, unpin=remove, reason=reason)
+    changed = session.call(session.stub.PinDevice, request)
+    said = f"pinned: {changed.pin}" if changed.pin else "not pinned"
+    render.console().print(f"{device}: {said}")
+
+
+@app.command()
+def quarantine(
+    context: typer.Context,
+    device: DeviceId,
+    reason: Reason = "",
+    lift: Annotated[bool, typer.Option("--lift", help="End an operator's quarantine.")] = False,
+) -> None:
+    """Assign nothing to a device and take nothing from it; what it serves, it serves on."""
+    session = connect(context)
+    request = pb.QuarantineDeviceRequest(device_id=device, lift=lift, reason=reason)
+    changed = session.call(session.stub.QuarantineDevice, request)
+    render.console().print(f"{device} is {changed.status}")
+
+
 @app.command()
 def remove(context: typer.Context, device: DeviceId) -> None:
     """Remove a device for good: its certificate is denied from now on."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -27,7 +28,10 @@ def events(
     """List what happened, newest first."""
     session = connect(context)
     request = pb.ListEventsRequest(device_id=device, limit=limit)
-    found = session.call(session.stub.ListEvents, request).events
+    print_events(session.call(session.stub.ListEvents, request).events, as_json)
+
+
+def print_events(found: Sequence[pb.Event], as_json: bool) -> None:
     if as_json:
         render.print_json(render.plain(found))
         return

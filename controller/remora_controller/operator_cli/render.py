@@ -26,6 +26,7 @@ _STYLES = {
     "COMPLETED": "green",
     "RUNNING": "cyan",
     "PAUSED": "yellow",
+    "AWAITING_APPROVAL": "yellow",
     "ABORTING": "yellow",
     "ABORTED": "yellow",
     "ROLLING_BACK": "red",

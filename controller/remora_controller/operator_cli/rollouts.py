@@ -13,15 +13,17 @@ from rich.text import Text
 
 from remora_contract.command_line import printable
 from remora_contract.errors import NotFound, Refused, Unavailable, UsageWrong
-from remora_controller.domain import FINAL_STATES
+from remora_controller.domain import FINAL_STATES, RolloutState
 from remora_controller.operator_cli import render
 from remora_controller.operator_cli import spec_options as spec
 from remora_controller.operator_cli.devices import Selector
+from remora_controller.operator_cli.events import print_events
 from remora_controller.operator_cli.release_document import pairs
 from remora_controller.operator_cli.session import Session, connect
 from remora_controller.operator_cli.shipping import ship_release
 from remora_protos.operator.v1 import operator_pb2 as pb
 
+_APPROVAL = "somebody else: `remora rollout approve"
 FINAL = frozenset(state.value for state in FINAL_STATES)
 WATCH_S = 0.5
 # What an operator looks at first.
@@ -109,6 +111,10 @@ def start(
     supersede: Annotated[
         bool, typer.Option("--supersede", help="Take devices over from rollouts still open.")
     ] = False,
+    needs_approval: Annotated[
+        bool,
+        typer.Option("--needs-approval", help="Touch nothing before somebody else approves."),
+    ] = False,
     watch: Watch = False,
     as_json: render.Json = False,
 ) -> None:
@@ -121,6 +127,7 @@ def start(
         spec=wanted,
         skip_refused=skip_refused,
         supersede=supersede,
+        needs_approval=needs_approval,
     )
     launch(session, request, watch, as_json)
 
@@ -134,9 +141,14 @@ def launch(session: Session, request: pb.StartRolloutRequest, watch: bool, as_js
         render.console().print(
             f"started rollout {made.rollout_id} of {made.release_id} on {len(made.devices)} "
             f"devices in {made.waves} waves"
+            + (f"; it waits for {_APPROVAL} {made.rollout_id}`" if _waits(made) else "")
         )
     if watch:
         follow(session, made.rollout_id)
+
+
+def _waits(made: pb.Rollout) -> bool:
+    return made.state == RolloutState.AWAITING_APPROVAL.value
 
 
 def _chosen_release(
@@ -255,6 +267,24 @@ def pause(context: typer.Context, rollout: RolloutId = None) -> None:
     session = connect(context)
     request = pb.RolloutActionRequest(rollout_id=get_rollout(session, rollout).rollout_id)
     _say(session.call(session.stub.PauseRollout, request))
+
+
+@app.command()
+def approve(context: typer.Context, rollout: RolloutId = None) -> None:
+    """Let a rollout begin that somebody else started with --needs-approval."""
+    session = connect(context)
+    request = pb.RolloutActionRequest(rollout_id=get_rollout(session, rollout).rollout_id)
+    _say(session.call(session.stub.ApproveRollout, request))
+
+
+@app.command()
+def history(
+    context: typer.Context, rollout: RolloutId = None, as_json: render.Json = False
+) -> None:
+    """Show what happened to a rollout and who did it, oldest first."""
+    session = connect(context)
+    request = pb.RolloutHistoryRequest(rollout_id=get_rollout(session, rollout).rollout_id)
+    print_events(session.call(session.stub.RolloutHistory, request).events, as_json)
 
 
 @app.command()
