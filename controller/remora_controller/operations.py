@@ -32,6 +32,7 @@ from remora_controller.driver import load_view
 from remora_controller.groups import bind
 from remora_controller.planner import Contents, DevicePlan, Plan, make_plan, release_refusals
 from remora_controller.presence import Presence
+from remora_controller.release_diff import Difference, release_differences
 from remora_controller.repository import Repository
 from remora_controller.rollout import RolloutView
 from remora_controller.selector import RESERVED, Selector, check_label, parse_selector
@@ -167,6 +168,15 @@ class Operations:
                 "`remora releases list`"
             )
         return found
+
+    def differences(self, before: str, after: str) -> list[Difference]:
+        """Between two releases, by id or name. Raises NotFound."""
+        old, new = (self.release(name) for name in (before, after))
+        return release_differences(
+            loads(Release, old.document, old.release_id),
+            loads(Release, new.document, new.release_id),
+            self._repository.index().manifests,
+        )
 
     def contents_of(self, release_id: str) -> Contents:
         """Raises NotFound when an artifact is not (or no longer) published."""

@@ -404,3 +404,30 @@ def test_waiting_devices_become_assigned(world, remora):
     remora("rollout", "start", create(remora), "--soak", "7")
     wait_for("it is assigned", lambda: device.sync() and device.generation == 1)
     assert device.desired.soak_s == 7
+
+
+def test_governing_from_the_command_line(world, remora):
+    first, second = online(world, 2)
+    publish_first(world)
+    assert remora.json("whoami")["role"] == "admin"
+    remora("groups", "create", "canary", "--device", first.device_id)
+    assert remora("groups", "show", "canary").split() == [first.device_id]
+    assert remora.json("groups", "list")[0]["matching"] == 1
+    assert "pinned: demo" in remora("devices", "pin", second.device_id, "--reason", "demo")
+    assert "is quarantined" in remora("devices", "quarantine", second.device_id)
+    assert "is online" in remora("devices", "quarantine", second.device_id, "--lift")
+    assert "not pinned" in remora("devices", "pin", second.device_id, "--remove")
+    remora("releases", "create", "--name", "a", "--bundle", "tiny")
+    remora("releases", "create", "--name", "b", "--bundle", "tiny", "--adapter", "sql=sql@1")
+    assert "adapters.sql.revision" in remora("releases", "diff", "a", "b")
+    started = remora("rollout", "start", "a", "-l", "group=canary", "--needs-approval")
+    assert "somebody else" in started
+    with pytest.raises(RemoraError, match="somebody else has to approve"):
+        remora("rollout", "approve")
+    assert "rollout.started" in remora("rollout", "history")
+    assert "StartRollout" in remora("audit", "--since", "1h")
+    assert remora("audit", "--head").partition(":")[0].isdigit()
+    remora("rollout", "abort")
+    wait_for("it ends", lambda: remora.json("rollout", "list")[0]["state"] == "ABORTED")
+    remora("groups", "delete", "canary")
+    assert remora.json("groups", "list") == []

@@ -155,6 +155,24 @@ def show(
     render.print_json(render.plain(find_release(connect(context), release)))
 
 
+@app.command()
+def diff(
+    context: typer.Context,
+    before: Annotated[str, typer.Argument(help="A release id, or a name for its newest.")],
+    after: Annotated[str, typer.Argument(help="The release to compare it with.")],
+    as_json: render.Json = False,
+) -> None:
+    """Show what differs between two releases, artifact by artifact and rule by rule."""
+    session = connect(context)
+    request = pb.DiffReleasesRequest(before=before, after=after)
+    found = session.call(session.stub.DiffReleases, request).differences
+    if as_json:
+        render.print_json(render.plain(found))
+        return
+    rows = [(d.path, d.before or "-", d.after or "-") for d in found]
+    render.console().print(render.table(("WHAT", "BEFORE", "AFTER"), rows))
+
+
 def create_release(session: Session, release: Release) -> pb.ReleaseInfo:
     request = pb.CreateReleaseRequest(release_json=canonical_json(release))
     made: pb.ReleaseInfo = session.call(session.stub.CreateRelease, request)

@@ -60,6 +60,20 @@ class GovernedOperatorService(OperatorService):
         return pb.ListEventsResponse(events=map(wire.event_message, events))
 
     @unary
+    async def DiffReleases(
+        self, request: pb.DiffReleasesRequest, context: Context
+    ) -> pb.DiffReleasesResponse:
+        found = await self._parts.thread.call(
+            self._parts.operations.differences, request.before, request.after
+        )
+        return pb.DiffReleasesResponse(
+            differences=[
+                pb.ReleaseDifference(path=d.path, before=d.before or "", after=d.after or "")
+                for d in found
+            ]
+        )
+
+    @unary
     async def SaveGroup(self, request: pb.SaveGroupRequest, context: Context) -> pb.Group:
         by = caller(context, pki.Role.OPERATOR).name
         made = await self._parts.thread.call(
