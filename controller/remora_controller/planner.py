@@ -112,6 +112,7 @@ def device_refusals(device: Device, contents: Contents) -> list[Refusal]:
     found += constraint_refusals(
         contents.release.constraints,
         memory_bytes=facts.memory_bytes,
+        disk_free_bytes=facts.disk_free_bytes if ship_bytes(device, contents) else 0,
         agent_version=facts.agent_version,
         backends=facts.backends,
     )
