@@ -431,3 +431,70 @@ def test_governing_from_the_command_line(world, remora):
     wait_for("it ends", lambda: remora.json("rollout", "list")[0]["state"] == "ABORTED")
     remora("groups", "delete", "canary")
     assert remora.json("groups", "list") == []
+
+
+FLEET = """\
+groups:
+  canary: {{devices: [{device}]}}
+  others: {{selector: not group=canary}}
+labels:
+  {device}: {{site: berlin, legacy: null}}
+pins:
+  {other}: on show
+releases:
+  assistant:
+    bundle: tiny@1
+    adapters: {{sql: sql@1}}
+    sampling: {{temperature: 0.2}}
+rollouts:
+  canaries: {{release: assistant, selector: group=canary, waves: [1, 50%], needs_approval: true}}
+"""
+
+
+def apply(world, *words: str) -> tuple[int, str]:
+    words = (*Remora(world)._globals, "apply", *words)
+    result = CliRunner().invoke(app, list(words))
+    if isinstance(result.exception, RemoraError):
+        raise result.exception
+    return result.exit_code, result.stdout
+
+
+def test_applying_files_changes_what_differs_and_then_nothing(world, remora, tmp_path):
+    device, other = online(world, 2)
+    publish_first(world)
+    folder = tmp_path / "fleet"
+    folder.mkdir()
+    text = FLEET.format(device=device.device_id, other=other.device_id)
+    (folder / "all.yaml").write_text(text.replace("waves: [1, 50%]", 'waves: ["1", 50%]'))
+    code, shown = apply(world, "-f", str(folder), "--dry-run")
+    assert code == 3 and "group canary: devices" in shown and "rollout canaries: assistant" in shown
+    assert remora.json("groups", "list") == [] and remora.json("rollout", "list") == []
+    code, made = apply(world, "-f", str(folder))
+    assert (code, made) == (3, shown)
+    assert apply(world, "-f", str(folder)) == (0, "nothing to change\n")
+    (rollout,) = remora.json("rollout", "list")
+    assert (rollout["state"], rollout["selector"]) == ("AWAITING_APPROVAL", "group=canary")
+    assert remora.json("devices", "show", other.device_id)["pin"] == "on show (by operator)"
+    (folder / "more.yaml").write_text("pins: {" + other.device_id + ": null}")
+    with pytest.raises(RemoraError, match="is in another file too"):
+        apply(world, "-f", str(folder))
+    code, shown = apply(world, "-f", str(folder / "more.yaml"))
+    assert code == 3 and "not pinned" in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("rolouts: {}", "unknown key 'rolouts'"),
+        ("groups: {a: {}}", "either devices or a selector"),
+        ("releases: {a: {bundel: x}}", "bundel"),
+        ("labels: {d-none: {a: b}}", "no device d-none"),
+        ("rollouts: {a: {release: nowhere}}", "no release nowhere"),
+        ("- a", "a table of groups"),
+    ],
+)
+def test_a_fleet_file_that_makes_no_sense_is_refused_by_name(world, tmp_path, text, named):
+    file = tmp_path / "fleet.yaml"
+    file.write_text(text)
+    with pytest.raises(RemoraError, match=named):
+        apply(world, "-f", str(file))

@@ -9,6 +9,7 @@ import typer
 
 from remora_contract import command_line
 from remora_controller.operator_cli import (
+    apply,
     artifacts,
     audit,
     devices,
@@ -60,6 +61,7 @@ top.register(app)
 events.register(app)
 groups.register(app)
 audit.register(app)
+apply.register(app)
 
 
 def main() -> None:
