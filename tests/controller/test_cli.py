@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from remora_contract.errors import NotFound, Refused, RemoraError, RequestInvalid, Unavailable
 from remora_contract.join_token import JoinToken
+from remora_contract.yaml_text import load_yaml
 from remora_controller.operator_cli import reference, release_document, top
 from remora_controller.operator_cli.app import app
 from remora_protos.control.v1 import control_pb2 as cp
@@ -410,6 +411,8 @@ def test_governing_from_the_command_line(world, remora):
     first, second = online(world, 2)
     publish_first(world)
     assert remora.json("whoami")["role"] == "admin"
+    listed = remora.json("devices", "list")
+    assert load_yaml(remora("devices", "list", "--yaml").encode(), "devices") == listed
     remora("groups", "create", "canary", "--device", first.device_id)
     assert remora("groups", "show", "canary").split() == [first.device_id]
     assert remora.json("groups", "list")[0]["matching"] == 1
@@ -423,7 +426,7 @@ def test_governing_from_the_command_line(world, remora):
     started = remora("rollout", "start", "a", "-l", "group=canary", "--needs-approval")
     assert "somebody else" in started
     with pytest.raises(RemoraError, match="somebody else has to approve"):
-        remora("rollout", "approve")
+        remora("rollout", "approve", remora.json("rollout", "list")[0]["rollout_id"])
     assert "rollout.started" in remora("rollout", "history")
     assert "StartRollout" in remora("audit", "--since", "1h")
     assert remora("audit", "--head").partition(":")[0].isdigit()
@@ -498,3 +501,29 @@ def test_a_fleet_file_that_makes_no_sense_is_refused_by_name(world, tmp_path, te
     file.write_text(text)
     with pytest.raises(RemoraError, match=named):
         apply(world, "-f", str(file))
+
+
+def offered(world, *words: str) -> list[str]:
+    """What bash is told behind Tab."""
+    typed = ["remora", *Remora(world)._globals, *words]
+    environment = {
+        "_REMORA_COMPLETE": "complete_bash",
+        "COMP_WORDS": " ".join(typed),
+        "COMP_CWORD": str(len(typed) - (words[-1] != "")),
+    }
+    return CliRunner().invoke(app, [], prog_name="remora", env=environment).stdout.split()
+
+
+def test_ids_and_names_are_completed(world, remora):
+    first, second = online(world, 2)
+    remora("groups", "create", "canary", "--device", first.device_id)
+    assert offered(world, "groups", "show", "can") == ["canary"]
+    assert set(offered(world, "devices", "show", "bench-")) >= {first.device_id, second.device_id}
+    assert offered(world, "rollout", "status", "r") == []
+
+
+def test_completion_without_a_controller_offers_nothing(world):
+    port = world.ports.fleet
+    world.ports = type(world.ports)(1, 1, 1)
+    assert offered(world, "groups", "show", "x") == []
+    world.ports = type(world.ports)(port, 1, 1)

@@ -53,7 +53,7 @@ def apply(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")
     ] = False,
-    as_json: render.Json = False,
+    as_json: render.Json = None,
 ) -> None:
     """Bring groups, releases, labels, pins and rollouts to what files say. What they do not name is
     left alone. Exit code 0: nothing had to change; 3: something did (with --dry-run: would)."""
@@ -64,11 +64,11 @@ def apply(
         shown.append({"what": change.what, "before": change.before, "after": change.after})
         if not dry_run:
             change.make()
-        if not as_json:
+        if as_json is None:
             before = f"{change.before} -> " if change.before else ""
             render.console().print(f"{change.what}: {before}{change.after}")
-    if as_json:
-        render.print_json(shown)
+    if as_json is not None:
+        render.print_data(shown, as_json)
     elif not shown:
         render.console().print("nothing to change")
     if shown:

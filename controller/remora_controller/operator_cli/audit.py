@@ -35,7 +35,7 @@ def audit(
             "that nothing before it was changed.",
         ),
     ] = False,
-    as_json: render.Json = False,
+    as_json: render.Json = None,
 ) -> None:
     """List who changed what, when, from where, and what came of it. Fails when the log was changed
     or cut."""
@@ -44,8 +44,8 @@ def audit(
     entries, newest, broken = _all(session, start)
     if head:
         print(f"{newest.seq}:{newest.hash}")
-    elif as_json:
-        render.print_json(render.plain(entries))
+    elif as_json is not None:
+        render.print_data(render.plain(entries), as_json)
     else:
         _print(entries)
     if broken:
@@ -91,12 +91,12 @@ def _seconds(text: str) -> float:
     return float(text[:-1]) * unit
 
 
-def whoami(context: typer.Context, as_json: render.Json = False) -> None:
+def whoami(context: typer.Context, as_json: render.Json = None) -> None:
     """Show whose credentials these are and what they may do."""
     session = connect(context)
     found = session.call(session.stub.WhoAmI, pb.WhoAmIRequest())
-    if as_json:
-        render.print_json(render.plain(found))
+    if as_json is not None:
+        render.print_data(render.plain(found), as_json)
         return
     render.console().print(f"{found.name} ({found.role}) at {session.address}")
     render.console().print(f"may call {', '.join(found.may_call)}")

@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 
 from remora_contract.errors import NotFound, UsageWrong
-from remora_controller.operator_cli import render
+from remora_controller.operator_cli import completion, render
 from remora_controller.operator_cli.session import Session, connect
 from remora_protos.operator.v1 import operator_pb2 as pb
 
 app = typer.Typer(help="Name sets of devices, for selectors: group=NAME.")
-Name = Annotated[str, typer.Argument(help="Name of the group.")]
+Name = Annotated[str, typer.Argument(help="Name of the group.", autocompletion=completion.groups)]
 
 
 def register(root: typer.Typer) -> None:
@@ -60,11 +60,11 @@ def create(
 
 
 @app.command("list")
-def list_(context: typer.Context, as_json: render.Json = False) -> None:
+def list_(context: typer.Context, as_json: render.Json = None) -> None:
     """List groups and how many devices are in each."""
     found = _groups(connect(context))
-    if as_json:
-        render.print_json(render.plain(found))
+    if as_json is not None:
+        render.print_data(render.plain(found), as_json)
         return
     now = time.time()
     rows = [
@@ -80,7 +80,7 @@ def list_(context: typer.Context, as_json: render.Json = False) -> None:
 
 
 @app.command()
-def show(context: typer.Context, name: Name, as_json: render.Json = False) -> None:
+def show(context: typer.Context, name: Name, as_json: render.Json = None) -> None:
     """Show the devices that are in a group now."""
     session = connect(context)
     found = [g for g in _groups(session) if g.name == name]
@@ -89,8 +89,8 @@ def show(context: typer.Context, name: Name, as_json: render.Json = False) -> No
     request = pb.ListDevicesRequest(selector=f"group={name}")
     devices = session.call(session.stub.ListDevices, request).devices
     inside = [d.device_id for d in devices]
-    if as_json:
-        render.print_json({**render.plain(found[0]), "devices": inside})
+    if as_json is not None:
+        render.print_data({**render.plain(found[0]), "devices": inside}, as_json)
         return
     for device_id in inside:
         print(device_id)

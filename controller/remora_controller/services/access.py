@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ import grpc
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
-from remora_contract.errors import Forbidden, RemoraError
+from remora_contract.errors import Exhausted, Forbidden, RemoraError
 from remora_controller import pki
 from remora_controller.audit import AuditDraft, AuditEntry
 from remora_controller.pki import Identity, OperatorRole
@@ -25,6 +26,7 @@ from remora_controller.store.protocol import Store
 from remora_controller.store_thread import StoreThread
 from remora_protos.operator.v1 import operator_pb2 as pb
 
+log = logging.getLogger(__name__)
 MAX_DETAIL = 4096
 MAX_MESSAGE = 1024
 DENIED_EVERY_S = 60.0  # the same refusal is written once in this time
@@ -166,7 +168,15 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # gr
         finally:
             code = "OK" if is_done else _code_name(context)
             message = "" if is_done else str(context.details() or "")
+            await self._conclude(asked, code, message)
+
+    async def _conclude(self, asked: AuditEntry, code: str, message: str) -> None:
+        """A change that was made is not called failed because its result could not be stored."""
+        try:
             await self._append(asked.draft, asked.seq, code, message)
+        except Exhausted as e:
+            detail = {"entry": asked.seq, "result": code, "cause": str(e)}
+            log.error("audit.result_lost", extra=detail)
 
     async def _append(
         self, draft: AuditDraft, answers: int | None, result: str = "", message: str = ""
