@@ -54,6 +54,11 @@ class DevicePlan:
     def builds_engine(self) -> bool:
         return self.engine.what == "built"
 
+    @property
+    def is_pinned(self) -> bool:
+        """Left out on purpose, and not because it could not take the release."""
+        return any(r.code == "pinned" for r in self.refusals)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -136,9 +141,12 @@ def device_refusals(device: Device, contents: Contents) -> list[Refusal]:
     facts = device.facts
     if device.quarantine is not None:
         found.append(Refusal("quarantined", "one machine per identity", device.quarantine))
+    if device.pin is not None:
+        found.append(Refusal("pinned", "a device that is not pinned", device.pin))
     found += constraint_refusals(
         contents.release.constraints,
         memory_bytes=facts.memory_bytes,
+        disk_free_bytes=facts.disk_free_bytes if ship_bytes(device, contents) else 0,
         agent_version=facts.agent_version,
         backends=facts.backends,
     )

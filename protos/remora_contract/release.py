@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from remora_contract.artifact import check_name
 from remora_contract.digests import check_digest, digest_document, short
 from remora_contract.errors import DocumentInvalid
+from remora_contract.versions import version_numbers
 
 FORMAT_VERSION = 1
 MAX_MIX = 8  # adapters in one use case or request
@@ -71,11 +72,24 @@ class SamplingDefaults:
 
 @dataclass(frozen=True)
 class Constraints:
-    """What a device must have, checked before anything is shipped to it."""
+    """What a device must have, checked before anything is shipped to it.
+
+    The newer ones default to None, not to empty: a release that does not use them is the same
+    document as before there were any."""
 
     min_memory_bytes: int | None = None
     min_agent_version: str | None = None
-    backends: tuple[str, ...] = ()
+    backends: tuple[str, ...] = ()  # one of these
+    min_disk_free_bytes: int | None = None  # before it fetches; nothing where nothing is lacking
+    # By name, for example {"tensorrt": "10.3"}; of those named a device must have one, new enough.
+    min_backend_versions: dict[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.min_disk_free_bytes is not None and self.min_disk_free_bytes < 0:
+            raise ValueError("min_disk_free_bytes is not negative")
+        for name, version in (self.min_backend_versions or {}).items():
+            if not version_numbers(version):
+                raise ValueError(f"{version[:40]!r} is no version of {name[:40]}: write 10.3")
 
 
 @dataclass(frozen=True)

@@ -72,9 +72,12 @@ class Effects:
     def _admit(self, record: Record, progress: Progress) -> Event:
         release = parse_release(record.desired)
         facts = machine_facts(self.layout.root)
+        # A way back needs no room: what it leads to is still here.
+        is_here = all(self.layout.artifact(d).exists() for d in release.artifact_digests())
         refusals = constraint_refusals(
             release.constraints,
             memory_bytes=facts.memory_bytes,
+            disk_free_bytes=0 if is_here else facts.disk_free_bytes,
             agent_version=facts.agent_version,
             backends=facts.backends,
         )

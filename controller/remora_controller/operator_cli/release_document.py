@@ -56,7 +56,11 @@ class ReleaseFile:
 
 def read_release_file(data: bytes, where: str) -> ReleaseFile:
     """Strict YAML. Raises DocumentInvalid naming the key."""
-    table = load_yaml(data, where)
+    return parse_release_table(load_yaml(data, where), where)
+
+
+def parse_release_table(table: object, where: str) -> ReleaseFile:
+    """Decoded YAML, strictly. Raises DocumentInvalid naming the key."""
     use_cases: tuple[ReleaseUseCase, ...] = ()
     if isinstance(table, dict) and "use_cases" in table:
         use_cases = written_use_cases(table["use_cases"], f"{where}: use_cases")

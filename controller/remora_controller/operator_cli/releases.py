@@ -86,14 +86,14 @@ def create(
             show_default=False,
         ),
     ] = None,
-    as_json: render.Json = False,
+    as_json: render.Json = None,
 ) -> None:
     """Create a release. References are resolved to digests now and stay so."""
     wanted = _wanted(name, bundle, adapter or [], use_case or [], use_cases, engine or [], file)
     session = connect(context)
     made = create_release(session, to_release(wanted, list_artifacts(session)))
-    if as_json:
-        render.print_json(render.plain(made))
+    if as_json is not None:
+        render.print_data(render.plain(made), as_json)
     else:
         render.console().print(f"created release {made.release_id}")
 
@@ -138,12 +138,12 @@ def _read(path: Path) -> bytes:
 
 
 @app.command("list")
-def list_(context: typer.Context, as_json: render.Json = False) -> None:
+def list_(context: typer.Context, as_json: render.Json = None) -> None:
     """List releases, newest first."""
     session = connect(context)
     found = session.call(session.stub.ListReleases, pb.ListReleasesRequest()).releases
-    if as_json:
-        render.print_json(render.plain(found))
+    if as_json is not None:
+        render.print_data(render.plain(found), as_json)
         return
     now = time.time()
     rows = []
@@ -162,9 +162,28 @@ def list_(context: typer.Context, as_json: render.Json = False) -> None:
 def show(
     context: typer.Context,
     release: Annotated[str, typer.Argument(help="A release id, or a name for its newest.")],
+    as_json: render.Json = True,
 ) -> None:
-    """Show a release's document as JSON."""
-    render.print_json(render.plain(find_release(connect(context), release)))
+    """Show a release's document, as JSON if nothing else is asked for."""
+    render.print_data(render.plain(find_release(connect(context), release)), as_json is not False)
+
+
+@app.command()
+def diff(
+    context: typer.Context,
+    before: Annotated[str, typer.Argument(help="A release id, or a name for its newest.")],
+    after: Annotated[str, typer.Argument(help="The release to compare it with.")],
+    as_json: render.Json = None,
+) -> None:
+    """Show what differs between two releases, artifact by artifact and rule by rule."""
+    session = connect(context)
+    request = pb.DiffReleasesRequest(before=before, after=after)
+    found = session.call(session.stub.DiffReleases, request).differences
+    if as_json is not None:
+        render.print_data(render.plain(found), as_json)
+        return
+    rows = [(d.path, d.before or "-", d.after or "-") for d in found]
+    render.console().print(render.table(("WHAT", "BEFORE", "AFTER"), rows))
 
 
 def create_release(session: Session, release: Release) -> pb.ReleaseInfo:

@@ -42,6 +42,7 @@ class OperatorParts:
     authority: pki.Authority
     clock: Callable[[], float]
     on_news: Callable[[], None]
+    may_be_late: Callable[[str], None]  # a device that may have missed a rollout
 
 
 class OperatorService(pb_grpc.OperatorServicer):
@@ -104,7 +105,7 @@ class OperatorService(pb_grpc.OperatorServicer):
             dict(request.set),
             list(request.remove),
         )
-        self._parts.on_news()
+        self._parts.may_be_late(device.device_id)
         assignment = await self._parts.thread.call(self._parts.store.assignment, device.device_id)
         return self._device(device, assignment, {})
 
@@ -170,6 +171,7 @@ class OperatorService(pb_grpc.OperatorServicer):
             wire.spec_of(request.spec),
             request.skip_refused,
             request.supersede,
+            request.needs_approval,
         )
         detail = await self._parts.thread.call(self._parts.operations.start, start, by)
         self._parts.on_news()
