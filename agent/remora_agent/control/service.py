@@ -41,6 +41,7 @@ def local_host(
     config: AgentConfig, layout: StateLayout, cancelled: Callable[[], bool]
 ) -> Iterator[ServingHost]:
     """The real thing: engines, models and the gRPC surface of this process."""
+    from remora_agent.engine.backends import check_backend
     from remora_agent.engine.opening import EngineOptions
     from remora_agent.engine.prefill import check_choice
     from remora_agent.hosting.engines import EngineSettings
@@ -60,6 +61,7 @@ def local_host(
         context=serving.context,
         threads=serving.threads,
         prefill=check_choice(serving.prefill),
+        backend=check_backend(serving.backend),
     )
     settings = EngineSettings(
         cache_dir=layout.engines,

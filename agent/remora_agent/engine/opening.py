@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 
+from remora_agent.engine.backends import BackendName, check_backend
 from remora_agent.engine.build import BuildControl, BuildResult, build_engine, ignore, never
 from remora_agent.engine.cache import CacheEntry, EngineCache
 from remora_agent.engine.child import ChildLimits
@@ -19,7 +21,7 @@ from remora_agent.engine.recipe import Recipe
 from remora_agent.host import Progress
 from remora_contract.bundle import Bundle, load_bundle
 from remora_contract.dialects import dialect_refusals
-from remora_contract.errors import Incompatible, RequestInvalid
+from remora_contract.errors import Incompatible, RequestInvalid, Unsupported
 
 MAX_THREADS = 1024
 _SCORED_BYTES = 32 << 20  # logits of one `Engine.score`
@@ -35,6 +37,7 @@ class EngineOptions:
     threads: int | None = None  # None: as many as there are physical cores
     accuracy_level: int = 4  # of int4 products: 4 fast, 1 keeps activations in float32
     prefill: PrefillChoice = "auto"  # how prompts are computed: see engine.prefill
+    backend: BackendName = "onnxruntime"
     build_limits: ChildLimits = field(default_factory=ChildLimits)
 
     def __post_init__(self) -> None:
@@ -45,6 +48,22 @@ class EngineOptions:
         if self.accuracy_level not in (0, 1, 4):
             raise RequestInvalid(f"accuracy_level must be 0, 1 or 4, not {self.accuracy_level}")
         check_choice(self.prefill, self.accuracy_level)
+        check_backend(self.backend)
+        if self.backend != "onnxruntime":
+            self._check_gpu()
+
+    def _check_gpu(self) -> None:
+        """Raises RequestInvalid for what only ONNX Runtime does."""
+        if self.threads is not None:
+            raise RequestInvalid(
+                f"threads are the processor's and backend {self.backend} computes on the GPU; "
+                "leave them out"
+            )
+        if self.prefill == "int8":
+            raise RequestInvalid(
+                f"prefill int8 is made by backend onnxruntime and not by {self.backend}; give "
+                "prefill plain or auto"
+            )
 
 
 def ensure_built(
@@ -59,16 +78,32 @@ def ensure_built(
 
     `in_use` are key digests (`entry.manifest.key.digest`) that eviction must leave. Raises
     EngineFault, Exhausted, Cancelled, ArtifactInvalid, DocumentInvalid, Incompatible (a dialect of
-    the graph that the backend does not take).
+    the graph that the backend does not take), and what `recipe_of` raises.
     """
-    from remora_agent.engine.ort import builder
-
     control = BuildControl(options.build_limits, progress, cancelled, in_use)
     bundle = load_bundle(bundle_dir)
-    level = options.accuracy_level
-    recipe = builder.recipe(level, chosen(options.prefill, bundle, level))
+    recipe = recipe_of(bundle, options)
     check_dialect(bundle, recipe)
     return build_engine(bundle_dir, bundle, recipe, cache, control)
+
+
+def recipe_of(bundle: Bundle, options: EngineOptions, processors: tuple[int, ...] = ()) -> Recipe:
+    """What to build. `processors` (86 for compute capability 8.6): ahead of time for other GPUs.
+
+    Raises Unsupported (the backend is not installed, or does not build ahead of time), Refused (no
+    GPU), Exhausted (too small a GPU), Incompatible, RequestInvalid.
+    """
+    if options.backend == "onnxruntime":
+        from remora_agent.engine.ort import builder
+
+        if processors:
+            raise Unsupported("backend onnxruntime builds for this machine's processor only")
+        level = options.accuracy_level
+        return builder.recipe(level, chosen(options.prefill, bundle, level))
+    from remora_agent.engine.trt.recipe import recipe
+
+    context = limits_of(bundle, options).context
+    return recipe(options.backend, bundle, options.rows, context, processors)
 
 
 def check_dialect(bundle: Bundle, recipe: Recipe) -> None:
@@ -93,6 +128,11 @@ def open_engine(
 
 def load_engine(entry: CacheEntry, bundle: Bundle, options: EngineOptions) -> Engine:
     """Loads a built engine. Raises EngineFault, RequestInvalid (context the bundle has not)."""
+    if options.backend != "onnxruntime":
+        # By name: the module is absent where engines are only built.
+        loading = import_module("remora_agent.engine.trt.loading")
+        engine: Engine = loading.load(entry, bundle, options)
+        return engine
     from remora_agent.engine.ort.builder import FACT_BASE, FACT_PLAIN
     from remora_agent.engine.ort.engine import EngineFiles, OrtEngine, PrefillForm
 
