@@ -12,6 +12,7 @@ from remora_contract.command_line import run
 COMMAND_MODULES = (
     "remora_agent.serving.command",
     "remora_agent.batch.command",
+    "remora_agent.engine.command",
     "remora_agent.control.command",
     "remora_agent.doctor.command",
 )

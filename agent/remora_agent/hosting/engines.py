@@ -27,6 +27,7 @@ from remora_agent.engine.memory import (
 )
 from remora_agent.engine.opening import (
     EngineOptions,
+    check_runs,
     device_key,
     ensure_built,
     int8_file,
@@ -109,7 +110,9 @@ class CachedEngines:
         cancelled: Callable[[], bool] = never,
         available_bytes: Callable[[], int] = available_memory,
     ) -> None:
-        """`cancelled` is asked during builds. Raises Exhausted when the cache's disk is full."""
+        """`cancelled` is asked during builds. Raises Exhausted when the cache's disk is full,
+        Unsupported for a backend whose engines do not run."""
+        check_runs(settings.options)
         self._settings = settings
         self._available_bytes = available_bytes
         self._cancelled = cancelled
