@@ -123,6 +123,7 @@ class SyncLoop:
 
     def _exchange(self, client: ControllerClient) -> float:
         events = self._spools.events.oldest(_EVENTS_PER_SYNC)
+        more = self._spools.metrics.waiting() >= _METRICS_PER_SYNC
         samples, mark = self._spools.metrics.batch(_METRICS_PER_SYNC)
         report = self._reconciler.report()
         record = report.record
@@ -147,7 +148,7 @@ class SyncLoop:
             # Nothing is lost: the controller is told the same again and answers the same again.
             log.error("state_dir.full", extra={"cause": str(e)})
             return _FULL_DISK_SYNC_S
-        return self._wait_s(answer, more=mark >= _METRICS_PER_SYNC)
+        return self._wait_s(answer, more=more)
 
     def _facts(self) -> pb.DeviceFacts:
         facts = machine_facts(self._layout.root)
