@@ -26,7 +26,7 @@ import numpy as np
 ALIGNMENT = 256  # of cudaMalloc (CUDA Programming Guide, "Device Memory Accesses")
 
 
-class cudaError_t(IntEnum):  # noqa: N801 - CUDA's name
+class cudaError_t(IntEnum):
     cudaSuccess = 0
     cudaErrorInvalidValue = 1
     cudaErrorMemoryAllocation = 2
@@ -38,13 +38,13 @@ class cudaError_t(IntEnum):  # noqa: N801 - CUDA's name
     cudaErrorStreamCaptureInvalidated = 901
 
 
-class cudaMemcpyKind(IntEnum):  # noqa: N801 - CUDA's name
+class cudaMemcpyKind(IntEnum):
     cudaMemcpyHostToDevice = 1
     cudaMemcpyDeviceToHost = 2
     cudaMemcpyDeviceToDevice = 3
 
 
-class cudaStreamCaptureMode(IntEnum):  # noqa: N801 - CUDA's name
+class cudaStreamCaptureMode(IntEnum):
     cudaStreamCaptureModeThreadLocal = 1
 
 
@@ -139,40 +139,40 @@ class CudaEmulator:
 
     # Device.
 
-    def cudaGetErrorName(self, error: cudaError_t) -> tuple[Any, ...]:  # noqa: N802
+    def cudaGetErrorName(self, error: cudaError_t) -> tuple[Any, ...]:
         return OK, cudaError_t(error).name.encode()
 
-    def cudaGetErrorString(self, error: cudaError_t) -> tuple[Any, ...]:  # noqa: N802
+    def cudaGetErrorString(self, error: cudaError_t) -> tuple[Any, ...]:
         return OK, b"emulated"
 
-    def cudaGetDeviceCount(self) -> tuple[Any, ...]:  # noqa: N802
+    def cudaGetDeviceCount(self) -> tuple[Any, ...]:
         if not self.devices:
             return cudaError_t.cudaErrorNoDevice, None
         return OK, self.devices
 
-    def cudaSetDevice(self, device: int) -> tuple[Any, ...]:  # noqa: N802
+    def cudaSetDevice(self, device: int) -> tuple[Any, ...]:
         return (self._failure("cudaSetDevice"),)
 
-    def cudaGetDeviceProperties(self, device: int) -> tuple[Any, ...]:  # noqa: N802
+    def cudaGetDeviceProperties(self, device: int) -> tuple[Any, ...]:
         return OK, SimpleNamespace(
             name=b"Emulated", major=8, minor=7, totalGlobalMem=self.memory, integrated=1
         )
 
-    def cudaMemGetInfo(self) -> tuple[Any, ...]:  # noqa: N802
+    def cudaMemGetInfo(self) -> tuple[Any, ...]:
         return OK, self.memory - self.used, self.memory
 
     # Memory.
 
-    def cudaMalloc(self, size: int) -> tuple[Any, ...]:  # noqa: N802
+    def cudaMalloc(self, size: int) -> tuple[Any, ...]:
         return self._allocate("cudaMalloc", size, pinned=False)
 
-    def cudaHostAlloc(self, size: int, flags: int) -> tuple[Any, ...]:  # noqa: N802
+    def cudaHostAlloc(self, size: int, flags: int) -> tuple[Any, ...]:
         return self._allocate("cudaHostAlloc", size, pinned=True)
 
-    def cudaFree(self, address: int) -> tuple[Any, ...]:  # noqa: N802
+    def cudaFree(self, address: int) -> tuple[Any, ...]:
         return self._free("cudaFree", address, pinned=False)
 
-    def cudaFreeHost(self, address: int) -> tuple[Any, ...]:  # noqa: N802
+    def cudaFreeHost(self, address: int) -> tuple[Any, ...]:
         return self._free("cudaFreeHost", address, pinned=True)
 
     def _allocate(self, name: str, size: int, pinned: bool) -> tuple[Any, ...]:
@@ -203,12 +203,12 @@ class CudaEmulator:
         self.calls.append((name, block.address))
         return (OK,)
 
-    def cudaMemcpyAsync(  # noqa: N802
+    def cudaMemcpyAsync(
         self, dst: int, src: int, size: int, kind: cudaMemcpyKind, stream: int
     ) -> tuple[Any, ...]:
         return self.cudaMemcpy2DAsync(dst, size, src, size, size, 1, kind, stream)
 
-    def cudaMemcpy2DAsync(  # noqa: N802
+    def cudaMemcpy2DAsync(
         self,
         dst: int,
         dst_pitch: int,
@@ -234,7 +234,7 @@ class CudaEmulator:
         self.stream(stream).put(copy)
         return (OK,)
 
-    def cudaMemset2DAsync(  # noqa: N802
+    def cudaMemset2DAsync(
         self, dst: int, pitch: int, value: int, width: int, height: int, stream: int
     ) -> tuple[Any, ...]:
         if error := self._failure("cudaMemsetAsync"):
@@ -247,7 +247,7 @@ class CudaEmulator:
         self.stream(stream).put(fill)
         return (OK,)
 
-    def cudaMemsetAsync(self, dst: int, value: int, size: int, stream: int) -> tuple[Any, ...]:  # noqa: N802
+    def cudaMemsetAsync(self, dst: int, value: int, size: int, stream: int) -> tuple[Any, ...]:
         return self.cudaMemset2DAsync(dst, size, value, size, 1, stream)
 
     def _check_kind(self, dst: int, src: int, kind: cudaMemcpyKind) -> None:
@@ -258,15 +258,15 @@ class CudaEmulator:
 
     # Streams and events.
 
-    def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Any, ...]:  # noqa: N802
+    def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Any, ...]:
         return self._make("cudaStreamCreateWithFlags", Stream())
 
-    def cudaStreamDestroy(self, stream: int) -> tuple[Any, ...]:  # noqa: N802
+    def cudaStreamDestroy(self, stream: int) -> tuple[Any, ...]:
         found = self.stream(stream)
         found.run(found.end)  # "resources will be released once the device has completed all work"
         return self._drop(stream, Stream)
 
-    def cudaStreamSynchronize(self, stream: int) -> tuple[Any, ...]:  # noqa: N802
+    def cudaStreamSynchronize(self, stream: int) -> tuple[Any, ...]:
         if error := self._failure("cudaStreamSynchronize") or self._capture_error():
             return (error,)
         found = self.stream(stream)
@@ -274,20 +274,20 @@ class CudaEmulator:
         self.calls.append(("synchronize", int(stream)))
         return (OK,)
 
-    def cudaEventCreateWithFlags(self, flags: int) -> tuple[Any, ...]:  # noqa: N802
+    def cudaEventCreateWithFlags(self, flags: int) -> tuple[Any, ...]:
         return self._make("cudaEventCreateWithFlags", Event())
 
-    def cudaEventDestroy(self, event: int) -> tuple[Any, ...]:  # noqa: N802
+    def cudaEventDestroy(self, event: int) -> tuple[Any, ...]:
         return self._drop(event, Event)
 
-    def cudaEventRecord(self, event: int, stream: int) -> tuple[Any, ...]:  # noqa: N802
+    def cudaEventRecord(self, event: int, stream: int) -> tuple[Any, ...]:
         found, on = self._handles[int(event)], self.stream(stream)
         assert on.capturing is None, "events inside a capture are not emulated"
         found.stream, found.target = on, on.end
         self.calls.append(("record", int(event), int(stream)))
         return (OK,)
 
-    def cudaStreamWaitEvent(self, stream: int, event: int, flags: int) -> tuple[Any, ...]:  # noqa: N802
+    def cudaStreamWaitEvent(self, stream: int, event: int, flags: int) -> tuple[Any, ...]:
         found, on = self._handles[int(event)], self.stream(stream)
         assert on.capturing is None, "events inside a capture are not emulated"
         other, target = found.stream, found.target
@@ -298,7 +298,7 @@ class CudaEmulator:
 
     # Graphs.
 
-    def cudaStreamBeginCapture(self, stream: int, mode: int) -> tuple[Any, ...]:  # noqa: N802
+    def cudaStreamBeginCapture(self, stream: int, mode: int) -> tuple[Any, ...]:
         if error := self._failure("cudaStreamBeginCapture"):
             return (error,)
         found = self.stream(stream)
@@ -308,7 +308,7 @@ class CudaEmulator:
         self.calls.append(("begin_capture",))
         return (OK,)
 
-    def cudaStreamEndCapture(self, stream: int) -> tuple[Any, ...]:  # noqa: N802
+    def cudaStreamEndCapture(self, stream: int) -> tuple[Any, ...]:
         found = self.stream(stream)
         operations, found.capturing = found.capturing, None
         invalid, found.poisoned = found.poisoned, False
@@ -318,17 +318,17 @@ class CudaEmulator:
             return cudaError_t.cudaErrorStreamCaptureInvalidated, None
         return self._make("cudaStreamEndCapture", Graph(tuple(operations)))
 
-    def cudaGraphInstantiate(self, graph: int, flags: int) -> tuple[Any, ...]:  # noqa: N802
+    def cudaGraphInstantiate(self, graph: int, flags: int) -> tuple[Any, ...]:
         found = self._handles[int(graph)]
         return self._make("cudaGraphInstantiate", GraphExec(found.operations))
 
-    def cudaGraphDestroy(self, graph: int) -> tuple[Any, ...]:  # noqa: N802
+    def cudaGraphDestroy(self, graph: int) -> tuple[Any, ...]:
         return self._drop(graph, Graph)
 
-    def cudaGraphExecDestroy(self, graph: int) -> tuple[Any, ...]:  # noqa: N802
+    def cudaGraphExecDestroy(self, graph: int) -> tuple[Any, ...]:
         return self._drop(graph, GraphExec)
 
-    def cudaGraphLaunch(self, graph: int, stream: int) -> tuple[Any, ...]:  # noqa: N802
+    def cudaGraphLaunch(self, graph: int, stream: int) -> tuple[Any, ...]:
         if error := self._failure("cudaGraphLaunch"):
             return (error,)
         found = self._handles.get(int(graph))

@@ -70,9 +70,9 @@ class TrtEmulator:
             def __init__(self, level: int) -> None: ...
 
         class Runtime:
-            def __init__(_self, logger: Logger) -> None: ...  # noqa: N805
+            def __init__(_self, logger: Logger) -> None: ...
 
-            def deserialize_cuda_engine(_self, data: bytes) -> CudaEngine | None:  # noqa: N805
+            def deserialize_cuda_engine(_self, data: bytes) -> CudaEngine | None:
                 return CudaEngine(self, data) if data.startswith(b'{"emulated"') else None
 
         self.Logger = Logger
@@ -222,11 +222,11 @@ class ExecutionContext:
         else:
             assert self._flushed == shapes, "captured before one run with these shapes"
         generation, memory = self._generation, self._memory
-        self._record("enqueue", "capture" if on.capturing is not None else "run")
+        captured = on.capturing is not None
+        self._record("enqueue", "capture" if captured else "run")
 
         def run() -> None:
-            replayed = self._generation == generation
-            assert replayed or on.capturing is None, "the context's shapes changed"
+            assert not captured or self._generation == generation, "the context's shapes changed"
             self._run(shapes, addresses, memory)
 
         on.put(run)
@@ -243,7 +243,7 @@ class ExecutionContext:
         feed = {n: self._array(n, shapes[n], addresses[n]) for n in self._engine.inputs}
         ids = feed["position_ids"]
         context = feed["past_key.0"].shape[2]
-        assert 0 <= ids.min() and ids.max() < context, f"positions {ids} are outside the cache"
+        assert ids.min() >= 0 and ids.max() < context, f"positions {ids} are outside the cache"
         outputs = [*self._engine.outputs]
         results = self._engine.session.run(outputs, feed)
         for name, result in zip(outputs, results, strict=True):
