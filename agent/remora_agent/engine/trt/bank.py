@@ -12,7 +12,8 @@ last step, and the next step waits for them, so the host never does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,6 +39,7 @@ _STAGED_BYTES = 4 << 20  # pinned memory through which factors travel
 class Resident:
     rank: int
     columns: dict[Group, tuple[int, ...]]  # by part, in the packed order
+    index: dict[Group, NDArray[np.intp]]  # the same
 
 
 @dataclass(frozen=True)
@@ -124,12 +126,14 @@ class Bank:
         """Adds a row's weights to gate [T] of the group at `index`."""
         group = self._groups[index].group
         for entry in mix:
-            gate[list(self._find(entry.handle).columns.get(group, ()))] += entry.weight
+            columns = self._find(entry.handle).index.get(group)
+            if columns is not None:
+                gate[columns] += entry.weight
 
     def prepare(self, weights: AdapterWeights) -> AdapterWeights:
         """In the graph's dtype, checked. Touches nothing that changes. Raises AdapterInvalid."""
         check(self._decoder, weights, {g.group for g in self._groups})
-        return replace(weights, tensors=in_dtype(weights, self._dtype), prepared=self._dtype)
+        return replace(weights, tensors=in_dtype(weights, self._dtype))
 
     def add(self, weights: AdapterWeights) -> int:
         """Raises Exhausted, AdapterInvalid, EngineFault."""
@@ -139,37 +143,31 @@ class Bank:
                 f"adapter {weights.digest[:19]} needs rank {weights.rank}; the bank holds "
                 f"{used} of {self._max_rank}: unload an adapter, or export with --max-bank-rank"
             )
-        if weights.prepared is not self._dtype:
-            weights = self.prepare(weights)
-        self._cuda.wait(self._copies, self._stepped)
-        taken: dict[Group, tuple[int, ...]] = {}
+        weights = self.prepare(weights)
+        columns = self._choose(weights)
+        with self._writing():
+            for g in self._groups:
+                if chosen := columns.get(g.group):
+                    self._lay_out(g, bucket(max(g.columns.end, chosen[-1] + 1), g.columns.most))
+                    self._clear(g, chosen)
+                    self._write(g, chosen, weights)
         for g in self._groups:
-            columns = g.columns.free(group_width(weights, g.group))
-            if columns is None:  # ranks are counted above: each part takes at most its rank
-                raise Exhausted(f"the bank has no columns left in group {g.group}")
-            if columns:
-                self._lay_out(g, bucket(max(g.columns.end, columns[-1] + 1), g.columns.most))
-                self._clear(g, columns)
-                self._write(g, columns, weights)
-                taken[g.group] = columns
-        self._fence()
-        for g in self._groups:
-            g.columns.take(taken.get(g.group, ()))
+            g.columns.take(columns.get(g.group, ()))
         handle, self._next_handle = self._next_handle, self._next_handle + 1
-        self._resident[handle] = Resident(weights.rank, taken)
+        index = {group: np.array(c, np.intp) for group, c in columns.items()}
+        self._resident[handle] = Resident(weights.rank, columns, index)
         return handle
 
     def remove(self, handle: int) -> None:
         """Raises NotFound."""
         gone = self._find(handle)
-        self._cuda.wait(self._copies, self._stepped)
+        with self._writing():
+            for g in self._groups:
+                self._clear(g, gone.columns.get(g.group, ()))
         for g in self._groups:
-            columns = gone.columns.get(g.group, ())
-            self._clear(g, columns)
-            g.columns.release(columns)
+            g.columns.release(gone.columns.get(g.group, ()))
             if not g.columns.end:
                 g.bound = 0
-        self._fence()
         del self._resident[handle]
 
     def stepped(self) -> None:
@@ -178,12 +176,12 @@ class Bank:
 
     def clear(self) -> None:
         """Queues zeros everywhere."""
-        for g in self._groups:
-            for at in g.layers:
-                size = g.columns.most * self._dtype.itemsize
-                self._cuda.clear(at.a, g.k * size, self._copies)
-                self._cuda.clear(at.b, g.n * size, self._copies)
-        self._fence()
+        with self._writing():
+            for g in self._groups:
+                for at in g.layers:
+                    size = g.columns.most * self._dtype.itemsize
+                    self._cuda.clear(at.a, g.k * size, self._copies)
+                    self._cuda.clear(at.b, g.n * size, self._copies)
 
     def close(self) -> None:
         while self._events:
@@ -194,10 +192,26 @@ class Bank:
         self._events.append(event)
         return event
 
-    def _fence(self) -> None:
-        """The next step waits for what has been queued here."""
-        self._cuda.record(self._written, self._copies)
-        self._cuda.wait(self._steps, self._written)
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """What is queued meanwhile waits for the last step, and the next step for it."""
+        self._cuda.wait(self._copies, self._stepped)
+        try:
+            yield
+        finally:
+            self._cuda.record(self._written, self._copies)
+            self._cuda.wait(self._steps, self._written)
+
+    def _choose(self, weights: AdapterWeights) -> dict[Group, tuple[int, ...]]:
+        """Free columns for it, of groups that it changes. Raises Exhausted."""
+        found: dict[Group, tuple[int, ...]] = {}
+        for g in self._groups:
+            columns = g.columns.free(group_width(weights, g.group))
+            if columns is None:  # ranks are counted: each part takes at most the adapter's
+                raise Exhausted(f"the bank has no columns left in group {g.group}")
+            if columns:
+                found[g.group] = columns
+        return found
 
     def _find(self, handle: int) -> Resident:
         if handle not in self._resident:

@@ -37,7 +37,8 @@ class Plan:
         self.outputs = frozenset(names) - self.inputs
 
     def dtype(self, name: str) -> np.dtype[Any]:
-        return np.dtype(self._trt.nptype(self._engine.get_tensor_dtype(name)))
+        found: np.dtype[Any] = np.dtype(self._trt.nptype(self._engine.get_tensor_dtype(name)))
+        return found
 
     @property
     def profiles(self) -> int:

@@ -6,7 +6,8 @@ inputs' copy and the engine); a prompt's chunk is enqueued as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,7 +44,8 @@ class Device:
         """Raises Exhausted, Unsupported, EngineFault; nothing is then left allocated."""
         self._cuda = cuda
         self._memory = Memory(cuda)
-        self._closers: list[Callable[[], None]] = [self._memory.close]
+        self._stack = ExitStack()  # what frees, in the reverse order of making
+        self._stack.callback(self._memory.close)
         try:
             self._set_up(plan, spec)
         except RemoraError:
@@ -63,7 +65,7 @@ class Device:
         shape = KvShape.of(spec.decoder, spec.rows, graph.context, dtype)
         self.cache = KvCache(cuda, memory, shape, spec.context)
         self.bank = Bank(cuda, memory, spec.decoder, graph, (self.stream, copies))
-        self._closers.append(self.bank.close)
+        self._stack.callback(self.bank.close)
         groups = [g.group for g in self.bank.groups]
         widest = tuple(g.columns.most for g in self.bank.groups)
         most = StepShape(spec.rows, 1, widest), StepShape(1, self.chunk, widest)
@@ -75,10 +77,14 @@ class Device:
         self._scratch = plan.scratch(memory)
         self.cache.clear(self.stream)
         self.bank.clear()
-        self._prefill = plan.context(self._prefill_profile, self._scratch, self.stream)
+        contexts = self._stack.enter_context(_Contexts())
+        contexts.prefill = plan.context(self._prefill_profile, self._scratch, self.stream)
+        self._contexts = contexts
         self._graphs = StepGraphs(cuda, self.stream, self._decode_context, self._upload_steps)
-        self._closers.append(self._graphs.close)
-        cuda.synchronize(self.stream)
+        self._stack.callback(self._graphs.close)
+        for stream in (copies, self.stream):
+            cuda.synchronize(stream)
+            self._stack.callback(cuda.synchronize, stream)
 
     def fill(
         self,
@@ -98,17 +104,21 @@ class Device:
     def prefill(self, row: int, shape: StepShape) -> None:
         """Queues a chunk of one row: only that row's slice of the cache is bound."""
         self.prompt.upload(self.stream)
-        self._prefill.bind(*self._binding(self.prompt, shape, row))
-        self._prefill.enqueue(self.stream)
+        context = self._contexts.prefill
+        assert context is not None  # until the device is closed
+        context.bind(*self._binding(self.prompt, shape, row))
+        context.enqueue(self.stream)
         self._read_back(1)
 
     def decode(self, shape: StepShape, full: list[int]) -> None:
         """Queues a step of rows 0..shape.rows-1; rows in `full` keep their last position."""
         for row in full:
             self.cache.save_last(row, self.stream)
-        self._graphs.run(shape)
-        for row in full:
-            self.cache.restore_last(row, self.stream)
+        try:
+            self._graphs.run(shape)
+        finally:  # a step that failed may have been queued all the same
+            for row in full:
+                self.cache.restore_last(row, self.stream)
         self._read_back(shape.rows)
 
     def finish(self) -> None:
@@ -123,17 +133,14 @@ class Device:
         return found
 
     def close(self) -> None:
-        """Frees everything, in the reverse order of making, whatever is still queued."""
-        streams = [c for c in self._closers if isinstance(c, _Stream)]
-        for stream in streams:
-            stream.drain()
-        while self._closers:
-            self._closers.pop()()
+        """Frees everything once what is queued has run; what cannot be freed hinders nothing else.
+        Raises the last EngineFault of it."""
+        self._stack.close()
 
     def _stream(self) -> int:
-        stream = _Stream(self._cuda)
-        self._closers.append(stream)
-        return stream.handle
+        stream = self._cuda.make_stream()
+        self._stack.callback(self._cuda.destroy_stream, stream)
+        return stream
 
     def _read_back(self, rows: int) -> None:
         size = 4 * rows * self._vocab
@@ -153,21 +160,21 @@ class Device:
         """Shapes and addresses of all tensors for a batch that begins with `row`."""
         kv = self.cache.shape
         cache = self.cache.addresses(row)
-        shapes = {n: (shape.rows, kv.heads, kv.capacity, kv.dim) for n in cache if n[:4] == "past"}
+        shapes: dict[str, tuple[int, ...]] = {
+            n: (shape.rows, kv.heads, kv.capacity, kv.dim) for n in cache if n.startswith("past_")
+        }
         shapes |= inputs.shapes(shape) | self.bank.shapes(shape.bound)
         addresses = inputs.addresses() | cache | self.bank.addresses()
         return shapes, addresses | {targets.LOGITS: self._logits}
 
 
-class _Stream:
-    """A stream that is destroyed when called."""
+class _Contexts:
+    """Lets go of TensorRT's objects before their memory is freed."""
 
-    def __init__(self, cuda: Cuda) -> None:
-        self._cuda = cuda
-        self.handle = cuda.make_stream()
+    prefill: Context | None = None
 
-    def drain(self) -> None:
-        self._cuda.synchronize(self.handle)
+    def __enter__(self) -> _Contexts:
+        return self
 
-    def __call__(self) -> None:
-        self._cuda.destroy_stream(self.handle)
+    def __exit__(self, *error: object) -> None:
+        self.prefill = None

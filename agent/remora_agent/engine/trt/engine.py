@@ -78,7 +78,8 @@ class TrtEngine:
             device.prefill(row, shape)
             device.finish()
             device.cache.lengths[row] = start + begin + chunk.shape[1]
-        return device.logits(1)[0]
+        only: NDArray[np.float32] = device.logits(1)[0]
+        return only
 
     def decode(self, steps: Sequence[RowStep]) -> NDArray[np.float32]:
         self._check_open()

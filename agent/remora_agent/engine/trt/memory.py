@@ -22,12 +22,14 @@ class Pinned:
     def __init__(self, address: int, size: int) -> None:
         self.address = address
         self.size = size
-        self._raw = (ctypes.c_uint8 * size).from_address(address)
+        self._raw = memoryview((ctypes.c_uint8 * size).from_address(address))
 
     def array(self, shape: tuple[int, ...], dtype: np.dtype[Any], at: int = 0) -> NDArray[Any]:
         """A view; invalid once the memory is freed."""
         count = int(np.prod(shape, dtype=np.int64))
-        return np.frombuffer(self._raw, dtype, count, at).reshape(shape)
+        raw = np.frombuffer(self._raw, np.uint8, count * dtype.itemsize, at)
+        found: NDArray[Any] = raw.view(dtype).reshape(shape)
+        return found
 
 
 class Memory:
