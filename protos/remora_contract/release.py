@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from remora_contract.artifact import check_name
 from remora_contract.digests import check_digest, digest_document, short
 from remora_contract.errors import DocumentInvalid
+from remora_contract.gates import GateSet
+from remora_contract.windows import parse_windows
 
 FORMAT_VERSION = 1
 MAX_MIX = 8  # adapters in one use case or request
@@ -86,6 +88,9 @@ class Release:
     use_cases: tuple[ReleaseUseCase, ...] = ()
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
     constraints: Constraints = field(default_factory=Constraints)
+    # None, not empty: a release without them is the same document as before there were any.
+    gates: GateSet | None = None
+    windows: tuple[str, ...] | None = None  # of devices without a window label
 
     def __post_init__(self) -> None:
         if self.format_version != FORMAT_VERSION:
@@ -96,6 +101,7 @@ class Release:
         if len(set(names)) != len(names):
             raise ValueError("an adapter name is listed twice")
         check_use_cases(self.use_cases, names)
+        _check_gates(self)
 
     @property
     def digest(self) -> str:
@@ -108,6 +114,18 @@ class Release:
 
     def artifact_digests(self) -> tuple[str, ...]:
         return (self.bundle, *(a.digest for a in self.adapters))
+
+
+def _check_gates(release: Release) -> None:
+    """Raises ValueError for golden questions to what the release has not, and for windows."""
+    known = {a.name for a in release.adapters} | {u.name for u in release.use_cases}
+    for question in release.gates.golden if release.gates else ():
+        if question.use_case is not None and question.use_case not in known:
+            raise ValueError(
+                f"golden question {question.name} asks {question.use_case[:80]}, which is neither "
+                "an adapter nor a use case of the release"
+            )
+    parse_windows(release.windows or ())
 
 
 def check_use_case_name(text: str, what: str) -> str:

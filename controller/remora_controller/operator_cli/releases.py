@@ -73,8 +73,8 @@ def create(
     file: Annotated[
         Path | None,
         typer.Option(
-            help="release.yaml with name, bundle, adapters, use_cases, sampling, constraints; "
-            "instead of the options above.",
+            help="release.yaml with name, bundle, adapters, use_cases, sampling, constraints, "
+            "gates, windows; instead of the options above.",
             show_default=False,
         ),
     ] = None,
