@@ -4,8 +4,8 @@
     mon-fri@22:00-04:00                  Monday evening to Saturday morning: over midnight
     sat+sun@00:00-24:00@Europe/Berlin    all of both days there
 
-A window belongs to the day on which it begins. Where clocks are put forward or back, the wall
-clock counts: what begins in the hour that is skipped begins when it ends. Pure; the time comes in.
+A window belongs to the day on which it begins. The wall clock counts: where it is put forward, what
+begins or ends in the hour that is skipped does so an hour later. Pure; the time comes in.
 """
 
 from __future__ import annotations

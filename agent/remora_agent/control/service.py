@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
@@ -53,6 +54,7 @@ def local_host(
     from remora_agent.telemetry.observers import Observing
     from remora_agent.telemetry.request_log import RequestLog
     from remora_agent.text.tools import FORMATS
+    from remora_agent.update_locks import LockBook
 
     serving, adapters = config.serving, config.adapters
     options = EngineOptions(
@@ -90,6 +92,7 @@ def local_host(
         observing=observing,
         reflection=serving.reflection,
         kserve=serving.kserve,
+        update_locks=LockBook(layout.update_locks, time.time, config.limits.max_lock_s),
         unix_socket=None if serving.unix_socket is None else parse_socket(serving.unix_socket),
         allowed_users=user_ids(serving.allowed_users) if serving.allowed_users else None,
     )

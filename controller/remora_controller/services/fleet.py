@@ -9,7 +9,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 
-from remora_contract.device_phase import FINAL
+from remora_contract.device_phase import FINAL, Phase
 from remora_contract.errors import NotFound, Refused, RequestInvalid
 from remora_contract.windows import windows_of
 from remora_controller import pki
@@ -136,7 +136,9 @@ class FleetService(pb_grpc.FleetServicer):
         """Sooner while the device is changing; later the larger the fleet."""
         parts = self._parts
         at_least = parts.presence.count() / SYNCS_PER_S
-        is_busy = assignment is not None and assignment.phase not in FINAL
+        # Whoever waits for the night need not say so every other second.
+        calm = FINAL | {Phase.WAIT_WINDOW}
+        is_busy = assignment is not None and assignment.phase not in calm
         wanted = min(parts.sync_interval_s, BUSY_SYNC_S) if is_busy else parts.sync_interval_s
         return max(wanted, at_least)
 
