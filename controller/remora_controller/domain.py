@@ -32,6 +32,7 @@ class Facts:
     disk_free_bytes: int = 0
     backends: dict[str, str] = field(default_factory=dict)
     cores: int = 0
+    engine_key: dict[str, str] = field(default_factory=dict)  # see remora_contract.engine
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ class Device:
     last_seen: float | None = None
     events_up_to: int = 0
     quarantine: str | None = None  # the reason
+    quarantined_by: str = ""  # the operator; "": the controller itself, or nobody
+    pin: str | None = None  # why rollouts leave it as it is, and who said so
     removed_at: float | None = None
 
     @property
@@ -175,6 +178,7 @@ def _check_schedule(spec: RolloutSpec) -> None:
 
 
 class RolloutState(Enum):
+    AWAITING_APPROVAL = "AWAITING_APPROVAL"
     RUNNING = "RUNNING"
     PAUSED = "PAUSED"
     ABORTING = "ABORTING"
@@ -218,6 +222,8 @@ class RolloutRecord:
     attempt: int = 1
     finished_at: float | None = None
     version: int = 0  # grows with every change: the compare in compare-and-swap
+    needs_approval: bool = False  # by somebody else than created_by, before it begins
+    approved_by: str = ""
 
 
 @dataclass(frozen=True)

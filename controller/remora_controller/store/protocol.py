@@ -25,6 +25,7 @@ from remora_controller.domain import (
 )
 from remora_controller.gates.evaluate import Series
 from remora_controller.rollout import Action, Attempt
+from remora_controller.store.governance import GovernanceStore
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class MemberState:
     member: Member
     hostname: str
     labels: dict[str, str]
-    is_barred: bool  # removed or quarantined
+    is_barred: bool  # removed, quarantined or pinned
     last_seen: float | None
     forward: Attempt | None
     back: Attempt | None
@@ -193,5 +194,5 @@ class JournalStore(Protocol):
         ...
 
 
-class Store(DeviceStore, RolloutStore, JournalStore, Protocol):
+class Store(DeviceStore, RolloutStore, JournalStore, GovernanceStore, Protocol):
     def close(self) -> None: ...

@@ -59,8 +59,15 @@ class RenewResponse(_message.Message):
     def __init__(self, certificate_pem: _Optional[bytes] = ..., ca_pem: _Optional[bytes] = ...) -> None: ...
 
 class DeviceFacts(_message.Message):
-    __slots__ = ("machine_id", "hostname", "agent_version", "architecture", "device_model", "memory_bytes", "disk_free_bytes", "backends", "cores")
+    __slots__ = ("machine_id", "hostname", "agent_version", "architecture", "device_model", "memory_bytes", "disk_free_bytes", "backends", "cores", "engine_key")
     class BackendsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class EngineKeyEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -76,6 +83,7 @@ class DeviceFacts(_message.Message):
     DISK_FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
     BACKENDS_FIELD_NUMBER: _ClassVar[int]
     CORES_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_KEY_FIELD_NUMBER: _ClassVar[int]
     machine_id: str
     hostname: str
     agent_version: str
@@ -85,7 +93,8 @@ class DeviceFacts(_message.Message):
     disk_free_bytes: int
     backends: _containers.ScalarMap[str, str]
     cores: int
-    def __init__(self, machine_id: _Optional[str] = ..., hostname: _Optional[str] = ..., agent_version: _Optional[str] = ..., architecture: _Optional[str] = ..., device_model: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., disk_free_bytes: _Optional[int] = ..., backends: _Optional[_Mapping[str, str]] = ..., cores: _Optional[int] = ...) -> None: ...
+    engine_key: _containers.ScalarMap[str, str]
+    def __init__(self, machine_id: _Optional[str] = ..., hostname: _Optional[str] = ..., agent_version: _Optional[str] = ..., architecture: _Optional[str] = ..., device_model: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., disk_free_bytes: _Optional[int] = ..., backends: _Optional[_Mapping[str, str]] = ..., cores: _Optional[int] = ..., engine_key: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class SyncRequest(_message.Message):
     __slots__ = ("facts", "labels", "reported", "seq", "boot_id", "events", "metrics", "known_generation", "sent_at_unix_s")
