@@ -8,11 +8,11 @@ from remora_contract.errors import RequestInvalid
 
 BackendName = Literal["onnxruntime", "tensorrt", "tensorrt_rtx"]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
-BUILD_HELP = "Whose engine: onnxruntime (this processor), tensorrt or tensorrt_rtx (NVIDIA GPUs)."
 BACKEND_HELP = (
-    "What computes: onnxruntime. Engines of tensorrt and tensorrt_rtx are built "
-    "(remora-agent build), and not run yet."
+    "What computes: onnxruntime (this processor), tensorrt or tensorrt_rtx (NVIDIA GPUs; not yet "
+    "run on one, docs/tensorrt.md)."
 )
+BUILD_HELP = "Whose engine: onnxruntime (this processor), tensorrt or tensorrt_rtx (NVIDIA GPUs)."
 
 
 def check_backend(name: str) -> BackendName:
