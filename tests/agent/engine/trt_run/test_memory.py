@@ -67,7 +67,7 @@ def test_nothing_runs_after_the_end(gpu: Bench, call: str):
         calls[call]()
 
 
-def test_hundreds_of_steps_and_swaps_allocate_nothing(gpu: Bench):
+def test_many_steps_and_swaps_allocate_nothing(gpu: Bench):
     engine = gpu.open()
     kinds = [random_adapter(QWEN2, s, rank=2) for s in range(3)]
     engine.prefill(0, ids(PROMPT), 0)
@@ -79,7 +79,7 @@ def test_hundreds_of_steps_and_swaps_allocate_nothing(gpu: Bench):
 
     turn(0)
     before = (len(gpu.cuda.live), gpu.cuda.used, gpu.trt.contexts)
-    for i in range(250):
+    for i in range(60):
         turn(i)
     assert (len(gpu.cuda.live), gpu.cuda.used, gpu.trt.contexts) == before
     engine.close()
