@@ -13,7 +13,7 @@ from typing import Any
 
 from remora_agent.engine.prefill import CHOICES, PREFILL_HELP
 from remora_agent.runtime.options import EXACT_DRAFTS_HELP, MAX_DRAFT_TOKENS
-from remora_agent.serving.address import parse_address
+from remora_agent.serving.address import TcpAddress, parse_address
 from remora_agent.text.tools import FORMATS
 from remora_contract.errors import DocumentInvalid, RequestInvalid
 from remora_contract.strict import parse
@@ -127,6 +127,8 @@ class ServingConfig:
         _at_least(self.memory_floor_bytes, 0, "serving.memory_floor_bytes")
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls_certificate and tls_key belong together: give both or neither")
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            raise ValueError("serving.tls_client_ca needs tls_certificate and tls_key")
         if self.tool_format is not None and self.tool_format not in FORMATS:
             known = ", ".join(sorted(FORMATS))
             raise ValueError(f"tool_format {self.tool_format!r} is not one of {known}")
@@ -259,6 +261,13 @@ class AgentConfig:
     def __post_init__(self) -> None:
         if not Path(self.state_dir).is_absolute():
             raise ValueError(f"state_dir {self.state_dir!r} must be an absolute path")
+        listening = (self.serving.listen, self.openai.listen or "")
+        on_socket = self.serving.unix_socket or any(a.startswith("unix:") for a in listening)
+        if self.serving.allowed_users and not on_socket:
+            raise ValueError(
+                "serving.allowed_users is about unix sockets and none is configured: give "
+                "serving.unix_socket or leave it out"
+            )
 
 
 def load_config(path: Path) -> AgentConfig:
@@ -295,7 +304,8 @@ def _check_listen(text: str, what: str) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    return host in ("localhost", "::1") or host.startswith("127.")
+    """A name that merely begins with 127. is none."""
+    return TcpAddress(host, 0).local
 
 
 def _at_least(value: float | None, least: float, what: str) -> None:

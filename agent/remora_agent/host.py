@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from remora_agent.telemetry.histograms import HistogramReading
+from remora_contract.engine import Wanted
 from remora_contract.release import ReleaseUseCase, SamplingDefaults
 
 # (what is happening, fraction done 0..1)
@@ -36,6 +37,7 @@ class Assignment:
     adapters: tuple[AssignedAdapter, ...] = ()
     use_cases: tuple[ReleaseUseCase, ...] = ()
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
+    engines: tuple[Path, ...] = ()  # built elsewhere and staged; used where the build key is ours
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,31 @@ class BuildOutcome:
     engine_digest: str
     from_cache: bool
     seconds: float
+    shipped: bool = False  # taken from the release
+    why: str = ""  # built although the release carried an engine
+
+    @property
+    def source(self) -> Literal["cached", "shipped", "built"]:
+        if self.from_cache:
+            return "cached"
+        return "shipped" if self.shipped else "built"
 
 
 class ServingHost(Protocol):
     def build(self, assignment: Assignment, progress: Progress) -> BuildOutcome:
-        """Builds the engine in a child process, or finds it in the cache. Blocking.
+        """Finds the engine in the cache, takes one of the assignment's that fits and answers the
+        golden prompts in a child process, or builds it in one. Blocking.
 
         Raises EngineFault with the child's last words, Exhausted for memory, disk and time."""
+        ...
+
+    def engine_key(self) -> Mapping[str, str]:
+        """What of the build key holds for every bundle (`remora_contract.engine.flat`)."""
+        ...
+
+    def engine_wanted(self, bundle_directory: Path) -> Wanted | None:
+        """The whole build key of this bundle's engine; None when it is in the cache. Raises what a
+        build would raise before it begins."""
         ...
 
     def prove(self, assignment: Assignment, progress: Progress) -> None:

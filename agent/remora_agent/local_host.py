@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from remora_agent.host import (
     Assignment,
@@ -19,7 +20,7 @@ from remora_agent.host import (
     ServingState,
 )
 from remora_agent.hosting.engines import EngineSource, available_memory, verify_small_files
-from remora_agent.hosting.faults import FaultCount
+from remora_agent.hosting.faults import EndCount, FaultCount
 from remora_agent.hosting.names import adopt
 from remora_agent.hosting.retiring import Retiring, added, counted
 from remora_agent.runtime.model_runtime import ModelRuntime
@@ -35,6 +36,7 @@ from remora_agent.text.tools import ToolFormat
 from remora_contract.adapter import load_adapter
 from remora_contract.bundle import load_bundle
 from remora_contract.digests import short
+from remora_contract.engine import Wanted
 from remora_contract.errors import ArtifactInvalid, Refused, RemoraError, Unavailable
 
 log = logging.getLogger(__name__)
@@ -80,12 +82,21 @@ class LocalHost:
         self._serving: _Serving | None = None
         self._retiring = Retiring()
         self._faults = FaultCount()
+        self._ended_held = EndCount()
         self._use_cases = UseCaseCounts()
         self._observers = observers or Observers(Observing())
 
     def build(self, assignment: Assignment, progress: Progress) -> BuildOutcome:
         check(assignment)
-        return self._engines.build(assignment.bundle_directory, progress)
+        adapters = [a.directory for a in assignment.adapters]
+        directory = assignment.bundle_directory
+        return self._engines.build(directory, progress, assignment.engines, adapters)
+
+    def engine_key(self) -> Mapping[str, str]:
+        return self._engines.key()
+
+    def engine_wanted(self, bundle_directory: Path) -> Wanted | None:
+        return self._engines.wanted(bundle_directory)
 
     def prove(self, assignment: Assignment, progress: Progress) -> None:
         check(assignment)
@@ -135,7 +146,7 @@ class LocalHost:
         with self._books:
             now, past = self._serving, self._retiring.counters()
             metrics = dict(now.model.runtime.metrics()) if now is not None else {}
-        counters = added(counted(metrics), past)
+        counters = added(added(counted(metrics), past), self._ended_held.counters())
         faults = {"engine_faults": float(self._faults.count)}
         return {**metrics, **counters, **faults, **self._use_cases.metrics()}
 
@@ -167,13 +178,17 @@ class LocalHost:
         return not refusals
 
     def _open_beside(self, assignment: Assignment) -> None:
-        """What the old model has not begun with goes to the new one, the rest ends there."""
+        """What the old model has not begun with goes to the new one, before any new call; the rest
+        ends there."""
         model = self._open(assignment)
-        self._router.replace(model)
-        old = self._serving
-        held = self._give_up_waiting(old.model) if old is not None else HeldCalls()
-        self._succeed(_Serving(model, assignment), self._settings.retire_s)
-        held.hand_over(model, model.runtime.now())
+        self._router.hold()
+        try:
+            old = self._serving
+            held = self._give_up_waiting(old.model) if old is not None else HeldCalls()
+            self._succeed(_Serving(model, assignment), self._settings.retire_s)
+            held.hand_over(model, model.runtime.now())
+        finally:
+            self._router.replace(model)
 
     def _succeed(self, new: _Serving | None, retire_s: float) -> None:
         """Whatever served before retires."""
@@ -223,7 +238,7 @@ class LocalHost:
         self._stand(model, assignment, held)
 
     def _give_up_waiting(self, model: ServedModel) -> HeldCalls:
-        held = model.give_up_waiting()
+        held = model.give_up_waiting(self._ended_held.observe)
         log.info("release.queue_moves", extra={"calls": len(held)})
         return held
 

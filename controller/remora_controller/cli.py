@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
+import json
 import signal
 import socket
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -13,11 +16,13 @@ import typer
 from rich.console import Console
 
 from remora_contract import command_line, structured_logs, systemd_notify
-from remora_contract.errors import RequestInvalid
+from remora_contract.errors import Conflict, RequestInvalid
 from remora_controller import home as homes
 from remora_controller import pki
+from remora_controller.audit import AuditDraft
 from remora_controller.home import ControllerConfig, Home
 from remora_controller.server import Controller, split_address
+from remora_controller.store.sqlite import SqliteStore
 
 app = typer.Typer(
     help="The controller of a Remora fleet: enrolment, rollouts, artifacts.",
@@ -80,11 +85,22 @@ def serve(
         asyncio.run(_serve(home, config, repository or home.root / config.repository))
 
 
-@app.command()
-def operator(
+operators = typer.Typer(help="Make and revoke credentials of operators.", no_args_is_help=True)
+app.add_typer(operators, name="operator")
+
+
+@operators.command()
+def add(
     directory: Directory,
-    name: Annotated[str, typer.Argument(help="Who it is: recorded with everything they start.")],
+    name: Annotated[str, typer.Argument(help="Who it is: recorded with everything they do.")],
     out: Annotated[Path, typer.Argument(help="Directory to write the credentials to.")],
+    role: Annotated[
+        pki.OperatorRole,
+        typer.Option(
+            help="viewer looks; operator changes; approver looks, approves and stops rollouts; "
+            "admin does everything.",
+        ),
+    ] = pki.OperatorRole.OPERATOR,
     address: Annotated[
         str | None,
         typer.Option(help="HOST:PORT of the controller (default: as in DIRECTORY/operator)."),
@@ -96,8 +112,32 @@ def operator(
     target = address or known.address
     split_address(target)
     _check_name(name)
-    homes.write_operator(home.authority(), out, name, target, pki.utc(time.time()))
-    Console(highlight=False).print(f"[green]made credentials for {name} in {out}[/]")
+    with closing(SqliteStore(home.database)) as store:
+        if store.is_revoked(name):
+            raise Conflict(f"{name} was revoked: a name is not given again; take another one")
+        _audit(store, "operator add", {"name": name, "role": role.value})
+    homes.write_operator(home.authority(), out, name, role, target, pki.utc(time.time()))
+    Console(highlight=False).print(f"[green]made {role.value} credentials for {name} in {out}[/]")
+
+
+@operators.command()
+def revoke(
+    directory: Directory,
+    name: Annotated[str, typer.Argument(help="Whose credentials count no more, from now on.")],
+) -> None:
+    """Refuse all credentials of one name, also of a controller that runs. For good."""
+    home = homes.open_home(directory)
+    _check_name(name)
+    with closing(SqliteStore(home.database)) as store:
+        _audit(store, "operator revoke", {"name": name})
+        is_news = store.revoke_operator(name, time.time())
+    Console(highlight=False).print(f"revoked {name}" if is_news else f"{name} was revoked before")
+
+
+def _audit(store: SqliteStore, what: str, detail: dict[str, str]) -> None:
+    """Who may write into the directory needs no credentials; the system's user is what is known."""
+    draft = AuditDraft(time.time(), getpass.getuser(), "", "local", what, json.dumps(detail))
+    store.append_audit(draft)
 
 
 async def _serve(home: Home, config: ControllerConfig, repository: Path) -> None:

@@ -28,6 +28,7 @@ class Facts:
     disk_free_bytes: int = 0
     backends: dict[str, str] = field(default_factory=dict)
     cores: int = 0
+    engine_key: dict[str, str] = field(default_factory=dict)  # see remora_contract.engine
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ class Device:
     last_seen: float | None = None
     events_up_to: int = 0
     quarantine: str | None = None  # the reason
+    quarantined_by: str = ""  # the operator; "": the controller itself, or nobody
+    pin: str | None = None  # why rollouts leave it as it is, and who said so
     removed_at: float | None = None
 
     @property
@@ -149,6 +152,7 @@ class RolloutSpec:
 
 
 class RolloutState(Enum):
+    AWAITING_APPROVAL = "AWAITING_APPROVAL"
     RUNNING = "RUNNING"
     PAUSED = "PAUSED"
     ABORTING = "ABORTING"
@@ -189,6 +193,8 @@ class RolloutRecord:
     keep: bool = False  # an abort that leaves devices as they are
     finished_at: float | None = None
     version: int = 0  # grows with every change: the compare in compare-and-swap
+    needs_approval: bool = False  # by somebody else than created_by, before it begins
+    approved_by: str = ""
 
 
 @dataclass(frozen=True)

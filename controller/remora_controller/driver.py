@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterable
 
 from remora_contract.errors import InvalidInput, NotFound
 from remora_controller.domain import Assignment, Device, RolloutRecord, StoredEvent
+from remora_controller.groups import bind_live
 from remora_controller.late import Completed, missed_rollout
 from remora_controller.planner import Contents, device_refusals
 from remora_controller.presence import Presence
 from remora_controller.rollout import MemberView, RolloutView, SetState, decide
-from remora_controller.selector import Selector, parse_selector
+from remora_controller.selector import Selector
 from remora_controller.store.protocol import MemberState, Store
 from remora_controller.store.rows import dumps
 
@@ -79,7 +80,7 @@ class RolloutDriver:
         made = []
         for device_id in sorted(self._late - busy) if completed else []:
             device = self._store.device(device_id)
-            if device is None or device.removed_at is not None or device.quarantine is not None:
+            if device is None or not _may_be_assigned(device):
                 continue
             assignment = self._assign_one(device, completed, now)
             if assignment is not None:
@@ -89,7 +90,8 @@ class RolloutDriver:
 
     def _completed(self) -> list[Completed]:
         rollouts = self._store.completed_rollouts()
-        return [Completed(r, parse_selector(r.selector)) for r in rollouts]
+        groups = self._store.groups()
+        return [Completed(r, bind_live(r.selector, groups)) for r in rollouts]
 
     def _in_open_rollouts(self) -> set[str]:
         open_ = self._store.open_rollouts()
@@ -128,8 +130,12 @@ class RolloutDriver:
         self._store.add_events([event])
 
 
+def _may_be_assigned(device: Device) -> bool:
+    return device.removed_at is None and device.quarantine is None and device.pin is None
+
+
 def load_view(store: Store, presence: Presence, rollout: RolloutRecord, now: float) -> RolloutView:
-    selector = parse_selector(rollout.selector)
+    selector = bind_live(rollout.selector, store.groups())
     states = store.member_states(rollout.rollout_id)
     return RolloutView(
         rollout_id=rollout.rollout_id,

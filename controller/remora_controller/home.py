@@ -43,6 +43,7 @@ enrolment_listen = "0.0.0.0:7441"  # joining devices (server TLS)
 metrics_listen = "127.0.0.1:7442"  # Prometheus (plain HTTP: keep it on loopback)
 sync_interval_s = 10.0             # how often an idle device reports
 offline_after_s = 45.0             # a device that was silent for so long counts as offline
+rollouts_need_approval = false     # true: somebody else than its author approves every rollout
 """
 
 
@@ -56,6 +57,7 @@ class ControllerConfig:
     sync_interval_s: float = 10.0
     offline_after_s: float = 45.0
     repository: str = "repository"  # relative to the directory
+    rollouts_need_approval: bool = False  # also those started without --needs-approval
 
     def __post_init__(self) -> None:
         if not 0.05 <= self.sync_interval_s <= 3600:
@@ -149,20 +151,26 @@ def create(root: Path, addresses: Sequence[str], now: datetime) -> Home:
     write_public(home.ca, authority_pair.certificate)
     write_public(home.server, server.certificate)
     write_secret(home.server_key, server.key)
-    write_operator(authority, home.operator, "operator", f"{addresses[0]}:{FLEET_PORT}", now)
+    address = f"{addresses[0]}:{FLEET_PORT}"
+    write_operator(authority, home.operator, "operator", pki.OperatorRole.ADMIN, address, now)
     home.repository.mkdir()
     write_secret(home.ca_key, authority_pair.key)
     return home
 
 
 def write_operator(
-    authority: pki.Authority, directory: Path, name: str, address: str, now: datetime
+    authority: pki.Authority,
+    directory: Path,
+    name: str,
+    role: pki.OperatorRole,
+    address: str,
+    now: datetime,
 ) -> None:
     """A credentials directory for one operator. Raises Conflict when it exists."""
     if directory.exists() and any(directory.iterdir()):
         raise Conflict(f"{directory} is not empty; choose another directory")
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    pair = authority.issue_operator(name, now)
+    pair = authority.issue_operator(name, role, now)
     write_public(directory / "ca.pem", authority.pem)
     write_public(directory / "operator.pem", pair.certificate)
     write_secret(directory / "operator.key", pair.key)

@@ -13,11 +13,16 @@ def device_note(device: Device, replaced: Mapping[str, str]) -> str:
     """One line with the next step; empty when all is well. `replaced` as `replacements` says."""
     if device.removed_at is not None:
         return "was removed and still calls: join it again with --force, or switch it off"
+    if device.quarantine is not None and device.quarantined_by:
+        return (
+            f"quarantined by {device.quarantined_by} ({device.quarantine}): lift it with "
+            "`remora devices quarantine --lift`"
+        )
     if device.quarantine is not None:
         return f"one identity on two machines ({device.quarantine}): remove it, join each again"
     if device.device_id in replaced:
         return f"joined again as {replaced[device.device_id]}: remove this one"
-    return ""
+    return f"pinned: {device.pin}" if device.pin is not None else ""
 
 
 def replacements(devices: Iterable[Device], last_seen: Mapping[str, float]) -> dict[str, str]:

@@ -29,11 +29,13 @@ from remora_controller.domain import (
     StoredEvent,
 )
 from remora_controller.driver import load_view
+from remora_controller.groups import bind
 from remora_controller.planner import Contents, DevicePlan, Plan, make_plan, release_refusals
 from remora_controller.presence import Presence
+from remora_controller.release_diff import Difference, release_differences
 from remora_controller.repository import Repository
 from remora_controller.rollout import RolloutView
-from remora_controller.selector import check_label, parse_selector
+from remora_controller.selector import RESERVED, Selector, check_label, parse_selector
 from remora_controller.store.protocol import JoinTokenRecord, MemberState, Store
 from remora_controller.store.rows import dumps
 from remora_controller.transitions import Request, requested
@@ -61,6 +63,7 @@ class StartRequest:
     spec: RolloutSpec
     skip_refused: bool = False
     supersede: bool = False
+    needs_approval: bool = False
 
 
 class Operations:
@@ -71,12 +74,15 @@ class Operations:
         presence: Presence,
         clock: Callable[[], float],
         random_bytes: Callable[[int], bytes],
+        always_approve: bool = False,
     ) -> None:
+        """`always_approve`: no rollout begins before somebody else than its author approved."""
         self._store = store
         self._repository = repository
         self._presence = presence
         self._clock = clock
         self._random_bytes = random_bytes
+        self._always_approve = always_approve
 
     # -- devices ---------------------------------------------------------------------------
 
@@ -97,12 +103,16 @@ class Operations:
 
     def devices(self, selector: str) -> list[Device]:
         """Raises RequestInvalid for a selector that cannot be read."""
-        wanted = parse_selector(selector)
+        wanted = self._selector(selector)
         return [d for d in self._store.devices() if wanted.matches(d.device_id, d.labels)]
+
+    def _selector(self, text: str) -> Selector:
+        """Raises RequestInvalid, NotFound for a group that is not there."""
+        return bind(parse_selector(text), self._store.groups())
 
     def removed(self, selector: str, device_ids: Iterable[str]) -> list[Device]:
         """Those of the removed devices that match."""
-        wanted = parse_selector(selector)
+        wanted = self._selector(selector)
         found = [self._store.device(d) for d in sorted(device_ids)]
         removed = [d for d in found if d is not None and d.removed_at is not None]
         return [d for d in removed if wanted.matches(d.device_id, d.labels)]
@@ -159,15 +169,24 @@ class Operations:
             )
         return found
 
+    def differences(self, before: str, after: str) -> list[Difference]:
+        """Between two releases, by id or name. Raises NotFound."""
+        old, new = (self.release(name) for name in (before, after))
+        return release_differences(
+            loads(Release, old.document, old.release_id),
+            loads(Release, new.document, new.release_id),
+            self._repository.index().manifests,
+        )
+
     def contents_of(self, release_id: str) -> Contents:
         """Raises NotFound when an artifact is not (or no longer) published."""
         return self._contents(loads(Release, self.release(release_id).document, release_id))
 
     def _contents(self, release: Release) -> Contents:
         index = self._repository.index()
-        if any(d not in index.manifests for d in release.artifact_digests()):
+        if any(d not in index.manifests for d in release.all_digests()):
             index = self._repository.index(is_fresh=True)
-        for digest in release.artifact_digests():
+        for digest in release.all_digests():
             index.manifest(digest)
         return Contents(release, index.manifests)
 
@@ -190,12 +209,14 @@ class Operations:
         """Raises NotFound, RequestInvalid, Refused (the plan refuses devices), Conflict."""
         release = self.release(request.release)
         plan = self.plan(release.release_id, request.selector, request.spec)
-        if plan.refused and not request.skip_refused:
-            raise Refused(_refused_message(plan.refused))
+        refused = tuple(d for d in plan.refused if not d.is_pinned)
+        if refused and not request.skip_refused:
+            raise Refused(_refused_message(refused))
         members = [Member(d.device_id, d.wave) for d in plan.devices if d.wave is not None]
         if not members:
             raise Refused(_refused_message(plan.refused))
         now = self._clock()
+        waits = request.needs_approval or self._always_approve
         record = RolloutRecord(
             rollout_id=f"r-{self._random_bytes(4).hex()}",
             release_id=release.release_id,
@@ -206,6 +227,8 @@ class Operations:
             created_by=by,
             clock_at=now,
             reason=f"{len(plan.refused)} devices left out by the plan" if plan.refused else "",
+            state=RolloutState.AWAITING_APPROVAL if waits else RolloutState.RUNNING,
+            needs_approval=waits,
         )
         superseded = self._store.add_rollout(record, members, supersede=request.supersede)
         self._tell(record, "started", by, {"superseded": superseded})
@@ -280,6 +303,8 @@ def _check_labels(labels: Mapping[str, str]) -> None:
         raise RequestInvalid(f"a device has at most {MAX_LABELS} labels")
     for key, value in labels.items():
         check_label(key, value)
+        if key in RESERVED:
+            raise RequestInvalid(f"label key {key!r} has a meaning of its own in selectors")
 
 
 def _refused_message(refused: tuple[DevicePlan, ...]) -> str:

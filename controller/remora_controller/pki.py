@@ -1,6 +1,6 @@
 """The controller's certificate authority: EC P-256, one CA, three roles.
 
-    O=remora, OU=device|operator|controller, CN=<id>
+    O=remora, OU=device|operator|controller, CN=<id>, and of operators T=<what they may do>
 
 The server certificate carries the SAN `remora-controller` besides its addresses; clients verify
 that name, so a moved controller keeps its identity. Owns keys and certificates as PEM bytes; knows
@@ -43,13 +43,24 @@ class Role(Enum):
     CONTROLLER = "controller"
 
 
+class OperatorRole(Enum):
+    """What an operator may do; services/access.py has the table."""
+
+    VIEWER = "viewer"
+    OPERATOR = "operator"
+    APPROVER = "approver"
+    ADMIN = "admin"
+
+
 @dataclass(frozen=True)
 class Identity:
-    """Who a verified client certificate says is calling."""
+    """Who a verified client certificate says is calling. `operator_role` is None of others than
+    operators."""
 
     role: Role
     name: str
     key_fingerprint: str
+    operator_role: OperatorRole | None = None
 
 
 @dataclass(frozen=True)
@@ -79,10 +90,18 @@ class Authority:
         """What join tokens carry: hex."""
         return self._certificate.fingerprint(hashes.SHA256()).hex()
 
-    def issue(self, csr_pem: bytes, role: Role, name: str, now: datetime) -> bytes:
+    def issue(
+        self,
+        csr_pem: bytes,
+        role: Role,
+        name: str,
+        now: datetime,
+        operator_role: OperatorRole | None = None,
+    ) -> bytes:
         """A client certificate for a checked request. Raises RequestInvalid."""
         life = DEVICE_LIFE if role is Role.DEVICE else OPERATOR_LIFE
-        builder = self._builder(load_request(csr_pem).public_key(), role, name, now, life)
+        subject = _subject(role, name, operator_role)
+        builder = self._builder(load_request(csr_pem).public_key(), subject, now, life)
         builder = builder.add_extension(
             x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False
         )
@@ -108,15 +127,17 @@ class Authority:
             )
         return identity
 
-    def issue_operator(self, name: str, now: datetime) -> KeyPair:
+    def issue_operator(self, name: str, operator_role: OperatorRole, now: datetime) -> KeyPair:
         """Key and certificate for a person or a script."""
         key = _new_key()
-        return KeyPair(self.issue(request_for(key), Role.OPERATOR, name, now), _key_pem(key))
+        certificate = self.issue(request_for(key), Role.OPERATOR, name, now, operator_role)
+        return KeyPair(certificate, _key_pem(key))
 
     def issue_server(self, addresses: Sequence[str], now: datetime) -> KeyPair:
         """The controller's own, for `addresses` (names or IPs) and SERVER_NAME."""
         key = _new_key()
-        builder = self._builder(key.public_key(), Role.CONTROLLER, SERVER_NAME, now, SERVER_LIFE)
+        subject = _subject(Role.CONTROLLER, SERVER_NAME)
+        builder = self._builder(key.public_key(), subject, now, SERVER_LIFE)
         names = [_general_name(a) for a in dict.fromkeys((SERVER_NAME, *addresses))]
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         builder = builder.add_extension(
@@ -127,12 +148,11 @@ class Authority:
     def _builder(
         self,
         public_key: ec.EllipticCurvePublicKey,
-        role: Role,
-        name: str,
+        subject: x509.Name,
         now: datetime,
         life: timedelta,
     ) -> x509.CertificateBuilder:
-        builder = _unsigned(_subject(role, name), self._certificate.subject, public_key, now, life)
+        builder = _unsigned(subject, self._certificate.subject, public_key, now, life)
         identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
         return (
             builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
@@ -216,7 +236,23 @@ def identity_of(certificate_pem: bytes) -> Identity:
     key = certificate.public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise Unauthenticated("the client certificate's key is no EC key; join or init again")
-    return Identity(roles[str(units[0].value)], str(names[0].value), fingerprint(key))
+    role = roles[str(units[0].value)]
+    operator_role = _operator_role(certificate) if role is Role.OPERATOR else None
+    return Identity(role, str(names[0].value), fingerprint(key), operator_role)
+
+
+def _operator_role(certificate: x509.Certificate) -> OperatorRole:
+    """Credentials that were made before there were roles may do everything, as they could."""
+    titles = [str(t.value) for t in certificate.subject.get_attributes_for_oid(NameOID.TITLE)]
+    if not titles:
+        return OperatorRole.ADMIN
+    roles = {r.value: r for r in OperatorRole}
+    if len(titles) != 1 or titles[0] not in roles:
+        raise Unauthenticated(
+            f"this controller knows no operator role {titles[0][:40]!r}; make credentials with "
+            "`remora-controller operator add`"
+        )
+    return roles[titles[0]]
 
 
 def fingerprint(key: ec.EllipticCurvePublicKey) -> str:
@@ -255,14 +291,15 @@ def _unsigned(
     )
 
 
-def _subject(role: Role, name: str) -> x509.Name:
-    return x509.Name(
-        [
-            x509.NameAttribute(NameOID.ORGANIZATION_NAME, ORGANIZATION),
-            x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, role.value),
-            x509.NameAttribute(NameOID.COMMON_NAME, name),
-        ]
-    )
+def _subject(role: Role, name: str, operator_role: OperatorRole | None = None) -> x509.Name:
+    attributes = [
+        x509.NameAttribute(NameOID.ORGANIZATION_NAME, ORGANIZATION),
+        x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, role.value),
+        x509.NameAttribute(NameOID.COMMON_NAME, name),
+    ]
+    if operator_role is not None:
+        attributes.append(x509.NameAttribute(NameOID.TITLE, operator_role.value))
+    return x509.Name(attributes)
 
 
 def _usage(signs_certificates: bool) -> x509.KeyUsage:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from remora_contract.artifact import Manifest
+from remora_contract.bundle import GRAPH_FILE
 from remora_contract.compat import constraint_refusals
 from remora_contract.dialects import dialect_refusals
 from remora_contract.digests import short
+from remora_contract.engine import PREFILL, Build, Ship, Wanted, choose, offered_in, prefill_of
 from remora_contract.errors import Refusal
 from remora_contract.release import Release
 from remora_controller.domain import Device, Wave
@@ -28,15 +31,33 @@ class Contents:
 
 
 @dataclass(frozen=True)
+class EnginePlan:
+    """Where the device's engine comes from, and why; `digest` of one that is shipped."""
+
+    what: Literal["kept", "shipped", "built"]
+    why: str
+    digest: str | None = None
+
+
+@dataclass(frozen=True)
 class DevicePlan:
     device_id: str
     hostname: str
     wave: int | None  # None when refused
     ship_bytes: int
-    builds_engine: bool
+    engine: EnginePlan
     build_s: float | None  # None: no device like it has built one yet
     peak_disk_bytes: int
     refusals: tuple[Refusal, ...]
+
+    @property
+    def builds_engine(self) -> bool:
+        return self.engine.what == "built"
+
+    @property
+    def is_pinned(self) -> bool:
+        """Left out on purpose, and not because it could not take the release."""
+        return any(r.code == "pinned" for r in self.refusals)
 
 
 @dataclass(frozen=True)
@@ -78,7 +99,7 @@ def make_plan(
 def ship_bytes(device: Device, contents: Contents) -> int:
     """Bytes of chunks the device lacks, each counted once."""
     held = _chunks(contents, (device.report.bundle_digest, *_adapters_of(device)))
-    wanted = _chunks(contents, contents.release.artifact_digests())
+    wanted = _chunks(contents, _shipped_to(device, contents))
     return sum(size for digest, size in wanted.items() if digest not in held)
 
 
@@ -86,14 +107,32 @@ def peak_disk_bytes(device: Device, contents: Contents) -> int:
     """Chunks while staging, the new artifacts put together from them, and an engine about as
     large as its bundle when one has to be built."""
     has = {device.report.bundle_digest, *_adapters_of(device)}
-    new = [contents.manifests[d] for d in set(contents.release.artifact_digests()) - has]
+    new = [contents.manifests[d] for d in set(_shipped_to(device, contents)) - has]
     engine = contents.manifests[contents.release.bundle].bytes
-    built = engine if builds_engine(device, contents) else 0
+    built = engine if engine_plan(device, contents).what == "built" else 0
     return ship_bytes(device, contents) + sum(m.bytes for m in new) + built
 
 
-def builds_engine(device: Device, contents: Contents) -> bool:
-    return device.report.bundle_digest != contents.release.bundle
+def engine_plan(device: Device, contents: Contents) -> EnginePlan:
+    """As the device will decide it, as far as it told its recipe."""
+    if device.report.bundle_digest == contents.release.bundle:
+        return EnginePlan("kept", "the device runs this bundle")
+    manifests = contents.manifests
+    engines = [offered_in(d, manifests[d].facts) for d in contents.release.engines or ()]
+    bundle, key = manifests[contents.release.bundle], device.facts.engine_key
+    recipe = {**key, PREFILL: prefill_of(key[PREFILL], bundle.facts)} if PREFILL in key else key
+    wanted = Wanted({f.path: f.digest for f in bundle.files}, recipe, is_whole=False)
+    chosen = choose(engines, wanted)
+    if isinstance(chosen, Ship):
+        size = _mib(manifests[chosen.digest].bytes)
+        return EnginePlan("shipped", f"{size}: {chosen.why}", chosen.digest)
+    assert isinstance(chosen, Build)
+    return EnginePlan("built", chosen.why)
+
+
+def _shipped_to(device: Device, contents: Contents) -> tuple[str, ...]:
+    engine = engine_plan(device, contents).digest
+    return (*contents.release.artifact_digests(), *([engine] if engine is not None else []))
 
 
 def device_refusals(device: Device, contents: Contents) -> list[Refusal]:
@@ -102,9 +141,12 @@ def device_refusals(device: Device, contents: Contents) -> list[Refusal]:
     facts = device.facts
     if device.quarantine is not None:
         found.append(Refusal("quarantined", "one machine per identity", device.quarantine))
+    if device.pin is not None:
+        found.append(Refusal("pinned", "a device that is not pinned", device.pin))
     found += constraint_refusals(
         contents.release.constraints,
         memory_bytes=facts.memory_bytes,
+        disk_free_bytes=facts.disk_free_bytes if ship_bytes(device, contents) else 0,
         agent_version=facts.agent_version,
         backends=facts.backends,
     )
@@ -138,9 +180,22 @@ def release_refusals(contents: Contents) -> list[Refusal]:
             if rank > capacity:
                 need = f"adapter {adapter.name} of rank <= {capacity}"
                 found.append(Refusal("adapter_rank", need, f"rank {rank}"))
+    found += _engine_refusals(contents, bundle)
     if isinstance(capacity, int):
         found += _use_case_refusals(contents.release, ranks, capacity)
     return found
+
+
+def _engine_refusals(contents: Contents, bundle: Manifest) -> Iterator[Refusal]:
+    """Engines that no device could ever take. Raises ArtifactInvalid."""
+    graph = {f.path: f.digest for f in bundle.files}.get(GRAPH_FILE)
+    for digest in contents.release.engines or ():
+        manifest = contents.manifests[digest]
+        if manifest.kind != "engine":
+            yield Refusal("engine", "an engine", f"{manifest.kind} {manifest.name}")
+        elif offered_in(digest, manifest.facts).files.get(GRAPH_FILE) != graph:
+            need = f"engine {manifest.name} built from the graph of {bundle.name}"
+            yield Refusal("engine_graph", need, "one of another graph")
 
 
 def _use_case_refusals(
@@ -161,14 +216,14 @@ def _device_plan(
     wave: int | None,
     refusals: tuple[Refusal, ...],
 ) -> DevicePlan:
-    builds = builds_engine(device, contents)
+    engine = engine_plan(device, contents)
     return DevicePlan(
         device_id=device.device_id,
         hostname=device.hostname,
         wave=wave,
         ship_bytes=ship_bytes(device, contents),
-        builds_engine=builds,
-        build_s=build_seconds.get(device.facts.device_model) if builds else 0.0,
+        engine=engine,
+        build_s=build_seconds.get(device.facts.device_model) if engine.what == "built" else 0.0,
         peak_disk_bytes=peak_disk_bytes(device, contents),
         refusals=refusals,
     )

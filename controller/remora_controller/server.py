@@ -23,17 +23,20 @@ from grpc_reflection.v1alpha import reflection
 from remora_contract.errors import Refused, RequestInvalid
 from remora_controller.counters import Counters
 from remora_controller.driver import RolloutDriver
+from remora_controller.governance import Governance
 from remora_controller.home import ControllerConfig, Home
 from remora_controller.loop import DecisionLoop
 from remora_controller.metrics import MetricsServer
 from remora_controller.operations import Operations
 from remora_controller.presence import Presence
 from remora_controller.repository import Repository
+from remora_controller.services.access import AccessInterceptor
 from remora_controller.services.admission import Admission
 from remora_controller.services.artifacts import ArtifactsService
 from remora_controller.services.enrolment import EnrolmentService
 from remora_controller.services.fleet import FleetParts, FleetService
-from remora_controller.services.operator import OperatorParts, OperatorService
+from remora_controller.services.governance import GovernedOperatorService
+from remora_controller.services.operator import OperatorParts
 from remora_controller.store.sqlite import SqliteStore
 from remora_controller.store_thread import StoreThread
 from remora_controller.sync_writer import SyncWriter
@@ -84,7 +87,12 @@ class Controller:
         self._presence.load(self._store.devices(), self._store.latest_metrics())
         self._admission = Admission(self._store, self._thread, self._presence, time.time)
         self._operations = Operations(
-            self._store, self._repository, self._presence, time.time, secrets.token_bytes
+            self._store,
+            self._repository,
+            self._presence,
+            time.time,
+            secrets.token_bytes,
+            always_approve=config.rollouts_need_approval,
         )
         driver = RolloutDriver(self._store, self._presence, self._operations.contents_of)
         self._loop = DecisionLoop(
@@ -139,12 +147,14 @@ class Controller:
         log.info("controller.stopped")
 
     def _fleet_server(self) -> grpc.aio.Server:
-        server = grpc.aio.server(options=_FLEET_OPTIONS)
+        access = AccessInterceptor(self._store, self._thread, time.time)
+        server = grpc.aio.server(options=_FLEET_OPTIONS, interceptors=[access])
         fleet = FleetService(self._fleet_parts())
         control_pb2_grpc.add_FleetServicer_to_server(fleet, server)
         artifacts = ArtifactsService(self._repository, self._admission, self._count_fetched)
         control_pb2_grpc.add_ArtifactsServicer_to_server(artifacts, server)
-        operator = OperatorService(self._operator_parts())
+        governance = Governance(self._store, self._operations, time.time)
+        operator = GovernedOperatorService(self._operator_parts(), governance)
         operator_pb2_grpc.add_OperatorServicer_to_server(operator, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         control = control_pb2.DESCRIPTOR.services_by_name
@@ -183,6 +193,7 @@ class Controller:
             authority=self._authority,
             clock=time.time,
             on_news=self._loop.wake,
+            may_be_late=self._loop.wake,
         )
 
     def _enrolment_server(self, fleet_port: int) -> grpc.aio.Server:

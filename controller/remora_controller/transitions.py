@@ -12,6 +12,7 @@ class Request(Enum):
     PAUSE = "pause"
     RESUME = "resume"
     ABORT = "abort"
+    APPROVE = "approve"
     SUPERSEDE = "supersede"
 
 
@@ -19,6 +20,7 @@ S, R = RolloutState, Request
 NEXT: dict[tuple[RolloutState, Request], RolloutState] = {
     (S.RUNNING, R.PAUSE): S.PAUSED,
     (S.PAUSED, R.RESUME): S.RUNNING,
+    (S.AWAITING_APPROVAL, R.APPROVE): S.RUNNING,
     **{(s, R.ABORT): S.ABORTING for s in S if not s.is_final},
     **{(s, R.SUPERSEDE): S.SUPERSEDED for s in S if not s.is_final},
 }

@@ -6,8 +6,8 @@ A repository is a folder (or any store with the same keys):
     manifests/<64 hex>.json       manifests, named by the artifact's digest
     names/<kind>/<name>/<revision>.json   {"digest": …}: what people call it
 
-The artifact's digest is the bundle's or adapter's own digest (of bundle.json / adapter.json), so a
-verified document vouches for every file, and the chunk list is only a way to fetch them.
+The artifact's digest is its document's (bundle.json, adapter.json, engine.json), so a verified
+document vouches for every file, and the chunk list is only a way to fetch them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from remora_contract.bundle import check_relative
 from remora_contract.digests import check_digest, hex_of
 from remora_contract.errors import DocumentInvalid
 
-Kind = Literal["bundle", "adapter"]
+Kind = Literal["bundle", "adapter", "engine"]
 FORMAT_VERSION = 1
 MAX_CHUNK_BYTES = 16 << 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")

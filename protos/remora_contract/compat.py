@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Mapping
 
 from remora_contract.adapter import Adapter, TargetRank
 from remora_contract.bundle import Bundle
@@ -81,20 +81,39 @@ def feature_refusal(code: str, option: str) -> Refusal:
 
 
 def constraint_refusals(
-    wants: Constraints, *, memory_bytes: int, agent_version: str, backends: Collection[str]
+    wants: Constraints,
+    *,
+    memory_bytes: int,
+    disk_free_bytes: int,
+    agent_version: str,
+    backends: Mapping[str, str],
 ) -> list[Refusal]:
     """What of a release's constraints a device does not meet. The controller asks before it ships,
-    the device before it fetches."""
+    the device before it fetches. `backends` has their versions; 0 bytes of free disk mean that it
+    did not say."""
     refusals = []
     if wants.min_memory_bytes is not None and memory_bytes < wants.min_memory_bytes:
         refusals.append(Refusal("memory", _mib(wants.min_memory_bytes), _mib(memory_bytes)))
+    disk = wants.min_disk_free_bytes
+    if disk is not None and 0 < disk_free_bytes < disk:
+        refusals.append(Refusal("disk", f"{_mib(disk)} free", _mib(disk_free_bytes)))
     need = wants.min_agent_version
     if need is not None and version_numbers(agent_version) < version_numbers(need):
         refusals.append(Refusal("agent_version", f">= {need}", agent_version or "unknown"))
     if wants.backends and not set(wants.backends) & set(backends):
         have = ", ".join(sorted(backends)) or "none"
         refusals.append(Refusal("backend", " or ".join(wants.backends), have))
-    return refusals
+    return [*refusals, *_version_refusals(wants.min_backend_versions or {}, backends)]
+
+
+def _version_refusals(wants: Mapping[str, str], backends: Mapping[str, str]) -> list[Refusal]:
+    """One backend that is new enough will do: a device runs with one of them."""
+    have = {name: backends[name] for name in sorted(wants) if name in backends}
+    if not wants or any(version_numbers(v) >= version_numbers(wants[n]) for n, v in have.items()):
+        return []
+    need = " or ".join(f"{name} >= {version}" for name, version in sorted(wants.items()))
+    shown = ", ".join(f"{name} {version or 'unknown'}" for name, version in have.items())
+    return [Refusal("backend_version", need, shown or "none of them")]
 
 
 def _mib(count: int) -> str:

@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from remora_contract.artifact import check_name
 from remora_contract.digests import check_digest, digest_document, short
 from remora_contract.errors import DocumentInvalid
+from remora_contract.versions import version_numbers
 
 FORMAT_VERSION = 1
 MAX_MIX = 8  # adapters in one use case or request
+MAX_ENGINES = 64  # one for each class of device
 MAX_WEIGHT = 100.0  # of an adapter, either sign
 # The use cases that name no adapter: the base model alone, as QAIRT calls it.
 BASE_USE_CASES = ("base", "Base")
@@ -70,11 +72,24 @@ class SamplingDefaults:
 
 @dataclass(frozen=True)
 class Constraints:
-    """What a device must have, checked before anything is shipped to it."""
+    """What a device must have, checked before anything is shipped to it.
+
+    The newer ones default to None, not to empty: a release that does not use them is the same
+    document as before there were any."""
 
     min_memory_bytes: int | None = None
     min_agent_version: str | None = None
-    backends: tuple[str, ...] = ()
+    backends: tuple[str, ...] = ()  # one of these
+    min_disk_free_bytes: int | None = None  # before it fetches; nothing where nothing is lacking
+    # By name, for example {"tensorrt": "10.3"}; of those named a device must have one, new enough.
+    min_backend_versions: dict[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.min_disk_free_bytes is not None and self.min_disk_free_bytes < 0:
+            raise ValueError("min_disk_free_bytes is not negative")
+        for name, version in (self.min_backend_versions or {}).items():
+            if not version_numbers(version):
+                raise ValueError(f"{version[:40]!r} is no version of {name[:40]}: write 10.3")
 
 
 @dataclass(frozen=True)
@@ -86,6 +101,9 @@ class Release:
     use_cases: tuple[ReleaseUseCase, ...] = ()
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
     constraints: Constraints = field(default_factory=Constraints)
+    # Engines built elsewhere, by digest: a device takes the one whose key is its own. None, not
+    # empty: a release without them is the same document as before there were any.
+    engines: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.format_version != FORMAT_VERSION:
@@ -96,6 +114,7 @@ class Release:
         if len(set(names)) != len(names):
             raise ValueError("an adapter name is listed twice")
         check_use_cases(self.use_cases, names)
+        _check_engines(self.engines)
 
     @property
     def digest(self) -> str:
@@ -107,7 +126,26 @@ class Release:
         return f"{self.name}-{short(self.digest)}"
 
     def artifact_digests(self) -> tuple[str, ...]:
+        """What every device fetches."""
         return (self.bundle, *(a.digest for a in self.adapters))
+
+    def all_digests(self) -> tuple[str, ...]:
+        """With the engines, of which a device fetches one at most."""
+        return (*self.artifact_digests(), *(self.engines or ()))
+
+
+def _check_engines(engines: tuple[str, ...] | None) -> None:
+    """Raises ValueError, DocumentInvalid."""
+    if engines is None:
+        return
+    if not engines:
+        raise ValueError("engines is empty; leave it out")
+    if len(engines) > MAX_ENGINES:
+        raise ValueError(f"{len(engines)} engines; at most {MAX_ENGINES}")
+    if len(set(engines)) != len(engines):
+        raise ValueError("an engine is listed twice")
+    for digest in engines:
+        check_digest(digest, "engine")
 
 
 def check_use_case_name(text: str, what: str) -> str:

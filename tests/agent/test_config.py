@@ -70,6 +70,11 @@ def test_every_section_is_read(tmp_path):
         ('state_dir = "/s"\n[telemetry]\ninterval_s = 0', "interval_s must be at least"),
         ('state_dir = "/s"\n[limits]\ndownload_bytes_per_s = 3', "at least 1024"),
         ("state_dir = ", "not valid TOML"),
+        ('state_dir = "/s"\n[serving]\ninter_token_s = nan', "inter_token_s"),
+        ('state_dir = "/s"\n[serving]\ndrain_s = inf', "drain_s"),
+        ('state_dir = "/s"\n[serving]\ntls_client_ca = "/ca"', "tls_client_ca needs"),
+        ('state_dir = "/s"\n[serving]\nallowed_users = ["root"]', "allowed_users .* none is conf"),
+        ('state_dir = "/s"\n[telemetry]\nmetrics_listen = "127.evil.example:1"', "loopback"),
     ],
 )
 def test_what_is_wrong_is_named_with_the_file(tmp_path, text, message):
@@ -77,6 +82,16 @@ def test_what_is_wrong_is_named_with_the_file(tmp_path, text, message):
     with pytest.raises(DocumentInvalid, match=message) as caught:
         load_config(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "serving",
+    ['unix_socket = "/run/r.sock"', 'listen = "unix:/run/r.sock"', ""],
+)
+def test_allowed_users_go_with_any_unix_socket(tmp_path, serving):
+    http = "" if serving else '[openai]\nlisten = "unix:/run/h.sock"'
+    text = f'state_dir = "/s"\n[serving]\nallowed_users = ["root"]\n{serving}\n{http}'
+    assert load_config(write(tmp_path, text)).serving.allowed_users == ("root",)
 
 
 def test_a_missing_file_is_named(tmp_path):

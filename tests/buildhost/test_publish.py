@@ -113,6 +113,8 @@ def test_a_bundles_manifest_carries_what_planning_needs(tmp_path: Path) -> None:
         "head_dim": 8,
         "vocab": 64,
         "kv_bytes_per_token": 2 * 2 * 2 * 8 * 2,
+        "activations": "none",
+        "experts": False,
     }
 
 

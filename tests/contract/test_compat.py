@@ -6,10 +6,16 @@ import pytest
 
 from remora_contract.compat import constraint_refusals
 from remora_contract.release import Constraints
+from remora_contract.strict import plain
 
 
 def codes(wants: Constraints, **have: object) -> list[str]:
-    facts = {"memory_bytes": 8 << 30, "agent_version": "0.12.1", "backends": {"onnxruntime": "1"}}
+    facts = {
+        "memory_bytes": 8 << 30,
+        "disk_free_bytes": 4 << 30,
+        "agent_version": "0.12.1",
+        "backends": {"onnxruntime": "1.20.1"},
+    }
     return [r.code for r in constraint_refusals(wants, **{**facts, **have})]
 
 
@@ -32,3 +38,35 @@ def test_all_refusals_come_at_once():
     wants = Constraints(16 << 30, "99.0", ("tensorrt",))
     assert codes(wants) == ["memory", "agent_version", "backend"]
     assert codes(Constraints()) == []
+
+
+@pytest.mark.parametrize(
+    ("need", "have", "refused"),
+    [
+        ({"onnxruntime": "1.20"}, {"onnxruntime": "1.20.1"}, False),
+        ({"onnxruntime": "1.21"}, {"onnxruntime": "1.20.1"}, True),
+        ({"tensorrt": "10.3"}, {"onnxruntime": "1.32"}, True),
+        ({"tensorrt": "10.3"}, {"tensorrt": ""}, True),
+        (
+            {"tensorrt": "10.3", "onnxruntime": "1.9"},
+            {"tensorrt": "8", "onnxruntime": "1.9"},
+            False,
+        ),
+    ],
+)
+def test_one_backend_that_is_new_enough_will_do(need, have, refused):
+    assert bool(codes(Constraints(min_backend_versions=need), backends=have)) is refused
+
+
+@pytest.mark.parametrize(("free", "refused"), [(1 << 30, True), (2 << 30, False), (0, False)])
+def test_free_disk_is_wanted_where_it_is_known(free, refused):
+    assert bool(codes(Constraints(min_disk_free_bytes=2 << 30), disk_free_bytes=free)) is refused
+
+
+def test_a_release_without_the_newer_constraints_is_the_document_it_was():
+    assert plain(Constraints()) == {"backends": []}
+
+
+def test_a_version_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="no version of tensorrt"):
+        Constraints(min_backend_versions={"tensorrt": "newest"})

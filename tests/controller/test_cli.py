@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from remora_contract.errors import NotFound, Refused, RemoraError, RequestInvalid, Unavailable
 from remora_contract.join_token import JoinToken
+from remora_contract.yaml_text import load_yaml
 from remora_controller.operator_cli import reference, release_document, top
 from remora_controller.operator_cli.app import app
 from remora_protos.control.v1 import control_pb2 as cp
@@ -404,3 +405,125 @@ def test_waiting_devices_become_assigned(world, remora):
     remora("rollout", "start", create(remora), "--soak", "7")
     wait_for("it is assigned", lambda: device.sync() and device.generation == 1)
     assert device.desired.soak_s == 7
+
+
+def test_governing_from_the_command_line(world, remora):
+    first, second = online(world, 2)
+    publish_first(world)
+    assert remora.json("whoami")["role"] == "admin"
+    listed = remora.json("devices", "list")
+    assert load_yaml(remora("devices", "list", "--yaml").encode(), "devices") == listed
+    remora("groups", "create", "canary", "--device", first.device_id)
+    assert remora("groups", "show", "canary").split() == [first.device_id]
+    assert remora.json("groups", "list")[0]["matching"] == 1
+    assert "pinned: demo" in remora("devices", "pin", second.device_id, "--reason", "demo")
+    assert "is quarantined" in remora("devices", "quarantine", second.device_id)
+    assert "is online" in remora("devices", "quarantine", second.device_id, "--lift")
+    assert "not pinned" in remora("devices", "pin", second.device_id, "--remove")
+    remora("releases", "create", "--name", "a", "--bundle", "tiny")
+    remora("releases", "create", "--name", "b", "--bundle", "tiny", "--adapter", "sql=sql@1")
+    assert "adapters.sql.revision" in remora("releases", "diff", "a", "b")
+    started = remora("rollout", "start", "a", "-l", "group=canary", "--needs-approval")
+    assert "somebody else" in started
+    with pytest.raises(RemoraError, match="somebody else has to approve"):
+        remora("rollout", "approve", remora.json("rollout", "list")[0]["rollout_id"])
+    assert "rollout.started" in remora("rollout", "history")
+    assert "StartRollout" in remora("audit", "--since", "1h")
+    assert remora("audit", "--head").partition(":")[0].isdigit()
+    remora("rollout", "abort")
+    wait_for("it ends", lambda: remora.json("rollout", "list")[0]["state"] == "ABORTED")
+    remora("groups", "delete", "canary")
+    assert remora.json("groups", "list") == []
+
+
+FLEET = """\
+groups:
+  canary: {{devices: [{device}]}}
+  others: {{selector: not group=canary}}
+labels:
+  {device}: {{site: berlin, legacy: null}}
+pins:
+  {other}: on show
+releases:
+  assistant:
+    bundle: tiny@1
+    adapters: {{sql: sql@1}}
+    sampling: {{temperature: 0.2}}
+rollouts:
+  canaries: {{release: assistant, selector: group=canary, waves: [1, 50%], needs_approval: true}}
+"""
+
+
+def apply(world, *words: str) -> tuple[int, str]:
+    words = (*Remora(world)._globals, "apply", *words)
+    result = CliRunner().invoke(app, list(words))
+    if isinstance(result.exception, RemoraError):
+        raise result.exception
+    return result.exit_code, result.stdout
+
+
+def test_applying_files_changes_what_differs_and_then_nothing(world, remora, tmp_path):
+    device, other = online(world, 2)
+    publish_first(world)
+    folder = tmp_path / "fleet"
+    folder.mkdir()
+    text = FLEET.format(device=device.device_id, other=other.device_id)
+    (folder / "all.yaml").write_text(text.replace("waves: [1, 50%]", 'waves: ["1", 50%]'))
+    code, shown = apply(world, "-f", str(folder), "--dry-run")
+    assert code == 3 and "group canary: devices" in shown and "rollout canaries: assistant" in shown
+    assert remora.json("groups", "list") == [] and remora.json("rollout", "list") == []
+    code, made = apply(world, "-f", str(folder))
+    assert (code, made) == (3, shown)
+    assert apply(world, "-f", str(folder)) == (0, "nothing to change\n")
+    (rollout,) = remora.json("rollout", "list")
+    assert (rollout["state"], rollout["selector"]) == ("AWAITING_APPROVAL", "group=canary")
+    assert remora.json("devices", "show", other.device_id)["pin"] == "on show (by operator)"
+    (folder / "more.yaml").write_text("pins: {" + other.device_id + ": null}")
+    with pytest.raises(RemoraError, match="is in another file too"):
+        apply(world, "-f", str(folder))
+    code, shown = apply(world, "-f", str(folder / "more.yaml"))
+    assert code == 3 and "not pinned" in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("rolouts: {}", "unknown key 'rolouts'"),
+        ("groups: {a: {}}", "either devices or a selector"),
+        ("releases: {a: {bundel: x}}", "bundel"),
+        ("labels: {d-none: {a: b}}", "no device d-none"),
+        ("rollouts: {a: {release: nowhere}}", "no release nowhere"),
+        ("- a", "a table of groups"),
+    ],
+)
+def test_a_fleet_file_that_makes_no_sense_is_refused_by_name(world, tmp_path, text, named):
+    file = tmp_path / "fleet.yaml"
+    file.write_text(text)
+    with pytest.raises(RemoraError, match=named):
+        apply(world, "-f", str(file))
+
+
+def offered(world, *words: str) -> list[str]:
+    """What bash is told behind Tab."""
+    typed = ["remora", *Remora(world)._globals, *words]
+    environment = {
+        "_REMORA_COMPLETE": "complete_bash",
+        "COMP_WORDS": " ".join(typed),
+        "COMP_CWORD": str(len(typed) - (words[-1] != "")),
+    }
+    return CliRunner().invoke(app, [], prog_name="remora", env=environment).stdout.split()
+
+
+def test_ids_and_names_are_completed(world, remora):
+    first, second = online(world, 2)
+    remora("groups", "create", "canary", "--device", first.device_id)
+    assert offered(world, "groups", "show", "can") == ["canary"]
+    assert set(offered(world, "devices", "show", "bench-")) >= {first.device_id, second.device_id}
+    assert offered(world, "rollout", "status", "r") == []
+
+
+def test_completion_without_a_controller_offers_nothing(world):
+    port = world.ports.fleet
+    world.ports = type(world.ports)(1, 1, 1)
+    assert offered(world, "groups", "show", "x") == []
+    world.ports = type(world.ports)(port, 1, 1)

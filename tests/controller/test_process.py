@@ -212,8 +212,8 @@ def test_init_then_operator_make_credentials_that_work(tmp_path):
     directory, out = tmp_path / "fleet", tmp_path / "alice"
     assert run("init", str(directory), "--address", "127.0.0.1").returncode == 0
     assert run("init", str(directory)).returncode == 1
-    assert run("operator", str(directory), "alice", str(out)).returncode == 0
-    assert run("operator", str(directory), "alice", str(out)).returncode == 1
+    assert run("operator", "add", str(directory), "alice", str(out)).returncode == 0
+    assert run("operator", "add", str(directory), "alice", str(out)).returncode == 1
     home = Home(directory)
     with process(home) as running:
         credentials = grpc.ssl_channel_credentials(

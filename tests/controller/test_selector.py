@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remora_contract.errors import RequestInvalid
-from remora_controller.selector import check_label, parse_selector
+from remora_controller.selector import RESERVED, check_label, parse_selector
 
 ORIN = {"site": "berlin", "gpu": "orin"}
 
@@ -33,6 +33,20 @@ ORIN = {"site": "berlin", "gpu": "orin"}
         ("site=berlin, gpu = thor", False),
         ("id=device-1", True),
         ("id in (device-2)", False),
+        ("site=paris or gpu=orin", True),
+        ("site=paris or gpu=thor", False),
+        ("site=berlin and gpu=thor or gpu=orin", True),
+        ("site=paris and (gpu=thor or gpu=orin)", False),
+        ("site=berlin,(gpu=thor or gpu in (orin,nano))", True),
+        ("not site=berlin", False),
+        ("not (site=paris or gpu=thor)", True),
+        ("not site=paris and not !gpu", True),
+        ("not not gpu", True),
+        ("not=1", False),
+        ("not in (a,b)", False),
+        ("!and and !or", True),
+        ("((site=berlin)and(gpu))or(legacy)", True),
+        ("site!=paris or !gpu", True),
     ],
 )
 def test_a_selector_matches_as_documented(text, expected):
@@ -51,6 +65,15 @@ def test_a_selector_matches_as_documented(text, expected):
         ("site=ber lin", "'ber lin'"),
         ("site=a=b", "'a=b'"),
         ("x" * 3000, "2048"),
+        ("(site=berlin", "not closed"),
+        ("(site=berlin) gpu", "cannot read 'gpu'"),
+        ("site=berlin or ", "cannot read ''"),
+        ("and site=berlin", "'and site=berlin'"),
+        ("()", "''"),
+        ("(" * 40 + "a" + ")" * 40, "nested deeper"),
+        ("not " * 40 + "a", "nested deeper"),
+        ("group", "group=NAME"),
+        ("!group", "group=NAME"),
     ],
 )
 def test_a_bad_selector_is_refused_naming_the_place(text, named):
@@ -59,7 +82,9 @@ def test_a_bad_selector_is_refused_naming_the_place(text, named):
     assert named in str(e.value)
 
 
-LABEL = st.from_regex(r"[a-z][a-z0-9._/-]{0,10}", fullmatch=True).filter(lambda k: k != "id")
+LABEL = st.from_regex(r"[a-z][a-z0-9._/-]{0,10}", fullmatch=True).filter(
+    lambda k: k not in RESERVED
+)
 LABELS = st.dictionaries(LABEL, st.from_regex(r"[a-z0-9._/:@+-]{0,10}", fullmatch=True), max_size=6)
 
 

@@ -157,14 +157,16 @@ def test_without_a_client_certificate_the_fleet_port_does_not_talk(world):
 
 def test_a_certificate_of_another_authority_is_worth_nothing(world):
     now = datetime.now(timezone.utc)
-    pair = pki.Authority(pki.create_authority(now)).issue_operator("intruder", now)
+    pair = pki.Authority(pki.create_authority(now)).issue_operator(
+        "intruder", pki.OperatorRole.ADMIN, now
+    )
     stub = op_grpc.OperatorStub(world.channel(pair.certificate, pair.key))
     assert isinstance(refused(stub.ListDevices, op.ListDevicesRequest()), errors.Unavailable)
 
 
 def test_an_expired_certificate_is_worth_nothing(world):
     long_ago = datetime(2020, 1, 1, tzinfo=timezone.utc)
-    pair = world.home.authority().issue_operator("former", long_ago)
+    pair = world.home.authority().issue_operator("former", pki.OperatorRole.ADMIN, long_ago)
     stub = op_grpc.OperatorStub(world.channel(pair.certificate, pair.key))
     assert isinstance(refused(stub.ListDevices, op.ListDevicesRequest()), errors.Unavailable)
 

@@ -25,8 +25,10 @@ pytestmark = pytest.mark.slow
 
 
 def demo(*arguments, **environment):
+    # A shell's background job hands its children an ignored SIGINT.
+    restored = ["env", "--default-signal=INT"]
     return subprocess.Popen(
-        [sys.executable, "-m", "examples.demo", *map(str, arguments)],
+        [*restored, sys.executable, "-m", "examples.demo", *map(str, arguments)],
         cwd=ROOT,
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,

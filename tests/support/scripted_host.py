@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from remora_agent.host import (
     Assignment,
@@ -13,6 +14,7 @@ from remora_agent.host import (
     ServingState,
 )
 from remora_agent.telemetry.histograms import HistogramReading
+from remora_contract.engine import Wanted
 
 
 class ScriptedHost:
@@ -24,12 +26,19 @@ class ScriptedHost:
         self.counters: dict[str, float] = {"requests": 0.0, "failures": 0.0, "tokens": 0.0}
         self.drained = threading.Event()
         self.well = True
+        self.wanted: Wanted | None = None  # what `engine_wanted` answers
         self._serving: ServingState | None = None
 
     def build(self, assignment: Assignment, progress: Progress) -> BuildOutcome:
         self._step("build", assignment, progress)
         progress("building", 1.0)
         return BuildOutcome("sha256:" + "e" * 64, from_cache=False, seconds=0.5)
+
+    def engine_key(self) -> Mapping[str, str]:
+        return {"backend": "scripted"}
+
+    def engine_wanted(self, bundle_directory: Path) -> Wanted | None:
+        return self.wanted
 
     def prove(self, assignment: Assignment, progress: Progress) -> None:
         self._step("prove", assignment, progress)

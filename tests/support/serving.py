@@ -18,6 +18,7 @@ from remora_agent.serving.stack import ServingStack, StackOptions
 from remora_contract.adapter import load_adapter
 from remora_contract.bundle import BUNDLE_JSON, Bundle, BundleFile, SourceInfo, load_bundle
 from remora_contract.digests import canonical_json, digest_bytes, digest_file
+from remora_contract.engine import Wanted
 from remora_contract.errors import EngineFault, Refusal
 from remora_contract.release import ReleaseUseCase, WeightedName
 from tests.support.adapters import random_tensors, write_sidecar
@@ -79,9 +80,21 @@ class ReferenceEngines:
         self.opened: list[ReferenceEngine] = []
         self.probed: list[Path] = []
 
-    def build(self, bundle_dir: Path, progress: Progress) -> BuildOutcome:
+    def build(
+        self,
+        bundle_dir: Path,
+        progress: Progress,
+        shipped: Sequence[Path] = (),
+        adapter_dirs: Sequence[Path] = (),
+    ) -> BuildOutcome:
         progress("building", 1.0)
         return BuildOutcome(digest_bytes(b"reference engine"), True, 0.0)
+
+    def key(self) -> dict[str, str]:
+        return {"backend": "reference"}
+
+    def wanted(self, bundle_dir: Path) -> Wanted | None:
+        return None
 
     def probe(self, bundle_dir: Path, adapter_dirs: Sequence[Path], progress: Progress) -> None:
         self.probed.append(bundle_dir)

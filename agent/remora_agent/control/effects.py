@@ -21,12 +21,23 @@ from remora_agent.control.releases import (
     store_release,
     wanted_artifacts,
 )
-from remora_agent.control.staging import Stager
+from remora_agent.control.staging import Fetched, Stager, Wanted
 from remora_agent.host import Assignment, Progress, ServingHost
 from remora_contract.compat import constraint_refusals
-from remora_contract.errors import Incompatible, NotFound
+from remora_contract.engine import Build, Ship, choose, offered_in
+from remora_contract.errors import (
+    ArtifactInvalid,
+    DocumentInvalid,
+    Exhausted,
+    Incompatible,
+    NotFound,
+    Unsupported,
+)
+from remora_contract.release import Release
 
 log = logging.getLogger(__name__)
+# Of an engine: the device builds one instead.
+NOT_SHIPPED = (ArtifactInvalid, DocumentInvalid, NotFound, Unsupported, Exhausted)
 # (event name, detail) into the spool
 Emit = Callable[[str, Mapping[str, object]], None]
 
@@ -61,9 +72,12 @@ class Effects:
     def _admit(self, record: Record, progress: Progress) -> Event:
         release = parse_release(record.desired)
         facts = machine_facts(self.layout.root)
+        # A way back needs no room: what it leads to is still here.
+        is_here = all(self.layout.artifact(d).exists() for d in release.artifact_digests())
         refusals = constraint_refusals(
             release.constraints,
             memory_bytes=facts.memory_bytes,
+            disk_free_bytes=0 if is_here else facts.disk_free_bytes,
             agent_version=facts.agent_version,
             backends=facts.backends,
         )
@@ -77,17 +91,41 @@ class Effects:
     def _stage(self, record: Record, progress: Progress) -> Event:
         release = parse_release(record.desired)
         for fetched in self.stager.stage(wanted_artifacts(release), progress):
-            self.emit(
-                "artifact.fetched",
-                {
-                    "digest": fetched.digest,
-                    "kind": fetched.kind,
-                    "bytes": fetched.received_bytes,
-                    "seconds": round(fetched.seconds, 3),
-                },
-            )
+            self._emit_fetched(fetched)
         check_fits_together(self.layout, release)
+        self._stage_engine(release, progress)
         return Event.DONE
+
+    def _stage_engine(self, release: Release, progress: Progress) -> None:
+        """The one engine of the release that fits, if any. Nothing about engines of others fails a
+        release: the device can build."""
+        if not release.engines:
+            return
+        wanted = self.host.engine_wanted(self.layout.artifact(release.bundle))
+        if wanted is None:
+            self.emit("engine.chosen", {"engine": "cached", "why": "it was built before"})
+            return
+        try:
+            manifests = [self.stager.manifest(d) for d in release.engines]
+            chosen = choose([offered_in(m.digest, m.facts) for m in manifests], wanted)
+            if isinstance(chosen, Ship):
+                for fetched in self.stager.stage([Wanted("engine", chosen.digest)], progress):
+                    self._emit_fetched(fetched)
+        except NOT_SHIPPED as e:
+            chosen = Build(f"the engine could not be fetched: {e}")
+        what = "shipped" if isinstance(chosen, Ship) else "built"
+        self.emit("engine.chosen", {"engine": what, "why": chosen.why})
+
+    def _emit_fetched(self, fetched: Fetched) -> None:
+        self.emit(
+            "artifact.fetched",
+            {
+                "digest": fetched.digest,
+                "kind": fetched.kind,
+                "bytes": fetched.received_bytes,
+                "seconds": round(fetched.seconds, 3),
+            },
+        )
 
     def _build(self, record: Record, progress: Progress) -> Event:
         outcome = self.host.build(self._assignment(record), progress)
@@ -95,7 +133,10 @@ class Effects:
             "engine.built",
             {
                 "engine": outcome.engine_digest,
-                "from_cache": outcome.from_cache,
+                # Of no use to a fleet that asks how long builds take.
+                "from_cache": outcome.source != "built",
+                "source": outcome.source,
+                "why": outcome.why,
                 "seconds": round(outcome.seconds, 3),
             },
         )

@@ -52,7 +52,7 @@ def _kept_artifacts(layout: StateLayout, roots: Iterable[str]) -> set[str] | Non
     except InvalidInput as e:
         log.warning("garbage.skipped", extra={"cause": str(e)})
         return None
-    return {hex_of(d) for r in releases for d in r.artifact_digests()}
+    return {hex_of(d) for r in releases for d in r.all_digests()}
 
 
 def _artifact_name(path: Path) -> str:

@@ -1,7 +1,8 @@
 """Manifests from the network: parsed, bounded and checked before anything is taken from them. Pure.
 
-A manifest is only a way to fetch: what vouches for the bytes is the document (bundle.json or
-adapter.json) whose digest was assigned, so `check_document` compares the two file by file.
+A manifest is only a way to fetch: what vouches for the bytes is the document (bundle.json,
+adapter.json, engine.json) whose digest was assigned, so `check_document` compares the two file by
+file.
 """
 
 from __future__ import annotations
@@ -10,13 +11,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from remora_contract.adapter import ADAPTER_JSON
-from remora_contract.artifact import ArtifactFile, Manifest
+from remora_contract.artifact import ArtifactFile, Kind, Manifest
 from remora_contract.bundle import BUNDLE_JSON, BundleFile
 from remora_contract.digests import short
+from remora_contract.engine import ENGINE_JSON
 from remora_contract.errors import ArtifactInvalid, Exhausted, Unsupported
 from remora_contract.strict import loads
 
 MAX_FILES = 10_000
+_DOCUMENTS: dict[Kind, str] = {
+    "bundle": BUNDLE_JSON,
+    "adapter": ADAPTER_JSON,
+    "engine": ENGINE_JSON,
+}
 MAX_DOCUMENT_BYTES = 64 << 20
 
 
@@ -46,7 +53,7 @@ def parse_manifest(data: bytes, digest: str) -> Manifest:
 
 
 def document_name(manifest: Manifest) -> str:
-    return BUNDLE_JSON if manifest.kind == "bundle" else ADAPTER_JSON
+    return _DOCUMENTS[manifest.kind]
 
 
 def check_document(manifest: Manifest, digest: str, files: Iterable[BundleFile]) -> None:

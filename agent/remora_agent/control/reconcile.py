@@ -174,13 +174,17 @@ class Reconciler:
                 self._interrupt.clear()
             action = decide(record, self._now(), self._unhealthy(record))
             if record is None or isinstance(action, Idle):
-                return self._idle(record)
-            if isinstance(action, Advance):
+                self._settle(record)
+            elif isinstance(action, Advance):
                 self._bookkeep(record, action.event)
-                return 0.0
+        # Without the lock: effects take minutes, and the Sync loop reports and assigns meanwhile.
+        if record is None or isinstance(action, Idle):
+            self._serve_again()
+            return _POLL_S
         if isinstance(action, WaitUntil):
             return min(_POLL_S, max(0.0, action.at_s - self._now()))
-        self._perform(record, action)
+        if isinstance(action, Perform):
+            self._perform(record, action)
         return 0.0
 
     def _bookkeep(self, record: Record, event: Event) -> None:
@@ -255,7 +259,7 @@ class Reconciler:
             record.desired.release_id, host.serving(), host.healthy(), self._baseline, metrics
         )
 
-    def _idle(self, record: Record | None) -> float:
+    def _settle(self, record: Record | None) -> None:
         if self._untidy:
             self._tidy(record)
             self._untidy = False
@@ -263,9 +267,10 @@ class Reconciler:
         if serving and not self._forgiven and self._now() - self._started_s >= _HEALTHY_RUN_S:
             self._state.forgive_exits()
             self._forgiven = True
-        if not serving and self._now() >= self._restoring.not_before_s:
+
+    def _serve_again(self) -> None:
+        if self._effects.host.serving() is None and self._now() >= self._restoring.not_before_s:
             self._ensure_serving()
-        return _POLL_S
 
     def _ensure_serving(self) -> None:
         """The committed release, else the one before it, without asking anyone."""

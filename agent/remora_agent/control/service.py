@@ -10,11 +10,16 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from remora_agent.config import AgentConfig, OpenAiConfig, ServingConfig, check_address
+from remora_agent.config import (
+    AdaptersConfig,
+    AgentConfig,
+    OpenAiConfig,
+    ServingConfig,
+    check_address,
+)
 from remora_agent.control.agent import Agent, Supervisor
 from remora_agent.control.compose import compose
 from remora_agent.control.identity import load_identity
@@ -22,9 +27,13 @@ from remora_agent.control.layout import StateLayout, exclusive
 from remora_agent.host import ServingHost
 from remora_agent.telemetry.prometheus import MetricsServer
 from remora_contract import systemd_notify
+from remora_contract.errors import Refused
 
 if TYPE_CHECKING:
+    from remora_agent.engine.opening import EngineOptions
+    from remora_agent.runtime.options import RuntimeOptions
     from remora_agent.serving.openai.settings import OpenAiOptions
+    from remora_agent.serving.stack import StackOptions
     from remora_agent.serving.tls import ServerTls
 
 log = logging.getLogger(__name__)
@@ -41,64 +50,10 @@ def local_host(
     config: AgentConfig, layout: StateLayout, cancelled: Callable[[], bool]
 ) -> Iterator[ServingHost]:
     """The real thing: engines, models and the gRPC surface of this process."""
-    from remora_agent.engine.opening import EngineOptions
-    from remora_agent.engine.prefill import check_choice
-    from remora_agent.hosting.engines import EngineSettings
-    from remora_agent.local_host import HostSettings
-    from remora_agent.runtime.options import RuntimeOptions
-    from remora_agent.serving.address import parse_address, parse_socket
     from remora_agent.serving.descriptors import raise_limit
-    from remora_agent.serving.stack import ServingStack, StackOptions
-    from remora_agent.serving.unix_gate import user_ids
-    from remora_agent.telemetry.observers import Observing
-    from remora_agent.telemetry.request_log import RequestLog
-    from remora_agent.text.tools import FORMATS
+    from remora_agent.serving.stack import ServingStack
 
-    serving, adapters = config.serving, config.adapters
-    options = EngineOptions(
-        rows=serving.rows,
-        context=serving.context,
-        threads=serving.threads,
-        prefill=check_choice(serving.prefill),
-    )
-    settings = EngineSettings(
-        cache_dir=layout.engines,
-        memory_floor_bytes=serving.memory_floor_bytes,
-        options=options,
-    )
-    host = HostSettings(
-        RuntimeOptions(
-            max_waiting=serving.max_waiting,
-            inter_token_s=serving.inter_token_s,
-            prefix_bytes=serving.prefix_cache_bytes,
-            memory_floor_bytes=serving.memory_floor_bytes,
-            patience_s=adapters.turn_s,
-            host_bytes=adapters.host_bytes,
-            bank_rank=adapters.bank_rank,
-            bank_bytes=adapters.bank_bytes,
-            draft_tokens=serving.draft_tokens,
-            exact_drafts=serving.exact_drafts,
-        )
-    )
-    listen = parse_address(serving.listen)
-    observing = Observing(RequestLog(config.telemetry.request_log), config.telemetry.otlp_endpoint)
-    made = StackOptions(
-        listen,
-        _tls(serving),
-        settings,
-        host,
-        observing=observing,
-        reflection=serving.reflection,
-        kserve=serving.kserve,
-        unix_socket=None if serving.unix_socket is None else parse_socket(serving.unix_socket),
-        allowed_users=user_ids(serving.allowed_users) if serving.allowed_users else None,
-    )
-    tool_format = FORMATS[serving.tool_format] if serving.tool_format else None
-    made = replace(
-        made,
-        host=replace(made.host, tool_format=tool_format),
-        openai=_openai(config.openai, made.tls),
-    )
+    made = stack_options(config, layout)
     raise_limit()
     stack = ServingStack(made, cancelled)
     stack.start()
@@ -106,6 +61,69 @@ def local_host(
         yield stack.host
     finally:
         stack.stop(drain_s=0.0)  # the agent has drained, with the time that was configured
+
+
+def stack_options(config: AgentConfig, layout: StateLayout) -> StackOptions:
+    """What agent.toml says of the serving half. Raises RequestInvalid, DocumentInvalid, Refused
+    for what no start could honour."""
+    from remora_agent.hosting.engines import EngineSettings
+    from remora_agent.local_host import HostSettings
+    from remora_agent.serving.address import parse_address, parse_socket
+    from remora_agent.serving.stack import StackOptions
+    from remora_agent.serving.unix_gate import user_ids
+    from remora_agent.telemetry.observers import Observing
+    from remora_agent.telemetry.request_log import RequestLog
+    from remora_agent.text.tools import FORMATS
+
+    serving, telemetry, tls = config.serving, config.telemetry, _tls(config.serving)
+    return StackOptions(
+        parse_address(serving.listen),
+        tls,
+        EngineSettings(
+            cache_dir=layout.engines,
+            memory_floor_bytes=serving.memory_floor_bytes,
+            options=_engine_options(serving),
+        ),
+        HostSettings(
+            _runtime_options(serving, config.adapters),
+            tool_format=FORMATS[serving.tool_format] if serving.tool_format else None,
+        ),
+        observing=Observing(RequestLog(telemetry.request_log), telemetry.otlp_endpoint),
+        reflection=serving.reflection,
+        kserve=serving.kserve,
+        unix_socket=None if serving.unix_socket is None else parse_socket(serving.unix_socket),
+        allowed_users=user_ids(serving.allowed_users) if serving.allowed_users else None,
+        openai=_openai(config.openai, tls),
+    )
+
+
+def _engine_options(serving: ServingConfig) -> EngineOptions:
+    from remora_agent.engine.opening import EngineOptions
+    from remora_agent.engine.prefill import check_choice
+
+    return EngineOptions(
+        rows=serving.rows,
+        context=serving.context,
+        threads=serving.threads,
+        prefill=check_choice(serving.prefill),
+    )
+
+
+def _runtime_options(serving: ServingConfig, adapters: AdaptersConfig) -> RuntimeOptions:
+    from remora_agent.runtime.options import RuntimeOptions
+
+    return RuntimeOptions(
+        max_waiting=serving.max_waiting,
+        inter_token_s=serving.inter_token_s,
+        prefix_bytes=serving.prefix_cache_bytes,
+        memory_floor_bytes=serving.memory_floor_bytes,
+        patience_s=adapters.turn_s,
+        host_bytes=adapters.host_bytes,
+        bank_rank=adapters.bank_rank,
+        bank_bytes=adapters.bank_bytes,
+        draft_tokens=serving.draft_tokens,
+        exact_drafts=serving.exact_drafts,
+    )
 
 
 def run_agent(
@@ -162,6 +180,10 @@ def _tls(serving: ServingConfig) -> ServerTls | None:
 
 
 def _openai(config: OpenAiConfig, tls: ServerTls | None) -> OpenAiOptions | None:
+    """Raises Refused for a directory that is not there."""
     from remora_agent.serving.openai.settings import openai_options
 
+    folder = config.adapter_directory
+    if folder is not None and not Path(folder).is_dir():
+        raise Refused(f"openai.adapter_directory {folder} is no directory; make it or leave it out")
     return openai_options(config.listen, tls, config.api_key_file, config.adapter_directory)

@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,14 +27,20 @@ from remora_agent.control.manifest import (
     parse_manifest,
 )
 from remora_agent.host import Progress
-from remora_contract.adapter import load_adapter
+from remora_contract.adapter import Adapter, load_adapter
 from remora_contract.artifact import ArtifactFile, Chunk, Kind, Manifest
-from remora_contract.bundle import load_bundle
+from remora_contract.bundle import Bundle, load_bundle
 from remora_contract.digests import digest_file, short
+from remora_contract.engine import EngineDocument, load_engine_document
 from remora_contract.errors import ArtifactInvalid
 
 log = logging.getLogger(__name__)
 _COPY_BYTES = 1 << 20
+_LOADERS: Mapping[Kind, Callable[[Path], Bundle | Adapter | EngineDocument]] = {
+    "bundle": load_bundle,
+    "adapter": load_adapter,
+    "engine": load_engine_document,
+}
 
 
 @dataclass(frozen=True)
@@ -82,8 +88,12 @@ class Stager:
         tally = _Tally(sum(f.size for j in jobs for f in j.missing), progress)
         return [self._fetch(job, uses, tally) for job in jobs]
 
+    def manifest(self, digest: str) -> Manifest:
+        """Waits out an unreachable controller. Raises what `stage` does."""
+        return parse_manifest(self._manifest(digest), digest)
+
     def _plan(self, wanted: Wanted) -> _Job:
-        manifest = parse_manifest(self._manifest(wanted.digest), wanted.digest)
+        manifest = self.manifest(wanted.digest)
         if manifest.kind != wanted.kind:
             raise ArtifactInvalid(
                 f"{short(wanted.digest)} is a {manifest.kind}, the release needs a {wanted.kind}"
@@ -156,8 +166,7 @@ class Stager:
 
     def _finish(self, job: _Job) -> None:
         """The document vouches for every file; then the directory gets its name."""
-        load = load_bundle if job.manifest.kind == "bundle" else load_adapter
-        document = load(job.partial)
+        document = _LOADERS[job.manifest.kind](job.partial)
         check_document(job.manifest, document.digest, document.files)
         listed = {f.path for f in job.manifest.files}
         for path in job.partial.rglob("*"):

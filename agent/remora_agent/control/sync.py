@@ -129,7 +129,7 @@ class SyncLoop:
         self._seq += 1
         answer = client.sync(
             pb.SyncRequest(
-                facts=machine_facts(self._layout.root),
+                facts=self._facts(),
                 labels=self._labels,
                 reported=reported(report, self._host.serving()),
                 seq=self._seq,
@@ -148,6 +148,11 @@ class SyncLoop:
             log.error("state_dir.full", extra={"cause": str(e)})
             return _FULL_DISK_SYNC_S
         return self._wait_s(answer, more=mark >= _METRICS_PER_SYNC)
+
+    def _facts(self) -> pb.DeviceFacts:
+        facts = machine_facts(self._layout.root)
+        facts.engine_key.update(self._host.engine_key())
+        return facts
 
     def _take(self, answer: pb.SyncResponse) -> None:
         if answer.WhichOneof("answer") != "desired":

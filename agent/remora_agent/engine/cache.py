@@ -151,17 +151,26 @@ class EngineCache:
             for p in sorted(staging.rglob("*"))
             if p.is_file()
         )
-        manifest = EngineManifest(key, files, facts)
-        directory = self._directory(key.digest)
+        return self.adopt(staging, EngineManifest(key, files, facts))
+
+    def adopt(self, staging: Path, manifest: EngineManifest) -> CacheEntry:
+        """Like `commit`, of files that the caller has verified. Raises Exhausted."""
+        key = manifest.key.digest
+        directory = self._directory(key)
         with disk_errors(staging):
             (staging / MANIFEST).write_bytes(canonical_json(manifest))
             sync_tree(staging)
             if directory.exists():
-                self.remove(key.digest)
+                self.remove(key)
             staging.rename(directory)
             sync_tree(self.root, recurse=False)
-        self._mark_verified(key.digest, manifest.files)
+        self._mark_verified(key, manifest.files)
         return CacheEntry(directory, manifest)
+
+    def recent(self, count: int) -> tuple[str, ...]:
+        """Key digests of the engines that were used last, the newest last."""
+        ordered = sorted(self.stored(), key=lambda s: (s.used_ns, s.key))
+        return tuple(s.key for s in ordered[-count:])
 
     def evict(self, in_use: Collection[str]) -> list[str]:
         """Removes least recently used engines beyond `max_bytes`; returns their key digests.

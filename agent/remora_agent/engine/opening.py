@@ -19,6 +19,7 @@ from remora_agent.engine.recipe import Recipe
 from remora_agent.host import Progress
 from remora_contract.bundle import Bundle, load_bundle
 from remora_contract.dialects import dialect_refusals
+from remora_contract.engine import flat
 from remora_contract.errors import Incompatible, RequestInvalid
 
 MAX_THREADS = 1024
@@ -61,14 +62,26 @@ def ensure_built(
     EngineFault, Exhausted, Cancelled, ArtifactInvalid, DocumentInvalid, Incompatible (a dialect of
     the graph that the backend does not take).
     """
-    from remora_agent.engine.ort import builder
-
     control = BuildControl(options.build_limits, progress, cancelled, in_use)
     bundle = load_bundle(bundle_dir)
-    level = options.accuracy_level
-    recipe = builder.recipe(level, chosen(options.prefill, bundle, level))
+    recipe = recipe_of(bundle, options)
     check_dialect(bundle, recipe)
     return build_engine(bundle_dir, bundle, recipe, cache, control)
+
+
+def recipe_of(bundle: Bundle, options: EngineOptions) -> Recipe:
+    """What to build. Raises Incompatible."""
+    from remora_agent.engine.ort import builder
+
+    level = options.accuracy_level
+    return builder.recipe(level, chosen(options.prefill, bundle, level))
+
+
+def device_key(options: EngineOptions) -> dict[str, str]:
+    """The fields of every recipe on this device, for those who plan; `prefill` is the choice."""
+    from remora_agent.engine.ort import builder
+
+    return flat(builder.recipe(options.accuracy_level, options.prefill))
 
 
 def check_dialect(bundle: Bundle, recipe: Recipe) -> None:

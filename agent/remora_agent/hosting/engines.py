@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -26,16 +27,21 @@ from remora_agent.engine.memory import (
 )
 from remora_agent.engine.opening import (
     EngineOptions,
+    device_key,
     ensure_built,
     int8_file,
     limits_of,
     load_engine,
+    recipe_of,
 )
 from remora_agent.engine.probe import probe_in_child
 from remora_agent.engine.protocol import Engine
+from remora_agent.engine.recipe import build_key
+from remora_agent.engine.shipped import fitting, take_shipped
 from remora_agent.host import BuildOutcome, Progress
 from remora_contract.bundle import GRAPH_FILE, Bundle, load_bundle, verify_files
-from remora_contract.errors import Refusal
+from remora_contract.engine import Wanted, flat
+from remora_contract.errors import EngineFault, Exhausted, InvalidInput, Refusal
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +52,24 @@ _KEPT = 3  # last used engines that eviction leaves: the running one, the next, 
 class EngineSource(Protocol):
     """What a host needs of engines; blocking. Errors as `remora_agent.engine.opening` raises."""
 
-    def build(self, bundle_dir: Path, progress: Progress) -> BuildOutcome: ...
+    def build(
+        self,
+        bundle_dir: Path,
+        progress: Progress,
+        shipped: Sequence[Path] = (),
+        adapter_dirs: Sequence[Path] = (),
+    ) -> BuildOutcome:
+        """From the cache, from one of the `shipped` folders, or built now. A shipped engine is
+        proven with the adapters too: its adapter branch may be another file."""
+        ...
+
+    def key(self) -> Mapping[str, str]:
+        """What of a build key holds for every bundle."""
+        ...
+
+    def wanted(self, bundle_dir: Path) -> Wanted | None:
+        """The build key for this bundle; None when its engine is in the cache."""
+        ...
 
     def probe(self, bundle_dir: Path, adapter_dirs: Sequence[Path], progress: Progress) -> None: ...
 
@@ -91,18 +114,85 @@ class CachedEngines:
         self._available_bytes = available_bytes
         self._cancelled = cancelled
         self._cache = EngineCache(settings.cache_dir, settings.cache_bytes)
-        self._recent: tuple[str, ...] = ()
+        self._recent = self._cache.recent(_KEPT)
+        self._rejected: dict[str, str] = {}  # folders of shipped engines that failed, and why
 
-    def build(self, bundle_dir: Path, progress: Progress) -> BuildOutcome:
+    def build(
+        self,
+        bundle_dir: Path,
+        progress: Progress,
+        shipped: Sequence[Path] = (),
+        adapter_dirs: Sequence[Path] = (),
+    ) -> BuildOutcome:
+        """Nothing that is wrong with a shipped engine is raised: it is built here instead."""
+        started = time.monotonic()
+        taken, why = (False, "")
+        if shipped:
+            taken, why = self._take(bundle_dir, shipped, adapter_dirs, progress)
         result = self._built(bundle_dir, progress)
-        return BuildOutcome(result.entry.manifest.digest, result.from_cache, result.seconds)
+        return BuildOutcome(
+            result.entry.manifest.digest,
+            result.from_cache and not taken,
+            time.monotonic() - started,
+            shipped=taken,
+            why=why,
+        )
+
+    def key(self) -> Mapping[str, str]:
+        return device_key(self._settings.options)
+
+    def wanted(self, bundle_dir: Path) -> Wanted | None:
+        bundle = load_bundle(bundle_dir)
+        recipe = recipe_of(bundle, self._settings.options)
+        if self._cache.find(build_key(bundle, recipe).digest):
+            return None
+        return Wanted({f.path: f.digest for f in bundle.files}, flat(recipe), is_whole=True)
+
+    def _take(
+        self,
+        bundle_dir: Path,
+        shipped: Sequence[Path],
+        adapter_dirs: Sequence[Path],
+        progress: Progress,
+    ) -> tuple[bool, str]:
+        """Whether a shipped engine is now in the cache, and why not."""
+        bundle = load_bundle(bundle_dir)
+        key = build_key(bundle, recipe_of(bundle, self._settings.options))
+        if self._cache.find(key.digest):
+            return False, "it was built before"
+        directory = fitting(shipped, key)
+        if directory is None:
+            return False, "no shipped engine has this device's build key"
+        why = self._rejected.get(directory.name)
+        if why is not None:
+            return False, why
+
+        def prove(entry: CacheEntry) -> None:
+            self._prove(entry, bundle_dir, adapter_dirs, progress)
+
+        try:
+            take_shipped(directory, key, self._cache, prove, self._cancelled)
+        except (EngineFault, InvalidInput, Exhausted) as e:
+            why = f"the shipped engine was not used: {e}"
+            log.warning("engine.rejected", extra={"path": str(directory), "reason": str(e)})
+            self._rejected[directory.name] = why
+            return False, why
+        return True, "its build key is the device's"
 
     def probe(self, bundle_dir: Path, adapter_dirs: Sequence[Path], progress: Progress) -> None:
-        built = self._built(bundle_dir, progress)
-        options = self._affordable(built.entry, load_bundle(bundle_dir))
+        self._prove(self._built(bundle_dir, progress).entry, bundle_dir, adapter_dirs, progress)
+
+    def _prove(
+        self,
+        entry: CacheEntry,
+        bundle_dir: Path,
+        adapter_dirs: Sequence[Path],
+        progress: Progress,
+    ) -> None:
+        options = self._affordable(entry, load_bundle(bundle_dir))
         with tempfile.TemporaryDirectory(prefix="remora-probe-") as folder:
             probe_in_child(
-                built.entry,
+                entry,
                 bundle_dir,
                 adapter_dirs,
                 options,

@@ -100,8 +100,9 @@ class Share:
     """How a request competes with others."""
 
     priority: int = 0  # higher first
-    client: str = ""  # who shares the rows fairly with other clients
+    client: str = ""  # whom the caller names: clients of one connection share its part fairly
     cache_salt: str = ""  # prefixes are cached apart for each
+    owner: str = ""  # who is connected, as the surface saw it; owners share the rows fairly
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ client uses it too.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from remora_agent.runtime.api import SamplingOverrides, SamplingParams, Scoring
@@ -13,7 +14,7 @@ from remora_contract.errors import RequestInvalid
 MAX_LOGIT_BIASES = 1024
 MAX_LOGIT_BIAS = 100.0  # either way
 MAX_TOP_LOGPROBS = 20
-MAX_PROMPT_LOGPROBS = 100_000  # values about one prompt: about 1.3 MB of a message
+MAX_PROMPT_LOGPROBS = 100_000  # values about the prompts of one call: about 1.3 MB of a message
 MAX_CHOICES = 64  # answers to one request
 _MAX_SEED = (1 << 64) - 1
 
@@ -74,6 +75,22 @@ def check_scoring(scoring: Scoring) -> None:
     for name, top in (("logprobs", scoring.top), ("prompt_logprobs", scoring.prompt_top)):
         if top is not None:
             Range(0, MAX_TOP_LOGPROBS, "that many of the likeliest too").check(name, top)
+
+
+def check_prompt_scores(top: int | None, prompt_tokens: Sequence[int]) -> None:
+    """`prompt_tokens` of each answer to one call, whose reader may be slow: all are kept until he
+    has read them. Raises RequestInvalid."""
+    if top is None:
+        return
+    tokens = sum(prompt_tokens)
+    values = tokens * (top + 1)
+    if values > MAX_PROMPT_LOGPROBS:
+        each = f" of {len(prompt_tokens)} answers" if len(prompt_tokens) > 1 else ""
+        raise RequestInvalid(
+            f"prompt_logprobs: {top} of the likeliest at each of the {tokens} prompt tokens{each} "
+            f"are {values} values and {MAX_PROMPT_LOGPROBS} the most; ask for fewer or send a "
+            "shorter prompt"
+        )
 
 
 def check_choices(n: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from remora_agent.engine.protocol import EngineLimits
 from remora_agent.runtime.api import AdapterRef, GenerationRequest, SamplingParams, StoppingParams
-from remora_agent.runtime.bounds import MAX_PROMPT_LOGPROBS, check_sampling, check_scoring
+from remora_agent.runtime.bounds import check_prompt_scores, check_sampling, check_scoring
 from remora_agent.runtime.embedding import EmbeddingRequest
 from remora_agent.runtime.options import (
     CHOICE_ID_CHARS,
@@ -94,13 +94,7 @@ def _check_scoring(request: GenerationRequest, limits: EngineLimits) -> None:
         return
     if limits.scored < 1:
         raise Unsupported("prompt_logprobs: not with this engine; leave it out")
-    values = len(request.prompt) * (top + 1)
-    if values > MAX_PROMPT_LOGPROBS:
-        raise RequestInvalid(
-            f"prompt_logprobs: {top} of the likeliest at each of {len(request.prompt)} tokens are "
-            f"{values} values and {MAX_PROMPT_LOGPROBS} the most; ask for fewer or send a shorter "
-            "prompt"
-        )
+    check_prompt_scores(top, [len(request.prompt)])
 
 
 def _check_stopping(stopping: StoppingParams, options: RuntimeOptions) -> None:

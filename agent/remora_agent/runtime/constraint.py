@@ -1,16 +1,17 @@
 """Answers that match a grammar: which tokens may come next, by llguidance.
 
-A grammar is compiled once, on a thread of its own and within limits, and then started for each
+A grammar is compiled once, on one of a few threads and within limits, and then started for each
 answer, which advances it token by token. A grammar that outgrows its limits on the way ends its
 answer with an error. Knows nothing of requests and engines.
 """
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from threading import Lock
+from threading import Lock, get_ident
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,9 @@ from remora_contract.errors import Exhausted, RequestInvalid, Unavailable, Unsup
 MAX_PENDING = 16  # grammars that wait to be compiled
 MAX_KEPT = 16  # compiled grammars kept for the next request
 COMPILE_TIMEOUT_S = 10.0
+# A compilation cannot be ended from outside: one that takes longer keeps its thread, the others go
+# on, and when all are kept so, constraints are refused until one ends.
+WORKERS = 3
 # What one grammar may cost: seconds while it is compiled, milliseconds a token, memory.
 _LIMITS: dict[str, Any] = {
     "max_grammar_size": 20_000,  # symbols
@@ -103,7 +107,13 @@ class GrammarCompiler:
     `eos` are the model's end-of-sequence tokens, `vocab` the length of its logits.
     """
 
-    def __init__(self, vocabulary: Vocabulary, vocab: int, eos: Sequence[int]) -> None:
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        vocab: int,
+        eos: Sequence[int],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._vocabulary, self._vocab = vocabulary, vocab
         self._eos = [t for t in eos if 0 <= t < vocab]
         self._tokenizer: Any = None
@@ -111,12 +121,15 @@ class GrammarCompiler:
         self._lock = Lock()
         self._pending = 0
         self._closed = False
-        self._worker = ThreadPoolExecutor(1, "grammar")
+        self._clock = clock
+        self._began: dict[int, float] = {}  # when each thread began what it compiles
+        self._vocabulary_lock = Lock()
+        self._workers = ThreadPoolExecutor(WORKERS, "grammar")
 
     def compile(self, constraint: Constraint) -> Future[Grammar]:
         """Never waits. The future raises RequestInvalid with what is wrong with the grammar,
         Unsupported for a tokenizer that grammars cannot run over. Raises RequestInvalid (bounds),
-        Exhausted (too many wait)."""
+        Exhausted (too many wait, or every thread is at one for too long)."""
         text = grammar_text(constraint)
         with self._lock:
             if constraint in self._kept:
@@ -126,10 +139,16 @@ class GrammarCompiler:
                 return done
             if self._pending >= MAX_PENDING:
                 raise Exhausted(f"{self._pending} grammars wait to be compiled", retry_after_s=1.0)
+            if self._stuck() >= WORKERS:
+                raise Exhausted(
+                    f"{WORKERS} constraints take longer than {COMPILE_TIMEOUT_S:g} s to compile, "
+                    "and no thread is left for this one; try again later or leave it out",
+                    retry_after_s=COMPILE_TIMEOUT_S,
+                )
             if self._closed:
                 raise _ended()
             self._pending += 1
-            future = self._worker.submit(self._compile, constraint, text)
+            future = self._workers.submit(self._compile, constraint, text)
         future.add_done_callback(self._done)
         return future
 
@@ -137,13 +156,27 @@ class GrammarCompiler:
         """Grammars that wait fail with Unavailable."""
         with self._lock:  # `compile` submits within it
             self._closed = True
-        self._worker.shutdown(wait=False)
+        self._workers.shutdown(wait=False)
 
     def _done(self, _: Future[Grammar]) -> None:
         with self._lock:
             self._pending -= 1
 
+    def _stuck(self) -> int:
+        since = self._clock() - COMPILE_TIMEOUT_S
+        return sum(began < since for began in self._began.values())
+
     def _compile(self, constraint: Constraint, text: str) -> Grammar:
+        thread = get_ident()
+        with self._lock:
+            self._began[thread] = self._clock()
+        try:
+            return self._compiled(constraint, text)
+        finally:
+            with self._lock:
+                del self._began[thread]
+
+    def _compiled(self, constraint: Constraint, text: str) -> Grammar:
         from llguidance import LLMatcher, LLParserLimits
 
         if self._closed:
@@ -164,14 +197,15 @@ class GrammarCompiler:
 
     def _over_tokens(self) -> Any:
         """llguidance's view of the vocabulary: a trie of the tokens' bytes."""
-        if self._tokenizer is None:
-            if not self._eos:
-                raise Unsupported(
-                    "constraint: the bundle names no end-of-sequence token, so that an answer "
-                    "could not end; export it again with one"
-                )
-            self._tokenizer = _tokenizer(*self._vocabulary(), self._vocab, self._eos)
-        return self._tokenizer
+        with self._vocabulary_lock:
+            if self._tokenizer is None:
+                if not self._eos:
+                    raise Unsupported(
+                        "constraint: the bundle names no end-of-sequence token, so that an answer "
+                        "could not end; export it again with one"
+                    )
+                self._tokenizer = _tokenizer(*self._vocabulary(), self._vocab, self._eos)
+            return self._tokenizer
 
 
 def _tokenizer(tokens: list[bytes], special: list[int], vocab: int, eos: list[int]) -> Any:

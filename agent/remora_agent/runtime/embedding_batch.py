@@ -1,5 +1,7 @@
 """The prompts of one embedding request, two of them at a time: one computes, one waits for its turn
-as any request does, so that a long list holds up nobody.
+as any request does, so that a long list holds up nobody. The first enters by the queue's bounds;
+the next takes the place that one before it has left, though others may have filled the queue
+meanwhile: a list that has begun is not refused halfway.
 
 Belongs to the step thread from its first prompt's admission on. There is always a prompt in the
 runtime until the last has ended: a model that drains waits for all of them.

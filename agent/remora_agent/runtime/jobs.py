@@ -17,7 +17,8 @@ class Job:
     borders: tuple[int, ...] = ()  # prompt positions that begin a chunk: the mix changes there
     max_new: int = 1  # most tokens of the answer
     priority: int = 0  # higher first
-    client: str = ""  # whom its tokens are counted against
+    client: str = ""  # whom its tokens are counted against, within its owner's part
+    owner: str = ""  # who is connected
 
     @property
     def cost(self) -> int:
@@ -31,7 +32,6 @@ class SchedulerLimits:
     max_waiting: int
     max_waiting_tokens: int  # sum of the waiting prompts
     prefill_chunk: int  # most prompt tokens between two decode steps
-    patience_s: float  # passed over for longer, a request holds up later ones
     aging_s: float = 30.0  # so long without a turn is worth one level of priority
     inter_token_s: float = float("inf")  # chunks are cut so that running answers move as often
 
@@ -45,4 +45,5 @@ def job_of(request: GenerationRequest, borders: tuple[int, ...]) -> Job:
         request.stopping.max_tokens,
         request.share.priority,
         request.share.client,
+        request.share.owner,
     )

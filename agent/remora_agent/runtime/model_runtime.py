@@ -6,7 +6,6 @@ Owns the engine from construction to `close`. Knows no wire format and no contro
 from __future__ import annotations
 
 import logging
-import math
 import secrets
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -352,9 +351,6 @@ def _scheduler_limits(rows: int, options: RuntimeOptions) -> SchedulerLimits:
         max_waiting=options.max_waiting,
         max_waiting_tokens=options.max_waiting_tokens,
         prefill_chunk=options.prefill_chunk,
-        # The bank sees to it that no request is passed over for ever, and only it can without
-        # holding up those that need nothing loaded.
-        patience_s=math.inf,
         aging_s=options.aging_s,
         inter_token_s=options.inter_token_s,
     )

@@ -4,8 +4,8 @@ an argument; it knows nothing of tokens, text, adapters or engines.
 A job waits, gets a row, has its prompt read in chunks, then decodes one token a step with all the
 others. Chunks alternate with decode steps, and are cut by what they take, so that running answers
 keep their pace while a long prompt is read. Who gets a row is `waiting`'s order; a job that cannot
-be admitted yet (its adapters are on the way, or there is no room for them) is passed over, but not
-for longer than `patience_s`: then those behind it wait for it.
+be admitted yet (its adapters are on the way, or there is no room for them) is passed over; that it
+gets its turn is the bank's affair, which alone can give it without holding up the others.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from remora_agent.runtime.estimate import Ahead, Wait, estimate
-from remora_agent.runtime.fair_share import FairShare
+from remora_agent.runtime.fair_share import NestedShare
 from remora_agent.runtime.jobs import Job, SchedulerLimits
 from remora_agent.runtime.pace import Pace, Rates
 from remora_agent.runtime.waiting import WaitingJobs
@@ -61,6 +61,7 @@ class _Running:
     read: int = 0  # prompt tokens in the cache
     reused: int = 0  # of them not computed
     drawn: int = 0  # tokens of the answer
+    in_vain: int = 0  # tokens that were guessed, computed and not drawn
 
     @property
     def decoding(self) -> bool:
@@ -83,7 +84,7 @@ class Scheduler:
         self._cancelled: set[str] = set()
         self._free_rows = list(range(limits.rows - 1, -1, -1))
         self._decode_next = False
-        self._share = FairShare()
+        self._share = NestedShare()
         self._pace = Pace(limits.prefill_chunk)
 
     @property
@@ -107,11 +108,18 @@ class Scheduler:
     def empty(self) -> bool:
         return not self._waiting and not self._running
 
-    def submit(self, job: Job, now: float) -> None:
-        """Puts it into the queue. Raises Conflict for an id in use, Exhausted when the queue is
-        full or the first token would come after the deadline."""
+    def submit(self, job: Job, now: float, *, begun: bool = False) -> None:
+        """Puts it into the queue. Raises Conflict for an id in use, and, unless it is a part of
+        what has `begun`, Exhausted when the queue is full or the first token would come after the
+        deadline."""
         if job.request_id in self._waiting or job.request_id in self._running:
             raise Conflict(f"a request with id {job.request_id!r} is running; choose another id")
+        if not begun:
+            self._check_wait(job, now)
+        self._share.enter(job.owner, job.client)
+        self._waiting.push(job, now)
+
+    def _check_wait(self, job: Job, now: float) -> None:
         full = self._waiting.refusal(job)
         if full is not None:
             raise Exhausted(full, self.retry_after_s(job, now))
@@ -123,8 +131,6 @@ class Scheduler:
                     "request's deadline; send it again later or with more time",
                     max(wait.row_s, _RETRY_LEAST_S),
                 )
-        self._share.enter(job.client)
-        self._waiting.push(job, now)
 
     def expected_wait(self, job: Job, now: float) -> Wait | None:
         """Of a request that arrives now; None while nothing was measured."""
@@ -162,17 +168,9 @@ class Scheduler:
         return tuple(ended)
 
     def candidates(self, now: float) -> tuple[str, ...]:
-        """Waiting requests that may be admitted now; try them in this order.
-
-        Ends with the first that was passed over for too long. Empty when no row is free.
-        """
-        if not self._free_rows:
-            return ()
-        order = self._waiting.order(self._share, now)
-        for i, request_id in enumerate(order):
-            if self._waiting.impatient(request_id, now):
-                return order[: i + 1]
-        return order
+        """Waiting requests that may be admitted now; try them in this order. Empty when no row is
+        free."""
+        return self._waiting.order(self._share, now) if self._free_rows else ()
 
     def admit(self, request_id: str, now: float, row: int | None = None) -> int:
         """Gives a candidate a row: the given one or any. Raises InternalFault when it is none or
@@ -186,7 +184,7 @@ class Scheduler:
         job = self._waiting.take(request_id, now)
         assert job is not None  # looked up above
         self._free_rows.remove(row)
-        self._share.charge(job.client, job.cost)
+        self._share.charge(job.owner, job.client, job.cost)
         self._running[request_id] = _Running(job, row)
         return row
 
@@ -229,6 +227,13 @@ class Scheduler:
             if seconds is not None:
                 self._pace.step_took(seconds)
         self._decode_next = isinstance(work, PrefillChunk)
+
+    def drafted(self, request_id: str, computed: int, accepted: int) -> None:
+        """In the step that was done last, so many tokens were computed beside its own, and so many
+        of them drawn."""
+        running = self._running[request_id]
+        running.drawn += accepted
+        running.in_vain += computed - accepted
 
     def end(self, request_id: str, now: float) -> None:
         """The request has finished or failed; its row is free. Raises InternalFault for one that
@@ -292,8 +297,8 @@ class Scheduler:
         if running is not None:
             job = running.job
             self._free_rows.append(running.row)
-            served = running.read - running.reused + running.drawn
-            self._share.charge(job.client, served - job.cost)
+            served = running.read - running.reused + running.drawn + running.in_vain
+            self._share.charge(job.owner, job.client, served - job.cost)
         if job is None:
             raise InternalFault(f"request {request_id!r} has ended before")
-        self._share.leave(job.client)
+        self._share.leave(job.owner, job.client)

@@ -66,20 +66,25 @@ class Stepper:
     # -- any thread -------------------------------------------------------------------------
 
     def add(self, new: Arrival, *, begun: bool = False) -> None:
-        """Queues it. Raises what the scheduler refuses with, Exhausted while memory is short, and,
-        unless it is a part of what has `begun`, what `refuse` was given."""
+        """Queues it. Raises Conflict, and, unless it is a part of what has `begun`, what the
+        scheduler refuses with, Exhausted while memory is short and what `refuse` was given."""
         with self._changed:
-            if self._closed is not None and not begun:
-                raise self._closed
-            scheduler, now = self._scheduler, self._clock()
-            rows = scheduler.free_rows or range(self._engine.limits.rows)
-            short = self._memory.refusal(new.job, scheduler.running(), rows)
-            if short is not None:
-                wait_s = scheduler.retry_after_s(new.job, now)
-                raise Exhausted(short, max(wait_s, RETRY_AFTER_S))
-            scheduler.submit(new.job, now)
+            now = self._clock()
+            if not begun:
+                self._check_open(new, now)
+            self._scheduler.submit(new.job, now, begun=begun)
             self._requests[new.job.request_id] = Request(new.answer, new.wanted, new.job)
             self._fresh.append(new.answer)
+
+    def _check_open(self, new: Arrival, now: float) -> None:
+        if self._closed is not None:
+            raise self._closed
+        scheduler = self._scheduler
+        rows = scheduler.free_rows or range(self._engine.limits.rows)
+        short = self._memory.refusal(new.job, scheduler.running(), rows)
+        if short is not None:
+            wait_s = scheduler.retry_after_s(new.job, now)
+            raise Exhausted(short, max(wait_s, RETRY_AFTER_S))
 
     def add_all(self, arrivals: Sequence[Arrival]) -> None:
         """All of them or none: raises as `add` does."""
@@ -331,6 +336,8 @@ class Stepper:
                 break
         if found.draft:
             self._metrics.drafted(len(found.draft), len(tokens) - 1)
+            with self._changed:
+                self._scheduler.drafted(request.id, len(found.draft), len(tokens) - 1)
         return tokens
 
     def _take_one(self, request: Request, seen: Logits | ShortRow, now: float) -> TokenTaken | None:

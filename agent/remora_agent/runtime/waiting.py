@@ -1,34 +1,34 @@
 """The queue: who waits, in which order they get rows, and when it is full. Pure.
 
-The order is by level, then by the client's virtual time, then by arrival. A request's level is its
-priority and one more for every `aging_s` that it has waited as the first of its client and
-priority, or after it was passed over; so whoever is first of his own reaches every level in the
-end, and one client's crowd does not age together. Of one client and priority the order is that of
-arrival.
+The order is by level, then by the owner's virtual time, within an owner by the client's, then by
+arrival. A request's level is its priority and one more for every `aging_s` that it has waited as
+the first of its owner and priority, or after it was passed over; so whoever is first of his own
+reaches every level in the end, and one owner's crowd does not age together, whatever clients it
+names. Of one client and priority the order is that of arrival.
 
-A client may hold three quarters of the queue at most: the rest is for the others.
+A client may hold three quarters of the queue at most, all of one owner seven eighths: the rest is
+for the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 
-from remora_agent.runtime.fair_share import FairShare
+from remora_agent.runtime.fair_share import NestedShare
 from remora_agent.runtime.jobs import Job, SchedulerLimits
 
-Flow = tuple[str, int]  # client, priority
+Flow = tuple[str, int]  # owner, priority
 
 
 @dataclass
 class _Entry:
     job: Job
     aging_since_s: float | None = None  # None: others of its flow are before it
-    passed_over_s: float | None = None  # when one behind it was first admitted before it
 
     @property
     def flow(self) -> Flow:
-        return (self.job.client, self.job.priority)
+        return (self.job.owner, self.job.priority)
 
 
 class WaitingJobs:
@@ -58,14 +58,22 @@ class WaitingJobs:
                 f"the waiting prompts have {self._tokens} tokens, and {job.prompt_tokens} more "
                 f"pass the limit of {limits.max_waiting_tokens}"
             )
-        own = [e.job for e in self._entries.values() if e.job.client == job.client]
-        tokens = sum(j.prompt_tokens for j in own) + job.prompt_tokens
-        most = _three_quarters(limits.max_waiting_tokens)
-        if len(own) >= _three_quarters(limits.max_waiting) or (own and tokens > most):
-            return (
-                f"{len(own)} requests of this client are waiting already, and the rest of the "
-                "queue is kept for others"
-            )
+        return self._crowding(job)
+
+    def _crowding(self, job: Job) -> str | None:
+        """Why its owner or its client may not have one more."""
+        limits = self._limits
+        of_owner = [e.job for e in self._entries.values() if e.job.owner == job.owner]
+        of_client = [j for j in of_owner if j.client == job.client]
+        for who, own, spared in (("client", of_client, 4), ("connection", of_owner, 8)):
+            tokens = sum(j.prompt_tokens for j in own) + job.prompt_tokens
+            places = _without_part(limits.max_waiting, spared)
+            most = _without_part(limits.max_waiting_tokens, spared)
+            if len(own) >= places or (own and tokens > most):
+                return (
+                    f"{len(own)} requests of this {who} are waiting already, and the rest of the "
+                    "queue is kept for others"
+                )
         return None
 
     def push(self, job: Job, now: float) -> None:
@@ -97,36 +105,25 @@ class WaitingJobs:
             if request_id == admitted:
                 return
             entry = self._entries[request_id]
-            if entry.passed_over_s is None:
-                entry.passed_over_s = now
             if entry.aging_since_s is None:
                 entry.aging_since_s = now
 
-    def impatient(self, request_id: str, now: float) -> bool:
-        """Whether nobody behind it may go before it any more."""
-        since = self._entries[request_id].passed_over_s
-        return since is not None and now - since >= self._limits.patience_s
-
-    def order(self, share: FairShare, now: float) -> tuple[str, ...]:
+    def order(self, share: NestedShare, now: float) -> tuple[str, ...]:
         return tuple(job.request_id for job in self._ordered(self._entries.values(), share, now))
 
-    def before(self, job: Job, share: FairShare, now: float) -> list[Job]:
+    def before(self, job: Job, share: NestedShare, now: float) -> list[Job]:
         """What would be admitted before a job that arrives now, in order."""
         entries = [*self._entries.values(), _Entry(job)]
         ordered = self._ordered(entries, share, now)
         return ordered[: ordered.index(job)]
 
-    def _ordered(self, entries: Iterable[_Entry], share: FairShare, now: float) -> list[Job]:
-        tags: dict[Flow, float] = {}
-        keyed = []
-        for number, entry in enumerate(entries):
-            job = entry.job
-            tag = tags.get(entry.flow)
-            tag = share.start(job.client) if tag is None else tag
-            tags[entry.flow] = tag + job.cost
-            keyed.append((-self._level(entry, now), tag, number, job))
-        keyed.sort(key=lambda key: key[:3])
-        return [key[3] for key in keyed]
+    def _ordered(self, entries: Iterable[_Entry], share: NestedShare, now: float) -> list[Job]:
+        """First the order within each owner, then that of owners, each with what those before it
+        will have taken."""
+        levels = [(-self._level(entry, now), entry.job) for entry in entries]
+        clients = _tagged(levels, lambda j: share.client_start(j.owner, j.client), _client)
+        owners = _tagged(clients, lambda j: share.owner_start(j.owner), _owner)
+        return [job for _, job in owners]
 
     def _level(self, entry: _Entry, now: float) -> int:
         since = entry.aging_since_s
@@ -134,5 +131,29 @@ class WaitingJobs:
         return entry.job.priority + aged
 
 
-def _three_quarters(whole: int) -> int:
-    return whole - whole // 4
+def _client(job: Job) -> Hashable:
+    return (job.owner, job.client, job.priority)
+
+
+def _owner(job: Job) -> Hashable:
+    return (job.owner, job.priority)
+
+
+def _tagged(
+    jobs: list[tuple[int, Job]], start: Callable[[Job], float], of: Callable[[Job], Hashable]
+) -> list[tuple[int, Job]]:
+    """By level, then by the virtual time of whom each is `of` when its turn comes, then as they
+    are."""
+    tags: dict[Hashable, float] = {}
+    keyed = []
+    for number, (level, job) in enumerate(jobs):
+        who = of(job)
+        tag = tags[who] if who in tags else start(job)
+        tags[who] = tag + job.cost
+        keyed.append((level, tag, number, job))
+    keyed.sort(key=lambda key: key[:3])
+    return [(level, job) for level, _, _, job in keyed]
+
+
+def _without_part(whole: int, parts: int) -> int:
+    return whole - whole // parts

@@ -15,11 +15,14 @@ def choice_ids(request_id: str, n: int) -> tuple[str, ...]:
 
 
 def choice_call(call: GenerateCall, index: int) -> GenerateCall:
-    """The call that asks for answer `index` alone; a seed that passes 64 bits goes on from 0."""
-    seed = call.sampling.seed
-    if call.n == 1 or seed is None:
-        return replace(call, n=1)
-    return replace(call, n=1, sampling=replace(call.sampling, seed=(seed + index) % (1 << 64)))
+    """The call that asks for answer `index` alone; a seed that passes 64 bits goes on from 0. The
+    prompt's scores are those of all answers: only the first asks for them."""
+    seed, scoring = call.sampling.seed, call.scoring
+    if index:
+        scoring = replace(scoring, prompt_top=None)
+    if call.n > 1 and seed is not None:
+        seed = (seed + index) % (1 << 64)
+    return replace(call, n=1, scoring=scoring, sampling=replace(call.sampling, seed=seed))
 
 
 class Showing:

@@ -24,7 +24,7 @@ from remora_agent.serving.router import Router
 from remora_agent.serving.served_model import ServedModel
 from remora_agent.serving.tool_calls import CallReading, constrained
 from remora_agent.text.tool_reader import CallArguments, CallBegins
-from remora_contract.errors import Conflict, RequestInvalid, Unsupported
+from remora_contract.errors import Conflict, Exhausted, RequestInvalid, Unsupported
 
 Events = AsyncGenerator[StreamEvent, None]
 # Which of the call's answers, and what it says.
@@ -177,10 +177,17 @@ def _into(
 async def compiled(model: ServedModel, constraint: Constraint | None) -> Grammar | None:
     if constraint is None:
         return None
-    compiling = asyncio.wrap_future(model.runtime.compile(constraint))
+    """Raises as ModelRuntime.compile, RequestInvalid when it takes too long, Exhausted when others
+    take so long that it did not begin."""
+    compiling = model.runtime.compile(constraint)
     try:
-        return await asyncio.wait_for(compiling, COMPILE_TIMEOUT_S)
+        return await asyncio.wait_for(asyncio.wrap_future(compiling), COMPILE_TIMEOUT_S)
     except asyncio.TimeoutError as e:
+        if compiling.cancel():  # it had not begun
+            raise Exhausted(
+                f"constraint: it waited {COMPILE_TIMEOUT_S:g} s behind others to be compiled",
+                retry_after_s=COMPILE_TIMEOUT_S,
+            ) from e
         raise RequestInvalid(
             f"constraint: compiling it takes longer than {COMPILE_TIMEOUT_S:g} s; make it simpler"
         ) from e

@@ -3,7 +3,8 @@
 Putting never blocks and never waits for the reader; deltas of one answer that nobody has read yet
 are joined, JOINED_TOKENS at most into one, so that it still fits a message. A stream holds at most
 one Accepted, one PromptScored, these deltas and one end of each answer, whatever the reader does
-(the text itself is bounded by the context). Knows no wire format.
+(the text itself is bounded by the context). Answers of one call share their prompt: what one says
+of it, all say. Knows no wire format.
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ class EventStream:
 
     def put(self, event: Event, choice: int = 0) -> None:
         """Any thread. After the answer's end nothing more is taken."""
-        unread = self._unread[choice]
+        saying = self._unread if isinstance(event, PromptScored) else [self._unread[choice]]
         with self._lock:
             idle = not any(u.pending for u in self._unread)
-            kept = unread.keep(event)
-        if idle and kept:
+            kept = [unread.keep(event) for unread in saying]
+        if idle and any(kept):
             self._wake()
 
     def listeners(self) -> list[OnEvent]:

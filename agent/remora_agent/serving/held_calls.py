@@ -32,7 +32,7 @@ class HeldCall:
     call: GenerateCall
     prompt_tokens: int
     deadline_s: float | None  # on the clock that `hand_over` is given
-    on_event: OnEvent
+    on_event: OnEvent  # behind the process's counts and records
     provenance: Provenance  # of the model that gave it up
 
 
@@ -43,13 +43,11 @@ class NextModel(Protocol):
 
     def grammar(self, call: GenerateCall) -> Grammar | None: ...
 
-    def submit(
+    def resume(
         self,
-        request_id: str,
-        call: GenerateCall,
+        held: HeldCall,
         tokens: tuple[int, ...],
         timeout_s: float | None,
-        on_event: OnEvent,
         grammar: Grammar | None,
     ) -> None: ...
 
@@ -59,8 +57,10 @@ class NextModel(Protocol):
 class HeldCalls:
     """Thread-safe. `fill` once, then one of `hand_over`, `hand_back` and `fail`."""
 
-    def __init__(self, expected: Collection[str] = ()) -> None:
-        """`expected` may be cancelled before they are here."""
+    def __init__(self, expected: Collection[str] = (), observe: OnEvent | None = None) -> None:
+        """`expected` may be cancelled before they are here. `observe` hears the end of each that
+        ends here, before its own listener."""
+        self._observe = observe
         self._lock = threading.Lock()
         self._expected = frozenset(expected)
         self._early: set[str] = set()  # cancelled before they were here
@@ -76,7 +76,7 @@ class HeldCalls:
             self._held = {c.request_id: c for c in calls if c.request_id not in early}
         for held in calls:
             if held.request_id in early:
-                held.on_event(_cancelled(held))
+                self._end(held, _cancelled(held))
 
     def cancel(self, request_id: str) -> bool:
         """Whether it was found, here or with the model that has taken over."""
@@ -86,7 +86,7 @@ class HeldCalls:
                 return True
             held, model = self._held.pop(request_id, None), self._model
         if held is not None:
-            held.on_event(_cancelled(held))
+            self._end(held, _cancelled(held))
             return True
         return model is not None and model.cancel(request_id)
 
@@ -110,7 +110,7 @@ class HeldCalls:
         with self._lock:
             left, self._held = list(self._held.values()), {}
         for held in left:
-            held.on_event(Failed(error))
+            self._end(held, Failed(error))
 
     def _submit(self, held: HeldCall, model: NextModel, now: float) -> None:
         left_s = None if held.deadline_s is None else held.deadline_s - now
@@ -119,14 +119,19 @@ class HeldCalls:
             grammar = model.grammar(held.call)
         except RemoraError as e:
             if self._take(held):
-                held.on_event(Failed(e))
+                self._end(held, Failed(e))
             return
         try:
             with self._lock:  # a cancellation sees it here or there, never nowhere
                 if self._held.pop(held.request_id, None) is not None:
-                    model.submit(held.request_id, held.call, tokens, left_s, held.on_event, grammar)
+                    model.resume(held, tokens, left_s, grammar)
         except RemoraError as e:
-            held.on_event(Failed(e))
+            self._end(held, Failed(e))
+
+    def _end(self, held: HeldCall, event: Finished | Failed) -> None:
+        if self._observe is not None:
+            self._observe(event)
+        held.on_event(event)
 
     def _take(self, held: HeldCall) -> bool:
         """False when it was cancelled meanwhile: it has heard its end."""

@@ -19,6 +19,7 @@ from remora_agent.runtime.api import (
     OnEvent,
     Provenance,
 )
+from remora_agent.runtime.bounds import check_prompt_scores
 from remora_agent.runtime.constraint import COMPILE_TIMEOUT_S, Grammar
 from remora_agent.runtime.embedding import Embedded, EmbeddingRequest, OnEmbedded
 from remora_agent.runtime.model_runtime import ModelRuntime
@@ -129,25 +130,47 @@ class ServedModel:
         on_events: Sequence[OnEvent],
         grammar: Grammar | None = None,
     ) -> None:
-        """Queues an answer to the call for each id, all or none; the i-th has seed + i. The prompt
-        is `tokens`, `grammar` the compiled constraint (the tools' too). Does not wait for the
-        engine.
+        """Queues an answer to the call for each id, all or none; the i-th has seed + i, the first
+        tells the prompt's scores. The prompt is `tokens`, `grammar` the compiled constraint (the
+        tools' too). Does not wait for the engine.
 
         `timeout_s` from now until they must have ended. Raises as ModelRuntime.submit does,
         NotFound for a use case, RequestInvalid for a weight of an adapter that it has not.
         """
+        check_prompt_scores(call.scoring.prompt_top, [len(tokens)] * len(request_ids))
         deadline_s = None if timeout_s is None else self.runtime.now() + timeout_s
         with self._names, ExitStack() as adding:
             pairs = []
             for i, (request_id, on_event) in enumerate(zip(request_ids, on_events, strict=True)):
                 one = choice_call(call, i)
                 request = self._request(request_id, one, tokens, deadline_s)
-                listener = AcceptedOnce(on_event)
-                held = HeldCall(request_id, one, len(tokens), deadline_s, listener, self._was)
-                adding.enter_context(self._waiting.adding(held))
-                listening = self._listener(one, request, listener)
-                pairs.append((request, self._waiting.watching(held, listening)))
+                listener = self._told(one, request, AcceptedOnce(on_event))
+                pairs.append(self._adding(adding, one, request, listener))
             self.runtime.submit_all(pairs, grammar)
+
+    def resume(
+        self,
+        held: HeldCall,
+        tokens: tuple[int, ...],
+        timeout_s: float | None,
+        grammar: Grammar | None,
+    ) -> None:
+        """Takes over a call that another model gave up; counts and records go on with it. Raises
+        as `submit_choices`."""
+        deadline_s = None if timeout_s is None else self.runtime.now() + timeout_s
+        with self._names, ExitStack() as adding:
+            request = self._request(held.request_id, held.call, tokens, deadline_s)
+            pair = self._adding(adding, held.call, request, held.on_event)
+            self.runtime.submit_all([pair], grammar)
+
+    def _adding(
+        self, adding: ExitStack, call: GenerateCall, request: GenerationRequest, listener: OnEvent
+    ) -> tuple[GenerationRequest, OnEvent]:
+        """The request among those that may move until it has begun."""
+        prompt_tokens, deadline_s = len(request.prompt), request.deadline_s
+        held = HeldCall(request.request_id, call, prompt_tokens, deadline_s, listener, self._was)
+        adding.enter_context(self._waiting.adding(held))
+        return request, self._waiting.watching(held, self._observed(listener))
 
     def _request(
         self,
@@ -175,10 +198,10 @@ class ServedModel:
         """See ModelRuntime.cancel."""
         return self.runtime.cancel(request_id)
 
-    def give_up_waiting(self) -> HeldCalls:
+    def give_up_waiting(self, observe: OnEvent | None = None) -> HeldCalls:
         """The calls that have no row yet leave this model, to be handed to the next. Nobody may
-        submit meanwhile."""
-        return self._waiting.give_up(self.runtime.withdraw)
+        submit meanwhile. `observe` hears the end of those that end on the way."""
+        return self._waiting.give_up(self.runtime.withdraw, observe)
 
     @property
     def _was(self) -> Provenance:
@@ -212,7 +235,7 @@ class ServedModel:
             prompt = joined(request.prompts)
             whole = replace(request.reading(0), request_id=request_id, prompt=prompt)
             # Counts and records hear of it as of any request.
-            told = self._listener(call, whole, _nobody)
+            told = self._observed(self._told(call, whole, _nobody))
 
             def hear(end: Embedded | Failed) -> None:
                 told(as_event(end))
@@ -239,12 +262,16 @@ class ServedModel:
             weights[given.name] = given.weight
         return tuple(AdapterRef(name, None, weight) for name, weight in weights.items())
 
-    def _listener(
+    def _told(
         self, call: GenerateCall | EmbedCall, request: GenerationRequest, on_event: OnEvent
     ) -> OnEvent:
+        """`on_event` behind the process's counts and records; they hear of a call once, whatever
+        models it moves through."""
         if isinstance(call.selection, UseCaseRef):
             on_event = self.counts.listening(call.selection.name, len(request.prompt), on_event)
-        on_event = self._records.listening(request, self._origin(call, request.prompt), on_event)
+        return self._records.listening(request, self._origin(call, request.prompt), on_event)
+
+    def _observed(self, on_event: OnEvent) -> OnEvent:
         observe = self._observe
         if observe is None:
             return on_event

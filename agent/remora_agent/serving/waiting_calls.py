@@ -64,11 +64,11 @@ class WaitingCalls:
 
         return listen
 
-    def give_up(self, withdraw: Withdraw) -> HeldCalls:
-        """What `withdraw` lets go."""
+    def give_up(self, withdraw: Withdraw, observe: OnEvent | None = None) -> HeldCalls:
+        """What `withdraw` lets go; `observe` as HeldCalls has it."""
         with self._lock:
             known = frozenset(self._calls)
-        held = HeldCalls(known)
+        held = HeldCalls(known, observe)
         gone = withdraw(known, held.cancel)
         with self._lock:
             calls = [self._calls.pop(request_id) for request_id in gone]

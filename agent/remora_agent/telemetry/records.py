@@ -41,7 +41,8 @@ class Origin:
 @dataclass(frozen=True)
 class RequestRecord:
     request_id: str
-    client: str
+    client: str  # whom the request names
+    caller: str  # who was connected
     origin: Origin
     began_unix_s: float
     total_s: float
@@ -127,12 +128,13 @@ class _Recording:
         return RequestRecord(
             request_id=self.request.request_id,
             client=self.request.share.client,
+            caller=self.request.share.owner,
             origin=self.origin,
             began_unix_s=self.began_unix_s,
             total_s=now - self.began_s,
             outcome=event.reason.value if isinstance(event, Finished) else event.error.code,
             error="" if isinstance(event, Finished) else str(event.error),
-            adapters=self.adapters,
+            adapters=done.provenance.adapters if done else self.adapters,
             usage=done.usage if done else Usage(len(self.request.prompt), 0, self.tokens),
             timings=done.timings if done else None,
             stop_match=done.stop_match if done else "",

@@ -24,6 +24,7 @@ def write(record: RequestRecord) -> None:
     fields: dict[str, object] = {
         "request_id": record.request_id,
         "client": record.client,
+        "caller": record.caller,
         "model": record.origin.model,
         "use_case": record.origin.use_case,
         "adapters": [

@@ -91,6 +91,8 @@ def _attributes(record: RequestRecord) -> Iterator[tuple[str, Any]]:
     yield "remora.adapters", tuple(f"{a.name}@{a.digest}" for a in record.adapters)
     if record.origin.use_case:
         yield "remora.use_case", record.origin.use_case
+    if record.caller:
+        yield "remora.caller", record.caller
     if record.client:
         yield "remora.client", record.client
 

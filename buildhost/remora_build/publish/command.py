@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-HELP = """Publish a bundle or an adapter into a repository folder.
+HELP = """Publish a bundle, an adapter or a built engine into a repository folder.
 
 Files are cut into content-addressed chunks, so a new revision adds only what changed. A published
 revision of a name never changes. Interrupted, it continues where it stopped when run again.
@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
 
 def publish(
     artifact: Path = typer.Argument(
-        help="Bundle or adapter directory.", exists=True, file_okay=False
+        help="Bundle, adapter or engine directory.", exists=True, file_okay=False
     ),
     repository: Path = typer.Argument(help="Repository folder; made when it does not exist."),
     name: str | None = typer.Option(

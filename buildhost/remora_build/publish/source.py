@@ -13,6 +13,12 @@ from remora_contract.adapter import ADAPTER_JSON, Adapter, load_adapter
 from remora_contract.artifact import Kind
 from remora_contract.bundle import BUNDLE_JSON, Bundle, BundleFile, load_bundle
 from remora_contract.digests import digest_file
+from remora_contract.engine import (
+    ENGINE_JSON,
+    EngineDocument,
+    load_engine_document,
+    manifest_facts,
+)
 from remora_contract.errors import ArtifactInvalid
 
 _KV_ITEM_BYTES = {"float16": 2, "float32": 4}
@@ -38,14 +44,21 @@ def open_source(directory: Path) -> Source:
     if (directory / ADAPTER_JSON).exists():
         adapter = load_adapter(directory)
         return _source(directory, "adapter", ADAPTER_JSON, adapter, adapter_facts(adapter))
+    if (directory / ENGINE_JSON).exists():
+        engine = load_engine_document(directory)
+        return _source(directory, "engine", ENGINE_JSON, engine, manifest_facts(engine))
     raise ArtifactInvalid(
-        f"{directory} holds neither {BUNDLE_JSON} nor {ADAPTER_JSON}: publish takes what "
-        "remora-build export or remora-build adapter wrote"
+        f"{directory} holds neither {BUNDLE_JSON} nor {ADAPTER_JSON} nor {ENGINE_JSON}: publish "
+        "takes what remora-build export, adapter or engine wrote, or an engine of an agent's cache"
     )
 
 
 def _source(
-    directory: Path, kind: Kind, name: str, document: Bundle | Adapter, facts: dict[str, Any]
+    directory: Path,
+    kind: Kind,
+    name: str,
+    document: Bundle | Adapter | EngineDocument,
+    facts: dict[str, Any],
 ) -> Source:
     path = directory / name
     own = BundleFile(name, path.stat().st_size, digest_file(path))
@@ -70,6 +83,8 @@ def bundle_facts(bundle: Bundle) -> dict[str, Any]:
         "dtype": graph.dtype,
         "quant": graph.quant.kind,
         "quant_block": graph.quant.block,
+        "activations": graph.quant.activations,
+        "experts": decoder.experts is not None,
         "context": graph.context,
         "max_bank_rank": graph.max_bank_rank,
         "layers": decoder.layers,

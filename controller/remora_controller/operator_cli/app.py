@@ -8,7 +8,17 @@ from typing import Annotated
 import typer
 
 from remora_contract import command_line
-from remora_controller.operator_cli import artifacts, devices, events, releases, rollouts, top
+from remora_controller.operator_cli import (
+    apply,
+    artifacts,
+    audit,
+    devices,
+    events,
+    groups,
+    releases,
+    rollouts,
+    top,
+)
 from remora_controller.operator_cli.session import Settings
 
 app = typer.Typer(
@@ -49,6 +59,9 @@ rollouts.register(app)
 artifacts.register(app)
 top.register(app)
 events.register(app)
+groups.register(app)
+audit.register(app)
+apply.register(app)
 
 
 def main() -> None:

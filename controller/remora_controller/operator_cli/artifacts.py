@@ -36,7 +36,7 @@ def adapters(context: typer.Context) -> None:
 
 
 @app.command("list")
-def list_(context: typer.Context, as_json: render.Json = False) -> None:
+def list_(context: typer.Context, as_json: render.Json = None) -> None:
     """List published adapters and which devices serve each revision."""
     session = connect(context)
     found = list_artifacts(session, "adapter")
@@ -45,7 +45,7 @@ def list_(context: typer.Context, as_json: render.Json = False) -> None:
     _print(found, serving, as_json)
 
 
-def bundles(context: typer.Context, as_json: render.Json = False) -> None:
+def bundles(context: typer.Context, as_json: render.Json = None) -> None:
     """List published bundles and which devices run each."""
     session = connect(context)
     found = list_artifacts(session, "bundle")
@@ -60,10 +60,10 @@ def _serving(digest: str, devices: Sequence[pb.Device]) -> list[str]:
     return [d.device_id for d in devices if any(a.digest == digest for a in d.adapters)]
 
 
-def _print(found: list[pb.Artifact], used: dict[str, list[str]], as_json: bool) -> None:
-    if as_json:
+def _print(found: list[pb.Artifact], used: dict[str, list[str]], as_json: bool | None) -> None:
+    if as_json is not None:
         rows = [{**render.plain(a), "devices": used[a.digest]} for a in found]
-        render.print_json(rows)
+        render.print_data(rows, as_json)
         return
     now = time.time()
     columns = ("NAME", "REVISION", "DIGEST", ">SIZE", "BASE", "PUBLISHED", "ON DEVICES")
@@ -113,7 +113,7 @@ def ship(
         bool, typer.Option("--supersede", help="Take devices over from rollouts still open.")
     ] = False,
     watch: Watch = False,
-    as_json: render.Json = False,
+    as_json: render.Json = None,
 ) -> None:
     """Ship adapters: roll out what devices run, with these adapters changed."""
     wanted = spec.spec_message(wave, soak, threshold, wave_timeout, max_unavailable)

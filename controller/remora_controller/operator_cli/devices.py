@@ -10,7 +10,7 @@ from rich.text import Text
 
 from remora_contract.command_line import printable
 from remora_contract.errors import NotFound, UsageWrong
-from remora_controller.operator_cli import render
+from remora_controller.operator_cli import completion, render
 from remora_controller.operator_cli.release_document import pairs
 from remora_controller.operator_cli.session import connect
 from remora_protos.operator.v1 import operator_pb2 as pb
@@ -24,7 +24,12 @@ Selector = Annotated[
         show_default=False,
     ),
 ]
-DeviceId = Annotated[str, typer.Argument(help="A device id, as `remora devices` shows it.")]
+DeviceId = Annotated[
+    str,
+    typer.Argument(
+        help="A device id, as `remora devices` shows it.", autocompletion=completion.devices
+    ),
+]
 app = typer.Typer(help="List, label, remove devices; make join tokens.")
 
 
@@ -40,12 +45,12 @@ def devices(context: typer.Context) -> None:
 
 
 @app.command("list")
-def list_(context: typer.Context, selector: Selector = "", as_json: render.Json = False) -> None:
+def list_(context: typer.Context, selector: Selector = "", as_json: render.Json = None) -> None:
     """List devices with what they run, and what an operator should see to."""
     session = connect(context)
     found = session.call(session.stub.ListDevices, pb.ListDevicesRequest(selector=selector)).devices
-    if as_json:
-        render.print_json(render.plain(found))
+    if as_json is not None:
+        render.print_data(render.plain(found), as_json)
         return
     now = time.time()
     columns = ("DEVICE", "STATUS", "RUNNING", "PHASE", "LABELS", "MODEL", "SEEN", "NOTE")
@@ -66,15 +71,15 @@ def list_(context: typer.Context, selector: Selector = "", as_json: render.Json 
 
 
 @app.command()
-def show(context: typer.Context, device: DeviceId, as_json: render.Json = False) -> None:
+def show(context: typer.Context, device: DeviceId, as_json: render.Json = None) -> None:
     """Show one device: what it is, what it runs, what went wrong."""
     session = connect(context)
     request = pb.ListDevicesRequest(selector=f"id={device}")
     found = session.call(session.stub.ListDevices, request).devices
     if not found:
         raise NotFound(f"no device {device}; `remora devices` lists those there are")
-    if as_json:
-        render.print_json(render.plain(found[0]))
+    if as_json is not None:
+        render.print_data(render.plain(found[0]), as_json)
         return
     console = render.console()
     for name, value in render.plain(found[0]).items():
@@ -103,15 +108,15 @@ def token(
     valid: Annotated[
         float, typer.Option(min=1, help="Seconds until an unused token expires.")
     ] = 3600.0,
-    as_json: render.Json = False,
+    as_json: render.Json = None,
 ) -> None:
     """Make a one-time join token. Only the token goes to standard output."""
     session = connect(context)
     labels = pairs(label or [], "--label", "KEY=VALUE")
     request = pb.CreateJoinTokenRequest(valid_for_s=valid, labels=labels)
     made = session.call(session.stub.CreateJoinToken, request)
-    if as_json:
-        render.print_json(render.plain(made))
+    if as_json is not None:
+        render.print_data(render.plain(made), as_json)
     else:
         print(made.token)
 
@@ -133,6 +138,38 @@ def label(
     )
     changed = session.call(session.stub.LabelDevice, request)
     render.console().print(f"{device}: {render.labels_text(changed.labels) or 'no labels'}")
+
+
+Reason = Annotated[str, typer.Option(help="Why: shown beside the device.", show_default=False)]
+
+
+@app.command()
+def pin(
+    context: typer.Context,
+    device: DeviceId,
+    reason: Reason = "",
+    remove: Annotated[bool, typer.Option("--remove", help="Let rollouts reach it again.")] = False,
+) -> None:
+    """Keep what a device runs, whatever rollouts do."""
+    session = connect(context)
+    request = pb.PinDeviceRequest(device_id=device, unpin=remove, reason=reason)
+    changed = session.call(session.stub.PinDevice, request)
+    said = f"pinned: {changed.pin}" if changed.pin else "not pinned"
+    render.console().print(f"{device}: {said}")
+
+
+@app.command()
+def quarantine(
+    context: typer.Context,
+    device: DeviceId,
+    reason: Reason = "",
+    lift: Annotated[bool, typer.Option("--lift", help="End an operator's quarantine.")] = False,
+) -> None:
+    """Assign nothing to a device and take nothing from it; what it serves, it serves on."""
+    session = connect(context)
+    request = pb.QuarantineDeviceRequest(device_id=device, lift=lift, reason=reason)
+    changed = session.call(session.stub.QuarantineDevice, request)
+    render.console().print(f"{device} is {changed.status}")
 
 
 @app.command()

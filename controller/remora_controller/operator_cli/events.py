@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -22,14 +23,17 @@ def events(
         str, typer.Option(help="Only of this device (default: all).", show_default=False)
     ] = "",
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many, newest first.")] = 50,
-    as_json: render.Json = False,
+    as_json: render.Json = None,
 ) -> None:
     """List what happened, newest first."""
     session = connect(context)
     request = pb.ListEventsRequest(device_id=device, limit=limit)
-    found = session.call(session.stub.ListEvents, request).events
-    if as_json:
-        render.print_json(render.plain(found))
+    print_events(session.call(session.stub.ListEvents, request).events, as_json)
+
+
+def print_events(found: Sequence[pb.Event], as_json: bool | None) -> None:
+    if as_json is not None:
+        render.print_data(render.plain(found), as_json)
         return
     rows = [
         (

@@ -51,11 +51,16 @@ class ReleaseFile:
     use_cases: tuple[ReleaseUseCase, ...] = ()
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
     constraints: Constraints = field(default_factory=Constraints)
+    engines: tuple[str, ...] = ()  # references
 
 
 def read_release_file(data: bytes, where: str) -> ReleaseFile:
     """Strict YAML. Raises DocumentInvalid naming the key."""
-    table = load_yaml(data, where)
+    return parse_release_table(load_yaml(data, where), where)
+
+
+def parse_release_table(table: object, where: str) -> ReleaseFile:
+    """Decoded YAML, strictly. Raises DocumentInvalid naming the key."""
     use_cases: tuple[ReleaseUseCase, ...] = ()
     if isinstance(table, dict) and "use_cases" in table:
         use_cases = written_use_cases(table["use_cases"], f"{where}: use_cases")
@@ -128,6 +133,7 @@ def to_release(wanted: ReleaseFile, published: Sequence[Named]) -> Release:
             use_cases=wanted.use_cases,
             sampling=wanted.sampling,
             constraints=wanted.constraints,
+            engines=tuple(resolve(e, "engine", published).digest for e in wanted.engines) or None,
         )
     except ValueError as e:
         raise DocumentInvalid(f"release {wanted.name}: {e}") from e

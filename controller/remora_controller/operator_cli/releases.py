@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -70,22 +71,29 @@ def create(
             show_default=False,
         ),
     ] = None,
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Engine built elsewhere: NAME, NAME@REVISION or digest; devices whose build key "
+            "it has do not build. Repeat for more."
+        ),
+    ] = None,
     file: Annotated[
         Path | None,
         typer.Option(
-            help="release.yaml with name, bundle, adapters, use_cases, sampling, constraints; "
-            "instead of the options above.",
+            help="release.yaml with name, bundle, adapters, use_cases, engines, sampling, "
+            "constraints; instead of the options above.",
             show_default=False,
         ),
     ] = None,
-    as_json: render.Json = False,
+    as_json: render.Json = None,
 ) -> None:
     """Create a release. References are resolved to digests now and stay so."""
-    wanted = _wanted(name, bundle, adapter or [], use_case or [], use_cases, file)
+    wanted = _wanted(name, bundle, adapter or [], use_case or [], use_cases, engine or [], file)
     session = connect(context)
     made = create_release(session, to_release(wanted, list_artifacts(session)))
-    if as_json:
-        render.print_json(render.plain(made))
+    if as_json is not None:
+        render.print_data(render.plain(made), as_json)
     else:
         render.console().print(f"created release {made.release_id}")
 
@@ -96,14 +104,16 @@ def _wanted(
     adapters: list[str],
     use_cases: list[str],
     use_case_file: Path | None,
+    engines: list[str],
     file: Path | None,
 ) -> ReleaseFile:
     if file is None:
         if name is None or bundle is None:
             raise UsageWrong("give --name and --bundle, or --file release.yaml")
         document = None if use_case_file is None else _use_cases(use_case_file)
-        return from_flags(name, bundle, adapters, use_cases, document)
-    if name or bundle or adapters or use_cases or use_case_file:
+        made = from_flags(name, bundle, adapters, use_cases, document)
+        return replace(made, engines=tuple(engines))
+    if name or bundle or adapters or use_cases or use_case_file or engines:
         raise UsageWrong("--file says everything: leave the other options out")
     return read_release_file(_read(file), str(file))
 
@@ -128,21 +138,23 @@ def _read(path: Path) -> bytes:
 
 
 @app.command("list")
-def list_(context: typer.Context, as_json: render.Json = False) -> None:
+def list_(context: typer.Context, as_json: render.Json = None) -> None:
     """List releases, newest first."""
     session = connect(context)
     found = session.call(session.stub.ListReleases, pb.ListReleasesRequest()).releases
-    if as_json:
-        render.print_json(render.plain(found))
+    if as_json is not None:
+        render.print_data(render.plain(found), as_json)
         return
     now = time.time()
     rows = []
     for info in found:
         document = release_of(info)
         adapters = ", ".join(f"{a.name}@{a.revision}" for a in document.adapters) or "-"
+        engines = ", ".join(map(short, document.engines or ())) or "-"
         created = render.ago(info.created_at_unix_s, now)
-        rows.append((info.release_id, short(document.bundle), adapters, created, info.created_by))
-    columns = ("RELEASE", "BUNDLE", "ADAPTERS", "CREATED", "BY")
+        names = (info.release_id, short(document.bundle), adapters, engines)
+        rows.append((*names, created, info.created_by))
+    columns = ("RELEASE", "BUNDLE", "ADAPTERS", "ENGINES", "CREATED", "BY")
     render.console().print(render.table(columns, rows))
 
 
@@ -150,9 +162,28 @@ def list_(context: typer.Context, as_json: render.Json = False) -> None:
 def show(
     context: typer.Context,
     release: Annotated[str, typer.Argument(help="A release id, or a name for its newest.")],
+    as_json: render.Json = True,
 ) -> None:
-    """Show a release's document as JSON."""
-    render.print_json(render.plain(find_release(connect(context), release)))
+    """Show a release's document, as JSON if nothing else is asked for."""
+    render.print_data(render.plain(find_release(connect(context), release)), as_json is not False)
+
+
+@app.command()
+def diff(
+    context: typer.Context,
+    before: Annotated[str, typer.Argument(help="A release id, or a name for its newest.")],
+    after: Annotated[str, typer.Argument(help="The release to compare it with.")],
+    as_json: render.Json = None,
+) -> None:
+    """Show what differs between two releases, artifact by artifact and rule by rule."""
+    session = connect(context)
+    request = pb.DiffReleasesRequest(before=before, after=after)
+    found = session.call(session.stub.DiffReleases, request).differences
+    if as_json is not None:
+        render.print_data(render.plain(found), as_json)
+        return
+    rows = [(d.path, d.before or "-", d.after or "-") for d in found]
+    render.console().print(render.table(("WHAT", "BEFORE", "AFTER"), rows))
 
 
 def create_release(session: Session, release: Release) -> pb.ReleaseInfo:

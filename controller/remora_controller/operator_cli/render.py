@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Annotated, Any
 
 import typer
+import yaml
 from google.protobuf.message import Message
 from rich.console import Console
 from rich.table import Table
@@ -16,7 +17,11 @@ from rich.text import Text
 
 from remora_contract.command_line import printable
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+# True is JSON, False is YAML, None is for people.
+Json = Annotated[
+    bool | None,
+    typer.Option("--json/--yaml", help="Print JSON or YAML.", show_default=False),
+]
 _PIPE_WIDTH = 240
 _STYLES = {
     "online": "green",
@@ -26,6 +31,7 @@ _STYLES = {
     "COMPLETED": "green",
     "RUNNING": "cyan",
     "PAUSED": "yellow",
+    "AWAITING_APPROVAL": "yellow",
     "ABORTING": "yellow",
     "ABORTED": "yellow",
     "ROLLING_BACK": "red",
@@ -50,6 +56,14 @@ def console() -> Console:
 
 def print_json(data: object) -> None:
     print(json.dumps(data, indent=2, ensure_ascii=False, default=str))
+
+
+def print_data(data: object, as_json: bool) -> None:
+    """As JSON, or as YAML of the same data."""
+    if as_json:
+        print_json(data)
+    else:
+        print(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), end="")
 
 
 def plain(message: Any) -> Any:

@@ -13,15 +13,17 @@ from rich.text import Text
 
 from remora_contract.command_line import printable
 from remora_contract.errors import NotFound, Refused, Unavailable, UsageWrong
-from remora_controller.domain import FINAL_STATES
-from remora_controller.operator_cli import render
+from remora_controller.domain import FINAL_STATES, RolloutState
+from remora_controller.operator_cli import completion, render
 from remora_controller.operator_cli import spec_options as spec
 from remora_controller.operator_cli.devices import Selector
+from remora_controller.operator_cli.events import print_events
 from remora_controller.operator_cli.release_document import pairs
 from remora_controller.operator_cli.session import Session, connect
 from remora_controller.operator_cli.shipping import ship_release
 from remora_protos.operator.v1 import operator_pb2 as pb
 
+_APPROVAL = "somebody else: `remora rollout approve"
 FINAL = frozenset(state.value for state in FINAL_STATES)
 WATCH_S = 0.5
 # What an operator looks at first.
@@ -29,10 +31,20 @@ _URGENT = ("failed", "kept", "reverted", "updating", "soaking", "waiting", "offl
 _MAX_ROWS = 40
 app = typer.Typer(help="Start, watch, pause, abort rollouts.", no_args_is_help=True)
 RolloutId = Annotated[
-    str | None, typer.Argument(help="A rollout id (default: the newest).", show_default=False)
+    str | None,
+    typer.Argument(
+        help="A rollout id (default: the newest).",
+        show_default=False,
+        autocompletion=completion.rollouts,
+    ),
 ]
 Watch = Annotated[bool, typer.Option("--watch", "-w", help="Follow until it ends.")]
-Release = Annotated[str, typer.Argument(help="A release id, or a name for its newest.")]
+Release = Annotated[
+    str,
+    typer.Argument(
+        help="A release id, or a name for its newest.", autocompletion=completion.releases
+    ),
+]
 
 
 def register(root: typer.Typer) -> None:
@@ -45,15 +57,15 @@ def plan(
     release: Release,
     selector: Selector = "",
     wave: spec.Wave = None,
-    as_json: render.Json = False,
+    as_json: render.Json = None,
 ) -> None:
     """Show what a release would cost each device, and which cannot take it and why."""
     session = connect(context)
     waves = spec.spec_message(wave, 0, 1, None, 0)
     request = pb.PlanRequest(release=release, selector=selector, spec=waves)
     made = session.call(session.stub.Plan, request)
-    if as_json:
-        render.print_json(render.plain(made))
+    if as_json is not None:
+        render.print_data(render.plain(made), as_json)
     else:
         print_plan(made)
 
@@ -78,9 +90,10 @@ def print_plan(made: pb.PlanResponse) -> None:
 
 
 def _engine(plan: pb.DevicePlan) -> str:
-    if not plan.builds_engine:
-        return "kept"
-    return f"built, about {render.duration(plan.build_s)}" if plan.build_s_known else "built"
+    what = plan.engine or ("built" if plan.builds_engine else "kept")  # of an older controller
+    if what == "built" and plan.build_s_known:
+        what = f"built, about {render.duration(plan.build_s)}"
+    return f"{what}: {plan.engine_why}" if plan.engine_why and what != "kept" else what
 
 
 @app.command()
@@ -109,8 +122,12 @@ def start(
     supersede: Annotated[
         bool, typer.Option("--supersede", help="Take devices over from rollouts still open.")
     ] = False,
+    needs_approval: Annotated[
+        bool,
+        typer.Option("--needs-approval", help="Touch nothing before somebody else approves."),
+    ] = False,
     watch: Watch = False,
-    as_json: render.Json = False,
+    as_json: render.Json = None,
 ) -> None:
     """Start a rollout: wave by wave, stopping and going back by itself when too many fail."""
     wanted = spec.spec_message(wave, soak, threshold, wave_timeout, max_unavailable)
@@ -121,22 +138,30 @@ def start(
         spec=wanted,
         skip_refused=skip_refused,
         supersede=supersede,
+        needs_approval=needs_approval,
     )
     launch(session, request, watch, as_json)
 
 
-def launch(session: Session, request: pb.StartRolloutRequest, watch: bool, as_json: bool) -> None:
+def launch(
+    session: Session, request: pb.StartRolloutRequest, watch: bool, as_json: bool | None
+) -> None:
     """Starts, says so, and follows if asked."""
     made = session.call(session.stub.StartRollout, request)
-    if as_json:
-        render.print_json(render.plain(made))
+    if as_json is not None:
+        render.print_data(render.plain(made), as_json)
     else:
         render.console().print(
             f"started rollout {made.rollout_id} of {made.release_id} on {len(made.devices)} "
             f"devices in {made.waves} waves"
+            + (f"; it waits for {_APPROVAL} {made.rollout_id}`" if _waits(made) else "")
         )
     if watch:
         follow(session, made.rollout_id)
+
+
+def _waits(made: pb.Rollout) -> bool:
+    return made.state == RolloutState.AWAITING_APPROVAL.value
 
 
 def _chosen_release(
@@ -155,13 +180,13 @@ def status(
     context: typer.Context,
     rollout: RolloutId = None,
     watch: Watch = False,
-    as_json: render.Json = False,
+    as_json: render.Json = None,
 ) -> None:
     """Show where each device of a rollout is."""
     session = connect(context)
     found = get_rollout(session, rollout)
-    if as_json:
-        render.print_json(render.plain(found))
+    if as_json is not None:
+        render.print_data(render.plain(found), as_json)
     elif watch:
         follow(session, found.rollout_id)
     else:
@@ -226,12 +251,12 @@ def check_completed(found: pb.Rollout) -> None:
 
 
 @app.command("list")
-def list_(context: typer.Context, as_json: render.Json = False) -> None:
+def list_(context: typer.Context, as_json: render.Json = None) -> None:
     """List rollouts, newest first."""
     session = connect(context)
     found = session.call(session.stub.ListRollouts, pb.ListRolloutsRequest()).rollouts
-    if as_json:
-        render.print_json(render.plain(found))
+    if as_json is not None:
+        render.print_data(render.plain(found), as_json)
         return
     now = time.time()
     rows = [
@@ -255,6 +280,25 @@ def pause(context: typer.Context, rollout: RolloutId = None) -> None:
     session = connect(context)
     request = pb.RolloutActionRequest(rollout_id=get_rollout(session, rollout).rollout_id)
     _say(session.call(session.stub.PauseRollout, request))
+
+
+@app.command()
+def approve(
+    context: typer.Context,
+    rollout: Annotated[str, typer.Argument(help="The rollout's id: say which you looked at.")],
+) -> None:
+    """Let a rollout begin that somebody else started with --needs-approval."""
+    session = connect(context)
+    request = pb.RolloutActionRequest(rollout_id=rollout)
+    _say(session.call(session.stub.ApproveRollout, request))
+
+
+@app.command()
+def history(context: typer.Context, rollout: RolloutId = None, as_json: render.Json = None) -> None:
+    """Show what happened to a rollout and who did it, oldest first."""
+    session = connect(context)
+    request = pb.RolloutHistoryRequest(rollout_id=get_rollout(session, rollout).rollout_id)
+    print_events(session.call(session.stub.RolloutHistory, request).events, as_json)
 
 
 @app.command()

@@ -21,6 +21,7 @@ from remora_controller.pki import SERVER_NAME
 from remora_protos.operator.v1.operator_pb2_grpc import OperatorStub
 
 CALL_TIMEOUT_S = 30.0
+COMPLETION_TIMEOUT_S = 2.0
 DEFAULT_CREDENTIALS = Path("~/.config/remora")
 _OPTIONS = (
     ("grpc.ssl_target_name_override", SERVER_NAME),
@@ -39,8 +40,9 @@ class Settings:
 class Session:
     """One channel. Every call raises a RemoraError that says what to do next."""
 
-    def __init__(self, directory: Path, address: str) -> None:
+    def __init__(self, directory: Path, address: str, timeout_s: float = CALL_TIMEOUT_S) -> None:
         self.address = address
+        self._timeout_s = timeout_s
         credentials = grpc.ssl_channel_credentials(
             _read(directory / "ca.pem"),
             _read(directory / "operator.key"),
@@ -53,7 +55,7 @@ class Session:
         """`session.call(session.stub.ListDevices, request)`; the stub is untyped, so the caller
         names the answer's type."""
         try:
-            return method(request, timeout=CALL_TIMEOUT_S)
+            return method(request, timeout=self._timeout_s)
         except grpc.RpcError as e:
             raise self._explained(from_rpc_error(e)) from e
 
@@ -77,6 +79,21 @@ def connect(context: typer.Context) -> Session:
         settings.controller or load_toml(OperatorConfig, directory / "controller.toml").address
     )
     session = Session(directory, address)
+    context.call_on_close(session.close)
+    return session
+
+
+def completing(context: typer.Context) -> Session | None:
+    """For shell completion, where the root command did not run: from its options as far as they are
+    typed. None where nobody could be asked."""
+    root = context.find_root().params
+    settings = Settings(root.get("credentials"), root.get("controller"))
+    try:
+        directory = credentials_directory(settings)
+        toml = load_toml(OperatorConfig, directory / "controller.toml")
+        session = Session(directory, settings.controller or toml.address, COMPLETION_TIMEOUT_S)
+    except RemoraError:
+        return None  # a completion has nowhere to say what is wrong
     context.call_on_close(session.close)
     return session
 

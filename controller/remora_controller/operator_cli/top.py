@@ -69,13 +69,13 @@ def top(
     selector: Selector = "",
     once: Annotated[bool, typer.Option("--once", help="Print once and end.")] = False,
     interval: Annotated[float, typer.Option(min=0.2, help="Seconds between redraws.")] = 2.0,
-    as_json: render.Json = False,
+    as_json: render.Json = None,
 ) -> None:
     """Show devices with their newest telemetry, live. A pipe or --json gets it once."""
     session = connect(context)
     console = render.console()
-    if as_json:
-        render.print_json(render.plain(_rows(session, selector)))
+    if as_json is not None:
+        render.print_data(render.plain(_rows(session, selector)), as_json)
     elif once or not console.is_terminal:
         console.print(fleet_table(_rows(session, selector), time.time()))
     else:

@@ -33,8 +33,14 @@ class Admission:
                 "(`remora devices token`, then `remora-agent join --force`)"
             )
         if device.quarantine is not None:
-            raise Refused(quarantine_message(device.device_id, device.quarantine))
+            raise Refused(_held(device, device.quarantine))
         return device
+
+
+def _held(device: Device, reason: str) -> str:
+    if not device.quarantined_by:
+        return quarantine_message(device.device_id, reason)
+    return f"device {device.device_id} was quarantined by {device.quarantined_by}: {reason}"
 
 
 def quarantine_message(device_id: str, reason: str) -> str:

@@ -51,7 +51,7 @@ def unary(
         try:
             return await method(self, request, context)
         except RemoraError as e:
-            await _abort(context, e)
+            await abort(context, e)
 
     return handle
 
@@ -65,12 +65,12 @@ def streaming(
             async for answer in method(self, request, context):
                 yield answer
         except RemoraError as e:
-            await _abort(context, e)
+            await abort(context, e)
 
     return handle
 
 
-async def _abort(context: Context, error: RemoraError) -> NoReturn:
+async def abort(context: Context, error: RemoraError) -> NoReturn:
     status = to_status(error)
     await context.abort(status.code, status.details, status.trailing_metadata)
     raise AssertionError("abort raises")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import get_args
 
+from remora_contract.artifact import Kind
 from remora_contract.errors import RequestInvalid
 from remora_controller import pki
 from remora_controller.domain import Assignment, Device
@@ -40,6 +42,7 @@ class OperatorParts:
     authority: pki.Authority
     clock: Callable[[], float]
     on_news: Callable[[], None]
+    may_be_late: Callable[[str], None]  # a device that may have missed a rollout
 
 
 class OperatorService(pb_grpc.OperatorServicer):
@@ -102,7 +105,7 @@ class OperatorService(pb_grpc.OperatorServicer):
             dict(request.set),
             list(request.remove),
         )
-        self._parts.on_news()
+        self._parts.may_be_late(device.device_id)
         assignment = await self._parts.thread.call(self._parts.store.assignment, device.device_id)
         return self._device(device, assignment, {})
 
@@ -121,8 +124,10 @@ class OperatorService(pb_grpc.OperatorServicer):
         self, request: pb.ListArtifactsRequest, context: Context
     ) -> pb.ListArtifactsResponse:
         caller(context, pki.Role.OPERATOR)
-        if request.kind not in ("", "bundle", "adapter"):
-            raise RequestInvalid(f"artifacts are bundles and adapters, not {request.kind[:40]!r}")
+        if request.kind not in ("", *get_args(Kind)):
+            raise RequestInvalid(
+                f"artifacts are bundles, adapters and engines, not {request.kind[:40]!r}"
+            )
         index = await self._parts.thread.call(self._parts.repository.index, is_fresh=True)
         wanted = [p for p in index.published if request.kind in ("", p.kind)]
         return pb.ListArtifactsResponse(artifacts=map(wire.artifact_message, wanted))
@@ -166,6 +171,7 @@ class OperatorService(pb_grpc.OperatorServicer):
             wire.spec_of(request.spec),
             request.skip_refused,
             request.supersede,
+            request.needs_approval,
         )
         detail = await self._parts.thread.call(self._parts.operations.start, start, by)
         self._parts.on_news()

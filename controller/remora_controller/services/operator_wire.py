@@ -91,6 +91,8 @@ def device_message(
         error_message=device.quarantine or report.error_message,
         progress=report.progress,
         note=note,
+        pin=device.pin or "",
+        quarantined_by=device.quarantined_by,
         bundle_digest=report.bundle_digest,
         adapters=[
             pb.DeviceAdapter(name=a.name, revision=a.revision, digest=a.digest)
@@ -143,6 +145,8 @@ def _device_plan_message(plan: DevicePlan) -> pb.DevicePlan:
             pb.PlanRefusal(code=r.code, need=r.need, have=r.have, message=str(r))
             for r in plan.refusals
         ],
+        engine=plan.engine.what,
+        engine_why=plan.engine.why,
     )
 
 
@@ -171,6 +175,7 @@ def rollout_summary(record: RolloutRecord, release_name: str) -> pb.Rollout:
         spec=spec_message(record.spec),
         created_at_unix_s=record.created_at,
         created_by=record.created_by,
+        approved_by=record.approved_by,
     )
 
 

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence, Sized
 
+from remora_contract.engine import MAX_FIELD_TEXT, MAX_KEY_FIELDS
 from remora_contract.errors import RequestInvalid
 from remora_controller.domain import (
     Assignment,
@@ -39,6 +40,7 @@ _MAX_INT = (1 << 63) - 1
 def facts_of(message: pb.DeviceFacts) -> Facts:
     """Raises RequestInvalid naming the field."""
     _count("backends", message.backends, MAX_BACKENDS)
+    _count("engine_key fields", message.engine_key, MAX_KEY_FIELDS)
     return Facts(
         machine_id=message.machine_id[:MAX_TEXT],
         hostname=message.hostname[:MAX_TEXT],
@@ -49,6 +51,9 @@ def facts_of(message: pb.DeviceFacts) -> Facts:
         disk_free_bytes=_whole("disk_free_bytes", message.disk_free_bytes),
         backends={k[:MAX_TEXT]: v[:MAX_TEXT] for k, v in sorted(message.backends.items())},
         cores=message.cores,
+        engine_key={
+            k[:MAX_TEXT]: v[:MAX_FIELD_TEXT] for k, v in sorted(message.engine_key.items())
+        },
     )
 
 

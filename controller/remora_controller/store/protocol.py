@@ -24,6 +24,7 @@ from remora_controller.domain import (
     SyncRecord,
 )
 from remora_controller.rollout import Action, Attempt
+from remora_controller.store.governance import GovernanceStore
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class MemberState:
     member: Member
     hostname: str
     labels: dict[str, str]
-    is_barred: bool  # removed or quarantined
+    is_barred: bool  # removed, quarantined or pinned
     last_seen: float | None
     forward: Attempt | None
     back: Attempt | None
@@ -175,5 +176,5 @@ class JournalStore(Protocol):
         ...
 
 
-class Store(DeviceStore, RolloutStore, JournalStore, Protocol):
+class Store(DeviceStore, RolloutStore, JournalStore, GovernanceStore, Protocol):
     def close(self) -> None: ...

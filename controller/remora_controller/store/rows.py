@@ -43,6 +43,8 @@ def device_row(device: Device) -> Row:
         "last_seen": device.last_seen,
         "events_up_to": device.events_up_to,
         "quarantine": device.quarantine,
+        "quarantined_by": device.quarantined_by,
+        "pin": device.pin,
         "removed_at": device.removed_at,
     }
 
@@ -60,6 +62,8 @@ def device_of(row: Row) -> Device:
         last_seen=row["last_seen"],
         events_up_to=row["events_up_to"],
         quarantine=row["quarantine"],
+        quarantined_by=row["quarantined_by"],
+        pin=row["pin"],
         removed_at=row["removed_at"],
     )
 
@@ -119,6 +123,7 @@ def rollout_row(rollout: RolloutRecord) -> Row:
         "spec": dumps(rollout.spec),
         "state": rollout.state.value,
         "keep": int(rollout.keep),
+        "needs_approval": int(rollout.needs_approval),
     }
 
 
@@ -129,6 +134,7 @@ def rollout_of(row: Row) -> RolloutRecord:
             "spec": parse(RolloutSpec, json.loads(row["spec"]), "rollouts.spec"),
             "state": RolloutState(row["state"]),
             "keep": bool(row["keep"]),
+            "needs_approval": bool(row["needs_approval"]),
         }
     )
 

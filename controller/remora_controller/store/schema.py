@@ -117,7 +117,58 @@ def m0001_first(db: Database) -> None:
 
 migrations(name="m0001_first")(m0001_first)
 
-MIGRATION_NAMES = frozenset({"m0001_first"})
+# Who may do what is a matter of certificates; here is who may no longer, and who did what. The
+# audit log only grows: audit_head says up to where, so that cut-off entries are missed too.
+_GOVERNANCE = """
+ALTER TABLE devices ADD COLUMN quarantined_by TEXT NOT NULL DEFAULT '';
+ALTER TABLE devices ADD COLUMN pin TEXT;
+ALTER TABLE rollouts ADD COLUMN needs_approval INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE rollouts ADD COLUMN approved_by TEXT NOT NULL DEFAULT '';
+CREATE TABLE device_groups (
+  name TEXT PRIMARY KEY,
+  device_ids TEXT,
+  selector TEXT,
+  created_at REAL NOT NULL,
+  created_by TEXT NOT NULL
+);
+CREATE TABLE revoked_operators (
+  name TEXT PRIMARY KEY,
+  at REAL NOT NULL
+);
+CREATE TABLE audit (
+  seq INTEGER PRIMARY KEY,
+  at REAL NOT NULL,
+  who TEXT NOT NULL,
+  role TEXT NOT NULL,
+  place TEXT NOT NULL,
+  what TEXT NOT NULL,
+  detail_json TEXT NOT NULL,
+  answers INTEGER NOT NULL,
+  result TEXT NOT NULL,
+  message TEXT NOT NULL,
+  hash TEXT NOT NULL
+);
+CREATE INDEX audit_by_time ON audit (at);
+CREATE TABLE audit_head (
+  id INTEGER PRIMARY KEY CHECK (id = 1),
+  seq INTEGER NOT NULL,
+  hash TEXT NOT NULL
+);
+INSERT INTO audit_head VALUES (1, 0, '');
+CREATE TRIGGER audit_is_not_changed BEFORE UPDATE ON audit
+BEGIN SELECT RAISE(ABORT, 'the audit log only grows'); END;
+CREATE TRIGGER audit_is_not_deleted BEFORE DELETE ON audit
+BEGIN SELECT RAISE(ABORT, 'the audit log only grows'); END;
+"""
+
+
+def m0003_governance(db: Database) -> None:
+    db.executescript(_GOVERNANCE)
+
+
+migrations(name="m0003_governance")(m0003_governance)
+
+MIGRATION_NAMES = frozenset({"m0001_first", "m0003_governance"})
 
 
 def migrate(db: Database, path: str) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from remora_controller.domain import MetricPoint, StoredEvent
 from remora_controller.store.rows import Row
 from remora_controller.store.sqlite_devices import SqliteDevices
+from remora_controller.store.sqlite_governance import SqliteGovernance
 from remora_controller.store.sqlite_rollouts import SqliteRollouts
 
 MAX_EVENTS = 100_000
@@ -28,7 +29,7 @@ WHERE a.generation <= (SELECT MAX(b.generation) - ? FROM assignments b
 """
 
 
-class SqliteStore(SqliteDevices, SqliteRollouts):
+class SqliteStore(SqliteDevices, SqliteRollouts, SqliteGovernance):
     """Implements `store.protocol.Store`."""
 
     def add_events(self, events: Sequence[StoredEvent]) -> None:

@@ -34,7 +34,7 @@ _SHOWN_CONFLICTS = 5
 
 _MEMBER_STATES = """
 SELECT m.*, d.hostname, d.device_labels, d.operator_labels, d.last_seen, d.progress,
-  d.quarantine IS NOT NULL OR d.removed_at IS NOT NULL AS is_barred,
+  d.quarantine IS NOT NULL OR d.removed_at IS NOT NULL OR d.pin IS NOT NULL AS is_barred,
   f.created_at AS forward_at, f.phase AS forward_phase, f.release_id AS forward_release,
   b.created_at AS back_at, b.phase AS back_phase, b.release_id AS back_release,
   COALESCE(NULLIF(b.error, ''), f.error, '') AS error,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 
 import pytest
@@ -412,6 +413,23 @@ def test_when_serving_is_lost_the_committed_release_is_restored(device, first):
     device.host.lose()
     device.settle()
     assert device.running == first.release_id
+
+
+def test_while_a_release_is_restored_the_device_goes_on_reporting(device, first):
+    commit(device, first)
+    device.host.lose()
+    reported = []
+
+    def report_beside(assignment, progress):
+        beside = threading.Thread(target=lambda: reported.append(device.reconciler.report()))
+        beside.daemon = True
+        beside.start()
+        beside.join(2)
+        assert reported, "the report waits for the restore"
+
+    device.host.hooks["switch"] = report_beside
+    device.reconciler.step()
+    assert reported[0].record.committed == first.release_id
 
 
 def test_a_committed_release_that_cannot_be_restored_falls_back_to_the_previous(

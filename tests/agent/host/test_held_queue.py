@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
+from remora_agent.client import Client
+from remora_agent.local_host import HostSettings
 from remora_agent.runtime.api import (
     Failed,
     Finished,
@@ -15,12 +18,15 @@ from remora_agent.runtime.api import (
     Timings,
     Usage,
 )
+from remora_agent.runtime.options import RuntimeOptions
 from remora_agent.serving.call import GenerateCall, TokenPrompt
 from remora_agent.serving.held_calls import HeldCall, HeldCalls
+from remora_agent.serving.served_model import ServedModel
 from remora_agent.text.pipeline import Encoded
 from remora_contract.errors import EngineFault, NotFound, Refused, RemoraError, Unavailable
 from tests.agent.host.load import OPTIONS
 from tests.agent.host.test_bundle_switch import wait_closed
+from tests.support.serving import ReferenceEngines, World, running_stack
 
 
 class Caller(threading.Thread):
@@ -108,6 +114,33 @@ def test_waiting_requests_are_answered_by_the_new_engine_and_running_ones_by_the
     wait_closed(hosted.engines, 1)
 
 
+def test_what_waited_goes_into_the_new_queue_before_any_new_call(tmp_path, monkeypatch):
+    world, engines = World(tmp_path), ReferenceEngines(rows=1)
+    small = HostSettings(RuntimeOptions(max_waiting=4), idle_s=20.0)
+    with (
+        running_stack(tmp_path, engines, host=small) as (stack, address),
+        Client(address, timeout_s=30) as client,
+    ):
+        hosted = SimpleNamespace(engines=engines, host=stack.host, world=world, client=client)
+        _, queue = crowded(hosted)
+        give_up, crowd = ServedModel.give_up_waiting, []
+
+        def then_a_crowd_comes(model, *args):
+            held = give_up(model, *args)
+            crowd.extend(Caller(client, f"late {i}") for i in range(4))
+            until(lambda: client.status().queued >= 3)
+            return held
+
+        monkeypatch.setattr(ServedModel, "give_up_waiting", then_a_crowd_comes)
+        stack.host.switch(world.assignment("two", "second"))
+        engines.gate.set()
+        for caller in queue:
+            assert caller.ended().error is None
+            assert caller.result.provenance.bundle_digest == world.bundle("second").digest
+        for caller in crowd:
+            caller.ended()
+
+
 def test_when_the_new_engine_does_not_open_the_old_one_answers_what_waited(hosted):
     world = hosted.world
     _, queue = crowded(hosted)
@@ -165,6 +198,56 @@ def test_a_waiting_request_that_moved_can_still_be_cancelled(hosted):
     assert running[0].ended().result.finish_reason is FinishReason.LENGTH
 
 
+def ended_of(host) -> tuple[int, int, float, float]:
+    """Requests, failures, and of the records: how many and their seconds together."""
+    metrics = host.metrics()
+    (seconds,) = [h for h in host.histograms() if h.name == "request_seconds"]
+    return (
+        int(metrics["requests"]),
+        int(metrics["failures"]),
+        sum(seconds.counts),
+        seconds.total,
+    )
+
+
+def test_a_call_cancelled_while_it_is_held_is_counted_and_recorded_as_any(hosted):
+    world = hosted.world
+    _, queue = crowded(hosted, waiting=2)
+    gone = Caller(hosted.client, "gone", request_id="gone")
+    until(lambda: hosted.client.status().queued == 3)
+    hosted.engines.fits = False
+    thread = switching(hosted, world.assignment("two", "second"))
+    until(lambda: hosted.client.status().state == "loading")
+    until(lambda: hosted.client.cancel("gone"))
+    gone.ended()
+    hosted.engines.gate.set()
+    thread.join(30)
+    for caller in queue:
+        caller.ended()
+    until(lambda: ended_of(hosted.host)[:3] == (4, 0, 4))
+
+
+def test_calls_that_fail_while_they_are_held_are_counted_and_recorded(hosted):
+    world = hosted.world
+    running, queue = crowded(hosted)
+    hosted.engines.fits = False
+    hosted.engines.refuse = {n: EngineFault("no engine today") for n in ("base", "second")}
+    switching_in_vain(hosted, world.assignment("two", "second"))
+    for caller in (*running, *queue):
+        caller.ended()
+    until(lambda: ended_of(hosted.host)[:3] == (4, 3, 4))
+
+
+def test_the_time_of_a_moved_call_counts_from_its_first_submission(hosted):
+    _, queue = crowded(hosted, waiting=1)
+    threading.Event().wait(0.3)
+    hosted.host.switch(hosted.world.assignment("two", "second"))
+    hosted.engines.gate.set()
+    queue[0].ended()
+    until(lambda: ended_of(hosted.host)[0] == 2)
+    assert ended_of(hosted.host)[3] > 0.6
+
+
 # -- held calls alone -----------------------------------------------------------------------
 
 
@@ -179,10 +262,10 @@ class Model:
     def grammar(self, call):
         self.compiled_beside_the_lock = self.calls is None or not self.calls._lock.locked()
 
-    def submit(self, request_id, call, tokens, timeout_s, on_event, grammar):
+    def resume(self, held, tokens, timeout_s, grammar):
         if self._error is not None:
             raise self._error
-        self.submitted.append((request_id, tokens, timeout_s))
+        self.submitted.append((held.request_id, tokens, timeout_s))
 
     def cancel(self, request_id):
         self.cancelled.append(request_id)

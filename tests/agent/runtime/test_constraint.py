@@ -22,7 +22,7 @@ from remora_agent.runtime.api import (
     SamplingParams,
     Scoring,
 )
-from remora_agent.runtime.constraint import GrammarCompiler
+from remora_agent.runtime.constraint import COMPILE_TIMEOUT_S, WORKERS, GrammarCompiler
 from remora_agent.serving.tool_calls import calling
 from remora_agent.text.tools import FORMATS
 from remora_agent.text.vocabulary import token_bytes
@@ -370,7 +370,7 @@ def test_a_draft_is_accepted_up_to_the_first_token_that_may_not_come(grammars):
 
 def test_a_grammar_that_comes_while_the_compiler_closes_is_told_so_or_compiled(monkeypatch):
     made = compiler()
-    submit, closers = made._worker.submit, []
+    submit, closers = made._workers.submit, []
 
     def close_first(*work):
         closers.append(threading.Thread(target=made.close))
@@ -378,9 +378,40 @@ def test_a_grammar_that_comes_while_the_compiler_closes_is_told_so_or_compiled(m
         closers[0].join(0.2)
         return submit(*work)
 
-    monkeypatch.setattr(made._worker, "submit", close_first)
+    monkeypatch.setattr(made._workers, "submit", close_first)
     future = made.compile(regex("a+"))
     closers[0].join(10)
     assert future.exception(10) is None or isinstance(future.exception(), Unavailable)
     with pytest.raises(Unavailable):
         made.compile(regex("b+"))
+
+
+def test_grammars_that_compile_for_too_long_leave_threads_to_others_and_are_bounded(monkeypatch):
+    now, gate, real = [0.0], threading.Event(), GrammarCompiler._compiled
+
+    def slow(compiler, constraint, text):
+        if "slow" in constraint.text:
+            gate.wait(20)
+        return real(compiler, constraint, text)
+
+    monkeypatch.setattr(GrammarCompiler, "_compiled", slow)
+    compiler = GrammarCompiler(
+        lambda: token_bytes(byte_tokenizer(), VOCAB), VOCAB, (EOS,), lambda: now[0]
+    )
+    try:
+        stuck = [compiler.compile(regex(f"slow{i}")) for i in range(WORKERS - 1)]
+        assert compiler.compile(regex("a")).result(20)
+        stuck.append(compiler.compile(regex("slow at last")))
+        while not all(f.running() for f in stuck) or len(compiler._began) < WORKERS:
+            threading.Event().wait(0.005)
+        now[0] = COMPILE_TIMEOUT_S + 1
+        with pytest.raises(Exhausted, match="no thread is left"):
+            compiler.compile(regex("b"))
+        assert compiler.compile(regex("a")).result(0)  # kept
+        gate.set()
+        for future in stuck:
+            future.result(20)
+        assert compiler.compile(regex("b")).result(20)
+    finally:
+        gate.set()
+        compiler.close()

@@ -139,6 +139,25 @@ def test_a_list_is_never_more_than_two_of_the_rows_and_places(serve):
     assert max(most) <= 2
 
 
+def test_a_list_that_has_begun_is_not_refused_halfway_by_a_full_queue(serve):
+    s = serve(rows=1, options=RuntimeOptions(max_waiting=2))
+    crowd, refused = [], []
+
+    def fill_the_queue():
+        try:
+            while True:
+                crowd.append(s.submit(request(f"r{len(crowd)}", (1,), 1)))
+        except Exhausted:
+            refused.append(1)
+
+    s.engine.before_step = fill_the_queue
+    end = embed(s, PROMPTS * 4).wait()
+    s.engine.before_step = lambda: None
+    assert isinstance(end, Embedded) and len(end.vectors) == 16 and refused
+    for heard in crowd:
+        heard.wait()
+
+
 def test_a_model_that_drains_finishes_the_list_that_has_begun(serve):
     s = serve(rows=1)
     gate = threading.Event()

@@ -15,7 +15,6 @@ LIMITS = SchedulerLimits(
     max_waiting=1000,
     max_waiting_tokens=10**6,
     prefill_chunk=64,
-    patience_s=5.0,
     aging_s=10.0,
 )
 
@@ -124,6 +123,68 @@ def test_clients_that_always_wait_get_tokens_within_the_bound_of_each_other(cost
 
     serve(scheduler, 300, 0.0, on_admit=admitted, arrivals=arrivals)
     assert max(served) - min(served) <= (rows + 1) * largest
+
+
+def test_a_caller_gets_no_more_by_naming_many_clients():
+    scheduler, served, count = make(rows=1), {"many": 0, "one": 0}, 0
+
+    def arrivals(now):
+        nonlocal count
+        waiting = [name.split("-")[0] for name in scheduler.waiting()]
+        for owner in served:
+            for _ in range(4 - waiting.count(owner)):
+                count += 1
+                client = f"{count}" if owner == "many" else ""
+                job = Job(f"{owner}-{count}", 4, max_new=2, client=client, owner=owner)
+                scheduler.submit(job, now)
+
+    def admitted(name, now):
+        served[name.split("-")[0]] += 6
+
+    serve(scheduler, 400, 0.0, on_admit=admitted, arrivals=arrivals)
+    assert abs(served["many"] - served["one"]) <= 12
+
+
+def test_clients_that_one_caller_names_share_its_part_fairly():
+    scheduler = make(rows=1)
+    for i in range(6):
+        scheduler.submit(Job(f"crowd{i}", 2, client="crowd", owner="gateway"), 0.0)
+    scheduler.submit(Job("single", 2, client="single", owner="gateway"), 0.1)
+    scheduler.submit(Job("other", 2, client="crowd", owner="else"), 0.2)
+    admitted = {}
+    serve(scheduler, 60, 1.0, on_admit=admitted.setdefault)
+    order = list(admitted)
+    assert order.index("single") <= 3 and order.index("other") <= 2
+
+
+def test_what_was_guessed_is_counted_as_what_was_computed():
+    scheduler = make()
+    scheduler.submit(Job("a", 2, max_new=20, owner="a"), 0.0)
+    scheduler.submit(Job("b", 2, max_new=20, owner="b"), 0.0)
+    for name in "ab":
+        scheduler.admit(name, 0.0)
+        work = scheduler.next_work()
+        while not isinstance(work, PrefillChunk) or work.request_id != name:
+            scheduler.done(work)
+            work = scheduler.next_work()
+        scheduler.done(work)
+    before = {r.job.owner: r.drawn for r in scheduler._running.values()}
+    work = scheduler.next_work()
+    scheduler.done(work)
+    scheduler.drafted("a", 5, 3)
+    assert scheduler._running["a"].left.answer == 20 - before["a"] - 4
+    drawn = before["a"] + 4
+    scheduler.end("a", 0.0)
+    assert scheduler._share._owners._times["a"] == 2 + drawn + 2
+
+
+def test_a_callers_clients_together_leave_places_to_others():
+    scheduler = make(max_waiting=8)
+    for i in range(7):
+        scheduler.submit(Job(f"{i}", 1, client=f"{i}", owner="many"), 0.0)
+    with pytest.raises(Exhausted, match="7 requests of this connection"):
+        scheduler.submit(Job("more", 1, client="new", owner="many"), 0.0)
+    scheduler.submit(Job("other", 1, owner="other"), 0.0)
 
 
 def test_a_client_cannot_fill_the_whole_queue():

@@ -14,9 +14,7 @@ from remora_agent.runtime.scheduler import (
 )
 from remora_contract.errors import Conflict, Exhausted, InternalFault
 
-LIMITS = SchedulerLimits(
-    rows=2, max_waiting=4, max_waiting_tokens=40, prefill_chunk=4, patience_s=5.0
-)
+LIMITS = SchedulerLimits(rows=2, max_waiting=4, max_waiting_tokens=40, prefill_chunk=4)
 
 
 def make(**changes):
@@ -79,18 +77,6 @@ def test_candidates_are_in_the_order_of_arrival_and_none_without_a_free_row():
     assert scheduler.candidates(0.0) == ()
     with pytest.raises(InternalFault):
         scheduler.admit("c", 0.0)
-
-
-def test_a_request_passed_over_for_too_long_holds_up_later_ones():
-    scheduler = make()
-    for name in "abc":
-        scheduler.submit(Job(name, 1), 0.0)
-    scheduler.admit("b", 1.0)
-    assert scheduler.candidates(5.9) == ("a", "c")
-    assert scheduler.candidates(6.0) == ("a",)
-    scheduler.admit("a", 7.0)
-    scheduler.end("b", 7.0)
-    assert scheduler.candidates(7.0) == ("c",)
 
 
 def test_the_queue_is_bounded_by_count_and_says_when_to_come_back():

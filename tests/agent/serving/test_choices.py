@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from remora_agent.client import AsyncClient, Delta
+from remora_agent.runtime import bounds
 from remora_agent.serving import inference_service
 from remora_contract.errors import RequestInvalid
 
@@ -130,3 +131,22 @@ def test_an_answer_longer_than_a_message_is_refused_whole_and_streams(served, mo
         served.client.generate("hello", **options)
     stream = served.client.stream("hello", **options)
     assert len(list(stream)) >= 1 and len(stream.result.logprobs) == 8
+
+
+def test_a_prompt_is_scored_once_for_all_answers_and_each_has_the_scores(served):
+    alone = served.client.generate("hello", seed=5, prompt_logprobs=2, **OPTIONS)
+    assert [p.token_id for p in alone.prompt_logprobs] == list(served.client.tokenize("hello").ids)[
+        1:
+    ]
+    before = len(served.engine.calls.scores)
+    result = served.client.generate("hello", n=3, seed=5, prompt_logprobs=2, **OPTIONS)
+    for answer in (result, *result.more):
+        assert answer.prompt_logprobs == alone.prompt_logprobs
+    assert [start for _, start, _ in served.engine.calls.scores[before:]].count(0) == 1
+
+
+def test_the_bound_of_prompt_scores_is_that_of_all_answers_together(served, monkeypatch):
+    monkeypatch.setattr(bounds, "MAX_PROMPT_LOGPROBS", 30)
+    served.client.generate("hello", n=3, prompt_logprobs=1, **OPTIONS)
+    with pytest.raises(RequestInvalid, match="20 prompt tokens of 4 answers are 40 values"):
+        served.client.generate("hello", n=4, prompt_logprobs=1, **OPTIONS)

@@ -50,7 +50,19 @@ def test_a_caller_on_the_socket_is_known_by_its_user_id(tmp_path, path, caplog):
             unix.generate("abc", max_tokens=2)
             tcp.generate("abc", max_tokens=2)
     lines = [r for r in caplog.records if r.message == "request.ended"]
-    assert [getattr(line, "client", "") for line in lines] == [f"uid:{os.getuid()}", ""]
+    assert [line.caller for line in lines] == [f"uid:{os.getuid()}", "ip:127.0.0.1"]
+
+
+def test_a_client_that_a_caller_names_is_told_beside_who_called(tmp_path, path, caplog):
+    with (
+        caplog.at_level(logging.INFO, "remora.requests"),
+        serving(tmp_path, path, observing=LOGGED) as (stack, _),
+    ):
+        stack.host.switch(World(tmp_path).assignment())
+        with Client(f"unix:{path}") as unix:
+            unix.generate("abc", max_tokens=2, client="uid:0")
+    (line,) = [r for r in caplog.records if r.message == "request.ended"]
+    assert (line.caller, line.client) == (f"uid:{os.getuid()}", "uid:0")
 
 
 def test_a_user_who_is_not_allowed_gets_no_answer_and_the_others_do(tmp_path, path):

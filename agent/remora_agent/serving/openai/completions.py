@@ -112,7 +112,7 @@ class Completions:
 
 
 def as_called(call: GenerateCall, request: Request) -> GenerateCall:
-    """The call in its caller's trace, and in its share unless it names a client itself."""
+    """The call in its caller's trace, and in its share."""
     trace = request.headers.get(TRACE_PARENT, "")
     return replace(call, trace_parent=trace, share=share_of_caller(call.share, request))
 

@@ -54,11 +54,11 @@ async def read_body(request: Request) -> bytes:
 
 
 def share_of_caller(share: Share, request: Request) -> Share:
-    """Callers on a unix socket are told apart by their user, where they name no client."""
+    """That of who is connected: the user of a unix socket, else the address; whom the request
+    names is one of that caller's clients."""
     host = request.client.host if request.client is not None else ""
-    if share.client or not host.startswith("uid:"):
-        return share
-    return replace(share, client=host)
+    owner = host if not host or host.startswith("uid:") else f"ip:{host}"
+    return replace(share, owner=owner)
 
 
 async def attended(receive: Receive, work: Awaitable[T]) -> T:

@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from remora_agent.runtime.bounds import check_prompt_scores
 from remora_agent.serving.call import GenerateCall, PromptInput
 from remora_agent.serving.driver import compiled
 from remora_agent.serving.event_stream import EventStream
@@ -66,6 +67,8 @@ class Generator:
                 bundle, directory = model.runtime.bundle, model.runtime.adapters.directory
                 selection = select(choice, bundle.source.name, directory)
                 prompts = await self._encoded(model, [call.prompt for call in calls])
+                tokens = [len(prompt.token_ids) for prompt in prompts]
+                check_prompt_scores(calls[0].scoring.prompt_top, tokens)
                 plan = model.tool_plan(calls[0])
                 # All calls of a request share its constraint and its tools.
                 grammar = await compiled(model, constrained(calls[0], plan).constraint)

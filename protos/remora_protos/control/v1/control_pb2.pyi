@@ -59,8 +59,15 @@ class RenewResponse(_message.Message):
     def __init__(self, certificate_pem: _Optional[bytes] = ..., ca_pem: _Optional[bytes] = ...) -> None: ...
 
 class DeviceFacts(_message.Message):
-    __slots__ = ("machine_id", "hostname", "agent_version", "architecture", "device_model", "memory_bytes", "disk_free_bytes", "backends", "cores")
+    __slots__ = ("machine_id", "hostname", "agent_version", "architecture", "device_model", "memory_bytes", "disk_free_bytes", "backends", "cores", "engine_key")
     class BackendsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class EngineKeyEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -76,6 +83,7 @@ class DeviceFacts(_message.Message):
     DISK_FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
     BACKENDS_FIELD_NUMBER: _ClassVar[int]
     CORES_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_KEY_FIELD_NUMBER: _ClassVar[int]
     machine_id: str
     hostname: str
     agent_version: str
@@ -85,10 +93,11 @@ class DeviceFacts(_message.Message):
     disk_free_bytes: int
     backends: _containers.ScalarMap[str, str]
     cores: int
-    def __init__(self, machine_id: _Optional[str] = ..., hostname: _Optional[str] = ..., agent_version: _Optional[str] = ..., architecture: _Optional[str] = ..., device_model: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., disk_free_bytes: _Optional[int] = ..., backends: _Optional[_Mapping[str, str]] = ..., cores: _Optional[int] = ...) -> None: ...
+    engine_key: _containers.ScalarMap[str, str]
+    def __init__(self, machine_id: _Optional[str] = ..., hostname: _Optional[str] = ..., agent_version: _Optional[str] = ..., architecture: _Optional[str] = ..., device_model: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., disk_free_bytes: _Optional[int] = ..., backends: _Optional[_Mapping[str, str]] = ..., cores: _Optional[int] = ..., engine_key: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class SyncRequest(_message.Message):
-    __slots__ = ("facts", "labels", "reported", "seq", "boot_id", "events", "metrics", "known_generation")
+    __slots__ = ("facts", "labels", "reported", "seq", "boot_id", "events", "metrics", "known_generation", "sent_at_unix_s")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -104,6 +113,7 @@ class SyncRequest(_message.Message):
     EVENTS_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
     KNOWN_GENERATION_FIELD_NUMBER: _ClassVar[int]
+    SENT_AT_UNIX_S_FIELD_NUMBER: _ClassVar[int]
     facts: DeviceFacts
     labels: _containers.ScalarMap[str, str]
     reported: ReportedState
@@ -112,42 +122,47 @@ class SyncRequest(_message.Message):
     events: _containers.RepeatedCompositeFieldContainer[DeviceEvent]
     metrics: _containers.RepeatedCompositeFieldContainer[Metric]
     known_generation: int
-    def __init__(self, facts: _Optional[_Union[DeviceFacts, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., reported: _Optional[_Union[ReportedState, _Mapping]] = ..., seq: _Optional[int] = ..., boot_id: _Optional[str] = ..., events: _Optional[_Iterable[_Union[DeviceEvent, _Mapping]]] = ..., metrics: _Optional[_Iterable[_Union[Metric, _Mapping]]] = ..., known_generation: _Optional[int] = ...) -> None: ...
+    sent_at_unix_s: float
+    def __init__(self, facts: _Optional[_Union[DeviceFacts, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., reported: _Optional[_Union[ReportedState, _Mapping]] = ..., seq: _Optional[int] = ..., boot_id: _Optional[str] = ..., events: _Optional[_Iterable[_Union[DeviceEvent, _Mapping]]] = ..., metrics: _Optional[_Iterable[_Union[Metric, _Mapping]]] = ..., known_generation: _Optional[int] = ..., sent_at_unix_s: _Optional[float] = ...) -> None: ...
 
 class SyncResponse(_message.Message):
-    __slots__ = ("not_modified", "desired", "next_sync_after_s", "events_stored_up_to")
+    __slots__ = ("not_modified", "desired", "next_sync_after_s", "events_stored_up_to", "maintenance_windows")
     NOT_MODIFIED_FIELD_NUMBER: _ClassVar[int]
     DESIRED_FIELD_NUMBER: _ClassVar[int]
     NEXT_SYNC_AFTER_S_FIELD_NUMBER: _ClassVar[int]
     EVENTS_STORED_UP_TO_FIELD_NUMBER: _ClassVar[int]
+    MAINTENANCE_WINDOWS_FIELD_NUMBER: _ClassVar[int]
     not_modified: NotModified
     desired: DesiredState
     next_sync_after_s: float
     events_stored_up_to: int
-    def __init__(self, not_modified: _Optional[_Union[NotModified, _Mapping]] = ..., desired: _Optional[_Union[DesiredState, _Mapping]] = ..., next_sync_after_s: _Optional[float] = ..., events_stored_up_to: _Optional[int] = ...) -> None: ...
+    maintenance_windows: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, not_modified: _Optional[_Union[NotModified, _Mapping]] = ..., desired: _Optional[_Union[DesiredState, _Mapping]] = ..., next_sync_after_s: _Optional[float] = ..., events_stored_up_to: _Optional[int] = ..., maintenance_windows: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class NotModified(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class DesiredState(_message.Message):
-    __slots__ = ("generation", "release_id", "release_json", "rollout_id", "soak_s", "is_rollback")
+    __slots__ = ("generation", "release_id", "release_json", "rollout_id", "soak_s", "is_rollback", "download_bytes_per_s")
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     RELEASE_ID_FIELD_NUMBER: _ClassVar[int]
     RELEASE_JSON_FIELD_NUMBER: _ClassVar[int]
     ROLLOUT_ID_FIELD_NUMBER: _ClassVar[int]
     SOAK_S_FIELD_NUMBER: _ClassVar[int]
     IS_ROLLBACK_FIELD_NUMBER: _ClassVar[int]
+    DOWNLOAD_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
     generation: int
     release_id: str
     release_json: bytes
     rollout_id: str
     soak_s: float
     is_rollback: bool
-    def __init__(self, generation: _Optional[int] = ..., release_id: _Optional[str] = ..., release_json: _Optional[bytes] = ..., rollout_id: _Optional[str] = ..., soak_s: _Optional[float] = ..., is_rollback: bool = ...) -> None: ...
+    download_bytes_per_s: int
+    def __init__(self, generation: _Optional[int] = ..., release_id: _Optional[str] = ..., release_json: _Optional[bytes] = ..., rollout_id: _Optional[str] = ..., soak_s: _Optional[float] = ..., is_rollback: bool = ..., download_bytes_per_s: _Optional[int] = ...) -> None: ...
 
 class ReportedState(_message.Message):
-    __slots__ = ("phase", "generation", "release_id", "running_release_id", "bundle_digest", "adapters", "error_code", "error_message", "progress")
+    __slots__ = ("phase", "generation", "release_id", "running_release_id", "bundle_digest", "adapters", "error_code", "error_message", "progress", "hold", "hold_until_unix_s")
     PHASE_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     RELEASE_ID_FIELD_NUMBER: _ClassVar[int]
@@ -157,6 +172,8 @@ class ReportedState(_message.Message):
     ERROR_CODE_FIELD_NUMBER: _ClassVar[int]
     ERROR_MESSAGE_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    HOLD_FIELD_NUMBER: _ClassVar[int]
+    HOLD_UNTIL_UNIX_S_FIELD_NUMBER: _ClassVar[int]
     phase: str
     generation: int
     release_id: str
@@ -166,7 +183,9 @@ class ReportedState(_message.Message):
     error_code: str
     error_message: str
     progress: float
-    def __init__(self, phase: _Optional[str] = ..., generation: _Optional[int] = ..., release_id: _Optional[str] = ..., running_release_id: _Optional[str] = ..., bundle_digest: _Optional[str] = ..., adapters: _Optional[_Iterable[_Union[ServingAdapter, _Mapping]]] = ..., error_code: _Optional[str] = ..., error_message: _Optional[str] = ..., progress: _Optional[float] = ...) -> None: ...
+    hold: str
+    hold_until_unix_s: float
+    def __init__(self, phase: _Optional[str] = ..., generation: _Optional[int] = ..., release_id: _Optional[str] = ..., running_release_id: _Optional[str] = ..., bundle_digest: _Optional[str] = ..., adapters: _Optional[_Iterable[_Union[ServingAdapter, _Mapping]]] = ..., error_code: _Optional[str] = ..., error_message: _Optional[str] = ..., progress: _Optional[float] = ..., hold: _Optional[str] = ..., hold_until_unix_s: _Optional[float] = ...) -> None: ...
 
 class ServingAdapter(_message.Message):
     __slots__ = ("name", "revision", "digest", "epoch")

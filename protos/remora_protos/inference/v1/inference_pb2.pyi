@@ -652,3 +652,43 @@ class EngineStatus(_message.Message):
     tokens_generated: int
     state: str
     def __init__(self, backend: _Optional[str] = ..., bundle_digest: _Optional[str] = ..., engine_digest: _Optional[str] = ..., model_name: _Optional[str] = ..., context_tokens: _Optional[int] = ..., rows: _Optional[int] = ..., rows_busy: _Optional[int] = ..., queued: _Optional[int] = ..., requests_served: _Optional[int] = ..., requests_failed: _Optional[int] = ..., tokens_generated: _Optional[int] = ..., state: _Optional[str] = ...) -> None: ...
+
+class LockUpdatesRequest(_message.Message):
+    __slots__ = ("owner", "reason", "for_s")
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    FOR_S_FIELD_NUMBER: _ClassVar[int]
+    owner: str
+    reason: str
+    for_s: float
+    def __init__(self, owner: _Optional[str] = ..., reason: _Optional[str] = ..., for_s: _Optional[float] = ...) -> None: ...
+
+class UnlockUpdatesRequest(_message.Message):
+    __slots__ = ("owner",)
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    owner: str
+    def __init__(self, owner: _Optional[str] = ...) -> None: ...
+
+class UpdateLockStatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class UpdateLock(_message.Message):
+    __slots__ = ("owner", "reason", "until_unix_s")
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_UNIX_S_FIELD_NUMBER: _ClassVar[int]
+    owner: str
+    reason: str
+    until_unix_s: float
+    def __init__(self, owner: _Optional[str] = ..., reason: _Optional[str] = ..., until_unix_s: _Optional[float] = ...) -> None: ...
+
+class UpdateLockStatus(_message.Message):
+    __slots__ = ("locks", "update_waits", "max_lock_s")
+    LOCKS_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_WAITS_FIELD_NUMBER: _ClassVar[int]
+    MAX_LOCK_S_FIELD_NUMBER: _ClassVar[int]
+    locks: _containers.RepeatedCompositeFieldContainer[UpdateLock]
+    update_waits: bool
+    max_lock_s: float
+    def __init__(self, locks: _Optional[_Iterable[_Union[UpdateLock, _Mapping]]] = ..., update_waits: bool = ..., max_lock_s: _Optional[float] = ...) -> None: ...

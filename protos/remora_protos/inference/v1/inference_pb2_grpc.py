@@ -634,6 +634,138 @@ class UseCases(object):
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 
 
+class UpdateLocksStub(object):
+    """An application asks that the release is not switched now. Answered by `remora-agent run` only.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Lock = channel.unary_unary(
+                '/remora.inference.v1.UpdateLocks/Lock',
+                request_serializer=remora__protos_dot_inference_dot_v1_dot_inference__pb2.LockUpdatesRequest.SerializeToString,
+                response_deserializer=remora__protos_dot_inference_dot_v1_dot_inference__pb2.UpdateLockStatus.FromString,
+                )
+        self.Unlock = channel.unary_unary(
+                '/remora.inference.v1.UpdateLocks/Unlock',
+                request_serializer=remora__protos_dot_inference_dot_v1_dot_inference__pb2.UnlockUpdatesRequest.SerializeToString,
+                response_deserializer=remora__protos_dot_inference_dot_v1_dot_inference__pb2.UpdateLockStatus.FromString,
+                )
+        self.Status = channel.unary_unary(
+                '/remora.inference.v1.UpdateLocks/Status',
+                request_serializer=remora__protos_dot_inference_dot_v1_dot_inference__pb2.UpdateLockStatusRequest.SerializeToString,
+                response_deserializer=remora__protos_dot_inference_dot_v1_dot_inference__pb2.UpdateLockStatus.FromString,
+                )
+
+
+class UpdateLocksServicer(object):
+    """An application asks that the release is not switched now. Answered by `remora-agent run` only.
+    """
+
+    def Lock(self, request, context):
+        """Takes or prolongs the owner's lock. The agent bounds how long, and how long all locks together
+        hold one update up.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Unlock(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Status(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_UpdateLocksServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Lock': grpc.unary_unary_rpc_method_handler(
+                    servicer.Lock,
+                    request_deserializer=remora__protos_dot_inference_dot_v1_dot_inference__pb2.LockUpdatesRequest.FromString,
+                    response_serializer=remora__protos_dot_inference_dot_v1_dot_inference__pb2.UpdateLockStatus.SerializeToString,
+            ),
+            'Unlock': grpc.unary_unary_rpc_method_handler(
+                    servicer.Unlock,
+                    request_deserializer=remora__protos_dot_inference_dot_v1_dot_inference__pb2.UnlockUpdatesRequest.FromString,
+                    response_serializer=remora__protos_dot_inference_dot_v1_dot_inference__pb2.UpdateLockStatus.SerializeToString,
+            ),
+            'Status': grpc.unary_unary_rpc_method_handler(
+                    servicer.Status,
+                    request_deserializer=remora__protos_dot_inference_dot_v1_dot_inference__pb2.UpdateLockStatusRequest.FromString,
+                    response_serializer=remora__protos_dot_inference_dot_v1_dot_inference__pb2.UpdateLockStatus.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'remora.inference.v1.UpdateLocks', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+
+
+ # This class is part of an EXPERIMENTAL API.
+class UpdateLocks(object):
+    """An application asks that the release is not switched now. Answered by `remora-agent run` only.
+    """
+
+    @staticmethod
+    def Lock(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/remora.inference.v1.UpdateLocks/Lock',
+            remora__protos_dot_inference_dot_v1_dot_inference__pb2.LockUpdatesRequest.SerializeToString,
+            remora__protos_dot_inference_dot_v1_dot_inference__pb2.UpdateLockStatus.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def Unlock(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/remora.inference.v1.UpdateLocks/Unlock',
+            remora__protos_dot_inference_dot_v1_dot_inference__pb2.UnlockUpdatesRequest.SerializeToString,
+            remora__protos_dot_inference_dot_v1_dot_inference__pb2.UpdateLockStatus.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def Status(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/remora.inference.v1.UpdateLocks/Status',
+            remora__protos_dot_inference_dot_v1_dot_inference__pb2.UpdateLockStatusRequest.SerializeToString,
+            remora__protos_dot_inference_dot_v1_dot_inference__pb2.UpdateLockStatus.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+
 class EngineServiceStub(object):
     """Missing associated documentation comment in .proto file."""
 

@@ -29,7 +29,7 @@ class CreateJoinTokenResponse(_message.Message):
     def __init__(self, token: _Optional[str] = ..., expires_at_unix_s: _Optional[float] = ...) -> None: ...
 
 class Device(_message.Message):
-    __slots__ = ("device_id", "hostname", "labels", "status", "phase", "assigned_release_id", "running_release_id", "generation", "last_seen_unix_s", "device_model", "agent_version", "architecture", "memory_bytes", "error_code", "error_message", "progress", "bundle_digest", "adapters", "note")
+    __slots__ = ("device_id", "hostname", "labels", "status", "phase", "assigned_release_id", "running_release_id", "generation", "last_seen_unix_s", "device_model", "agent_version", "architecture", "memory_bytes", "error_code", "error_message", "progress", "bundle_digest", "adapters", "note", "pin", "quarantined_by", "hold")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -56,6 +56,9 @@ class Device(_message.Message):
     BUNDLE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     NOTE_FIELD_NUMBER: _ClassVar[int]
+    PIN_FIELD_NUMBER: _ClassVar[int]
+    QUARANTINED_BY_FIELD_NUMBER: _ClassVar[int]
+    HOLD_FIELD_NUMBER: _ClassVar[int]
     device_id: str
     hostname: str
     labels: _containers.ScalarMap[str, str]
@@ -75,7 +78,10 @@ class Device(_message.Message):
     bundle_digest: str
     adapters: _containers.RepeatedCompositeFieldContainer[DeviceAdapter]
     note: str
-    def __init__(self, device_id: _Optional[str] = ..., hostname: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., status: _Optional[str] = ..., phase: _Optional[str] = ..., assigned_release_id: _Optional[str] = ..., running_release_id: _Optional[str] = ..., generation: _Optional[int] = ..., last_seen_unix_s: _Optional[float] = ..., device_model: _Optional[str] = ..., agent_version: _Optional[str] = ..., architecture: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., error_code: _Optional[str] = ..., error_message: _Optional[str] = ..., progress: _Optional[float] = ..., bundle_digest: _Optional[str] = ..., adapters: _Optional[_Iterable[_Union[DeviceAdapter, _Mapping]]] = ..., note: _Optional[str] = ...) -> None: ...
+    pin: str
+    quarantined_by: str
+    hold: str
+    def __init__(self, device_id: _Optional[str] = ..., hostname: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., status: _Optional[str] = ..., phase: _Optional[str] = ..., assigned_release_id: _Optional[str] = ..., running_release_id: _Optional[str] = ..., generation: _Optional[int] = ..., last_seen_unix_s: _Optional[float] = ..., device_model: _Optional[str] = ..., agent_version: _Optional[str] = ..., architecture: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., error_code: _Optional[str] = ..., error_message: _Optional[str] = ..., progress: _Optional[float] = ..., bundle_digest: _Optional[str] = ..., adapters: _Optional[_Iterable[_Union[DeviceAdapter, _Mapping]]] = ..., note: _Optional[str] = ..., pin: _Optional[str] = ..., quarantined_by: _Optional[str] = ..., hold: _Optional[str] = ...) -> None: ...
 
 class DeviceAdapter(_message.Message):
     __slots__ = ("name", "revision", "digest")
@@ -207,7 +213,7 @@ class PlanResponse(_message.Message):
     def __init__(self, devices: _Optional[_Iterable[_Union[DevicePlan, _Mapping]]] = ..., waves: _Optional[_Iterable[str]] = ..., total_bytes: _Optional[int] = ...) -> None: ...
 
 class DevicePlan(_message.Message):
-    __slots__ = ("device_id", "hostname", "wave", "ship_bytes", "builds_engine", "build_s", "build_s_known", "peak_disk_bytes", "refusals")
+    __slots__ = ("device_id", "hostname", "wave", "ship_bytes", "builds_engine", "build_s", "build_s_known", "peak_disk_bytes", "refusals", "engine", "engine_why")
     DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
     HOSTNAME_FIELD_NUMBER: _ClassVar[int]
     WAVE_FIELD_NUMBER: _ClassVar[int]
@@ -217,6 +223,8 @@ class DevicePlan(_message.Message):
     BUILD_S_KNOWN_FIELD_NUMBER: _ClassVar[int]
     PEAK_DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
     REFUSALS_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_WHY_FIELD_NUMBER: _ClassVar[int]
     device_id: str
     hostname: str
     wave: int
@@ -226,7 +234,9 @@ class DevicePlan(_message.Message):
     build_s_known: bool
     peak_disk_bytes: int
     refusals: _containers.RepeatedCompositeFieldContainer[PlanRefusal]
-    def __init__(self, device_id: _Optional[str] = ..., hostname: _Optional[str] = ..., wave: _Optional[int] = ..., ship_bytes: _Optional[int] = ..., builds_engine: bool = ..., build_s: _Optional[float] = ..., build_s_known: bool = ..., peak_disk_bytes: _Optional[int] = ..., refusals: _Optional[_Iterable[_Union[PlanRefusal, _Mapping]]] = ...) -> None: ...
+    engine: str
+    engine_why: str
+    def __init__(self, device_id: _Optional[str] = ..., hostname: _Optional[str] = ..., wave: _Optional[int] = ..., ship_bytes: _Optional[int] = ..., builds_engine: bool = ..., build_s: _Optional[float] = ..., build_s_known: bool = ..., peak_disk_bytes: _Optional[int] = ..., refusals: _Optional[_Iterable[_Union[PlanRefusal, _Mapping]]] = ..., engine: _Optional[str] = ..., engine_why: _Optional[str] = ...) -> None: ...
 
 class PlanRefusal(_message.Message):
     __slots__ = ("code", "need", "have", "message")
@@ -249,32 +259,86 @@ class Wave(_message.Message):
     def __init__(self, count: _Optional[int] = ..., percent: _Optional[float] = ...) -> None: ...
 
 class RolloutSpec(_message.Message):
-    __slots__ = ("waves", "soak_s", "success_threshold", "wave_timeout_s", "max_unavailable")
+    __slots__ = ("waves", "soak_s", "success_threshold", "wave_timeout_s", "max_unavailable", "gates", "stratify", "not_before_unix_s", "windows", "download_bytes_per_s")
     WAVES_FIELD_NUMBER: _ClassVar[int]
     SOAK_S_FIELD_NUMBER: _ClassVar[int]
     SUCCESS_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     WAVE_TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
     MAX_UNAVAILABLE_FIELD_NUMBER: _ClassVar[int]
+    GATES_FIELD_NUMBER: _ClassVar[int]
+    STRATIFY_FIELD_NUMBER: _ClassVar[int]
+    NOT_BEFORE_UNIX_S_FIELD_NUMBER: _ClassVar[int]
+    WINDOWS_FIELD_NUMBER: _ClassVar[int]
+    DOWNLOAD_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
     waves: _containers.RepeatedCompositeFieldContainer[Wave]
     soak_s: float
     success_threshold: float
     wave_timeout_s: float
     max_unavailable: int
-    def __init__(self, waves: _Optional[_Iterable[_Union[Wave, _Mapping]]] = ..., soak_s: _Optional[float] = ..., success_threshold: _Optional[float] = ..., wave_timeout_s: _Optional[float] = ..., max_unavailable: _Optional[int] = ...) -> None: ...
+    gates: _containers.RepeatedCompositeFieldContainer[Gate]
+    stratify: _containers.RepeatedScalarFieldContainer[str]
+    not_before_unix_s: float
+    windows: _containers.RepeatedScalarFieldContainer[str]
+    download_bytes_per_s: int
+    def __init__(self, waves: _Optional[_Iterable[_Union[Wave, _Mapping]]] = ..., soak_s: _Optional[float] = ..., success_threshold: _Optional[float] = ..., wave_timeout_s: _Optional[float] = ..., max_unavailable: _Optional[int] = ..., gates: _Optional[_Iterable[_Union[Gate, _Mapping]]] = ..., stratify: _Optional[_Iterable[str]] = ..., not_before_unix_s: _Optional[float] = ..., windows: _Optional[_Iterable[str]] = ..., download_bytes_per_s: _Optional[int] = ...) -> None: ...
+
+class Gate(_message.Message):
+    __slots__ = ("name", "check", "on_fail", "min_devices", "min_samples", "scope", "max_failing")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CHECK_FIELD_NUMBER: _ClassVar[int]
+    ON_FAIL_FIELD_NUMBER: _ClassVar[int]
+    MIN_DEVICES_FIELD_NUMBER: _ClassVar[int]
+    MIN_SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    SCOPE_FIELD_NUMBER: _ClassVar[int]
+    MAX_FAILING_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    check: str
+    on_fail: str
+    min_devices: int
+    min_samples: int
+    scope: str
+    max_failing: float
+    def __init__(self, name: _Optional[str] = ..., check: _Optional[str] = ..., on_fail: _Optional[str] = ..., min_devices: _Optional[int] = ..., min_samples: _Optional[int] = ..., scope: _Optional[str] = ..., max_failing: _Optional[float] = ...) -> None: ...
+
+class GateVerdict(_message.Message):
+    __slots__ = ("gate", "wave", "verdict", "detail", "devices", "numbers")
+    GATE_FIELD_NUMBER: _ClassVar[int]
+    WAVE_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    NUMBERS_FIELD_NUMBER: _ClassVar[int]
+    gate: Gate
+    wave: int
+    verdict: str
+    detail: str
+    devices: int
+    numbers: _containers.RepeatedCompositeFieldContainer[GateNumber]
+    def __init__(self, gate: _Optional[_Union[Gate, _Mapping]] = ..., wave: _Optional[int] = ..., verdict: _Optional[str] = ..., detail: _Optional[str] = ..., devices: _Optional[int] = ..., numbers: _Optional[_Iterable[_Union[GateNumber, _Mapping]]] = ...) -> None: ...
+
+class GateNumber(_message.Message):
+    __slots__ = ("expression", "value")
+    EXPRESSION_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    expression: str
+    value: float
+    def __init__(self, expression: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
 
 class StartRolloutRequest(_message.Message):
-    __slots__ = ("release", "selector", "spec", "skip_refused", "supersede")
+    __slots__ = ("release", "selector", "spec", "skip_refused", "supersede", "needs_approval")
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     SELECTOR_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
     SKIP_REFUSED_FIELD_NUMBER: _ClassVar[int]
     SUPERSEDE_FIELD_NUMBER: _ClassVar[int]
+    NEEDS_APPROVAL_FIELD_NUMBER: _ClassVar[int]
     release: str
     selector: str
     spec: RolloutSpec
     skip_refused: bool
     supersede: bool
-    def __init__(self, release: _Optional[str] = ..., selector: _Optional[str] = ..., spec: _Optional[_Union[RolloutSpec, _Mapping]] = ..., skip_refused: bool = ..., supersede: bool = ...) -> None: ...
+    needs_approval: bool
+    def __init__(self, release: _Optional[str] = ..., selector: _Optional[str] = ..., spec: _Optional[_Union[RolloutSpec, _Mapping]] = ..., skip_refused: bool = ..., supersede: bool = ..., needs_approval: bool = ...) -> None: ...
 
 class GetRolloutRequest(_message.Message):
     __slots__ = ("rollout_id",)
@@ -293,10 +357,22 @@ class ListRolloutsResponse(_message.Message):
     def __init__(self, rollouts: _Optional[_Iterable[_Union[Rollout, _Mapping]]] = ...) -> None: ...
 
 class RolloutActionRequest(_message.Message):
-    __slots__ = ("rollout_id",)
+    __slots__ = ("rollout_id", "accept_gates")
     ROLLOUT_ID_FIELD_NUMBER: _ClassVar[int]
+    ACCEPT_GATES_FIELD_NUMBER: _ClassVar[int]
     rollout_id: str
-    def __init__(self, rollout_id: _Optional[str] = ...) -> None: ...
+    accept_gates: bool
+    def __init__(self, rollout_id: _Optional[str] = ..., accept_gates: bool = ...) -> None: ...
+
+class RetryRolloutRequest(_message.Message):
+    __slots__ = ("rollout_id", "skip_refused", "supersede")
+    ROLLOUT_ID_FIELD_NUMBER: _ClassVar[int]
+    SKIP_REFUSED_FIELD_NUMBER: _ClassVar[int]
+    SUPERSEDE_FIELD_NUMBER: _ClassVar[int]
+    rollout_id: str
+    skip_refused: bool
+    supersede: bool
+    def __init__(self, rollout_id: _Optional[str] = ..., skip_refused: bool = ..., supersede: bool = ...) -> None: ...
 
 class AbortRolloutRequest(_message.Message):
     __slots__ = ("rollout_id", "keep")
@@ -307,7 +383,7 @@ class AbortRolloutRequest(_message.Message):
     def __init__(self, rollout_id: _Optional[str] = ..., keep: bool = ...) -> None: ...
 
 class Rollout(_message.Message):
-    __slots__ = ("rollout_id", "release_id", "release_name", "selector", "state", "reason", "wave", "waves", "devices", "spec", "created_at_unix_s", "created_by")
+    __slots__ = ("rollout_id", "release_id", "release_name", "selector", "state", "reason", "wave", "waves", "devices", "spec", "created_at_unix_s", "created_by", "approved_by", "gates", "retry_of", "attempt")
     ROLLOUT_ID_FIELD_NUMBER: _ClassVar[int]
     RELEASE_ID_FIELD_NUMBER: _ClassVar[int]
     RELEASE_NAME_FIELD_NUMBER: _ClassVar[int]
@@ -320,6 +396,10 @@ class Rollout(_message.Message):
     SPEC_FIELD_NUMBER: _ClassVar[int]
     CREATED_AT_UNIX_S_FIELD_NUMBER: _ClassVar[int]
     CREATED_BY_FIELD_NUMBER: _ClassVar[int]
+    APPROVED_BY_FIELD_NUMBER: _ClassVar[int]
+    GATES_FIELD_NUMBER: _ClassVar[int]
+    RETRY_OF_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     rollout_id: str
     release_id: str
     release_name: str
@@ -332,10 +412,14 @@ class Rollout(_message.Message):
     spec: RolloutSpec
     created_at_unix_s: float
     created_by: str
-    def __init__(self, rollout_id: _Optional[str] = ..., release_id: _Optional[str] = ..., release_name: _Optional[str] = ..., selector: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., wave: _Optional[int] = ..., waves: _Optional[int] = ..., devices: _Optional[_Iterable[_Union[RolloutDevice, _Mapping]]] = ..., spec: _Optional[_Union[RolloutSpec, _Mapping]] = ..., created_at_unix_s: _Optional[float] = ..., created_by: _Optional[str] = ...) -> None: ...
+    approved_by: str
+    gates: _containers.RepeatedCompositeFieldContainer[GateVerdict]
+    retry_of: str
+    attempt: int
+    def __init__(self, rollout_id: _Optional[str] = ..., release_id: _Optional[str] = ..., release_name: _Optional[str] = ..., selector: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., wave: _Optional[int] = ..., waves: _Optional[int] = ..., devices: _Optional[_Iterable[_Union[RolloutDevice, _Mapping]]] = ..., spec: _Optional[_Union[RolloutSpec, _Mapping]] = ..., created_at_unix_s: _Optional[float] = ..., created_by: _Optional[str] = ..., approved_by: _Optional[str] = ..., gates: _Optional[_Iterable[_Union[GateVerdict, _Mapping]]] = ..., retry_of: _Optional[str] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class RolloutDevice(_message.Message):
-    __slots__ = ("device_id", "hostname", "wave", "outcome", "phase", "progress", "error")
+    __slots__ = ("device_id", "hostname", "wave", "outcome", "phase", "progress", "error", "hold")
     DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
     HOSTNAME_FIELD_NUMBER: _ClassVar[int]
     WAVE_FIELD_NUMBER: _ClassVar[int]
@@ -343,6 +427,7 @@ class RolloutDevice(_message.Message):
     PHASE_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    HOLD_FIELD_NUMBER: _ClassVar[int]
     device_id: str
     hostname: str
     wave: int
@@ -350,7 +435,8 @@ class RolloutDevice(_message.Message):
     phase: str
     progress: float
     error: str
-    def __init__(self, device_id: _Optional[str] = ..., hostname: _Optional[str] = ..., wave: _Optional[int] = ..., outcome: _Optional[str] = ..., phase: _Optional[str] = ..., progress: _Optional[float] = ..., error: _Optional[str] = ...) -> None: ...
+    hold: str
+    def __init__(self, device_id: _Optional[str] = ..., hostname: _Optional[str] = ..., wave: _Optional[int] = ..., outcome: _Optional[str] = ..., phase: _Optional[str] = ..., progress: _Optional[float] = ..., error: _Optional[str] = ..., hold: _Optional[str] = ...) -> None: ...
 
 class TopRequest(_message.Message):
     __slots__ = ("selector",)
@@ -406,3 +492,169 @@ class Event(_message.Message):
     name: str
     detail_json: str
     def __init__(self, at_unix_s: _Optional[float] = ..., device_id: _Optional[str] = ..., name: _Optional[str] = ..., detail_json: _Optional[str] = ...) -> None: ...
+
+class WhoAmIRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class WhoAmIResponse(_message.Message):
+    __slots__ = ("name", "role", "may_call")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    MAY_CALL_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    role: str
+    may_call: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., role: _Optional[str] = ..., may_call: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ListAuditRequest(_message.Message):
+    __slots__ = ("since_unix_s", "after_seq", "limit")
+    SINCE_UNIX_S_FIELD_NUMBER: _ClassVar[int]
+    AFTER_SEQ_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    since_unix_s: float
+    after_seq: int
+    limit: int
+    def __init__(self, since_unix_s: _Optional[float] = ..., after_seq: _Optional[int] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class ListAuditResponse(_message.Message):
+    __slots__ = ("entries", "head", "broken")
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    BROKEN_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[AuditEntry]
+    head: AuditHead
+    broken: str
+    def __init__(self, entries: _Optional[_Iterable[_Union[AuditEntry, _Mapping]]] = ..., head: _Optional[_Union[AuditHead, _Mapping]] = ..., broken: _Optional[str] = ...) -> None: ...
+
+class AuditHead(_message.Message):
+    __slots__ = ("seq", "hash")
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    HASH_FIELD_NUMBER: _ClassVar[int]
+    seq: int
+    hash: str
+    def __init__(self, seq: _Optional[int] = ..., hash: _Optional[str] = ...) -> None: ...
+
+class AuditEntry(_message.Message):
+    __slots__ = ("seq", "at_unix_s", "who", "role", "where", "what", "detail_json", "answers", "result", "message", "hash")
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    AT_UNIX_S_FIELD_NUMBER: _ClassVar[int]
+    WHO_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    WHERE_FIELD_NUMBER: _ClassVar[int]
+    WHAT_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_JSON_FIELD_NUMBER: _ClassVar[int]
+    ANSWERS_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    HASH_FIELD_NUMBER: _ClassVar[int]
+    seq: int
+    at_unix_s: float
+    who: str
+    role: str
+    where: str
+    what: str
+    detail_json: str
+    answers: int
+    result: str
+    message: str
+    hash: str
+    def __init__(self, seq: _Optional[int] = ..., at_unix_s: _Optional[float] = ..., who: _Optional[str] = ..., role: _Optional[str] = ..., where: _Optional[str] = ..., what: _Optional[str] = ..., detail_json: _Optional[str] = ..., answers: _Optional[int] = ..., result: _Optional[str] = ..., message: _Optional[str] = ..., hash: _Optional[str] = ...) -> None: ...
+
+class RolloutHistoryRequest(_message.Message):
+    __slots__ = ("rollout_id",)
+    ROLLOUT_ID_FIELD_NUMBER: _ClassVar[int]
+    rollout_id: str
+    def __init__(self, rollout_id: _Optional[str] = ...) -> None: ...
+
+class Group(_message.Message):
+    __slots__ = ("name", "device_ids", "selector", "created_at_unix_s", "created_by", "matching")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_IDS_FIELD_NUMBER: _ClassVar[int]
+    SELECTOR_FIELD_NUMBER: _ClassVar[int]
+    CREATED_AT_UNIX_S_FIELD_NUMBER: _ClassVar[int]
+    CREATED_BY_FIELD_NUMBER: _ClassVar[int]
+    MATCHING_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    device_ids: _containers.RepeatedScalarFieldContainer[str]
+    selector: str
+    created_at_unix_s: float
+    created_by: str
+    matching: int
+    def __init__(self, name: _Optional[str] = ..., device_ids: _Optional[_Iterable[str]] = ..., selector: _Optional[str] = ..., created_at_unix_s: _Optional[float] = ..., created_by: _Optional[str] = ..., matching: _Optional[int] = ...) -> None: ...
+
+class SaveGroupRequest(_message.Message):
+    __slots__ = ("name", "device_ids", "selector", "replace")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_IDS_FIELD_NUMBER: _ClassVar[int]
+    SELECTOR_FIELD_NUMBER: _ClassVar[int]
+    REPLACE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    device_ids: _containers.RepeatedScalarFieldContainer[str]
+    selector: str
+    replace: bool
+    def __init__(self, name: _Optional[str] = ..., device_ids: _Optional[_Iterable[str]] = ..., selector: _Optional[str] = ..., replace: bool = ...) -> None: ...
+
+class ListGroupsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListGroupsResponse(_message.Message):
+    __slots__ = ("groups",)
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    groups: _containers.RepeatedCompositeFieldContainer[Group]
+    def __init__(self, groups: _Optional[_Iterable[_Union[Group, _Mapping]]] = ...) -> None: ...
+
+class DeleteGroupRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class DeleteGroupResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class PinDeviceRequest(_message.Message):
+    __slots__ = ("device_id", "unpin", "reason")
+    DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
+    UNPIN_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    device_id: str
+    unpin: bool
+    reason: str
+    def __init__(self, device_id: _Optional[str] = ..., unpin: bool = ..., reason: _Optional[str] = ...) -> None: ...
+
+class QuarantineDeviceRequest(_message.Message):
+    __slots__ = ("device_id", "lift", "reason")
+    DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
+    LIFT_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    device_id: str
+    lift: bool
+    reason: str
+    def __init__(self, device_id: _Optional[str] = ..., lift: bool = ..., reason: _Optional[str] = ...) -> None: ...
+
+class DiffReleasesRequest(_message.Message):
+    __slots__ = ("before", "after")
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    before: str
+    after: str
+    def __init__(self, before: _Optional[str] = ..., after: _Optional[str] = ...) -> None: ...
+
+class DiffReleasesResponse(_message.Message):
+    __slots__ = ("differences",)
+    DIFFERENCES_FIELD_NUMBER: _ClassVar[int]
+    differences: _containers.RepeatedCompositeFieldContainer[ReleaseDifference]
+    def __init__(self, differences: _Optional[_Iterable[_Union[ReleaseDifference, _Mapping]]] = ...) -> None: ...
+
+class ReleaseDifference(_message.Message):
+    __slots__ = ("path", "before", "after")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    before: str
+    after: str
+    def __init__(self, path: _Optional[str] = ..., before: _Optional[str] = ..., after: _Optional[str] = ...) -> None: ...

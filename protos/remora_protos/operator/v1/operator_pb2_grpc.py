@@ -84,6 +84,11 @@ class OperatorStub(object):
                 request_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.AbortRolloutRequest.SerializeToString,
                 response_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.Rollout.FromString,
                 )
+        self.RetryRollout = channel.unary_unary(
+                '/remora.operator.v1.Operator/RetryRollout',
+                request_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.RetryRolloutRequest.SerializeToString,
+                response_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.Rollout.FromString,
+                )
         self.Top = channel.unary_unary(
                 '/remora.operator.v1.Operator/Top',
                 request_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.TopRequest.SerializeToString,
@@ -93,6 +98,56 @@ class OperatorStub(object):
                 '/remora.operator.v1.Operator/ListEvents',
                 request_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.ListEventsRequest.SerializeToString,
                 response_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.ListEventsResponse.FromString,
+                )
+        self.WhoAmI = channel.unary_unary(
+                '/remora.operator.v1.Operator/WhoAmI',
+                request_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.WhoAmIRequest.SerializeToString,
+                response_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.WhoAmIResponse.FromString,
+                )
+        self.ListAudit = channel.unary_unary(
+                '/remora.operator.v1.Operator/ListAudit',
+                request_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.ListAuditRequest.SerializeToString,
+                response_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.ListAuditResponse.FromString,
+                )
+        self.ApproveRollout = channel.unary_unary(
+                '/remora.operator.v1.Operator/ApproveRollout',
+                request_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.RolloutActionRequest.SerializeToString,
+                response_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.Rollout.FromString,
+                )
+        self.RolloutHistory = channel.unary_unary(
+                '/remora.operator.v1.Operator/RolloutHistory',
+                request_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.RolloutHistoryRequest.SerializeToString,
+                response_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.ListEventsResponse.FromString,
+                )
+        self.SaveGroup = channel.unary_unary(
+                '/remora.operator.v1.Operator/SaveGroup',
+                request_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.SaveGroupRequest.SerializeToString,
+                response_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.Group.FromString,
+                )
+        self.ListGroups = channel.unary_unary(
+                '/remora.operator.v1.Operator/ListGroups',
+                request_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.ListGroupsRequest.SerializeToString,
+                response_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.ListGroupsResponse.FromString,
+                )
+        self.DeleteGroup = channel.unary_unary(
+                '/remora.operator.v1.Operator/DeleteGroup',
+                request_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.DeleteGroupRequest.SerializeToString,
+                response_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.DeleteGroupResponse.FromString,
+                )
+        self.PinDevice = channel.unary_unary(
+                '/remora.operator.v1.Operator/PinDevice',
+                request_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.PinDeviceRequest.SerializeToString,
+                response_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.Device.FromString,
+                )
+        self.QuarantineDevice = channel.unary_unary(
+                '/remora.operator.v1.Operator/QuarantineDevice',
+                request_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.QuarantineDeviceRequest.SerializeToString,
+                response_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.Device.FromString,
+                )
+        self.DiffReleases = channel.unary_unary(
+                '/remora.operator.v1.Operator/DiffReleases',
+                request_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.DiffReleasesRequest.SerializeToString,
+                response_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.DiffReleasesResponse.FromString,
                 )
 
 
@@ -183,6 +238,13 @@ class OperatorServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RetryRollout(self, request, context):
+        """A new attempt at an ended rollout: same release, selector and spec.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Top(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -190,6 +252,67 @@ class OperatorServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListEvents(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WhoAmI(self, request, context):
+        """Who may do what, and who did: services/access.py has the table of roles.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAudit(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ApproveRollout(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RolloutHistory(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SaveGroup(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListGroups(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteGroup(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PinDevice(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def QuarantineDevice(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DiffReleases(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -268,6 +391,11 @@ def add_OperatorServicer_to_server(servicer, server):
                     request_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.AbortRolloutRequest.FromString,
                     response_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.Rollout.SerializeToString,
             ),
+            'RetryRollout': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryRollout,
+                    request_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.RetryRolloutRequest.FromString,
+                    response_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.Rollout.SerializeToString,
+            ),
             'Top': grpc.unary_unary_rpc_method_handler(
                     servicer.Top,
                     request_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.TopRequest.FromString,
@@ -277,6 +405,56 @@ def add_OperatorServicer_to_server(servicer, server):
                     servicer.ListEvents,
                     request_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.ListEventsRequest.FromString,
                     response_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.ListEventsResponse.SerializeToString,
+            ),
+            'WhoAmI': grpc.unary_unary_rpc_method_handler(
+                    servicer.WhoAmI,
+                    request_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.WhoAmIRequest.FromString,
+                    response_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.WhoAmIResponse.SerializeToString,
+            ),
+            'ListAudit': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAudit,
+                    request_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.ListAuditRequest.FromString,
+                    response_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.ListAuditResponse.SerializeToString,
+            ),
+            'ApproveRollout': grpc.unary_unary_rpc_method_handler(
+                    servicer.ApproveRollout,
+                    request_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.RolloutActionRequest.FromString,
+                    response_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.Rollout.SerializeToString,
+            ),
+            'RolloutHistory': grpc.unary_unary_rpc_method_handler(
+                    servicer.RolloutHistory,
+                    request_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.RolloutHistoryRequest.FromString,
+                    response_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.ListEventsResponse.SerializeToString,
+            ),
+            'SaveGroup': grpc.unary_unary_rpc_method_handler(
+                    servicer.SaveGroup,
+                    request_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.SaveGroupRequest.FromString,
+                    response_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.Group.SerializeToString,
+            ),
+            'ListGroups': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListGroups,
+                    request_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.ListGroupsRequest.FromString,
+                    response_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.ListGroupsResponse.SerializeToString,
+            ),
+            'DeleteGroup': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteGroup,
+                    request_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.DeleteGroupRequest.FromString,
+                    response_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.DeleteGroupResponse.SerializeToString,
+            ),
+            'PinDevice': grpc.unary_unary_rpc_method_handler(
+                    servicer.PinDevice,
+                    request_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.PinDeviceRequest.FromString,
+                    response_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.Device.SerializeToString,
+            ),
+            'QuarantineDevice': grpc.unary_unary_rpc_method_handler(
+                    servicer.QuarantineDevice,
+                    request_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.QuarantineDeviceRequest.FromString,
+                    response_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.Device.SerializeToString,
+            ),
+            'DiffReleases': grpc.unary_unary_rpc_method_handler(
+                    servicer.DiffReleases,
+                    request_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.DiffReleasesRequest.FromString,
+                    response_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.DiffReleasesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -527,6 +705,23 @@ class Operator(object):
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 
     @staticmethod
+    def RetryRollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/remora.operator.v1.Operator/RetryRollout',
+            remora__protos_dot_operator_dot_v1_dot_operator__pb2.RetryRolloutRequest.SerializeToString,
+            remora__protos_dot_operator_dot_v1_dot_operator__pb2.Rollout.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
     def Top(request,
             target,
             options=(),
@@ -557,5 +752,175 @@ class Operator(object):
         return grpc.experimental.unary_unary(request, target, '/remora.operator.v1.Operator/ListEvents',
             remora__protos_dot_operator_dot_v1_dot_operator__pb2.ListEventsRequest.SerializeToString,
             remora__protos_dot_operator_dot_v1_dot_operator__pb2.ListEventsResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def WhoAmI(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/remora.operator.v1.Operator/WhoAmI',
+            remora__protos_dot_operator_dot_v1_dot_operator__pb2.WhoAmIRequest.SerializeToString,
+            remora__protos_dot_operator_dot_v1_dot_operator__pb2.WhoAmIResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ListAudit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/remora.operator.v1.Operator/ListAudit',
+            remora__protos_dot_operator_dot_v1_dot_operator__pb2.ListAuditRequest.SerializeToString,
+            remora__protos_dot_operator_dot_v1_dot_operator__pb2.ListAuditResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ApproveRollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/remora.operator.v1.Operator/ApproveRollout',
+            remora__protos_dot_operator_dot_v1_dot_operator__pb2.RolloutActionRequest.SerializeToString,
+            remora__protos_dot_operator_dot_v1_dot_operator__pb2.Rollout.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def RolloutHistory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/remora.operator.v1.Operator/RolloutHistory',
+            remora__protos_dot_operator_dot_v1_dot_operator__pb2.RolloutHistoryRequest.SerializeToString,
+            remora__protos_dot_operator_dot_v1_dot_operator__pb2.ListEventsResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def SaveGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/remora.operator.v1.Operator/SaveGroup',
+            remora__protos_dot_operator_dot_v1_dot_operator__pb2.SaveGroupRequest.SerializeToString,
+            remora__protos_dot_operator_dot_v1_dot_operator__pb2.Group.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ListGroups(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/remora.operator.v1.Operator/ListGroups',
+            remora__protos_dot_operator_dot_v1_dot_operator__pb2.ListGroupsRequest.SerializeToString,
+            remora__protos_dot_operator_dot_v1_dot_operator__pb2.ListGroupsResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def DeleteGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/remora.operator.v1.Operator/DeleteGroup',
+            remora__protos_dot_operator_dot_v1_dot_operator__pb2.DeleteGroupRequest.SerializeToString,
+            remora__protos_dot_operator_dot_v1_dot_operator__pb2.DeleteGroupResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def PinDevice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/remora.operator.v1.Operator/PinDevice',
+            remora__protos_dot_operator_dot_v1_dot_operator__pb2.PinDeviceRequest.SerializeToString,
+            remora__protos_dot_operator_dot_v1_dot_operator__pb2.Device.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def QuarantineDevice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/remora.operator.v1.Operator/QuarantineDevice',
+            remora__protos_dot_operator_dot_v1_dot_operator__pb2.QuarantineDeviceRequest.SerializeToString,
+            remora__protos_dot_operator_dot_v1_dot_operator__pb2.Device.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def DiffReleases(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/remora.operator.v1.Operator/DiffReleases',
+            remora__protos_dot_operator_dot_v1_dot_operator__pb2.DiffReleasesRequest.SerializeToString,
+            remora__protos_dot_operator_dot_v1_dot_operator__pb2.DiffReleasesResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)

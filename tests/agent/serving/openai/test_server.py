@@ -181,7 +181,7 @@ def test_users_who_may_not_call_are_cut_off_and_others_are_known(tmp_path, caplo
                     with pytest.raises(httpx.HTTPError):
                         client.post("/v1/completions", json=ASK)
     lines = [r for r in caplog.records if r.message == "request.ended"]
-    assert [line.client for line in lines] == [f"uid:{os.getuid()}"]
+    assert [line.caller for line in lines] == [f"uid:{os.getuid()}"]
 
 
 def test_a_taken_port_is_refused_and_nothing_stays_behind(tmp_path):
