@@ -1,5 +1,5 @@
-"""Writes the tables in docs/dialects.md from remora_contract.dialects and the exporter's table of
-what TensorRT 10.3 takes.
+"""Writes the tables in docs/dialects.md from remora_contract: dialects, and trt103's table of what
+TensorRT 10.3 takes.
 
 `--check` exits 1 when the page has drifted.
 """
@@ -10,8 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from remora_build.graph.trt103 import OPERATORS, Rule
 from remora_contract.dialects import JETPACKS, SUPPORT, dialects_of_jetpack
+from remora_contract.trt103 import OPERATORS, Rule
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "dialects.md"
 TABLES = ("backends", "jetpacks", "operators")

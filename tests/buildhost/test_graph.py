@@ -13,10 +13,11 @@ from remora_build.export.exporter import export_checkpoint
 from remora_build.export.options import ExportOptions
 from remora_build.graph.decoder import DATA_FILE, build_graph
 from remora_build.graph.layout import ALIGNMENT, lay_out
-from remora_build.graph.lint import check_graph, lint
+from remora_build.graph.lint import check_graph
 from remora_contract.bundle import GRAPH_FILE, GraphSpec, QuantSpec
 from remora_contract.decoder import DecoderSpec, RopeSpec
 from remora_contract.errors import InternalFault
+from remora_contract.graph_lint import lint
 from tests.support.checkpoints import make_checkpoint
 
 SPEC = DecoderSpec(

@@ -23,6 +23,7 @@ from tests.agent.engine.portable import (
     Reference,
     random_bundle,
 )
+from tests.support import trt_engines
 
 OPTIONS = EngineOptions(rows=4, threads=1, accuracy_level=1)
 
@@ -34,6 +35,7 @@ class Case:
     spec: DecoderSpec
     graph: GraphSpec
     base_graph: bool = True  # False: as ONNX Runtime 1.23 builds int4
+    backend: str = "onnxruntime"  # others run on an emulated GPU
 
 
 CASES = {
@@ -41,6 +43,8 @@ CASES = {
     "ort-int4": Case(LLAMA, INT4),
     "ort-qk-norm": Case(QWEN3, FLOAT32),
     "ort-one-graph": Case(QWEN3, INT4, base_graph=False),
+    "tensorrt-float32": Case(QWEN2, FLOAT32, backend="tensorrt"),
+    "tensorrt-int4": Case(LLAMA, INT4, backend="tensorrt"),
 }
 
 
@@ -79,6 +83,9 @@ def make_bench(
 
 def _bench(case: Case, directory: Path, cache: EngineCache) -> Bench:
     random_bundle(directory, case.spec, case.graph)
+    if case.backend == "tensorrt":
+        entry = trt_engines.build(directory, directory.parent / "trt")
+        return Bench(case, directory, Reference(directory), _emulated(directory, entry))
     entry = ensure_built(directory, cache, OPTIONS).entry
     if not case.base_graph:
         entry = CacheEntry(entry.directory, replace(entry.manifest, facts={"base": ""}))
@@ -87,6 +94,15 @@ def _bench(case: Case, directory: Path, cache: EngineCache) -> Bench:
         return load_engine(entry, load_bundle(directory), replace(OPTIONS, **changes))
 
     return Bench(case, directory, Reference(directory), open_)
+
+
+def _emulated(directory: Path, entry: CacheEntry) -> Callable[..., Engine]:
+    """Each engine on a GPU of its own."""
+
+    def open_(**changes: object) -> Engine:
+        return trt_engines.Bench(directory, entry).open(**changes)
+
+    return open_
 
 
 @pytest.fixture(params=CASES, scope="session")

@@ -1,0 +1,94 @@
+"""TensorRT's runtime objects, every answer checked. Knows names, shapes and addresses; no meaning.
+
+Contexts bring no memory of their own: steps run one after the other on one stream, so all of them
+share one block (`ExecutionContextAllocationStrategy.USER_MANAGED`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from remora_agent.engine.trt.memory import Memory
+from remora_agent.engine.trt.module import TrtModule
+from remora_contract.errors import EngineFault, Exhausted
+
+
+class Plan:
+    """A deserialised engine."""
+
+    def __init__(self, module: TrtModule, data: bytes) -> None:
+        """Raises EngineFault when TensorRT does not take the bytes."""
+        trt = module.trt
+        self._trt = trt
+        self._logger = trt.Logger(trt.Logger.WARNING)
+        self._runtime = trt.Runtime(self._logger)
+        self._engine = self._runtime.deserialize_cuda_engine(data)
+        if self._engine is None:
+            raise EngineFault(
+                f"{module.backend} {module.version} cannot read this engine: it was built by "
+                "another version or for another GPU; build it again"
+            )
+        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
+        modes = {n: self._engine.get_tensor_mode(n) for n in names}
+        self.inputs = frozenset(n for n in names if modes[n] == trt.TensorIOMode.INPUT)
+        self.outputs = frozenset(names) - self.inputs
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        found: np.dtype[Any] = np.dtype(self._trt.nptype(self._engine.get_tensor_dtype(name)))
+        return found
+
+    @property
+    def profiles(self) -> int:
+        return int(self._engine.num_optimization_profiles)
+
+    def most(self, name: str, profile: int) -> tuple[int, ...]:
+        """The largest shape of an input that a profile takes."""
+        return tuple(self._engine.get_tensor_profile_shape(name, profile)[2])
+
+    def scratch(self, memory: Memory) -> tuple[int, int]:
+        """Address and bytes of what all contexts share. Raises Exhausted."""
+        size = int(self._engine.device_memory_size_v2)
+        return memory.device(size, "what layers take while they run"), size
+
+    def context(self, profile: int, scratch: tuple[int, int], stream: int) -> Context:
+        """Raises Exhausted, EngineFault."""
+        strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        context = self._engine.create_execution_context(strategy)
+        if context is None:
+            raise Exhausted("TensorRT has no memory for another execution context")
+        context.set_device_memory(*scratch)
+        if not context.set_optimization_profile_async(profile, stream):
+            raise EngineFault(f"TensorRT refuses profile {profile} of its own engine")
+        return Context(context)
+
+
+class Context:
+    """One execution context with its profile chosen."""
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+
+    def bind(self, shapes: Mapping[str, tuple[int, ...]], addresses: Mapping[str, int]) -> None:
+        """Every input's shape, then every tensor's address. Raises EngineFault."""
+        self.reshape(shapes)
+        self.place(addresses)
+        if missing := list(self._context.infer_shapes()):
+            raise EngineFault(f"the engine has an input {missing[0]} that nothing is bound to")
+
+    def reshape(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        for name, shape in shapes.items():
+            if not self._context.set_input_shape(name, shape):
+                raise EngineFault(f"TensorRT refuses {name} {list(shape)}: outside its profile")
+
+    def place(self, addresses: Mapping[str, int]) -> None:
+        for name, address in addresses.items():
+            if not self._context.set_tensor_address(name, address):
+                raise EngineFault(f"TensorRT refuses the address {address:#x} of {name}")
+
+    def enqueue(self, stream: int) -> None:
+        """Raises EngineFault."""
+        if not self._context.execute_async_v3(stream):
+            raise EngineFault("TensorRT could not enqueue a step; its log says why")

@@ -1,0 +1,180 @@
+"""All that an engine has on the device, and the two steps on it. Knows no rules of the protocol.
+
+One stream runs the steps, one the bank's writes. A decode step is one launch of a CUDA graph (the
+inputs' copy and the engine); a prompt's chunk is enqueued as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from remora_agent.engine.protocol import Mix
+from remora_agent.engine.trt.bank import Bank
+from remora_agent.engine.trt.contexts import Context, Plan
+from remora_agent.engine.trt.cuda import Cuda
+from remora_agent.engine.trt.files import EngineFacts
+from remora_agent.engine.trt.graphs import StepGraphs
+from remora_agent.engine.trt.inputs import StepInputs, StepShape
+from remora_agent.engine.trt.kv import KvCache, KvShape
+from remora_agent.engine.trt.memory import Memory
+from remora_contract import targets
+from remora_contract.bundle import GraphSpec
+from remora_contract.decoder import DecoderSpec
+from remora_contract.errors import RemoraError
+
+
+@dataclass(frozen=True)
+class DeviceSpec:
+    """What is to be allocated: `rows` and `context` as served, the rest as built."""
+
+    decoder: DecoderSpec
+    graph: GraphSpec
+    facts: EngineFacts
+    rows: int
+    context: int
+
+
+class Device:
+    def __init__(self, cuda: Cuda, plan: Plan, spec: DeviceSpec) -> None:
+        """Raises Exhausted, Unsupported, EngineFault; nothing is then left allocated."""
+        self._cuda = cuda
+        self._memory = Memory(cuda)
+        self._stack = ExitStack()  # what frees, in the reverse order of making
+        self._stack.callback(self._memory.close)
+        try:
+            self._set_up(plan, spec)
+        except RemoraError:
+            self.close()
+            raise
+
+    def _set_up(self, plan: Plan, spec: DeviceSpec) -> None:
+        cuda, memory, graph = self._cuda, self._memory, spec.graph
+        dtype = np.dtype(graph.dtype)
+        self._plan = plan
+        self._vocab = spec.decoder.vocab
+        self._prefill_profile = spec.facts.index("prefill")
+        self._decode_profile = spec.facts.index("decode")
+        self.chunk = min(spec.facts.profiles[self._prefill_profile].tokens, spec.context)
+        self.stream = self._stream()
+        copies = self._stream()
+        shape = KvShape.of(spec.decoder, spec.rows, graph.context, dtype)
+        self.cache = KvCache(cuda, memory, shape, spec.context)
+        self.bank = Bank(cuda, memory, spec.decoder, graph, (self.stream, copies))
+        self._stack.callback(self.bank.close)
+        groups = [g.group for g in self.bank.groups]
+        widest = tuple(g.columns.most for g in self.bank.groups)
+        most = StepShape(spec.rows, 1, widest), StepShape(1, self.chunk, widest)
+        self.steps = StepInputs(cuda, memory, most[0], groups, dtype)
+        self.prompt = StepInputs(cuda, memory, most[1], groups, dtype)
+        size = 4 * spec.rows * self._vocab
+        self._logits = memory.device(size, "logits")
+        self._logits_host = memory.pinned(size, "logits")
+        self._scratch = plan.scratch(memory)
+        self.cache.clear(self.stream)
+        self.bank.clear()
+        contexts = self._stack.enter_context(_Contexts())
+        contexts.prefill = plan.context(self._prefill_profile, self._scratch, self.stream)
+        self._contexts = contexts
+        self._graphs = StepGraphs(cuda, self.stream, self._decode_context, self._upload_steps)
+        self._stack.callback(self._graphs.close)
+        for stream in (copies, self.stream):
+            cuda.synchronize(stream)
+            self._stack.callback(cuda.synchronize, stream)
+
+    def fill(
+        self,
+        inputs: StepInputs,
+        shape: StepShape,
+        tokens: NDArray[np.int64],
+        starts: NDArray[np.int64],
+        mixes: Mapping[int, Mix],
+    ) -> None:
+        """Writes a step's inputs; `mixes` by index in the batch."""
+        gates = inputs.write(shape, tokens, starts)
+        if any(shape.bound):
+            for i, gate in enumerate(gates):
+                for row, mix in mixes.items():
+                    self.bank.fill_gate(i, gate[row], mix)
+
+    def prefill(self, row: int, shape: StepShape) -> None:
+        """Queues a chunk of one row: only that row's slice of the cache is bound."""
+        self.prompt.upload(self.stream)
+        context = self._contexts.prefill
+        assert context is not None  # until the device is closed
+        context.bind(*self._binding(self.prompt, shape, row))
+        context.enqueue(self.stream)
+        self._read_back(1)
+
+    def decode(self, shape: StepShape, full: list[int]) -> None:
+        """Queues a step of rows 0..shape.rows-1; rows in `full` keep their last position."""
+        for row in full:
+            self.cache.save_last(row, self.stream)
+        try:
+            self._graphs.run(shape)
+        finally:  # a step that failed may have been queued all the same
+            for row in full:
+                self.cache.restore_last(row, self.stream)
+        self._read_back(shape.rows)
+
+    def finish(self) -> None:
+        """Waits for what was queued. Raises EngineFault."""
+        self.bank.stepped()
+        self._cuda.synchronize(self.stream)
+
+    def logits(self, rows: int) -> NDArray[np.float32]:
+        """A copy [rows, vocab] of what the last step left."""
+        shape = (rows, self._vocab)
+        found: NDArray[np.float32] = self._logits_host.array(shape, np.dtype(np.float32)).copy()
+        return found
+
+    def close(self) -> None:
+        """Frees everything once what is queued has run; what cannot be freed hinders nothing else.
+        Raises the last EngineFault of it."""
+        self._stack.close()
+
+    def _stream(self) -> int:
+        stream = self._cuda.make_stream()
+        self._stack.callback(self._cuda.destroy_stream, stream)
+        return stream
+
+    def _read_back(self, rows: int) -> None:
+        size = 4 * rows * self._vocab
+        self._cuda.copy(self._logits_host.address, self._logits, size, "to_host", self.stream)
+
+    def _upload_steps(self) -> None:
+        self.steps.upload(self.stream)
+
+    def _decode_context(self, shape: StepShape) -> Context:
+        context = self._plan.context(self._decode_profile, self._scratch, self.stream)
+        context.bind(*self._binding(self.steps, shape, 0))
+        return context
+
+    def _binding(
+        self, inputs: StepInputs, shape: StepShape, row: int
+    ) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
+        """Shapes and addresses of all tensors for a batch that begins with `row`."""
+        kv = self.cache.shape
+        cache = self.cache.addresses(row)
+        shapes: dict[str, tuple[int, ...]] = {
+            n: (shape.rows, kv.heads, kv.capacity, kv.dim) for n in cache if n.startswith("past_")
+        }
+        shapes |= inputs.shapes(shape) | self.bank.shapes(shape.bound)
+        addresses = inputs.addresses() | cache | self.bank.addresses()
+        return shapes, addresses | {targets.LOGITS: self._logits}
+
+
+class _Contexts:
+    """Lets go of TensorRT's objects before their memory is freed."""
+
+    prefill: Context | None = None
+
+    def __enter__(self) -> _Contexts:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.prefill = None

@@ -1,0 +1,175 @@
+"""The engine on TensorRT: which rows compute together, on what memory, in which order of calls.
+
+A decode step always begins with row 0 and takes a power of two of rows, so that few shapes exist.
+Rows that are not asked for are computed too: they write to the first position they do not hold,
+which their own next token overwrites. A row that is full has no such position; what its last one
+held is put back behind the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from remora_agent.bank.weights import AdapterWeights
+from remora_agent.engine.protocol import EngineLimits, KvBlock, Mix, RowStep
+from remora_agent.engine.trt.device import Device
+from remora_agent.engine.trt.inputs import StepShape
+from remora_contract.errors import PromptTooLong, RequestInvalid, Unavailable, Unsupported
+
+
+def row_bucket(rows: int, most: int) -> int:
+    """1, 2, 4, 8, …: the first that holds `rows`; at most `most`."""
+    size = 1
+    while size < rows:
+        size *= 2
+    return min(size, most)
+
+
+class TrtEngine:
+    """See `engine.protocol.Engine`. Driven by one thread; `prepare` by any."""
+
+    def __init__(self, backend: str, digest: str, limits: EngineLimits, device: Device) -> None:
+        """Takes over `device`, which `close` frees."""
+        self._backend = backend
+        self._digest = digest
+        self._limits = limits
+        self._device = device
+        self._closed = False
+
+    @property
+    def backend(self) -> str:
+        return self._backend
+
+    @property
+    def digest(self) -> str:
+        return self._digest
+
+    @property
+    def limits(self) -> EngineLimits:
+        return self._limits
+
+    def prepare(self, weights: AdapterWeights) -> AdapterWeights:
+        return self._device.bank.prepare(weights)
+
+    def add_adapter(self, weights: AdapterWeights) -> int:
+        self._check_open()
+        return self._device.bank.add(weights)
+
+    def remove_adapter(self, handle: int) -> None:
+        self._check_open()
+        self._device.bank.remove(handle)
+
+    def prefill(
+        self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()
+    ) -> NDArray[np.float32]:
+        self._check_chunk(row, tokens, start)
+        device = self._device
+        device.bank.check_mix(mix)
+        bound = device.bank.bound([mix])
+        most = device.chunk
+        for begin in range(0, len(tokens), most):
+            chunk = tokens[None, begin : begin + most]
+            shape = StepShape(1, chunk.shape[1], bound)
+            at = np.array([start + begin])
+            device.fill(device.prompt, shape, chunk, at, {0: mix})
+            device.prefill(row, shape)
+            device.finish()
+            device.cache.lengths[row] = start + begin + chunk.shape[1]
+        only: NDArray[np.float32] = device.logits(1)[0]
+        return only
+
+    def decode(self, steps: Sequence[RowStep]) -> NDArray[np.float32]:
+        self._check_open()
+        if not steps:
+            return np.empty((0, self._limits.vocab), np.float32)
+        self._check_steps(steps)
+        device = self._device
+        count = row_bucket(max(s.row for s in steps) + 1, self._limits.rows)
+        tokens = np.zeros((count, 1), np.int64)
+        positions = device.cache.lengths[:count].copy()
+        for step in steps:
+            tokens[step.row] = step.token
+            positions[step.row] = step.position
+        named = {step.row for step in steps}
+        full = [r for r in device.cache.full_rows(range(count)) if r not in named]
+        positions[full] -= 1
+        mixes = {step.row: step.mix for step in steps}
+        shape = StepShape(count, 1, device.bank.bound(list(mixes.values())))
+        device.fill(device.steps, shape, tokens, positions, mixes)
+        device.decode(shape, full)
+        device.finish()
+        for step in steps:
+            device.cache.lengths[step.row] = step.position + 1
+        chosen: NDArray[np.float32] = device.logits(count)[[step.row for step in steps]]
+        return chosen
+
+    def read_kv(self, row: int, start: int, stop: int) -> KvBlock:
+        self._check_open()
+        self._check_row(row)
+        return self._device.cache.read(row, start, stop, self._device.stream)
+
+    def write_kv(self, row: int, start: int, block: KvBlock) -> None:
+        self._check_open()
+        self._check_row(row)
+        self._device.cache.write(row, start, block, self._device.stream)
+
+    def score(
+        self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()
+    ) -> NDArray[np.float32]:
+        self._check_open()
+        raise Unsupported("a TensorRT engine gives the logits of a prompt's last token only")
+
+    def embed(
+        self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()
+    ) -> NDArray[np.float32]:
+        self._check_open()
+        raise Unsupported("a TensorRT engine gives no states; serve embeddings on ONNX Runtime")
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._device.close()
+
+    def _check_steps(self, steps: Sequence[RowStep]) -> None:
+        if len({step.row for step in steps}) != len(steps):
+            raise RequestInvalid("a row is named twice in one decode")
+        for step in steps:
+            self._check_place(step.row, step.position)
+            if step.position >= self._limits.context:
+                raise PromptTooLong(
+                    f"position {step.position} is past the context of {self._limits.context}"
+                )
+            self._device.bank.check_mix(step.mix)
+        self._check_tokens(np.array([step.token for step in steps]))
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Unavailable("the engine is closed")
+
+    def _check_chunk(self, row: int, tokens: NDArray[np.int64], start: int) -> None:
+        self._check_open()
+        self._check_place(row, start)
+        if tokens.ndim != 1 or not len(tokens):
+            raise RequestInvalid("give at least one token in one row")
+        if start + len(tokens) > self._limits.context:
+            raise PromptTooLong(
+                f"{start + len(tokens)} tokens are more than the context of {self._limits.context}"
+            )
+        self._check_tokens(tokens)
+
+    def _check_row(self, row: int) -> None:
+        if not 0 <= row < self._limits.rows:
+            raise RequestInvalid(f"row {row} is outside 0..{self._limits.rows - 1}")
+
+    def _check_place(self, row: int, position: int) -> None:
+        self._check_row(row)
+        held = int(self._device.cache.lengths[row])
+        if not 0 <= position <= held:
+            raise RequestInvalid(f"row {row} holds {held} tokens; position {position} leaves a gap")
+
+    def _check_tokens(self, tokens: NDArray[np.int64]) -> None:
+        if tokens.min() < 0 or tokens.max() >= self._limits.vocab:
+            raise RequestInvalid(f"token ids must be in 0..{self._limits.vocab - 1}")

@@ -1,0 +1,85 @@
+"""One CUDA graph for each shape of a decode step: (rows, T of each group). Captured on the shape's
+first use, replayed after. Owns contexts and graphs; knows nothing of what a step means.
+
+The first step of a shape is enqueued as it is: TensorRT wants one run after a change of shapes
+before a capture, and its answer is already the step's. Each graph has a context of its own, as
+TensorRT advises, because a replay uses what its context held when it was captured.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from remora_agent.engine.trt.contexts import Context
+from remora_agent.engine.trt.cuda import Cuda
+from remora_agent.engine.trt.inputs import StepShape
+from remora_contract.errors import RemoraError
+
+# Shapes differ by powers of two: four of rows times the layouts that a device's adapters need.
+_KEPT = 32
+
+
+@dataclass
+class _Captured:
+    context: Context  # lives as long as its graph
+    graph: int
+
+
+class StepGraphs:
+    def __init__(
+        self,
+        cuda: Cuda,
+        stream: int,
+        make: Callable[[StepShape], Context],
+        upload: Callable[[], None],
+        kept: int = _KEPT,
+    ) -> None:
+        """`make` gives a bound context; `upload` queues what comes before each step."""
+        self._cuda = cuda
+        self._stream = stream
+        self._make = make
+        self._upload = upload
+        self._kept = kept
+        self._captured: OrderedDict[StepShape, _Captured] = OrderedDict()
+
+    def run(self, shape: StepShape) -> None:
+        """Queues a step. Raises Exhausted, EngineFault; the shape then is as if never used."""
+        known = self._captured.get(shape)
+        if known is not None:
+            self._captured.move_to_end(shape)
+            self._cuda.launch(known.graph, self._stream)
+            return
+        context = self._make(shape)
+        self._step(context)
+        self._captured[shape] = _Captured(context, self._capture(context))
+        while len(self._captured) > self._kept:
+            # A graph may be destroyed only once it has run; its context with it.
+            self._cuda.synchronize(self._stream)
+            _, old = self._captured.popitem(last=False)
+            self._cuda.destroy_graph(old.graph)
+
+    def close(self) -> None:
+        """The stream must have run."""
+        while self._captured:
+            _, old = self._captured.popitem()
+            self._cuda.destroy_graph(old.graph)
+
+    def _step(self, context: Context) -> None:
+        self._upload()
+        context.enqueue(self._stream)
+
+    def _capture(self, context: Context) -> int:
+        try:
+            self._cuda.begin_capture(self._stream)
+            try:
+                self._step(context)
+            except RemoraError:
+                self._cuda.abandon_capture(self._stream)
+                raise
+            return self._cuda.end_capture(self._stream)
+        except RemoraError:
+            # The step itself is queued: its context must outlive it.
+            self._cuda.synchronize(self._stream)
+            raise

@@ -1,0 +1,94 @@
+"""What changes with every step, in one block: written in pinned memory, copied to the device by one
+call, at addresses that never change.
+
+    input_ids, position_ids [b, s] int64    last_index [b, 1] int64    lora_gate.GROUP [b, 1, T]
+
+The block has room for the most rows, tokens and columns; a smaller step packs each tensor at its
+place's beginning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from remora_agent.engine.trt.cuda import Cuda
+from remora_agent.engine.trt.memory import Memory, aligned
+from remora_contract import targets
+from remora_contract.targets import Group
+
+_INT64 = np.dtype(np.int64)
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """b, s, and T of each group of the bank."""
+
+    rows: int
+    tokens: int
+    bound: tuple[int, ...]
+
+
+class StepInputs:
+    def __init__(
+        self,
+        cuda: Cuda,
+        memory: Memory,
+        most: StepShape,
+        groups: Sequence[Group],
+        dtype: np.dtype[Any],
+    ) -> None:
+        """Raises Exhausted."""
+        self._cuda = cuda
+        self._gates = tuple(targets.lora_gate(g) for g in groups)
+        self._dtype = dtype
+        self._places: dict[str, int] = {}
+        size = 0
+        for name, shape in self.shapes(most).items():
+            self._places[name] = size
+            size += aligned(int(np.prod(shape)) * self._type(name).itemsize)
+        self._size = size
+        self._host = memory.pinned(size, "a step's inputs")
+        self._device = memory.device(size, "a step's inputs")
+
+    def shapes(self, step: StepShape) -> dict[str, tuple[int, ...]]:
+        """By input name."""
+        grid = (step.rows, step.tokens)
+        fixed = {
+            targets.INPUT_IDS: grid,
+            targets.POSITION_IDS: grid,
+            targets.LAST_INDEX: (step.rows, 1),
+        }
+        gates = zip(self._gates, step.bound, strict=True)
+        return {**fixed, **{name: (step.rows, 1, t) for name, t in gates}}
+
+    def addresses(self) -> dict[str, int]:
+        return {name: self._device + at for name, at in self._places.items()}
+
+    def write(
+        self, step: StepShape, tokens: NDArray[np.int64], starts: NDArray[np.int64]
+    ) -> list[NDArray[Any]]:
+        """Puts tokens [b, s] that begin at positions `starts` [b] in place; the gates [b, T], all
+        zeros, to be filled. The step before must have run."""
+        arrays = {
+            name: self._host.array(shape, self._type(name), self._places[name])
+            for name, shape in self.shapes(step).items()
+        }
+        arrays[targets.INPUT_IDS][...] = tokens
+        arrays[targets.POSITION_IDS][...] = starts[:, None] + np.arange(step.tokens)
+        arrays[targets.LAST_INDEX][...] = step.tokens - 1
+        gates = [arrays[name][:, 0] for name in self._gates]
+        for gate in gates:
+            gate[...] = 0
+        return gates
+
+    def upload(self, stream: int) -> None:
+        """Queues the one copy."""
+        self._cuda.copy(self._device, self._host.address, self._size, "to_device", stream)
+
+    def _type(self, name: str) -> np.dtype[Any]:
+        return self._dtype if name in self._gates else _INT64

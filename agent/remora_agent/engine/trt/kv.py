@@ -1,0 +1,176 @@
+"""The cache of keys and values on the device: one allocation per layer and kind, past and present.
+
+    past_key.{l}, past_value.{l}   [rows, kv_heads, C, head_dim] dtype
+
+Row r begins at base + r * row_bytes, so a row or the first rows are bound without moving anything.
+Knows how long each row is; knows no tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from remora_agent.engine.protocol import KvBlock
+from remora_agent.engine.trt.cuda import ALIGNMENT, Cuda, Direction
+from remora_agent.engine.trt.memory import Memory
+from remora_contract import targets
+from remora_contract.decoder import DecoderSpec
+from remora_contract.errors import PromptTooLong, RequestInvalid, Unsupported
+
+_STAGED_BYTES = 4 << 20  # pinned memory through which blocks travel
+
+
+@dataclass(frozen=True)
+class KvShape:
+    rows: int
+    layers: int
+    heads: int
+    capacity: int  # C, of the graph
+    dim: int
+    dtype: np.dtype[Any]
+
+    @property
+    def position_bytes(self) -> int:
+        return self.dim * self.dtype.itemsize
+
+    @property
+    def head_bytes(self) -> int:
+        return self.capacity * self.position_bytes
+
+    @property
+    def row_bytes(self) -> int:
+        return self.heads * self.head_bytes
+
+    @property
+    def token_bytes(self) -> int:
+        """Keys and values of one token in all layers."""
+        return 2 * self.layers * self.heads * self.position_bytes
+
+    @staticmethod
+    def of(decoder: DecoderSpec, rows: int, capacity: int, dtype: np.dtype[Any]) -> KvShape:
+        """Raises Unsupported where a row's slice could not be bound."""
+        shape = KvShape(rows, decoder.layers, decoder.kv_heads, capacity, decoder.head_dim, dtype)
+        if shape.row_bytes % ALIGNMENT:
+            raise Unsupported(
+                f"a row's cache of {shape.row_bytes} bytes is no multiple of {ALIGNMENT}, where "
+                "TensorRT takes an address; export with a --max-context that is a multiple of 128"
+            )
+        return shape
+
+
+class KvCache:
+    def __init__(self, cuda: Cuda, memory: Memory, shape: KvShape, context: int) -> None:
+        """Raises Exhausted."""
+        self._cuda = cuda
+        self.shape = shape
+        self.context = context
+        self.lengths = np.zeros(shape.rows, np.int64)  # tokens each row holds
+        size = shape.rows * shape.row_bytes
+        self._bases = {
+            name: memory.device(size, f"the cache {name}")
+            for layer in range(shape.layers)
+            for name in (targets.past_key(layer), targets.past_value(layer))
+        }
+        self._piece = max(1, min(context, _STAGED_BYTES // shape.token_bytes))  # tokens
+        self._block = memory.pinned(self._piece * shape.token_bytes, "copies of the cache")
+        # The last position of each row, while the row is full and computed beside others.
+        self._saved = memory.device(shape.rows * shape.token_bytes, "rows that are full")
+
+    def clear(self, stream: int) -> None:
+        """Queues zeros everywhere: attention multiplies masked positions by 0, and 0 * NaN is
+        NaN."""
+        for base in self._bases.values():
+            self._cuda.clear(base, self.shape.rows * self.shape.row_bytes, stream)
+
+    def addresses(self, row: int) -> dict[str, int]:
+        """Where the tensors of a batch that begins with `row` lie, past and present alike."""
+        found = {}
+        for past, base in self._bases.items():
+            found[past] = found[present_name(past)] = base + row * self.shape.row_bytes
+        return found
+
+    def full_rows(self, rows: range) -> list[int]:
+        """Rows that hold as much as the graph can: for them there is no next position."""
+        return [r for r in rows if self.lengths[r] == self.shape.capacity]
+
+    def save_last(self, row: int, stream: int) -> None:
+        """Queues a copy of the last position of a full row."""
+        self._last(row, stream, saving=True)
+
+    def restore_last(self, row: int, stream: int) -> None:
+        self._last(row, stream, saving=False)
+
+    def _last(self, row: int, stream: int, saving: bool) -> None:
+        shape = self.shape
+        at = self._saved + row * shape.token_bytes
+        for place in self._places(row, shape.capacity - 1):
+            saved = (at, shape.position_bytes)
+            dst, src = (saved, place) if saving else (place, saved)
+            self._cuda.copy_2d(dst, src, shape.position_bytes, shape.heads, "on_device", stream)
+            at += shape.heads * shape.position_bytes
+
+    def read(self, row: int, start: int, stop: int, stream: int) -> KvBlock:
+        """A copy; see `engine.protocol.Engine.read_kv`. One array [layers * 2, kv_heads, stop -
+        start, head_dim]. Waits."""
+        if not 0 <= start < stop <= int(self.lengths[row]):
+            raise RequestInvalid(
+                f"row {row} holds {self.lengths[row]} tokens, not {start} to {stop}"
+            )
+        parts = []
+        for begin in range(start, stop, self._piece):
+            count = min(self._piece, stop - begin)
+            self._move(row, begin, count, "to_host", stream)
+            self._cuda.synchronize(stream)
+            parts.append(self._host(count).copy())
+        whole = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
+        return KvBlock(stop - start, (whole,))
+
+    def write(self, row: int, start: int, block: KvBlock, stream: int) -> None:
+        """See `engine.protocol.Engine.write_kv`. Waits."""
+        stop = start + block.tokens
+        if not 0 <= start <= int(self.lengths[row]):
+            raise RequestInvalid(
+                f"row {row} holds {self.lengths[row]} tokens; position {start} leaves a gap"
+            )
+        if stop > self.context:
+            raise PromptTooLong(f"{stop} tokens are more than the context of {self.context}")
+        (array,) = block.arrays
+        wanted = (2 * self.shape.layers, self.shape.heads, block.tokens, self.shape.dim)
+        if array.shape != wanted or array.dtype != self.shape.dtype:
+            raise RequestInvalid(f"a block {array.shape} of another engine, not {wanted}")
+        for begin in range(0, block.tokens, self._piece):
+            count = min(self._piece, block.tokens - begin)
+            self._host(count)[...] = array[:, :, begin : begin + count]
+            self._move(row, start + begin, count, "to_device", stream)
+            self._cuda.synchronize(stream)
+        self.lengths[row] = stop
+
+    def _host(self, tokens: int) -> NDArray[Any]:
+        shape = self.shape
+        return self._block.array((2 * shape.layers, shape.heads, tokens, shape.dim), shape.dtype)
+
+    def _move(self, row: int, start: int, tokens: int, way: Direction, stream: int) -> None:
+        shape = self.shape
+        width = tokens * shape.position_bytes
+        at = self._block.address
+        for place in self._places(row, start):
+            host = (at, width)
+            dst, src = (host, place) if way == "to_host" else (place, host)
+            self._cuda.copy_2d(dst, src, width, shape.heads, way, stream)
+            at += shape.heads * width
+
+    def _places(self, row: int, position: int) -> Iterator[tuple[int, int]]:
+        """(address, pitch from head to head) of a position of a row, for each layer and kind."""
+        shape = self.shape
+        offset = row * shape.row_bytes + position * shape.position_bytes
+        for base in self._bases.values():
+            yield base + offset, shape.head_bytes
+
+
+def present_name(past: str) -> str:
+    return past.replace("past_", "present_", 1)

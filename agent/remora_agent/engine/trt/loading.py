@@ -1,0 +1,155 @@
+"""From a built engine's folder to a running one. The only module that touches both the TensorRT and
+the CUDA module; `runtime` and `module` are given by tests.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from remora_agent.engine.cache import CacheEntry
+from remora_agent.engine.protocol import Engine, EngineLimits
+from remora_agent.engine.trt import files
+from remora_agent.engine.trt.contexts import Plan
+from remora_agent.engine.trt.cuda import Cuda, load_bindings
+from remora_agent.engine.trt.device import Device, DeviceSpec
+from remora_agent.engine.trt.engine import TrtEngine
+from remora_agent.engine.trt.kv import KvShape, present_name
+from remora_agent.engine.trt.module import TRT_BACKENDS, TrtBackend, TrtModule, load_module
+from remora_contract import targets
+from remora_contract.bundle import Bundle, bank_groups
+from remora_contract.errors import ArtifactInvalid, EngineFault, RequestInvalid, Unsupported
+
+
+class RunOptions(Protocol):
+    """What of `engine.opening.EngineOptions` matters here."""
+
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def context(self) -> int | None: ...
+
+
+def load(entry: CacheEntry, bundle: Bundle, options: RunOptions) -> Engine:
+    """Loads a built engine on the first GPU.
+
+    Raises Unsupported (a module is missing, a graph this engine does not take), Unavailable (no
+    GPU), Exhausted (no memory), RequestInvalid (rows or context beyond the build's),
+    ArtifactInvalid, EngineFault.
+    """
+    backend = _backend(entry.manifest.key.recipe.backend)
+    return load_on(load_bindings(), load_module(backend), entry, bundle, options)
+
+
+def load_on(
+    runtime: Any, module: TrtModule, entry: CacheEntry, bundle: Bundle, options: RunOptions
+) -> Engine:
+    """The same with the modules given."""
+    facts = files.read(entry.manifest.facts, str(entry.directory))
+    check_graph(bundle)
+    limits = limits_of(bundle, facts, options)
+    cuda = Cuda(runtime)
+    cuda.open_device()
+    plan = Plan(module, _read(entry.directory / files.PLAN))
+    check_plan(plan, facts, bundle, limits)
+    spec = DeviceSpec(bundle.decoder, bundle.graph, facts, limits.rows, limits.context)
+    device = Device(cuda, plan, spec)
+    return TrtEngine(module.backend, entry.manifest.digest, limits, device)
+
+
+def check_graph(bundle: Bundle) -> None:
+    """Raises Unsupported for what the bank takes and this engine does not, by name."""
+    graph = bundle.graph
+    wanted = {
+        "--dora": graph.dora,
+        "--adapter-bias": graph.adapter_bias,
+        **{f"--adapt {part}": True for part in graph.adapt},
+    }
+    if found := [flag for flag, has in wanted.items() if has]:
+        raise Unsupported(
+            f"a TensorRT engine takes no bundle exported with {' '.join(found)}; export without, "
+            "or serve on ONNX Runtime"
+        )
+
+
+def limits_of(bundle: Bundle, facts: files.EngineFacts, options: RunOptions) -> EngineLimits:
+    """Raises RequestInvalid."""
+    context = options.context if options.context is not None else bundle.graph.context
+    if not 1 <= context <= bundle.graph.context:
+        raise RequestInvalid(
+            f"a context of {context} is outside 1..{bundle.graph.context}, what the bundle "
+            "was exported for; export it with a larger --max-context"
+        )
+    built = facts.profiles[facts.index("decode")].rows
+    if options.rows > built:
+        raise RequestInvalid(
+            f"the engine was built for {built} rows, not {options.rows}; build it again for more"
+        )
+    decoder = bundle.decoder
+    shape = KvShape.of(decoder, options.rows, bundle.graph.context, np.dtype(bundle.graph.dtype))
+    return EngineLimits(
+        options.rows,
+        context,
+        decoder.vocab,
+        bundle.graph.max_bank_rank,
+        kv_token_bytes=shape.token_bytes,
+        copies_kv=True,
+    )
+
+
+def check_plan(plan: Plan, facts: files.EngineFacts, bundle: Bundle, limits: EngineLimits) -> None:
+    """The engine has the tensors that the bundle promises, as large as the facts say. Raises
+    ArtifactInvalid, EngineFault."""
+    inputs, outputs = expected_tensors(bundle)
+    if plan.inputs != inputs or plan.outputs != outputs:
+        odd = sorted((plan.inputs ^ inputs) | (plan.outputs ^ outputs))
+        raise ArtifactInvalid(
+            f"the engine's tensors are not the bundle's: {odd[0]} (and {len(odd) - 1} more); "
+            "build it again"
+        )
+    if len(facts.profiles) != plan.profiles:
+        raise ArtifactInvalid(
+            f"the engine has {plan.profiles} profiles, not {len(facts.profiles)}; build it again"
+        )
+    for index, profile in enumerate(facts.profiles):
+        most = plan.most(targets.INPUT_IDS, index)
+        if most != (profile.rows, profile.tokens):
+            raise ArtifactInvalid(f"profile {index} takes {list(most)} tokens; build it again")
+    cache = plan.most(targets.past_key(0), facts.index("decode"))[2]
+    if cache != bundle.graph.context or facts.context != cache:
+        raise ArtifactInvalid(f"the engine's cache holds {cache} tokens; build it again")
+    for name, dtype in ((targets.past_key(0), bundle.graph.dtype), (targets.LOGITS, "float32")):
+        if plan.dtype(name) != np.dtype(dtype):
+            raise EngineFault(f"the engine's {name} is {plan.dtype(name)}, not {dtype}")
+
+
+def expected_tensors(bundle: Bundle) -> tuple[frozenset[str], frozenset[str]]:
+    """Names of the graph's inputs and outputs."""
+    decoder, graph = bundle.decoder, bundle.graph
+    inputs = {targets.INPUT_IDS, targets.POSITION_IDS, targets.LAST_INDEX}
+    outputs = {targets.LOGITS}
+    for layer in range(decoder.layers):
+        past = (targets.past_key(layer), targets.past_value(layer))
+        inputs.update(past)
+        outputs.update(present_name(name) for name in past)
+        for group in bank_groups(decoder, graph, layer):
+            inputs.add(targets.lora_gate(group))
+            inputs.update((targets.lora_a(layer, group), targets.lora_b(layer, group)))
+    return frozenset(inputs), frozenset(outputs)
+
+
+def _backend(name: str) -> TrtBackend:
+    for backend in TRT_BACKENDS:
+        if backend == name:
+            return backend
+    raise ArtifactInvalid(f"an engine of {name} was given to TensorRT; build it again")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as e:
+        raise ArtifactInvalid(f"{path} cannot be read: {e.strerror or e}") from e

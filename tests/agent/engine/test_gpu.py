@@ -1,0 +1,203 @@
+"""The TensorRT engine on a real GPU: built, loaded and held to the float16 graph on ONNX Runtime.
+
+    pytest -m gpu tests/agent/engine/test_gpu.py          benchmarks/gpu.sh runs this and more
+
+Without a GPU, CUDA's bindings or a TensorRT module every test is skipped and says which is missing.
+What needs no GPU (order of calls, no memory, protocol) is in test_conformance_*.py and trt_run/.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from remora_agent.engine.cache import EngineCache
+from remora_agent.engine.opening import EngineOptions, ensure_built, load_engine
+from remora_agent.engine.protocol import Engine, MixEntry, RowStep
+from remora_agent.engine.trt.cuda import Cuda, load_bindings
+from remora_agent.engine.trt.graphs import StepGraphs
+from remora_agent.engine.trt.inputs import StepShape
+from remora_agent.engine.trt.module import TRT_BACKENDS, load_module
+from remora_contract.bundle import load_bundle
+from remora_contract.errors import Unavailable, Unsupported
+from tests.agent.engine.portable import (
+    FLOAT16,
+    QWEN2,
+    Reference,
+    Weighted,
+    random_adapter,
+    random_bundle,
+)
+
+pytestmark = pytest.mark.gpu
+
+# As large as TensorRT's fused attention wants its heads.
+SPEC = replace(QWEN2, hidden=256, heads=4, kv_heads=2, head_dim=64, intermediate=384)
+GRAPH = replace(FLOAT16, context=128, max_bank_rank=64)
+PROMPT = [3, 4, 5, 6, 7, 80, 11, 12]
+CLOSE = 2e-2
+LEAK_STEPS = int(os.environ.get("REMORA_GPU_STEPS", "10000"))
+LEAK_BYTES = 8 << 20  # of the driver's own book-keeping
+
+
+@dataclass(frozen=True)
+class GpuBench:
+    reference: Reference
+    cuda: Cuda
+    open: Callable[[], Engine]
+
+
+@pytest.fixture(scope="module", params=TRT_BACKENDS)
+def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> GpuBench:
+    backend: Any = request.param
+    try:
+        cuda = Cuda(load_bindings())
+        cuda.open_device()
+        load_module(backend)
+    except (Unavailable, Unsupported) as e:
+        pytest.skip(str(e))
+    root = tmp_path_factory.mktemp(backend)
+    directory = random_bundle(root / "bundle", SPEC, GRAPH)
+    more: Any = {"backend": backend}
+    options = EngineOptions(rows=4, **more)
+    entry = ensure_built(directory, EngineCache(root / "engines", 1 << 40), options).entry
+    bundle = load_bundle(directory)
+    return GpuBench(Reference(directory), cuda, lambda: load_engine(entry, bundle, options))
+
+
+@pytest.fixture
+def engine(bench: GpuBench) -> Iterator[Engine]:
+    engine = bench.open()
+    yield engine
+    engine.close()
+
+
+def ids(tokens: list[int]) -> np.ndarray:
+    return np.array(tokens, np.int64)
+
+
+def close(a: np.ndarray, b: np.ndarray) -> bool:
+    return bool(np.abs(a - b).max() <= CLOSE * max(1.0, float(np.abs(b).max())))
+
+
+def test_prompts_and_steps_answer_as_the_portable_graph(bench: GpuBench, engine: Engine):
+    tokens = list(PROMPT)
+    assert close(engine.prefill(2, ids(tokens), 0), bench.reference.logits(tokens))
+    for token in range(20, 36):
+        logits = engine.decode([RowStep(2, token, len(tokens))])[0]
+        tokens.append(token)
+        assert close(logits, bench.reference.logits(tokens))
+
+
+def test_greedy_tokens_are_the_portable_graphs(bench: GpuBench, engine: Engine):
+    """As far as its two best logits are further apart than float16 tells them."""
+    tokens = list(PROMPT)
+    logits = engine.prefill(0, ids(tokens), 0)
+    for _ in range(24):
+        wanted = bench.reference.logits(tokens)
+        second, best = np.sort(wanted)[-2:]
+        if best - second > 2 * CLOSE:
+            assert int(logits.argmax()) == int(wanted.argmax())
+        tokens.append(int(wanted.argmax()))
+        logits = engine.decode([RowStep(0, tokens[-1], len(tokens) - 1)])[0]
+
+
+def test_rows_with_different_adapters_answer_as_alone(bench: GpuBench, engine: Engine):
+    a, b = random_adapter(SPEC, 1), random_adapter(SPEC, 2, rank=9, projections=("q", "up"))
+    ha, hb = engine.add_adapter(a), engine.add_adapter(b)
+    mixes = (
+        ((), ()),
+        ((MixEntry(ha, 1.0),), (Weighted(a),)),
+        ((MixEntry(hb, 0.5),), (Weighted(b, 0.5),)),
+        ((MixEntry(ha, 0.3), MixEntry(hb, 0.7)), (Weighted(a, 0.3), Weighted(b, 0.7))),
+    )
+    for row, (mix, _) in enumerate(mixes):
+        engine.prefill(row, ids(PROMPT), 0, mix)
+    logits = engine.decode([RowStep(r, 9, 8, mix) for r, (mix, _) in enumerate(mixes)])
+    for row, (_, weighted) in enumerate(mixes):
+        assert close(logits[row], bench.reference.logits([*PROMPT, 9], weighted))
+
+
+def test_adapters_may_be_swapped_while_another_row_decodes(bench: GpuBench, engine: Engine):
+    kept = random_adapter(SPEC, 3)
+    mix = (MixEntry(engine.add_adapter(kept), 1.0),)
+    tokens = list(PROMPT)
+    engine.prefill(1, ids(tokens), 0, mix)
+    for i in range(12):
+        other = engine.add_adapter(random_adapter(SPEC, 10 + i, rank=1 + 3 * i % 17))
+        logits = engine.decode([RowStep(1, 30 + i, len(tokens), mix)])[0]
+        tokens.append(30 + i)
+        assert close(logits, bench.reference.logits(tokens, (Weighted(kept),)))
+        engine.remove_adapter(other)
+
+
+def test_rows_beside_a_step_keep_what_they_hold(bench: GpuBench, engine: Engine):
+    full = [(7 * i) % SPEC.vocab for i in range(GRAPH.context)]
+    engine.prefill(0, ids(full), 0)
+    engine.prefill(1, ids(PROMPT), 0)
+    held = [engine.read_kv(0, 0, len(full)), engine.read_kv(1, 0, 8)]
+    engine.prefill(2, ids(PROMPT), 0)
+    for i in range(4):
+        engine.decode([RowStep(2, 40 + i, 8 + i)])
+    assert np.array_equal(engine.read_kv(0, 0, len(full)).arrays[0], held[0].arrays[0])
+    assert np.array_equal(engine.read_kv(1, 0, 8).arrays[0], held[1].arrays[0])
+
+
+def test_a_prefix_copied_to_another_row_goes_on_with_the_same_bits(engine: Engine):
+    engine.prefill(0, ids(PROMPT), 0)
+    engine.write_kv(3, 0, engine.read_kv(0, 0, 8))
+    logits = engine.decode([RowStep(0, 9, 8), RowStep(3, 9, 8)])
+    assert np.array_equal(logits[0], logits[1])
+
+
+def test_a_replayed_graph_gives_the_bits_of_a_step_enqueued_as_it_is(
+    bench: GpuBench, monkeypatch: pytest.MonkeyPatch
+):
+    def answers() -> list[np.ndarray]:
+        engine = bench.open()
+        handle = engine.add_adapter(random_adapter(SPEC, 4))
+        mix = (MixEntry(handle, 1.0),)
+        for row in range(4):
+            engine.prefill(row, ids(PROMPT), 0, mix)
+        found = [
+            engine.decode([RowStep(r, 50 + i, 8 + i, mix) for r in range(4)]) for i in range(8)
+        ]
+        engine.close()
+        return found
+
+    replayed = answers()
+
+    def enqueued(self: StepGraphs, shape: StepShape) -> None:
+        context = self._make(shape)
+        self._step(context)
+        self._cuda.synchronize(self._stream)
+
+    monkeypatch.setattr(StepGraphs, "run", enqueued)
+    for a, b in zip(replayed, answers(), strict=True):
+        assert np.array_equal(a, b)
+
+
+@pytest.mark.slow
+def test_thousands_of_steps_and_swaps_leave_memory_as_it_was(bench: GpuBench, engine: Engine):
+    kinds = [random_adapter(SPEC, s, rank=4) for s in range(3)]
+
+    def turn(i: int) -> None:
+        handle = engine.add_adapter(kinds[i % 3])
+        mix = (MixEntry(handle, 1.0),)
+        engine.prefill(i % 4, ids(PROMPT), 0, mix)
+        for step in range(10):
+            engine.decode([RowStep(i % 4, step, 8 + step, mix)])
+        engine.remove_adapter(handle)
+
+    for i in range(8):
+        turn(i)
+    before, _ = bench.cuda.free_memory()
+    for i in range(LEAK_STEPS // 10):
+        turn(i)
+    after, _ = bench.cuda.free_memory()
+    assert before - after < LEAK_BYTES

@@ -1,0 +1,258 @@
+"""A stand-in for the runtime half of `tensorrt`: its "plan" names a portable graph, which ONNX
+Runtime runs on the very addresses that were set, in emulated device memory (`cuda_emulator`).
+
+Rules it enforces, and where TensorRT states them (developer guide and `NvInferRuntime.h`):
+- set_optimization_profile_async before shapes; a context of a profile's own (`IExecutionContext`).
+- set_input_shape inside the active profile's minimum and maximum, else False.
+- every input's shape and every tensor's address set before execute_async_v3, else False.
+- addresses are 256-byte aligned (`setTensorAddress`: "The pointer must have at least 256-byte
+  alignment"); a past and its present at one address (IKVCacheUpdateLayer).
+- USER_MANAGED contexts need set_device_memory of device_memory_size_v2 (`setDeviceMemoryV2`).
+- "Call enqueueV3() once after an input shape change to flush deferred updates" before capture
+  (`IExecutionContext::enqueueV3`).
+- what is enqueued uses the addresses and shapes of then; a captured graph replays them, and "the
+  best practice is to use one execution context per captured graph": a replay after the context's
+  shapes changed is an error here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from enum import IntEnum
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from tests.support.cuda_emulator import ALIGNMENT, CudaEmulator
+
+_NUMPY = {"tensor(int64)": np.int64, "tensor(float)": np.float32, "tensor(float16)": np.float16}
+SCRATCH = 4096  # bytes that the emulated engine wants of its user
+
+
+class TensorIOMode(IntEnum):
+    INPUT = 1
+    OUTPUT = 2
+
+
+class ExecutionContextAllocationStrategy(IntEnum):
+    STATIC = 0
+    ON_PROFILE_CHANGE = 1
+    USER_MANAGED = 2
+
+
+def plan(graph: Path, profiles: list[dict[str, Any]], max_bank_rank: int) -> bytes:
+    """What `engine.plan` holds; profiles as in the fact."""
+    document = {"emulated": str(graph), "profiles": profiles, "max_bank_rank": max_bank_rank}
+    return json.dumps(document).encode()
+
+
+class TrtEmulator:
+    """The module: `TrtEmulator(cuda)` goes where `import tensorrt` would."""
+
+    TensorIOMode = TensorIOMode
+    ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy
+    __version__ = "10.16.0"
+
+    def __init__(self, cuda: CudaEmulator) -> None:
+        self.cuda = cuda
+        self.calls: list[tuple[Any, ...]] = []
+        self.fail_contexts = False  # as when there is no memory for one
+        self.fail_enqueue = False
+        self.contexts = 0
+
+        class Logger:
+            WARNING = 2
+
+            def __init__(self, level: int) -> None: ...
+
+        class Runtime:
+            def __init__(_self, logger: Logger) -> None: ...
+
+            def deserialize_cuda_engine(_self, data: bytes) -> CudaEngine | None:
+                return CudaEngine(self, data) if data.startswith(b'{"emulated"') else None
+
+        self.Logger = Logger
+        self.Runtime = Runtime
+
+    def nptype(self, dtype: Any) -> type:
+        return dtype
+
+    def volume(self, shape: tuple[int, ...]) -> int:
+        return prod(shape)
+
+
+class CudaEngine:
+    def __init__(self, module: TrtEmulator, data: bytes) -> None:
+        document = json.loads(data)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+        self.session = ort.InferenceSession(
+            document["emulated"], options, providers=["CPUExecutionProvider"]
+        )
+        self.module = module
+        self.profiles = document["profiles"]
+        self._rank = document["max_bank_rank"]
+        self.inputs = {v.name: v for v in self.session.get_inputs()}
+        self.outputs = {v.name: v for v in self.session.get_outputs()}
+        self.device_memory_size_v2 = SCRATCH
+
+    @property
+    def num_io_tensors(self) -> int:
+        return len(self.inputs) + len(self.outputs)
+
+    @property
+    def num_optimization_profiles(self) -> int:
+        return len(self.profiles)
+
+    def get_tensor_name(self, index: int) -> str:
+        return [*self.inputs, *self.outputs][index]
+
+    def get_tensor_mode(self, name: str) -> TensorIOMode:
+        return TensorIOMode.INPUT if name in self.inputs else TensorIOMode.OUTPUT
+
+    def get_tensor_dtype(self, name: str) -> Any:
+        return _NUMPY[(self.inputs.get(name) or self.outputs[name]).type]
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        shape = (self.inputs.get(name) or self.outputs[name]).shape
+        return tuple(d if isinstance(d, int) else -1 for d in shape)
+
+    def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
+        """Minimum, optimum and maximum."""
+        shape = self.inputs[name].shape
+        limits = [self._range(d, self.profiles[profile]) for d in shape]
+        least, most = tuple(lo for lo, _ in limits), tuple(hi for _, hi in limits)
+        return [least, most, most]
+
+    def _range(self, dim: int | str, profile: Mapping[str, int]) -> tuple[int, int]:
+        if isinstance(dim, int):
+            return dim, dim
+        if dim == "b":
+            return 1, profile["rows"]
+        if dim == "s":
+            return 1, profile["tokens"]
+        parts = {"t_qkv": 3, "t_gate_up": 2}.get(dim, 1)
+        return 0, self._rank * parts
+
+    def create_execution_context(
+        self, strategy: ExecutionContextAllocationStrategy
+    ) -> ExecutionContext | None:
+        return None if self.module.fail_contexts else ExecutionContext(self, strategy)
+
+
+class ExecutionContext:
+    def __init__(self, engine: CudaEngine, strategy: ExecutionContextAllocationStrategy) -> None:
+        self._engine = engine
+        self._module = engine.module
+        self._strategy = strategy
+        self._profile: int | None = None
+        self._memory: tuple[int, int] | None = None
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._addresses: dict[str, int] = {}
+        self._flushed: dict[str, tuple[int, ...]] | None = None
+        self._generation = 0
+        self._module.contexts += 1
+
+    def __del__(self) -> None:
+        self._module.contexts -= 1
+
+    def set_device_memory(self, address: int, size: int) -> None:
+        assert self._strategy is ExecutionContextAllocationStrategy.USER_MANAGED
+        assert address % ALIGNMENT == 0 and size >= self._engine.device_memory_size_v2
+        self._memory = (address, size)
+
+    def set_optimization_profile_async(self, index: int, stream: int) -> bool:
+        self._module.cuda.stream(stream)
+        if not 0 <= index < len(self._engine.profiles):
+            return False
+        self._profile, self._shapes = index, {}
+        self._record("profile", index)
+        return True
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        assert self._profile is not None, f"{name}: a shape was set before a profile"
+        if name not in self._engine.inputs:
+            return False
+        least, _, most = self._engine.get_tensor_profile_shape(name, self._profile)
+        inside = len(shape) == len(least) and all(
+            lo <= d <= hi for lo, d, hi in zip(least, shape, most, strict=True)
+        )
+        if inside:
+            if self._shapes.get(name) != tuple(shape):
+                self._generation += 1
+            self._shapes[name] = tuple(shape)
+            self._record("shape", name, tuple(shape))
+        return inside
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        known = name in self._engine.inputs or name in self._engine.outputs
+        if not known or address == 0 or address % ALIGNMENT:
+            return False
+        self._addresses[name] = address
+        self._record("address", name, address)
+        return True
+
+    def infer_shapes(self) -> list[str]:
+        return [n for n in self._engine.inputs if n not in self._shapes]
+
+    def execute_async_v3(self, stream: int) -> bool:
+        if self._module.fail_enqueue:
+            return False
+        on = self._module.cuda.stream(stream)
+        names = [*self._engine.inputs, *self._engine.outputs]
+        if self.infer_shapes() or any(n not in self._addresses for n in names):
+            return False
+        for name in self._engine.outputs:
+            past = name.replace("present_", "past_")
+            assert past == name or self._addresses[past] == self._addresses[name], (
+                f"{name} is not where {past} is"
+            )
+        assert self._strategy is not ExecutionContextAllocationStrategy.USER_MANAGED or (
+            self._memory is not None
+        ), "no device memory was given"
+        shapes, addresses = dict(self._shapes), dict(self._addresses)
+        if on.capturing is None:
+            self._flushed = shapes
+        else:
+            assert self._flushed == shapes, "captured before one run with these shapes"
+        generation, memory = self._generation, self._memory
+        captured = on.capturing is not None
+        self._record("enqueue", "capture" if captured else "run")
+
+        def run() -> None:
+            assert not captured or self._generation == generation, "the context's shapes changed"
+            self._run(shapes, addresses, memory)
+
+        on.put(run)
+        return True
+
+    def _run(
+        self,
+        shapes: dict[str, tuple[int, ...]],
+        addresses: dict[str, int],
+        memory: tuple[int, int] | None,
+    ) -> None:
+        if memory is not None:
+            self._module.cuda.view(memory[0], memory[1], "scratch")[...] = 0xAB
+        feed = {n: self._array(n, shapes[n], addresses[n]) for n in self._engine.inputs}
+        ids = feed["position_ids"]
+        context = feed["past_key.0"].shape[2]
+        assert ids.min() >= 0 and ids.max() < context, f"positions {ids} are outside the cache"
+        outputs = [*self._engine.outputs]
+        results = self._engine.session.run(outputs, feed)
+        for name, result in zip(outputs, results, strict=True):
+            self._array(name, result.shape, addresses[name])[...] = result
+
+    def _array(self, name: str, shape: tuple[int, ...], address: int) -> np.ndarray:
+        dtype = np.dtype(self._engine.get_tensor_dtype(name))
+        raw = self._module.cuda.view(address, prod(shape) * dtype.itemsize, name)
+        return raw.view(dtype).reshape(shape)
+
+    def _record(self, *call: Any) -> None:
+        self._module.calls.append((id(self), *call))

@@ -1,0 +1,60 @@
+"""TensorRT engines on the emulators: a "built" folder and what loads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from remora_agent.engine.cache import CacheEntry, EngineManifest
+from remora_agent.engine.protocol import Engine
+from remora_agent.engine.recipe import BuildKey, Recipe, this_machine
+from remora_agent.engine.trt import files
+from remora_agent.engine.trt.loading import load_on
+from remora_agent.engine.trt.module import TrtModule, api_of
+from remora_contract.bundle import GRAPH_FILE, load_bundle
+from tests.support import trt_emulator
+from tests.support.cuda_emulator import CudaEmulator
+from tests.support.trt_emulator import TrtEmulator
+
+CHUNK = 5  # tokens of a prompt at once: most prompts of tests take several
+
+
+def build(bundle_dir: Path, out: Path, rows: int = 4, tokens: int = CHUNK) -> CacheEntry:
+    """A folder as a build leaves it."""
+    graph = load_bundle(bundle_dir).graph
+    profiles = (files.Profile("prefill", 1, tokens), files.Profile("decode", rows, 1))
+    facts = files.EngineFacts(profiles, graph.context, graph.max_bank_rank)
+    written = files.written(facts)
+    out.mkdir(parents=True, exist_ok=True)
+    spans = [{"rows": p.rows, "tokens": p.tokens} for p in profiles]
+    data = trt_emulator.plan(bundle_dir / GRAPH_FILE, spans, graph.max_bank_rank)
+    (out / files.PLAN).write_bytes(data)
+    recipe = Recipe("tensorrt", TrtEmulator.__version__, 1, 4, this_machine())
+    return CacheEntry(out, EngineManifest(BuildKey((), recipe), (), written))
+
+
+@dataclass
+class RunSize:
+    rows: int = 4
+    context: int | None = None
+
+
+@dataclass
+class Bench:
+    """One emulated GPU and TensorRT, and the engines on them."""
+
+    bundle_dir: Path
+    entry: CacheEntry
+    cuda: CudaEmulator = field(default_factory=CudaEmulator)
+    trt: TrtEmulator = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.trt = TrtEmulator(self.cuda)
+
+    def open(self, **changes: Any) -> Engine:
+        module: Any = self.trt
+        api = api_of("tensorrt", TrtEmulator.__version__)
+        trt = TrtModule("tensorrt", module, TrtEmulator.__version__, api)
+        bundle = load_bundle(self.bundle_dir)
+        return load_on(self.cuda, trt, self.entry, bundle, RunSize(**changes))
