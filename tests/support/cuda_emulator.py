@@ -326,6 +326,8 @@ class CudaEmulator:
         return self._drop(graph, Graph)
 
     def cudaGraphExecDestroy(self, graph: int) -> tuple[Any, ...]:
+        if error := self._failure("cudaGraphExecDestroy"):
+            return (error,)
         return self._drop(graph, GraphExec)
 
     def cudaGraphLaunch(self, graph: int, stream: int) -> tuple[Any, ...]:

@@ -62,7 +62,7 @@ class TrtEmulator:
         self.calls: list[tuple[Any, ...]] = []
         self.fail_contexts = False  # as when there is no memory for one
         self.fail_enqueue = False
-        self.contexts = 0
+        self.contexts = self.engines = 0  # alive
 
         class Logger:
             WARNING = 2
@@ -87,6 +87,7 @@ class TrtEmulator:
 
 class CudaEngine:
     def __init__(self, module: TrtEmulator, data: bytes) -> None:
+        self.module = module
         document = json.loads(data)
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
@@ -95,12 +96,15 @@ class CudaEngine:
         self.session = ort.InferenceSession(
             document["emulated"], options, providers=["CPUExecutionProvider"]
         )
-        self.module = module
         self.profiles = document["profiles"]
         self._rank = document["max_bank_rank"]
         self.inputs = {v.name: v for v in self.session.get_inputs()}
         self.outputs = {v.name: v for v in self.session.get_outputs()}
         self.device_memory_size_v2 = SCRATCH
+        module.engines += 1
+
+    def __del__(self) -> None:
+        self.module.engines -= 1
 
     @property
     def num_io_tensors(self) -> int:

@@ -86,9 +86,8 @@ class Bank:
         widest = max((max(g.n, g.columns.most) for g in self._groups), default=0)
         staged = max(_STAGED_BYTES, widest * self._dtype.itemsize)
         self._staging = memory.pinned(staged, "adapters on their way")
-        self._events: list[int] = []
-        self._stepped = self._event()
-        self._written = self._event()
+        self._stepped = memory.event()
+        self._written = memory.event()
 
     @property
     def groups(self) -> Sequence[GroupBank]:
@@ -182,15 +181,6 @@ class Bank:
                     size = g.columns.most * self._dtype.itemsize
                     self._cuda.clear(at.a, g.k * size, self._copies)
                     self._cuda.clear(at.b, g.n * size, self._copies)
-
-    def close(self) -> None:
-        while self._events:
-            self._cuda.destroy_event(self._events.pop())
-
-    def _event(self) -> int:
-        event = self._cuda.make_event()
-        self._events.append(event)
-        return event
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -28,8 +28,9 @@ class Plan:
         self._engine = self._runtime.deserialize_cuda_engine(data)
         if self._engine is None:
             raise EngineFault(
-                f"{module.backend} {module.version} cannot read this engine: it was built by "
-                "another version or for another GPU; build it again"
+                f"{module.backend} {module.version} cannot load this engine: it was built by "
+                "another version or for another GPU and must be built again, or there is no memory "
+                "for its weights; the log above says which"
             )
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         modes = {n: self._engine.get_tensor_mode(n) for n in names}
@@ -75,7 +76,11 @@ class Context:
         """Every input's shape, then every tensor's address. Raises EngineFault."""
         self.reshape(shapes)
         self.place(addresses)
-        if missing := list(self._context.infer_shapes()):
+        try:
+            missing = list(self._context.infer_shapes())
+        except RuntimeError as e:
+            raise EngineFault(f"TensorRT cannot infer the step's shapes: {e}") from e
+        if missing:
             raise EngineFault(f"the engine has an input {missing[0]} that nothing is bound to")
 
     def reshape(self, shapes: Mapping[str, tuple[int, ...]]) -> None:

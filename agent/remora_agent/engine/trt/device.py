@@ -25,7 +25,6 @@ from remora_agent.engine.trt.memory import Memory
 from remora_contract import targets
 from remora_contract.bundle import GraphSpec
 from remora_contract.decoder import DecoderSpec
-from remora_contract.errors import RemoraError
 
 
 @dataclass(frozen=True)
@@ -44,28 +43,24 @@ class Device:
         """Raises Exhausted, Unsupported, EngineFault; nothing is then left allocated."""
         self._cuda = cuda
         self._memory = Memory(cuda)
-        self._stack = ExitStack()  # what frees, in the reverse order of making
-        self._stack.callback(self._memory.close)
-        try:
+        with ExitStack() as self._stack:  # what frees, in the reverse order of making
+            self._stack.callback(self._memory.close)
             self._set_up(plan, spec)
-        except RemoraError:
-            self.close()
-            raise
+            self._stack = self._stack.pop_all()
 
     def _set_up(self, plan: Plan, spec: DeviceSpec) -> None:
         cuda, memory, graph = self._cuda, self._memory, spec.graph
         dtype = np.dtype(graph.dtype)
-        self._plan = plan
+        self._runtime = self._stack.enter_context(_Runtime(plan))
         self._vocab = spec.decoder.vocab
         self._prefill_profile = spec.facts.index("prefill")
         self._decode_profile = spec.facts.index("decode")
         self.chunk = min(spec.facts.profiles[self._prefill_profile].tokens, spec.context)
-        self.stream = self._stream()
-        copies = self._stream()
+        self.stream = memory.stream()
+        copies = memory.stream()
         shape = KvShape.of(spec.decoder, spec.rows, graph.context, dtype)
         self.cache = KvCache(cuda, memory, shape, spec.context)
         self.bank = Bank(cuda, memory, spec.decoder, graph, (self.stream, copies))
-        self._stack.callback(self.bank.close)
         groups = [g.group for g in self.bank.groups]
         widest = tuple(g.columns.most for g in self.bank.groups)
         most = StepShape(spec.rows, 1, widest), StepShape(1, self.chunk, widest)
@@ -75,16 +70,16 @@ class Device:
         self._logits = memory.device(size, "logits")
         self._logits_host = memory.pinned(size, "logits")
         self._scratch = plan.scratch(memory)
+        for stream in (copies, self.stream):
+            self._stack.callback(cuda.synchronize, stream)
         self.cache.clear(self.stream)
         self.bank.clear()
-        contexts = self._stack.enter_context(_Contexts())
-        contexts.prefill = plan.context(self._prefill_profile, self._scratch, self.stream)
-        self._contexts = contexts
+        prefill = plan.context(self._prefill_profile, self._scratch, self.stream)
+        self._runtime.contexts.append(prefill)
         self._graphs = StepGraphs(cuda, self.stream, self._decode_context, self._upload_steps)
         self._stack.callback(self._graphs.close)
         for stream in (copies, self.stream):
             cuda.synchronize(stream)
-            self._stack.callback(cuda.synchronize, stream)
 
     def fill(
         self,
@@ -104,8 +99,7 @@ class Device:
     def prefill(self, row: int, shape: StepShape) -> None:
         """Queues a chunk of one row: only that row's slice of the cache is bound."""
         self.prompt.upload(self.stream)
-        context = self._contexts.prefill
-        assert context is not None  # until the device is closed
+        (context,) = self._runtime.contexts
         context.bind(*self._binding(self.prompt, shape, row))
         context.enqueue(self.stream)
         self._read_back(1)
@@ -137,11 +131,6 @@ class Device:
         Raises the last EngineFault of it."""
         self._stack.close()
 
-    def _stream(self) -> int:
-        stream = self._cuda.make_stream()
-        self._stack.callback(self._cuda.destroy_stream, stream)
-        return stream
-
     def _read_back(self, rows: int) -> None:
         size = 4 * rows * self._vocab
         self._cuda.copy(self._logits_host.address, self._logits, size, "to_host", self.stream)
@@ -150,7 +139,8 @@ class Device:
         self.steps.upload(self.stream)
 
     def _decode_context(self, shape: StepShape) -> Context:
-        context = self._plan.context(self._decode_profile, self._scratch, self.stream)
+        (plan,) = self._runtime.plans
+        context = plan.context(self._decode_profile, self._scratch, self.stream)
         context.bind(*self._binding(self.steps, shape, 0))
         return context
 
@@ -168,13 +158,17 @@ class Device:
         return shapes, addresses | {targets.LOGITS: self._logits}
 
 
-class _Contexts:
-    """Lets go of TensorRT's objects before their memory is freed."""
+class _Runtime:
+    """Holds the engine and the prompts' context, and lets go of them before their memory is freed:
+    TensorRT frees an engine's weights with its last reference."""
 
-    prefill: Context | None = None
+    def __init__(self, plan: Plan) -> None:
+        self.plans = [plan]
+        self.contexts: list[Context] = []
 
-    def __enter__(self) -> _Contexts:
+    def __enter__(self) -> _Runtime:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.prefill = None
+        self.contexts.clear()
+        self.plans.clear()

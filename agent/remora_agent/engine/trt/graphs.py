@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from remora_agent.engine.trt.contexts import Context
@@ -61,10 +62,12 @@ class StepGraphs:
             self._cuda.destroy_graph(old.graph)
 
     def close(self) -> None:
-        """The stream must have run."""
-        while self._captured:
-            _, old = self._captured.popitem()
-            self._cuda.destroy_graph(old.graph)
+        """Waits for what is queued."""
+        with ExitStack() as freeing:  # all of them, whichever fails
+            freeing.callback(self._captured.clear)  # last: a context lives as long as its graph
+            for old in self._captured.values():
+                freeing.callback(self._cuda.destroy_graph, old.graph)
+            freeing.callback(self._cuda.synchronize, self._stream)
 
     def _step(self, context: Context) -> None:
         self._upload()

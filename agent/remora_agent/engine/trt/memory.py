@@ -1,8 +1,9 @@
-"""What an engine allocates, so that all of it is freed. Knows sizes; no meaning of the bytes."""
+"""What an engine takes of CUDA, so that all of it is given back. Knows no meaning of the bytes."""
 
 from __future__ import annotations
 
 import ctypes
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -33,28 +34,36 @@ class Pinned:
 
 
 class Memory:
-    """Owns device and pinned memory."""
+    """Owns device and pinned memory, streams and events."""
 
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda
-        self._device: list[int] = []
-        self._pinned: list[int] = []
+        self._taken = ExitStack()  # one that cannot be freed does not keep the others
 
     def device(self, size: int, what: str) -> int:
         """Raises Exhausted."""
         address = self._cuda.allocate(max(size, ALIGNMENT), what)
-        self._device.append(address)
+        self._taken.callback(self._cuda.free, address)
         return address
 
     def pinned(self, size: int, what: str) -> Pinned:
         """Raises Exhausted."""
         size = max(size, ALIGNMENT)
         address = self._cuda.allocate_pinned(size, what)
-        self._pinned.append(address)
+        self._taken.callback(self._cuda.free_pinned, address)
         return Pinned(address, size)
 
+    def stream(self) -> int:
+        stream = self._cuda.make_stream()
+        self._taken.callback(self._cuda.destroy_stream, stream)
+        return stream
+
+    def event(self) -> int:
+        event = self._cuda.make_event()
+        self._taken.callback(self._cuda.destroy_event, event)
+        return event
+
     def close(self) -> None:
-        while self._device:
-            self._cuda.free(self._device.pop())
-        while self._pinned:
-            self._cuda.free_pinned(self._pinned.pop())
+        """In the reverse order of taking; what streams have queued must have run. Raises the last
+        EngineFault."""
+        self._taken.close()

@@ -69,7 +69,7 @@ def test_an_error_names_the_call_and_what_it_was_for():
 def test_a_plan_that_tensorrt_cannot_read_is_to_be_built_again(gpu: Bench, tmp_path: Path):
     (tmp_path / files.PLAN).write_bytes(b"\0" * 100)
     broken = Bench(gpu.bundle_dir, CacheEntry(tmp_path, gpu.entry.manifest))
-    with pytest.raises(EngineFault, match="build it again"):
+    with pytest.raises(EngineFault, match="must be built again"):
         broken.open()
     (tmp_path / files.PLAN).unlink()
     with pytest.raises(ArtifactInvalid, match="cannot be read"):

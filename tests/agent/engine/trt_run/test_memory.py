@@ -38,7 +38,7 @@ def test_a_closed_engine_has_given_everything_back(gpu: Bench):
     assert gpu.cuda.live and gpu.trt.contexts
     engine.close()
     engine.close()
-    assert gpu.cuda.live == [] and gpu.trt.contexts == 0
+    assert gpu.cuda.live == [] and gpu.trt.contexts == gpu.trt.engines == 0
 
 
 def test_an_engine_may_be_closed_with_writes_still_queued(gpu: Bench):
@@ -196,3 +196,36 @@ def test_a_closing_that_fails_frees_the_rest(gpu: Bench):
         engine.close()
     assert gpu.cuda.live == []
     engine.close()
+
+
+@pytest.mark.parametrize("call", ["cudaFree", "cudaGraphExecDestroy", "cudaEventDestroy"])
+def test_one_thing_that_cannot_be_freed_does_not_keep_the_others(gpu: Bench, call: str):
+    engine = gpu.open()
+    for row in range(2):
+        engine.prefill(row, ids(PROMPT), 0)
+        engine.decode([RowStep(row, 1, 8)])
+    if call == "cudaEventDestroy":
+        gpu.cuda.cudaEventDestroy = lambda event: (ILLEGAL,)
+    else:
+        gpu.cuda.fail[call] = ILLEGAL
+    with pytest.raises(EngineFault, match=call):
+        engine.close()
+    assert len(gpu.cuda.live) == (2 if call == "cudaEventDestroy" else 1)
+
+
+@pytest.mark.parametrize(
+    "call",
+    ["cudaStreamCreateWithFlags", "cudaEventCreateWithFlags", "cudaHostAlloc", "cudaMemsetAsync"],
+)
+def test_a_loading_that_fails_leaves_nothing(gpu: Bench, call: str):
+    gpu.cuda.fail[call] = NO_MEMORY
+    with pytest.raises(Exhausted):
+        gpu.open()
+    assert gpu.cuda.live == [] and gpu.trt.contexts == gpu.trt.engines == 0
+
+
+def test_no_memory_for_the_prompts_context_leaves_nothing(gpu: Bench):
+    gpu.trt.fail_contexts = True
+    with pytest.raises(Exhausted, match="execution context"):
+        gpu.open()
+    assert gpu.cuda.live == []
