@@ -26,6 +26,8 @@ class EngineLimits:
     hidden: int = 0  # width of the states that `embed` returns; 0: the engine cannot
     kv_token_bytes: int = 0  # keys and values of one token in host memory; 0: not counted there
     copies_kv: bool = False  # read_kv and write_kv work
+    shortlist: int = 0  # tokens a row that `decode_shortlist` returns; 0: the engine cannot
+    watched: int = 0  # further tokens of a row whose logits it returns, at most
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,29 @@ class RowStep:
     token: int
     position: int
     mix: Mix = ()
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What a row's draw needs of its logits beside the largest."""
+
+    ids: NDArray[np.int64]  # [m], distinct
+    temperature: float = 1.0  # above 0, a normal float32
+
+
+@dataclass(frozen=True)
+class Shortlist:
+    """What a token is drawn from, of the logits of each row of one step, as the graph gives them.
+
+    A tail is a sum over the tokens outside `ids`, relative to the largest logit; its rounding is
+    the backend's. NaN or infinite where the logits were.
+    """
+
+    ids: NDArray[np.int32]  # [rows, limits.shortlist]
+    logits: NDArray[np.float32]  # of `ids`, largest first
+    watched: NDArray[np.float32]  # [rows, at least m]: of each watch's ids, in their order
+    tail: NDArray[np.float32]  # [rows]: sum of exp(logit - max)
+    tail_at: NDArray[np.float32]  # [rows]: sum of exp((logit - max) / temperature)
 
 
 @dataclass(frozen=True)
@@ -106,6 +131,16 @@ class Engine(Protocol):
 
         Rows that are not named keep their cache, whatever the backend computes beside them.
         """
+        ...
+
+    def decode_shortlist(self, steps: Sequence[RowStep], watches: Sequence[Watch]) -> Shortlist:
+        """As `decode`, and only what `watches`, one for each step, need of the logits; each watches
+        `limits.watched` tokens at most. Raises Unsupported where the engine cannot."""
+        ...
+
+    def step_logits(self, index: int) -> NDArray[np.float32]:
+        """All logits [vocab] of the `index`-th step of the last `decode_shortlist`, as `decode`
+        would have returned them; until anything else is computed. Raises Unsupported."""
         ...
 
     def read_kv(self, row: int, start: int, stop: int) -> KvBlock:

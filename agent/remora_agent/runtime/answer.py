@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from remora_agent.engine.protocol import Watch
+from remora_agent.runtime import shortlist
 from remora_agent.runtime.api import (
     Accepted,
     Delta,
@@ -31,7 +33,8 @@ from remora_agent.runtime.api import (
 )
 from remora_agent.runtime.constraint import Matcher
 from remora_agent.runtime.logprobs import scored
-from remora_agent.runtime.sampling import Logits, Sampler
+from remora_agent.runtime.sampling import Allowed, Logits, Sampler
+from remora_agent.runtime.shortlist import ShortRow
 from remora_agent.runtime.stopping import StopStrings, ending_tokens, stop_reason
 from remora_agent.text.detokenize import Detokenizer
 from remora_contract.errors import RemoraError
@@ -106,18 +109,23 @@ class Answer:
             if position < len(prompt)
         )
 
-    def take(self, logits: Logits, now: float) -> TokenTaken:
-        """Draws the next token from logits [vocab], which stay as they are. Raises EngineFault for
-        logits that are not numbers, RequestInvalid when no token may follow."""
+    def watch(self, vocab: int) -> Watch:
+        """What the next token's draw needs beside the largest logits."""
+        return self._sampler.watch(self._banned(vocab))
+
+    def take(self, seen: Logits | ShortRow, now: float) -> TokenTaken:
+        """Draws the next token from logits [vocab], which stay as they are, or from a row's
+        shortlist where that says which it is. Raises EngineFault for logits that are not numbers,
+        RequestInvalid when no token may follow."""
         if self.request.scoring.prompt_top is not None and not self.tokens:
             self._emit(PromptScored(tuple(self._prompt_logprobs)))
-        vocab = len(logits)
+        vocab = seen.vocab if isinstance(seen, ShortRow) else len(seen)
         allowed = None if self._matcher is None else self._matcher.allowed(vocab)
-        token = self._sampler.draw(logits, allowed, self._banned(vocab))
+        token = self._draw(seen, allowed, self._banned(vocab))
         self.tokens.append(token)
         self._unsent.append(token)
         if self.request.scoring.top is not None:
-            self._unsent_logprobs.append(scored(logits, token, self.request.scoring.top))
+            self._unsent_logprobs.append(_scored(seen, token, self.request.scoring.top))
         taken = TokenTaken(
             self._advance(token), now - self._last_token_s, self._first_token_s is None
         )
@@ -140,6 +148,17 @@ class Answer:
     def fail(self, error: RemoraError) -> None:
         """The last event instead."""
         self._emit(Failed(error))
+
+    def _draw(
+        self,
+        seen: Logits | ShortRow,
+        allowed: Allowed | None,
+        banned: NDArray[np.int64] | None,
+    ) -> int:
+        if not isinstance(seen, ShortRow):
+            return self._sampler.draw(seen, allowed, banned)
+        token = self._sampler.pick(seen, allowed, banned)
+        return self._sampler.draw(seen.all, allowed, banned) if token is None else token
 
     def _banned(self, vocab: int) -> NDArray[np.int64] | None:
         """Tokens that would end the answer before `min_tokens`."""
@@ -195,6 +214,12 @@ class Answer:
             decode_s=now - first,
             time_to_first_token_s=first - self._submitted_s if self._first_token_s else 0.0,
         )
+
+
+def _scored(seen: Logits | ShortRow, token: int, top: int) -> TokenLogprob:
+    if not isinstance(seen, ShortRow):
+        return scored(seen, token, top)
+    return shortlist.scored(seen, token, top) or scored(seen.all, token, top)
 
 
 def _nobody(event: Event) -> None:

@@ -8,16 +8,21 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from remora_agent.engine.protocol import Engine, RowStep
+from remora_agent.engine.protocol import Engine, RowStep, Watch
+from remora_agent.runtime.answer import Answer
 from remora_agent.runtime.embedding import Embedding
 from remora_agent.runtime.prompt_scoring import read_scored
 from remora_agent.runtime.request import Request
 from remora_agent.runtime.sampling import Logits
-from remora_agent.runtime.scheduler import DecodeStep, PrefillChunk, Work
+from remora_agent.runtime.scheduler import PrefillChunk, Work
+from remora_agent.runtime.shortlist import ShortRow
 from remora_agent.runtime.speculation import Speculation
+
+_NOTHING = Watch(np.zeros(0, np.int64))
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,7 @@ class Found:
     """What a step has computed for one request: logits of consecutive positions, the i-th of which
     counts when the token before it is the `draft`'s i-th."""
 
-    logits: Logits  # [1 + len(draft), vocab]
+    logits: Sequence[Logits | ShortRow]  # 1 + len(draft), each [vocab]
     draft: tuple[int, ...] = ()
 
 
@@ -40,7 +45,7 @@ class Computing:
             return self._read(work, requests[0])
         if len(requests) == 1:
             return [self._alone(work.rows[0], requests[0])]
-        return [Found(logits[None]) for logits in self._decode(work, requests)]
+        return [Found([seen]) for seen in self._decode(work.rows, requests)]
 
     def _read(self, work: PrefillChunk, request: Request) -> list[Found]:
         tokens = np.asarray(request.prompt[work.start : work.stop], np.int64)
@@ -54,16 +59,35 @@ class Computing:
             logits = read_scored(
                 self._engine, work.row, tokens, work.start, mix, request.generating
             )
-        return [Found(logits[None])] if work.last else []
+        return [Found([logits])] if work.last else []
 
-    def _decode(self, work: DecodeStep, requests: Sequence[Request]) -> Logits:
+    def _decode(
+        self, rows: Sequence[int], requests: Sequence[Request]
+    ) -> Sequence[Logits | ShortRow]:
+        """What each request's next token is drawn from."""
         answers = [request.generating for request in requests]
-        return self._engine.decode(
-            [
-                RowStep(row, a.tokens[-1], a.position, request.mix_at(a.position))
-                for row, request, a in zip(work.rows, requests, answers, strict=True)
-            ]
-        )
+        steps = [
+            RowStep(row, a.tokens[-1], a.position, request.mix_at(a.position))
+            for row, request, a in zip(rows, requests, answers, strict=True)
+        ]
+        if self._engine.limits.shortlist:
+            return self._shortlisted(steps, answers)
+        return list(self._engine.decode(steps))
+
+    def _shortlisted(
+        self, steps: Sequence[RowStep], answers: Sequence[Answer]
+    ) -> list[Logits | ShortRow]:
+        """A row that would watch more than the engine can is read whole."""
+        engine, limits = self._engine, self._engine.limits
+        wanted = [a.watch(limits.vocab) for a in answers]
+        watches = [w if len(w.ids) <= limits.watched else _NOTHING for w in wanted]
+        found = engine.decode_shortlist(steps, watches)
+        return [
+            ShortRow(found, i, want, limits.vocab, partial(engine.step_logits, i))
+            if want is watched
+            else engine.step_logits(i)
+            for i, (want, watched) in enumerate(zip(wanted, watches, strict=True))
+        ]
 
     def _alone(self, row: int, request: Request) -> Found:
         """The logits after the last token and after each of a draft's, where one is worth it.
@@ -77,10 +101,11 @@ class Computing:
         # What fills up the step is overwritten by the token that comes.
         last = answer.tokens[-1]
         fill = (last,) * (self._speculation.least - 1 - len(draft))
+        seen: Sequence[Logits | ShortRow]
         if draft or fill:
             tokens = np.array([last, *draft, *fill], np.int64)
-            logits = self._engine.score(row, tokens, position, mix)
+            seen = list(self._engine.score(row, tokens, position, mix))
         else:
-            logits = self._engine.decode([RowStep(row, last, position, mix)])
-        self._speculation.computed(len(logits), time.perf_counter() - began)
-        return Found(logits[: 1 + len(draft)], draft)
+            seen = self._decode([row], [request])
+        self._speculation.computed(len(seen), time.perf_counter() - began)
+        return Found(seen[: 1 + len(draft)], draft)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from remora_agent.runtime.api import TokenLogprob
-from remora_agent.runtime.sampling import largest
+from remora_agent.runtime.distribution import largest
 
 
 def scored(logits: NDArray[np.float32], token: int, top: int) -> TokenLogprob:

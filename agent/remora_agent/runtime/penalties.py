@@ -38,17 +38,28 @@ class Penalties:
         self._answered = _Tokens(()) if counts else None
         self.active = bool(pairs or repeats or counts)
 
-    def apply(self, logits: Logits) -> None:
-        """Changes logits [vocab] in place."""
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """Tokens whose logits `apply` changes; some more than once."""
+        tokens = [t.ids for t in (self._seen, self._answered) if t is not None]
+        return np.concatenate([self._biased, *tokens])
+
+    def apply(self, logits: Logits, of: NDArray[np.int64] | None = None) -> None:
+        """Changes logits in place: [vocab], or those of the tokens `of` [n], ascending, which hold
+        all `ids`."""
+
+        def places(ids: NDArray[np.int64]) -> NDArray[np.int64]:
+            return ids if of is None else np.searchsorted(of, ids)
+
         if len(self._biased):
-            logits[self._biased] += self._bias
+            logits[places(self._biased)] += self._bias
         if self._seen is not None:
-            ids = self._seen.ids
-            found = logits[ids]
-            logits[ids] = np.where(found < 0, found * self._repetition, found / self._repetition)
+            at = places(self._seen.ids)
+            found = logits[at]
+            logits[at] = np.where(found < 0, found * self._repetition, found / self._repetition)
         if self._answered is not None:
             counts = self._answered.counts
-            logits[self._answered.ids] -= self._frequency * counts + self._presence
+            logits[places(self._answered.ids)] -= self._frequency * counts + self._presence
 
     def saw(self, token: int) -> None:
         """The answer's next token."""

@@ -31,6 +31,7 @@ from remora_agent.runtime.scheduler import (
     Scheduler,
     Work,
 )
+from remora_agent.runtime.shortlist import ShortRow
 from remora_agent.runtime.speculation import Speculation
 from remora_contract.errors import DeadlineExceeded, Exhausted, RemoraError
 
@@ -326,8 +327,8 @@ class Stepper:
     def _take_all(self, request: Request, found: Found, now: float) -> list[TokenTaken]:
         """A token of each position, as long as it is the draft's."""
         answer, tokens = request.generating, list[TokenTaken]()
-        for logits, drafted in zip(found.logits, (*found.draft, None), strict=True):
-            taken = self._take_one(request, logits, now)
+        for seen, drafted in zip(found.logits, (*found.draft, None), strict=True):
+            taken = self._take_one(request, seen, now)
             if taken is None:
                 return tokens
             tokens.append(taken)
@@ -339,9 +340,9 @@ class Stepper:
                 self._scheduler.drafted(request.id, len(found.draft), len(tokens) - 1)
         return tokens
 
-    def _take_one(self, request: Request, logits: Logits, now: float) -> TokenTaken | None:
+    def _take_one(self, request: Request, seen: Logits | ShortRow, now: float) -> TokenTaken | None:
         try:
-            taken = request.generating.take(logits, now)
+            taken = request.generating.take(seen, now)
         except RemoraError as e:
             self._fail(request, e)
             return None

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remora_agent.runtime.api import SamplingParams
-from remora_agent.runtime.sampling import Sampler, kept
+from remora_agent.runtime.distribution import kept
+from remora_agent.runtime.sampling import Sampler
 from remora_contract.errors import EngineFault
 
 PARAMS = [

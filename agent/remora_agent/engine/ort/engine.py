@@ -21,10 +21,10 @@ from remora_agent.engine.ort.kv import KvCache
 from remora_agent.engine.ort.names import BACKEND, MODEL
 from remora_agent.engine.ort.session import Asked, Lora, Rows, Session, Step
 from remora_agent.engine.ort.slots import RowSlots
-from remora_agent.engine.protocol import EngineLimits, KvBlock, Mix, RowStep
+from remora_agent.engine.protocol import EngineLimits, KvBlock, Mix, RowStep, Shortlist, Watch
 from remora_contract.bundle import GraphSpec
 from remora_contract.decoder import DecoderSpec
-from remora_contract.errors import PromptTooLong, RequestInvalid, Unavailable
+from remora_contract.errors import PromptTooLong, RequestInvalid, Unavailable, Unsupported
 
 # Bounds the memory of one call: attention scores are [heads, chunk, length].
 _PREFILL_CHUNK = 512
@@ -192,6 +192,12 @@ class OrtEngine:
             self._cache.lengths[step.row] = step.position + 1
         chosen: NDArray[np.float32] = logits[[step.row - rows.first for step in steps]]
         return chosen
+
+    def decode_shortlist(self, steps: Sequence[RowStep], watches: Sequence[Watch]) -> Shortlist:
+        raise Unsupported(f"{BACKEND} has its logits in host memory; use decode")
+
+    def step_logits(self, index: int) -> NDArray[np.float32]:
+        raise Unsupported(f"{BACKEND} has its logits in host memory; use decode")
 
     def read_kv(self, row: int, start: int, stop: int) -> KvBlock:
         self._check_open()
