@@ -107,8 +107,8 @@ class ServingConfig:
     )
     tool_format: str | None = _setting(
         None,
-        "How the model writes calls of tools: hermes, llama, mistral, mistral-args, granite or "
-        "phi; absent: what its chat template says.",
+        "How the model writes calls of tools: hermes, llama, mistral, mistral-args, granite, "
+        "phi, qwen3-coder or pythonic; absent: what its chat template says.",
     )
 
     def __post_init__(self) -> None:
