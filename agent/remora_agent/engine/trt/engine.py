@@ -14,7 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from remora_agent.bank.weights import AdapterWeights
-from remora_agent.engine.protocol import EngineLimits, KvBlock, Mix, RowStep
+from remora_agent.engine.protocol import (
+    EngineLimits,
+    KvBlock,
+    Mix,
+    RowStep,
+    Shortlist,
+    Watch,
+)
 from remora_agent.engine.trt.device import Device
 from remora_agent.engine.trt.inputs import StepShape
 from remora_contract.errors import PromptTooLong, RequestInvalid, Unavailable, Unsupported
@@ -105,6 +112,12 @@ class TrtEngine:
             device.cache.lengths[step.row] = step.position + 1
         chosen: NDArray[np.float32] = device.logits(count)[[step.row for step in steps]]
         return chosen
+
+    def decode_shortlist(self, steps: Sequence[RowStep], watches: Sequence[Watch]) -> Shortlist:
+        raise Unsupported("a TensorRT engine reads all logits back (limits.shortlist is 0)")
+
+    def step_logits(self, index: int) -> NDArray[np.float32]:
+        raise Unsupported("a TensorRT engine reads all logits back (limits.shortlist is 0)")
 
     def read_kv(self, row: int, start: int, stop: int) -> KvBlock:
         self._check_open()
