@@ -50,6 +50,7 @@ def generate(
     context: flags.Context = None,
     threads: flags.Threads = None,
     prefill: flags.Prefill = "auto",
+    backend: flags.Backend = "onnxruntime",
     cache_dir: flags.CacheDir = None,
     seed: Annotated[
         int | None,
@@ -81,6 +82,7 @@ def generate(
     sampling win over the file's."""
     from remora_agent.batch import report
     from remora_agent.batch.document import read_document
+    from remora_agent.engine.backends import check_backend
     from remora_agent.engine.opening import EngineOptions
     from remora_agent.engine.prefill import check_choice
 
@@ -97,7 +99,11 @@ def generate(
     if rows is None:
         rows = min(document.settings.batch_size, _MAX_ROWS)
     options = EngineOptions(
-        rows=rows, context=context, threads=threads, prefill=check_choice(prefill)
+        rows=rows,
+        context=context,
+        threads=threads,
+        prefill=check_choice(prefill),
+        backend=check_backend(backend),
     )
     outcomes = _answer(bundle, document, use_cases, options, cache_dir, seed)
     report.write_atomically(output_file, report.report(str(input_file), document, outcomes))

@@ -98,6 +98,7 @@ def stack_options(config: AgentConfig, layout: StateLayout) -> StackOptions:
 
 
 def _engine_options(serving: ServingConfig) -> EngineOptions:
+    from remora_agent.engine.backends import check_backend
     from remora_agent.engine.opening import EngineOptions
     from remora_agent.engine.prefill import check_choice
 
@@ -106,6 +107,7 @@ def _engine_options(serving: ServingConfig) -> EngineOptions:
         context=serving.context,
         threads=serving.threads,
         prefill=check_choice(serving.prefill),
+        backend=check_backend(serving.backend),
     )
 
 

@@ -26,6 +26,7 @@ _CHILD = "remora_agent.engine.build_child"
 _RESULT_DIR = "engine"
 # Rewritten model, optimised model with prepacked weights, and the widening of float16.
 _DISK_FACTOR = 5
+_PLAN_DISK_FACTOR = 2  # of a TensorRT engine: the weights once, its kernels, and some air
 _INT8_DISK_FACTOR = 6  # of prompts' weights: as written, as saved, and prepacked, twice int4's size
 
 
@@ -72,7 +73,7 @@ def build_engine(
         if entry := cache.find(key.digest):
             return BuildResult(entry, True, time.monotonic() - started)
         _check_room(staging, bundle, recipe)
-        facts = _run(directory, recipe, staging, control)
+        facts = _run(directory, recipe, staging, cache.kept(recipe), control)
         entry = cache.commit(staging / _RESULT_DIR, key, facts)
     cache.evict((*control.in_use, key.digest))
     seconds = time.monotonic() - started
@@ -80,14 +81,16 @@ def build_engine(
     return BuildResult(entry, False, seconds)
 
 
-def _run(directory: Path, recipe: Recipe, staging: Path, control: BuildControl) -> dict[str, str]:
+def _run(
+    directory: Path, recipe: Recipe, staging: Path, kept: Path, control: BuildControl
+) -> dict[str, str]:
     result_dir = staging / _RESULT_DIR
     result_dir.mkdir()
     recipe_path = staging / "recipe.json"
     recipe_path.write_bytes(canonical_json(recipe))
     facts = run_child(
         _CHILD,
-        [str(directory), str(recipe_path), str(result_dir)],
+        [str(directory), str(recipe_path), str(result_dir), str(kept)],
         what=f"the engine build of {directory}",
         log_path=staging / "build.log",
         limits=control.limits,
@@ -99,7 +102,8 @@ def _run(directory: Path, recipe: Recipe, staging: Path, control: BuildControl) 
 
 def _check_room(staging: Path, bundle: Bundle, recipe: Recipe) -> None:
     """Refuses a build that cannot end well before it fills the disk. Raises Exhausted."""
-    factor = _DISK_FACTOR + (_INT8_DISK_FACTOR if recipe.prefill != "plain" else 0)
+    factor = _DISK_FACTOR if recipe.gpu is None else _PLAN_DISK_FACTOR
+    factor += _INT8_DISK_FACTOR if recipe.prefill != "plain" else 0
     need = factor * sum(f.size for f in graph_files(bundle))
     disk = os.statvfs(staging)
     free = disk.f_bavail * disk.f_frsize

@@ -1,4 +1,7 @@
-"""`python -m remora_agent.engine.build_child PIPE BUNDLE_DIR RECIPE_JSON OUT_DIR`: one build.
+"""`python -m remora_agent.engine.build_child PIPE BUNDLE_DIR RECIPE_JSON OUT_DIR KEPT`: one build.
+
+KEPT is a file that outlives the engine: what the builder measured, for the next build by the same
+recipe. A backend that measures nothing leaves it alone.
 
 A malformed graph may crash a native parser, so nothing native sees it before `onnx.checker` did,
 and whatever happens here happens to a child.
@@ -20,7 +23,9 @@ from remora_contract.errors import EngineFault, Unsupported
 from remora_contract.strict import loads
 
 
-def build(bundle_dir: Path, recipe_path: Path, out_dir: Path, progress: Progress) -> dict[str, Any]:
+def build(
+    bundle_dir: Path, recipe_path: Path, out_dir: Path, kept: Path, progress: Progress
+) -> dict[str, Any]:
     """Builds into `out_dir`; the facts that loading needs.
 
     Raises ArtifactInvalid (graph damaged), EngineFault (graph not understood), Unsupported.
@@ -30,11 +35,15 @@ def build(bundle_dir: Path, recipe_path: Path, out_dir: Path, progress: Progress
     progress("verifying the graph", 0.0)
     verify_files(bundle_dir, build_files(bundle, recipe))
     check_graph(bundle_dir / GRAPH_FILE)
-    if recipe.backend != "onnxruntime":
-        raise Unsupported(f"no builder for backend {recipe.backend!r}; known: onnxruntime")
-    from remora_agent.engine.ort.builder import build_ort
+    if recipe.backend == "onnxruntime":
+        from remora_agent.engine.ort.builder import build_ort
 
-    return build_ort(bundle_dir, bundle, recipe, out_dir, progress)
+        return build_ort(bundle_dir, bundle, recipe, out_dir, progress)
+    if recipe.backend in ("tensorrt", "tensorrt_rtx"):
+        from remora_agent.engine.trt.builder import build_trt
+
+        return build_trt(bundle_dir, bundle, recipe, out_dir, progress, kept)
+    raise Unsupported(f"no builder for backend {recipe.backend!r}")
 
 
 def check_graph(path: Path) -> None:
@@ -46,10 +55,10 @@ def check_graph(path: Path) -> None:
 
 
 def main() -> int:
-    descriptor, bundle_dir, recipe_path, out_dir = sys.argv[1:]
+    descriptor, *paths = sys.argv[1:]
+    bundle_dir, recipe_path, out_dir, kept = map(Path, paths)
     return child_main(
-        int(descriptor),
-        lambda progress: build(Path(bundle_dir), Path(recipe_path), Path(out_dir), progress),
+        int(descriptor), lambda progress: build(bundle_dir, recipe_path, out_dir, kept, progress)
     )
 
 

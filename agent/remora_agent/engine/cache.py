@@ -5,6 +5,7 @@
     ENGINES/<64 hex>.seen          mtime: last use; content: what was last verified
     ENGINES/tmp/<64 hex>.<random>/ a build under way, or the rest of an interrupted one
     ENGINES/locks/<64 hex>         held by the process that builds this key
+    ENGINES/kept/<64 hex>          what a builder measured, by digest of the recipe; few, bounded
 
 Knows no backend. Files are hashed once after every boot and whenever they changed on disk: power
 loss is what damages them, and an engine must start in a second.
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from remora_agent.engine.disk import disk_error, disk_errors, lock_file, sync_tree, try_lock
-from remora_agent.engine.recipe import BuildKey
+from remora_agent.engine.recipe import BuildKey, Recipe
 from remora_contract.bundle import BundleFile, verify_files
 from remora_contract.digests import (
     canonical_json,
@@ -41,6 +42,7 @@ log = logging.getLogger(__name__)
 MANIFEST = "engine.json"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _MAX_MANIFEST_BYTES = 1 << 20
+_MAX_KEPT = 16  # files that builders measured
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class EngineCache:
         self.max_bytes = max_bytes
         self._clock_ns = clock_ns
         try:
-            for folder in (root, self._tmp, self._locks):
+            for folder in (root, self._tmp, self._locks, self._kept):
                 folder.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryFile(dir=folder):
                     pass  # it can be written to
@@ -172,11 +174,17 @@ class EngineCache:
         ordered = sorted(self.stored(), key=lambda s: (s.used_ns, s.key))
         return tuple(s.key for s in ordered[-count:])
 
+    def kept(self, recipe: Recipe) -> Path:
+        """Where a build by this recipe may leave, and find, what it measured: a file that outlives
+        its engine, shared by all graphs. Version, GPU and driver are in the recipe."""
+        return self._kept / hex_of(digest_document(recipe))
+
     def evict(self, in_use: Collection[str]) -> list[str]:
         """Removes least recently used engines beyond `max_bytes`; returns their key digests.
 
         `in_use` holds key digests that stay whatever they weigh.
         """
+        self._trim_kept()
         chosen = to_evict(self.stored(), self.max_bytes, in_use)
         for key in chosen:
             log.info("engine_cache.evicted", extra={"key": short(key)})
@@ -249,6 +257,13 @@ class EngineCache:
                     log.info("engine_cache.leftover_removed", extra={"folder": folder.name})
                     shutil.rmtree(folder, ignore_errors=True)
 
+    def _trim_kept(self) -> None:
+        """Leaves the newest few; also no rest of an interrupted write stays for long."""
+        with disk_errors(self._kept):
+            files = sorted(self._kept.iterdir(), key=lambda p: p.stat().st_mtime_ns, reverse=True)
+            for path in files[_MAX_KEPT:]:
+                path.unlink(missing_ok=True)
+
     def _directory(self, key: str) -> Path:
         return self.root / hex_of(key)
 
@@ -262,6 +277,10 @@ class EngineCache:
     @property
     def _locks(self) -> Path:
         return self.root / "locks"
+
+    @property
+    def _kept(self) -> Path:
+        return self.root / "kept"
 
 
 def _unusable(root: Path, error: OSError) -> RemoraError:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from remora_agent.engine.backends import BackendName, check_backend
 from remora_agent.engine.build import BuildControl, BuildResult, build_engine, ignore, never
 from remora_agent.engine.cache import CacheEntry, EngineCache
 from remora_agent.engine.child import ChildLimits
@@ -20,7 +21,7 @@ from remora_agent.host import Progress
 from remora_contract.bundle import Bundle, load_bundle
 from remora_contract.dialects import dialect_refusals
 from remora_contract.engine import flat
-from remora_contract.errors import Incompatible, RequestInvalid
+from remora_contract.errors import Incompatible, RequestInvalid, Unsupported
 
 MAX_THREADS = 1024
 _SCORED_BYTES = 32 << 20  # logits of one `Engine.score`
@@ -36,6 +37,7 @@ class EngineOptions:
     threads: int | None = None  # None: as many as there are physical cores
     accuracy_level: int = 4  # of int4 products: 4 fast, 1 keeps activations in float32
     prefill: PrefillChoice = "auto"  # how prompts are computed: see engine.prefill
+    backend: BackendName = "onnxruntime"
     build_limits: ChildLimits = field(default_factory=ChildLimits)
 
     def __post_init__(self) -> None:
@@ -46,6 +48,22 @@ class EngineOptions:
         if self.accuracy_level not in (0, 1, 4):
             raise RequestInvalid(f"accuracy_level must be 0, 1 or 4, not {self.accuracy_level}")
         check_choice(self.prefill, self.accuracy_level)
+        check_backend(self.backend)
+        if self.backend != "onnxruntime":
+            self._check_gpu()
+
+    def _check_gpu(self) -> None:
+        """Raises RequestInvalid for what only ONNX Runtime does."""
+        if self.threads is not None:
+            raise RequestInvalid(
+                f"threads are the processor's and backend {self.backend} computes on the GPU; "
+                "leave them out"
+            )
+        if self.prefill == "int8":
+            raise RequestInvalid(
+                f"prefill int8 is made by backend onnxruntime and not by {self.backend}; give "
+                "prefill plain or auto"
+            )
 
 
 def ensure_built(
@@ -60,7 +78,7 @@ def ensure_built(
 
     `in_use` are key digests (`entry.manifest.key.digest`) that eviction must leave. Raises
     EngineFault, Exhausted, Cancelled, ArtifactInvalid, DocumentInvalid, Incompatible (a dialect of
-    the graph that the backend does not take).
+    the graph that the backend does not take), and what `recipe_of` raises.
     """
     control = BuildControl(options.build_limits, progress, cancelled, in_use)
     bundle = load_bundle(bundle_dir)
@@ -69,16 +87,31 @@ def ensure_built(
     return build_engine(bundle_dir, bundle, recipe, cache, control)
 
 
-def recipe_of(bundle: Bundle, options: EngineOptions) -> Recipe:
-    """What to build. Raises Incompatible."""
-    from remora_agent.engine.ort import builder
+def recipe_of(bundle: Bundle, options: EngineOptions, processors: tuple[int, ...] = ()) -> Recipe:
+    """What to build. `processors` (86 for compute capability 8.6): ahead of time for other GPUs.
 
-    level = options.accuracy_level
-    return builder.recipe(level, chosen(options.prefill, bundle, level))
+    Raises Unsupported (the backend is not installed, or does not build ahead of time), Refused (no
+    GPU), Exhausted (too small a GPU), Incompatible, RequestInvalid.
+    """
+    if options.backend == "onnxruntime":
+        from remora_agent.engine.ort import builder
+
+        if processors:
+            raise Unsupported("backend onnxruntime builds for this machine's processor only")
+        level = options.accuracy_level
+        return builder.recipe(level, chosen(options.prefill, bundle, level))
+    from remora_agent.engine.trt.recipe import recipe
+
+    context = limits_of(bundle, options).context
+    return recipe(options.backend, bundle, options.rows, context, processors)
 
 
 def device_key(options: EngineOptions) -> dict[str, str]:
     """The fields of every recipe on this device, for those who plan; `prefill` is the choice."""
+    if options.backend != "onnxruntime":
+        from remora_agent.engine.trt.recipe import device_fields
+
+        return device_fields(options.backend, options.rows)
     from remora_agent.engine.ort import builder
 
     return flat(builder.recipe(options.accuracy_level, options.prefill))
@@ -89,6 +122,15 @@ def check_dialect(bundle: Bundle, recipe: Recipe) -> None:
     backend = {recipe.backend: recipe.backend_version}
     if refusals := dialect_refusals(bundle.graph.dialect, backend):
         raise Incompatible(refusals)
+
+
+def check_runs(options: EngineOptions) -> None:
+    """Raises Unsupported for a backend whose engines this version builds and does not run yet."""
+    if options.backend != "onnxruntime":
+        raise Unsupported(
+            f"this version builds engines for {options.backend} (remora-agent build) and does not "
+            "run them yet: serve with backend onnxruntime"
+        )
 
 
 def open_engine(
@@ -106,6 +148,7 @@ def open_engine(
 
 def load_engine(entry: CacheEntry, bundle: Bundle, options: EngineOptions) -> Engine:
     """Loads a built engine. Raises EngineFault, RequestInvalid (context the bundle has not)."""
+    check_runs(options)
     from remora_agent.engine.ort.builder import FACT_BASE, FACT_PLAIN
     from remora_agent.engine.ort.engine import EngineFiles, OrtEngine, PrefillForm
 

@@ -57,7 +57,9 @@ ROUTING_OUTLIERS = 0.25
 def tolerance_of(bundle: Bundle, options: EngineOptions) -> Tolerance:
     """What the numeric form of this engine explains."""
     quant = bundle.graph.quant
-    rounded = quant.kind in ("int4", "int8") and options.accuracy_level == 4
+    # On a GPU integers are widened, not the activations rounded.
+    on_processor = options.backend == "onnxruntime"
+    rounded = on_processor and quant.kind in ("int4", "int8") and options.accuracy_level == 4
     if rounded or quant.activations != "none":
         tolerance = INT8_ACTIVATIONS_TOLERANCE
     elif bundle.graph.dtype == "float32":
@@ -181,6 +183,7 @@ def probe_in_child(
         "threads": options.threads,
         "accuracy_level": options.accuracy_level,
         "prefill": options.prefill,
+        "backend": options.backend,
     }
     result = run_child(
         _CHILD,

@@ -1,7 +1,8 @@
 """What makes two builds the same build: the key of the engine cache, as data.
 
 An option belongs here only when the built bytes depend on it. Rows, context and threads do not
-change what ONNX Runtime loads, so engines of any size share one build.
+change what ONNX Runtime loads, so engines of any size share one build. A TensorRT engine is made
+for rows, lengths and a GPU: `GpuBuild`.
 """
 
 from __future__ import annotations
@@ -27,13 +28,29 @@ class Machine:
 
 
 @dataclass(frozen=True)
+class GpuBuild:
+    """What a TensorRT engine was made for. Of an engine that fits any of `processors` nothing
+    tells where it was built: device, driver, power mode and workspace are None."""
+
+    processors: tuple[int, ...]  # compute capabilities, ascending: 86 is 8.6
+    rows: int
+    prefill_tokens: int  # of a prompt in one call
+    device: str | None = None  # GPU and board
+    driver: str | None = None
+    power_mode: str | None = None
+    workspace_bytes: int | None = None  # most that one layer may take; None: no limit was set
+
+
+@dataclass(frozen=True)
 class Recipe:
     backend: str
     backend_version: str
-    rewrite_version: int
-    accuracy_level: int  # of int4 products: 4 quantizes activations to int8, 1 keeps float32
+    rewrite_version: int  # of our own builder
+    # Of int4 products: 4 quantizes activations to int8, 1 keeps float32, 0: as the graph says.
+    accuracy_level: int
     machine: Machine
     prefill: PrefillChoice = "plain"  # whether the build also makes, and holds to account, int8
+    gpu: GpuBuild | None = None  # None, and so not in the key: built for a processor
 
 
 @dataclass(frozen=True)

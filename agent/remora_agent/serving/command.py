@@ -40,6 +40,7 @@ def serve(
     context: flags.Context = None,
     threads: flags.Threads = None,
     prefill: flags.Prefill = "auto",
+    backend: flags.Backend = "onnxruntime",
     draft_tokens: flags.DraftTokens = 8,
     exact_drafts: flags.ExactDrafts = False,
     cache_dir: flags.CacheDir = None,
@@ -62,6 +63,7 @@ def serve(
     log_level: flags.LogLevel = "warning",
 ) -> None:
     """Serves a bundle over gRPC until it is stopped. Needs no controller."""
+    from remora_agent.engine.backends import check_backend
     from remora_agent.engine.opening import EngineOptions
     from remora_agent.engine.prefill import check_choice
     from remora_agent.runtime.options import RuntimeOptions
@@ -81,6 +83,7 @@ def serve(
             context=context,
             threads=threads,
             prefill=check_choice(prefill),
+            backend=check_backend(backend),
         ),
         cache_dir,
         metrics_listen,

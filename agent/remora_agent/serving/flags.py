@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from remora_agent.engine.backends import BACKEND_HELP, BACKENDS
 from remora_agent.engine.prefill import CHOICES, PREFILL_HELP
 from remora_agent.runtime.options import EXACT_DRAFTS_HELP
 from remora_agent.telemetry import request_log
@@ -53,6 +54,9 @@ Threads = Annotated[
 ]
 Prefill = Annotated[
     str, typer.Option(metavar="FORM", help=PREFILL_HELP, autocompletion=lambda: list(CHOICES))
+]
+Backend = Annotated[
+    str, typer.Option(metavar="NAME", help=BACKEND_HELP, autocompletion=lambda: list(BACKENDS))
 ]
 DraftTokens = Annotated[
     int,

@@ -19,8 +19,11 @@ PLAN = "engine.plan"
 FACT_PROFILES = "profiles"  # JSON: list of Profile, at its TensorRT index
 FACT_CONTEXT = "context"  # tokens a row's cache holds
 FACT_MAX_BANK_RANK = "max_bank_rank"  # 0: the graph has no bank
-FACT_LAYERS = "layers"  # of the parsed network
-FACT_WORKSPACE = "workspace_bytes"  # most that a layer may take while it runs; "": not limited
+# For people and for the memory plan; absent where the builder did not say.
+FACT_LAYERS = "layers"  # JSON: kind -> how many, of the network before fusion
+FACT_WARNINGS = "warnings"  # JSON: lines of the builder that nobody has judged
+FACT_WEIGHTS = "weights_bytes"
+FACT_ACTIVATION = "activation_bytes"  # of the larger profile, beside weights, cache and bank
 
 ProfileKind = Literal["prefill", "decode"]
 

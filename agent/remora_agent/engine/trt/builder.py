@@ -1,0 +1,220 @@
+"""The TensorRT build: parse, one engine with two profiles, and nothing believed that was not said.
+
+    OUT/engine.plan
+
+In a child process: parser and builder are native code that a graph can take down. What TensorRT
+only warns of, or passes over (a dropped input, a dropped profile, an empty file), is an error here.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from remora_agent.engine.recipe import GpuBuild, Recipe
+from remora_agent.engine.trt import timing
+from remora_agent.engine.trt.files import (
+    FACT_LAYERS,
+    FACT_WARNINGS,
+    PLAN,
+    EngineFacts,
+    Profile,
+    written,
+)
+from remora_agent.engine.trt.log import BuildLog
+from remora_agent.engine.trt.module import TRT_BACKENDS, TrtModule, load_module
+from remora_agent.engine.trt.monitor import Monitor
+from remora_agent.engine.trt.profiles import check_capacity, profiles_of, ranges
+from remora_agent.host import Progress
+from remora_contract.bundle import GRAPH_FILE, Bundle
+from remora_contract.errors import EngineFault, Refused, RequestInvalid, Unsupported
+from remora_contract.graph_lint import findings
+
+log = logging.getLogger(__name__)
+
+_MAX_QUOTED = 3  # lines of the builder in an error
+_NO_KERNEL = "not supported by a dedicated kernel"
+
+
+def build_trt(
+    bundle_dir: Path,
+    bundle: Bundle,
+    recipe: Recipe,
+    out_dir: Path,
+    progress: Progress,
+    timing_cache: Path | None = None,
+) -> dict[str, Any]:
+    """Writes the engine into `out_dir`; the facts that loading needs. In a child process.
+
+    Raises EngineFault (the graph breaks our rules, or TensorRT does not take it), Unsupported (no
+    module, no kernel), Refused (another version than the recipe's), ArtifactInvalid.
+    """
+    build = recipe.gpu
+    if build is None:
+        raise RequestInvalid(f"a recipe of {recipe.backend} must say for which GPU")
+    module = _module(recipe)
+    progress("checking the graph", 0.02)
+    graph = check(bundle_dir / GRAPH_FILE, bundle)
+    profiles = profiles_of(build.rows, bundle.graph.context, build.prefill_tokens)
+    check_capacity(graph, bundle.graph, profiles)
+    said = BuildLog()
+    work = _Work(module, said, said.attach(module.trt))
+    progress("parsing the graph", 0.05)
+    network = work.parse(bundle_dir / GRAPH_FILE, graph)
+    monitor = Monitor(progress, 0.1, 0.95)
+    config = work.configure(build, bundle, monitor.attach(module.trt))
+    if module.api.timing_cache:
+        timing.use(config, timing_cache)
+    work.add_profiles(config, graph, profiles, bundle.graph.max_bank_rank)
+    plan = work.serialized(network, config)
+    if module.api.timing_cache:
+        timing.keep(config, timing_cache)
+    progress("writing the engine", 0.97)
+    (out_dir / PLAN).write_bytes(plan)
+    facts = EngineFacts(profiles, bundle.graph.context, bundle.graph.max_bank_rank)
+    return written(facts) | _described(network, said)
+
+
+def check(path: Path, bundle: Bundle) -> onnx.GraphProto:
+    """The graph without its weights. Raises EngineFault listing what breaks the rules."""
+    model = ir.load(path)
+    if broken := findings(model, bundle.graph.dialect):
+        raise EngineFault(
+            f"{path} breaks the rules of portable graphs, so no engine is built of it: "
+            f"{_quoted(broken)}; export the checkpoint again"
+        )
+    return onnx.load(str(path), load_external_data=False).graph
+
+
+def _module(recipe: Recipe) -> TrtModule:
+    for backend in TRT_BACKENDS:
+        if backend == recipe.backend:
+            module = load_module(backend)
+            if module.version != recipe.backend_version:
+                raise Refused(
+                    f"{backend} is {module.version} now and was {recipe.backend_version} when the "
+                    "build began: start again"
+                )
+            return module
+    raise Unsupported(f"{recipe.backend} is none of {', '.join(TRT_BACKENDS)}")
+
+
+class _Work:
+    """One build's native objects; `logger` outlives all of them."""
+
+    def __init__(self, module: TrtModule, said: BuildLog, logger: Any) -> None:
+        self._module, self._said, self._logger = module, said, logger
+        self._trt: Any = module.trt
+        self._builder = self._trt.Builder(logger)
+        self._parser: Any = None  # owns what the network refers to
+
+    def parse(self, path: Path, graph: onnx.GraphProto) -> Any:
+        """The network. Raises EngineFault, also when it has not the graph's inputs and outputs."""
+        flags = 0
+        if self._module.api.strong_typing == "flag":
+            flags = 1 << int(self._trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+        network = self._builder.create_network(flags)
+        self._parser = self._trt.OnnxParser(network, self._logger)
+        parsed = self._parser.parse_from_file(str(path))
+        errors = [str(self._parser.get_error(i)) for i in range(self._parser.num_errors)]
+        if not parsed or errors:
+            raise self._fault("cannot read the graph", errors)
+        inputs = [network.get_input(i).name for i in range(network.num_inputs)]
+        outputs = [network.get_output(i).name for i in range(network.num_outputs)]
+        if not network.num_layers or not outputs:
+            raise self._fault("found nothing in the graph", [])
+        for kind, have, need in (
+            ("inputs", inputs, [v.name for v in graph.input]),
+            ("outputs", outputs, [v.name for v in graph.output]),
+        ):
+            if have != need:
+                lost = sorted(set(need) ^ set(have)) or ["in another order"]
+                raise self._fault(f"does not see the graph's {kind}", [_quoted(lost)])
+        self._refuse_fatal()
+        return network
+
+    def configure(self, build: GpuBuild, bundle: Bundle, monitor: Any) -> Any:
+        """Strongly typed needs no precision; the rest is the target, the workspace, exactness."""
+        trt, config = self._trt, self._builder.create_builder_config()
+        config.progress_monitor = monitor
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+        if bundle.graph.dtype == "float32":
+            config.clear_flag(trt.BuilderFlag.TF32)  # 10 bits of mantissa are not float32
+        if build.workspace_bytes is not None:
+            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, build.workspace_bytes)
+        if self._module.api.targets:
+            self._set_targets(config, build.processors)
+        return config
+
+    def _set_targets(self, config: Any, processors: tuple[int, ...]) -> None:
+        """A processor that the module has no name for can only be the one in this machine."""
+        known = self._trt.ComputeCapability
+        names = [f"SM{p}" if p in self._module.api.targets else "CURRENT" for p in processors]
+        config.num_compute_capabilities = len(names)
+        for i, name in enumerate(names):
+            if not config.set_compute_capability(getattr(known, name), i):
+                raise self._fault(f"cannot build for {name}", self._said.errors)
+
+    def add_profiles(
+        self, config: Any, graph: onnx.GraphProto, profiles: tuple[Profile, ...], rank: int
+    ) -> None:
+        """Raises EngineFault for one that TensorRT drops."""
+        for wanted, profile in enumerate(profiles):
+            shapes = self._builder.create_optimization_profile()
+            for name, r in ranges(graph, profile, rank).items():
+                shapes.set_shape(name, r.least, r.typical, r.most)
+            index = config.add_optimization_profile(shapes)
+            if index != wanted:
+                raise self._fault(f"drops the {profile.kind} profile", self._said.errors)
+
+    def serialized(self, network: Any, config: Any) -> memoryview:
+        """The engine's bytes. Raises Unsupported where no kernel exists, EngineFault."""
+        engine = self._builder.build_serialized_network(network, config)
+        if engine is None:
+            for line in self._said.errors:
+                if _NO_KERNEL in line:
+                    raise Unsupported(
+                        f"{self._name} has no fused attention for this graph: export the "
+                        f"checkpoint again with --dialect legacy ({line})"
+                    )
+            raise self._fault("cannot build the graph", self._said.errors)
+        self._refuse_fatal()
+        return memoryview(engine)
+
+    def _refuse_fatal(self) -> None:
+        if fatal := self._said.fatal():
+            raise self._fault("would leave out a part of the graph", fatal)
+
+    def _fault(self, what: str, lines: list[str]) -> EngineFault:
+        return EngineFault(f"{self._name} {what}: {_quoted(lines) or 'it does not say why'}")
+
+    @property
+    def _name(self) -> str:
+        return f"{self._module.backend} {self._module.version}"
+
+
+def _described(network: Any, said: BuildLog) -> dict[str, str]:
+    """What people want to know of an engine: kinds of layers before fusion, sizes, warnings."""
+    kinds = Counter(_kind(network.get_layer(i)) for i in range(network.num_layers))
+    if unknown := said.unknown():
+        log.warning("engine.build_warnings", extra={"lines": unknown[:_MAX_QUOTED]})
+    return {
+        FACT_LAYERS: json.dumps(dict(sorted(kinds.items()))),
+        FACT_WARNINGS: json.dumps(unknown),
+        **{name: str(size) for name, size in sorted(said.sizes.items())},
+    }
+
+
+def _kind(layer: Any) -> str:
+    return str(layer.type).rpartition(".")[2]
+
+
+def _quoted(lines: list[str]) -> str:
+    more = f" (and {len(lines) - _MAX_QUOTED} more)" if len(lines) > _MAX_QUOTED else ""
+    return "; ".join(lines[:_MAX_QUOTED]) + more

@@ -1,0 +1,66 @@
+"""The build key's TensorRT half: which engine this machine, or another one, wants of a bundle."""
+
+from __future__ import annotations
+
+import platform
+
+from remora_agent.engine.memory import bank_bytes, kv_bytes
+from remora_agent.engine.recipe import GpuBuild, Machine, Recipe, graph_files
+from remora_agent.engine.trt.module import TrtBackend, TrtModule, load_module
+from remora_agent.engine.trt.profiles import profiles_of
+from remora_agent.engine.trt.target import Gpu, check_processors, this_gpu
+from remora_agent.engine.trt.workspace import workspace_bytes
+from remora_contract.bundle import Bundle
+
+BUILDER_VERSION = 1  # rises when the same graph is built differently
+_ELEMENT_BYTES = {"float16": 2, "float32": 4}
+
+
+def recipe(
+    backend: TrtBackend, bundle: Bundle, rows: int, context: int, processors: tuple[int, ...] = ()
+) -> Recipe:
+    """What to build; without `processors` for this machine's GPU.
+
+    Raises Unsupported (module missing, too old, or bound to its machine), Refused (no GPU),
+    Exhausted (the GPU is too small), RequestInvalid.
+    """
+    module = load_module(backend)
+    if processors:
+        gpu = None
+        processors = check_processors(module, processors)
+    else:
+        gpu = this_gpu(backend)
+        processors = (gpu.processor,)
+    prefill, decode = profiles_of(rows, context)
+    build = GpuBuild(processors, decode.rows, prefill.tokens)
+    if gpu is not None and not module.api.portable:
+        build = _bound(build, gpu, bundle)
+    return _recipe(module, build)
+
+
+def _recipe(module: TrtModule, build: GpuBuild) -> Recipe:
+    # No instruction sets: the processor beside the GPU runs no kernel of the engine.
+    machine = Machine(platform.machine(), "")
+    return Recipe(module.backend, module.version, BUILDER_VERSION, 0, machine, gpu=build)
+
+
+def _bound(build: GpuBuild, gpu: Gpu, bundle: Bundle) -> GpuBuild:
+    """To the GPU whose kernels were measured while it was built."""
+    graph, decoder = bundle.graph, bundle.decoder
+    element = _ELEMENT_BYTES[graph.dtype]
+    workspace = workspace_bytes(
+        gpu.memory_bytes,
+        sum(f.size for f in graph_files(bundle)),
+        # The cache's capacity is part of the graph, however few tokens of it are offered.
+        kv_bytes(decoder, build.rows, graph.context, element),
+        bank_bytes(decoder, graph.max_bank_rank, element, graph),
+    )
+    return GpuBuild(
+        build.processors,
+        build.rows,
+        build.prefill_tokens,
+        gpu.name,
+        gpu.driver,
+        gpu.power_mode,
+        workspace,
+    )
