@@ -29,7 +29,12 @@ import onnxruntime as ort
 
 from tests.support.cuda_emulator import ALIGNMENT, CudaEmulator
 
-_NUMPY = {"tensor(int64)": np.int64, "tensor(float)": np.float32, "tensor(float16)": np.float16}
+_NUMPY = {
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+}
 SCRATCH = 4096  # bytes that the emulated engine wants of its user
 
 
@@ -137,7 +142,9 @@ class CudaEngine:
     def _range(self, dim: int | str, profile: Mapping[str, int]) -> tuple[int, int]:
         if isinstance(dim, int):
             return dim, dim
-        if dim == "b":
+        if dim == "m":
+            return profile["watched"], profile["watched"]
+        if dim in ("b", "rows"):
             return 1, profile["rows"]
         if dim == "s":
             return 1, profile["tokens"]
@@ -245,9 +252,12 @@ class ExecutionContext:
         if memory is not None:
             self._module.cuda.view(memory[0], memory[1], "scratch")[...] = 0xAB
         feed = {n: self._array(n, shapes[n], addresses[n]) for n in self._engine.inputs}
-        ids = feed["position_ids"]
-        context = feed["past_key.0"].shape[2]
-        assert ids.min() >= 0 and ids.max() < context, f"positions {ids} are outside the cache"
+        if (ids := feed.get("position_ids")) is not None:
+            context = feed["past_key.0"].shape[2]
+            assert ids.min() >= 0 and ids.max() < context, f"positions {ids} are outside the cache"
+        if (ids := feed.get("watched_ids")) is not None:
+            assert ids.min() >= 0 and ids.max() < feed["logits"].shape[1], f"watched {ids}"
+            assert (feed["temperature"] > 0).all()
         outputs = [*self._engine.outputs]
         results = self._engine.session.run(outputs, feed)
         for name, result in zip(outputs, results, strict=True):

@@ -6,22 +6,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from remora_agent.engine.cache import CacheEntry, EngineManifest
 from remora_agent.engine.protocol import Engine
 from remora_agent.engine.recipe import BuildKey, Recipe, this_machine
 from remora_agent.engine.trt import files
 from remora_agent.engine.trt.loading import load_on
 from remora_agent.engine.trt.module import TrtModule, api_of
+from remora_agent.engine.trt.sampling import PLAN, SamplingSize
+from remora_agent.engine.trt.sampling_graph import sampling_graph
 from remora_contract.bundle import GRAPH_FILE, load_bundle
 from tests.support import trt_emulator
 from tests.support.cuda_emulator import CudaEmulator
 from tests.support.trt_emulator import TrtEmulator
 
+WATCHED = 16  # tokens of a row
 CHUNK = 5  # tokens of a prompt at once: most prompts of tests take several
 
 
-def build(bundle_dir: Path, out: Path, rows: int = 4, tokens: int = CHUNK) -> CacheEntry:
-    """A folder as a build leaves it."""
+def build(
+    bundle_dir: Path, out: Path, rows: int = 4, tokens: int = CHUNK, shortlist: int = 0
+) -> CacheEntry:
+    """A folder as a build leaves it; `shortlist` 0: by a build without the sampling graph."""
     graph = load_bundle(bundle_dir).graph
     profiles = (files.Profile("prefill", 1, tokens), files.Profile("decode", rows, 1))
     facts = files.EngineFacts(profiles, graph.context, graph.max_bank_rank)
@@ -30,6 +37,13 @@ def build(bundle_dir: Path, out: Path, rows: int = 4, tokens: int = CHUNK) -> Ca
     spans = [{"rows": p.rows, "tokens": p.tokens} for p in profiles]
     data = trt_emulator.plan(bundle_dir / GRAPH_FILE, spans, graph.max_bank_rank)
     (out / files.PLAN).write_bytes(data)
+    if shortlist:
+        vocab = load_bundle(bundle_dir).decoder.vocab
+        size = SamplingSize(vocab, min(shortlist, vocab), WATCHED)
+        onnx.save(sampling_graph(vocab, shortlist), out / "sampling.onnx")
+        span = {"rows": rows, "tokens": 1, "watched": WATCHED}
+        (out / PLAN).write_bytes(trt_emulator.plan(out / "sampling.onnx", [span], 0))
+        written |= size.written()
     recipe = Recipe("tensorrt", TrtEmulator.__version__, 1, 4, this_machine())
     return CacheEntry(out, EngineManifest(BuildKey((), recipe), (), written))
 

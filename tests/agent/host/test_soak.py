@@ -32,9 +32,6 @@ class NothingToFetch:
     def stage(self, wanted, progress):
         return []
 
-    def cap(self, download_bytes_per_s):
-        pass  # of nothing
-
 
 class Device:
     def __init__(self, root, hosted) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from remora_agent.engine.trt.memory import Memory
 from remora_agent.engine.trt.module import TrtModule
 from remora_contract.errors import EngineFault, Exhausted
 
@@ -49,10 +48,10 @@ class Plan:
         """The largest shape of an input that a profile takes."""
         return tuple(self._engine.get_tensor_profile_shape(name, profile)[2])
 
-    def scratch(self, memory: Memory) -> tuple[int, int]:
-        """Address and bytes of what all contexts share. Raises Exhausted."""
-        size = int(self._engine.device_memory_size_v2)
-        return memory.device(size, "what layers take while they run"), size
+    @property
+    def scratch_bytes(self) -> int:
+        """What layers take while they run; all contexts may share it."""
+        return int(self._engine.device_memory_size_v2)
 
     def context(self, profile: int, scratch: tuple[int, int], stream: int) -> Context:
         """Raises Exhausted, EngineFault."""
@@ -64,6 +63,18 @@ class Plan:
         if not context.set_optimization_profile_async(profile, stream):
             raise EngineFault(f"TensorRT refuses profile {profile} of its own engine")
         return Context(context)
+
+
+class Chain:
+    """Contexts that run one after the other."""
+
+    def __init__(self, *contexts: Context) -> None:
+        self._contexts = contexts
+
+    def enqueue(self, stream: int) -> None:
+        """Raises EngineFault."""
+        for context in self._contexts:
+            context.enqueue(stream)
 
 
 class Context:

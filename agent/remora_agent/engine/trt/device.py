@@ -1,27 +1,29 @@
 """All that an engine has on the device, and the two steps on it. Knows no rules of the protocol.
 
 One stream runs the steps, one the bank's writes. A decode step is one launch of a CUDA graph (the
-inputs' copy and the engine); a prompt's chunk is enqueued as it is.
+inputs' copy, the engine and, where there is one, the sampling graph); a prompt's chunk is enqueued
+as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from remora_agent.engine.protocol import Mix
+from remora_agent.engine.protocol import Mix, Shortlist, Watch
 from remora_agent.engine.trt.bank import Bank
-from remora_agent.engine.trt.contexts import Context, Plan
+from remora_agent.engine.trt.contexts import Chain, Context, Plan
 from remora_agent.engine.trt.cuda import Cuda
 from remora_agent.engine.trt.files import EngineFacts
 from remora_agent.engine.trt.graphs import StepGraphs
 from remora_agent.engine.trt.inputs import StepInputs, StepShape
 from remora_agent.engine.trt.kv import KvCache, KvShape
 from remora_agent.engine.trt.memory import Memory
+from remora_agent.engine.trt.sampling import Sampling, SamplingSize
 from remora_contract import targets
 from remora_contract.bundle import GraphSpec
 from remora_contract.decoder import DecoderSpec
@@ -36,22 +38,25 @@ class DeviceSpec:
     facts: EngineFacts
     rows: int
     context: int
+    sampling: SamplingSize | None = None
 
 
 class Device:
-    def __init__(self, cuda: Cuda, plan: Plan, spec: DeviceSpec) -> None:
+    def __init__(
+        self, cuda: Cuda, plan: Plan, spec: DeviceSpec, sampling: Plan | None = None
+    ) -> None:
         """Raises Exhausted, Unsupported, EngineFault; nothing is then left allocated."""
         self._cuda = cuda
         self._memory = Memory(cuda)
         with ExitStack() as self._stack:  # what frees, in the reverse order of making
             self._stack.callback(self._memory.close)
-            self._set_up(plan, spec)
+            self._set_up([plan] if sampling is None else [plan, sampling], spec)
             self._stack = self._stack.pop_all()
 
-    def _set_up(self, plan: Plan, spec: DeviceSpec) -> None:
+    def _set_up(self, plans: list[Plan], spec: DeviceSpec) -> None:
         cuda, memory, graph = self._cuda, self._memory, spec.graph
         dtype = np.dtype(graph.dtype)
-        self._runtime = self._stack.enter_context(_Runtime(plan))
+        self._runtime = self._stack.enter_context(_Runtime(plans))
         self._vocab = spec.decoder.vocab
         self._prefill_profile = spec.facts.index("prefill")
         self._decode_profile = spec.facts.index("decode")
@@ -69,12 +74,18 @@ class Device:
         size = 4 * spec.rows * self._vocab
         self._logits = memory.device(size, "logits")
         self._logits_host = memory.pinned(size, "logits")
-        self._scratch = plan.scratch(memory)
+        self._sampling = None
+        if spec.sampling is not None:
+            self._sampling = Sampling(cuda, memory, spec.sampling, spec.rows, self._logits)
+        size = max(plan.scratch_bytes for plan in plans)
+        self._scratch = memory.device(size, "what layers take while they run"), size
         for stream in (copies, self.stream):
             self._stack.callback(cuda.synchronize, stream)
         self.cache.clear(self.stream)
         self.bank.clear()
-        prefill = plan.context(self._prefill_profile, self._scratch, self.stream)
+        if self._sampling is not None:
+            self._sampling.clear(self.stream)
+        prefill = plans[0].context(self._prefill_profile, self._scratch, self.stream)
         self._runtime.contexts.append(prefill)
         self._graphs = StepGraphs(cuda, self.stream, self._decode_context, self._upload_steps)
         self._stack.callback(self._graphs.close)
@@ -104,8 +115,14 @@ class Device:
         context.enqueue(self.stream)
         self._read_back(1)
 
-    def decode(self, shape: StepShape, full: list[int]) -> None:
-        """Queues a step of rows 0..shape.rows-1; rows in `full` keep their last position."""
+    def decode(
+        self, shape: StepShape, full: list[int], watches: Mapping[int, Watch] | None = None
+    ) -> None:
+        """Queues a step of rows 0..shape.rows-1; rows in `full` keep their last position. Of
+        `watches`, by index in the batch, only a shortlist is read back."""
+        sampling = self._sampling
+        if sampling is not None:
+            sampling.write(watches or {}, shape.rows, self.stream)
         for row in full:
             self.cache.save_last(row, self.stream)
         try:
@@ -113,7 +130,10 @@ class Device:
         finally:  # a step that failed may have been queued all the same
             for row in full:
                 self.cache.restore_last(row, self.stream)
-        self._read_back(shape.rows)
+        if sampling is None or watches is None:
+            self._read_back(shape.rows)
+        else:
+            sampling.read_back(shape.rows, self.stream)
 
     def finish(self) -> None:
         """Waits for what was queued. Raises EngineFault."""
@@ -126,6 +146,20 @@ class Device:
         found: NDArray[np.float32] = self._logits_host.array(shape, np.dtype(np.float32)).copy()
         return found
 
+    def shortlist(self, batch: int, rows: Sequence[int]) -> Shortlist:
+        """Of some rows of the last step, which had `watches` and `batch` rows."""
+        assert self._sampling is not None  # the engine's limits say so
+        return self._sampling.found(batch, rows)
+
+    def row_logits(self, row: int) -> NDArray[np.float32]:
+        """[vocab] of one row of the last step, read back now. Raises EngineFault."""
+        size = 4 * self._vocab
+        source = self._logits + row * size
+        self._cuda.copy(self._logits_host.address, source, size, "to_host", self.stream)
+        self._cuda.synchronize(self.stream)
+        only: NDArray[np.float32] = self.logits(1)[0]
+        return only
+
     def close(self) -> None:
         """Frees everything once what is queued has run; what cannot be freed hinders nothing else.
         Raises the last EngineFault of it."""
@@ -137,12 +171,18 @@ class Device:
 
     def _upload_steps(self) -> None:
         self.steps.upload(self.stream)
+        if self._sampling is not None:
+            self._sampling.upload(self.stream)
 
-    def _decode_context(self, shape: StepShape) -> Context:
-        (plan,) = self._runtime.plans
+    def _decode_context(self, shape: StepShape) -> Chain:
+        plan, *sampling_plans = self._runtime.plans
         context = plan.context(self._decode_profile, self._scratch, self.stream)
         context.bind(*self._binding(self.steps, shape, 0))
-        return context
+        if self._sampling is None:
+            return Chain(context)
+        sampling = sampling_plans[0].context(0, self._scratch, self.stream)
+        self._sampling.bind(sampling, shape.rows)
+        return Chain(context, sampling)
 
     def _binding(
         self, inputs: StepInputs, shape: StepShape, row: int
@@ -159,11 +199,11 @@ class Device:
 
 
 class _Runtime:
-    """Holds the engine and the prompts' context, and lets go of them before their memory is freed:
+    """Holds the engines and the prompts' context, and lets go of them before their memory is freed:
     TensorRT frees an engine's weights with its last reference."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.plans = [plan]
+    def __init__(self, plans: list[Plan]) -> None:
+        self.plans = plans
         self.contexts: list[Context] = []
 
     def __enter__(self) -> _Runtime:

@@ -14,14 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from remora_agent.bank.weights import AdapterWeights
-from remora_agent.engine.protocol import (
-    EngineLimits,
-    KvBlock,
-    Mix,
-    RowStep,
-    Shortlist,
-    Watch,
-)
+from remora_agent.engine.protocol import EngineLimits, KvBlock, Mix, RowStep, Shortlist, Watch
 from remora_agent.engine.trt.device import Device
 from remora_agent.engine.trt.inputs import StepShape
 from remora_contract.errors import PromptTooLong, RequestInvalid, Unavailable, Unsupported
@@ -44,6 +37,7 @@ class TrtEngine:
         self._digest = digest
         self._limits = limits
         self._device = device
+        self._shortlisted: list[int] = []  # rows whose logits `step_logits` may read
         self._closed = False
 
     @property
@@ -73,6 +67,7 @@ class TrtEngine:
         self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()
     ) -> NDArray[np.float32]:
         self._check_chunk(row, tokens, start)
+        self._shortlisted = []
         device = self._device
         device.bank.check_mix(mix)
         bound = device.bank.bound([mix])
@@ -92,7 +87,27 @@ class TrtEngine:
         self._check_open()
         if not steps:
             return np.empty((0, self._limits.vocab), np.float32)
+        count = self._decode(steps, None)
+        chosen: NDArray[np.float32] = self._device.logits(count)[[step.row for step in steps]]
+        return chosen
+
+    def decode_shortlist(self, steps: Sequence[RowStep], watches: Sequence[Watch]) -> Shortlist:
+        self._check_open()
+        self._check_watches(steps, watches)
+        count = self._decode(steps, watches)
+        self._shortlisted = [step.row for step in steps]
+        return self._device.shortlist(count, self._shortlisted)
+
+    def step_logits(self, index: int) -> NDArray[np.float32]:
+        self._check_open()
+        if not 0 <= index < len(self._shortlisted):
+            raise RequestInvalid("the last step left no such row's logits on the device")
+        return self._device.row_logits(self._shortlisted[index])
+
+    def _decode(self, steps: Sequence[RowStep], watches: Sequence[Watch] | None) -> int:
+        """Runs a step; how many rows it computed."""
         self._check_steps(steps)
+        self._shortlisted = []
         device = self._device
         count = row_bucket(max(s.row for s in steps) + 1, self._limits.rows)
         tokens = np.zeros((count, 1), np.int64)
@@ -106,18 +121,13 @@ class TrtEngine:
         mixes = {step.row: step.mix for step in steps}
         shape = StepShape(count, 1, device.bank.bound(list(mixes.values())))
         device.fill(device.steps, shape, tokens, positions, mixes)
-        device.decode(shape, full)
+        rows = [step.row for step in steps]
+        watched = None if watches is None else dict(zip(rows, watches, strict=True))
+        device.decode(shape, full, watched)
         device.finish()
         for step in steps:
             device.cache.lengths[step.row] = step.position + 1
-        chosen: NDArray[np.float32] = device.logits(count)[[step.row for step in steps]]
-        return chosen
-
-    def decode_shortlist(self, steps: Sequence[RowStep], watches: Sequence[Watch]) -> Shortlist:
-        raise Unsupported("a TensorRT engine reads all logits back (limits.shortlist is 0)")
-
-    def step_logits(self, index: int) -> NDArray[np.float32]:
-        raise Unsupported("a TensorRT engine reads all logits back (limits.shortlist is 0)")
+        return count
 
     def read_kv(self, row: int, start: int, stop: int) -> KvBlock:
         self._check_open()
@@ -145,6 +155,19 @@ class TrtEngine:
         if not self._closed:
             self._closed = True
             self._device.close()
+
+    def _check_watches(self, steps: Sequence[RowStep], watches: Sequence[Watch]) -> None:
+        if not self._limits.shortlist:
+            raise Unsupported("this engine was built without its sampling graph; build it again")
+        if not steps or len(watches) != len(steps):
+            raise RequestInvalid(f"{len(steps)} steps and {len(watches)} watches: give one each")
+        for watch in watches:
+            if len(watch.ids) > self._limits.watched:
+                raise RequestInvalid(
+                    f"{len(watch.ids)} watched tokens are more than {self._limits.watched}"
+                )
+            if len(watch.ids):
+                self._check_tokens(watch.ids)
 
     def _check_steps(self, steps: Sequence[RowStep]) -> None:
         if len({step.row for step in steps}) != len(steps):

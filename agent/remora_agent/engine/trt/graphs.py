@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from remora_agent.engine.trt.contexts import Context
+from remora_agent.engine.trt.contexts import Chain
 from remora_agent.engine.trt.cuda import Cuda
 from remora_agent.engine.trt.inputs import StepShape
 from remora_contract.errors import RemoraError
@@ -24,7 +24,7 @@ _KEPT = 32
 
 @dataclass
 class _Captured:
-    context: Context  # lives as long as its graph
+    context: Chain  # lives as long as its graph
     graph: int
 
 
@@ -33,11 +33,11 @@ class StepGraphs:
         self,
         cuda: Cuda,
         stream: int,
-        make: Callable[[StepShape], Context],
+        make: Callable[[StepShape], Chain],
         upload: Callable[[], None],
         kept: int = _KEPT,
     ) -> None:
-        """`make` gives a bound context; `upload` queues what comes before each step."""
+        """`make` gives bound contexts; `upload` queues what comes before each step."""
         self._cuda = cuda
         self._stream = stream
         self._make = make
@@ -69,11 +69,11 @@ class StepGraphs:
                 freeing.callback(self._cuda.destroy_graph, old.graph)
             freeing.callback(self._cuda.synchronize, self._stream)
 
-    def _step(self, context: Context) -> None:
+    def _step(self, context: Chain) -> None:
         self._upload()
         context.enqueue(self._stream)
 
-    def _capture(self, context: Context) -> int:
+    def _capture(self, context: Chain) -> int:
         try:
             self._cuda.begin_capture(self._stream)
             try:

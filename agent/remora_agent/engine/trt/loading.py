@@ -4,6 +4,7 @@ the CUDA module; `runtime` and `module` are given by tests.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from remora_agent.engine.cache import CacheEntry
 from remora_agent.engine.protocol import Engine, EngineLimits
-from remora_agent.engine.trt import files
+from remora_agent.engine.trt import files, sampling
 from remora_agent.engine.trt.contexts import Plan
 from remora_agent.engine.trt.cuda import Cuda, load_bindings
 from remora_agent.engine.trt.device import Device, DeviceSpec
@@ -55,8 +56,14 @@ def load_on(
     cuda.open_device()
     plan = Plan(module, _read(entry.directory / files.PLAN))
     check_plan(plan, facts, bundle, limits)
-    spec = DeviceSpec(bundle.decoder, bundle.graph, facts, limits.rows, limits.context)
-    device = Device(cuda, plan, spec)
+    size = sampling.size_of(entry.manifest.facts, limits.vocab, str(entry.directory))
+    short = None
+    if size is not None:
+        short = Plan(module, _read(entry.directory / sampling.PLAN))
+        sampling.check_plan(short, size, limits.rows)
+        limits = replace(limits, shortlist=size.shortlist, watched=size.watched)
+    spec = DeviceSpec(bundle.decoder, bundle.graph, facts, limits.rows, limits.context, size)
+    device = Device(cuda, plan, spec, short)
     return TrtEngine(module.backend, entry.manifest.digest, limits, device)
 
 
