@@ -11,7 +11,9 @@ from remora_contract.command_line import run
 # Each has `register(app: typer.Typer) -> None` and imports what is heavy inside the command.
 COMMAND_MODULES = (
     "remora_agent.serving.command",
+    "remora_agent.serving.lock_command",
     "remora_agent.batch.command",
+    "remora_agent.engine.command",
     "remora_agent.control.command",
     "remora_agent.doctor.command",
 )

@@ -18,6 +18,7 @@ from remora_agent.serving.address import TcpAddress, parse_address
 from remora_agent.text.tools import FORMATS
 from remora_contract.errors import DocumentInvalid, RequestInvalid
 from remora_contract.strict import parse
+from remora_contract.windows import parse_windows, windows_of
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -106,8 +107,8 @@ class ServingConfig:
     )
     tool_format: str | None = _setting(
         None,
-        "How the model writes calls of tools: hermes, llama, mistral, mistral-args, granite or "
-        "phi; absent: what its chat template says.",
+        "How the model writes calls of tools: hermes, llama, mistral, mistral-args, granite, "
+        "phi, qwen3-coder or pythonic; absent: what its chat template says.",
     )
 
     def __post_init__(self) -> None:
@@ -242,10 +243,16 @@ class LimitsConfig:
     pinned_releases: tuple[str, ...] = _setting(
         (), "Release ids whose files are never removed from disk."
     )
+    max_lock_s: float = _setting(
+        3600.0,
+        "Longest lock on updates that an application may take, and how long all locks together "
+        "may hold one update up.",
+    )
 
     def __post_init__(self) -> None:
         _at_least(self.disk_floor_bytes, 0, "limits.disk_floor_bytes")
         _at_least(self.download_bytes_per_s, 1024, "limits.download_bytes_per_s")
+        _at_least(self.max_lock_s, 0, "limits.max_lock_s")
 
 
 @dataclass(frozen=True)
@@ -265,6 +272,7 @@ class AgentConfig:
     def __post_init__(self) -> None:
         if not Path(self.state_dir).is_absolute():
             raise ValueError(f"state_dir {self.state_dir!r} must be an absolute path")
+        parse_windows(windows_of(self.labels))
         listening = (self.serving.listen, self.openai.listen or "")
         on_socket = self.serving.unix_socket or any(a.startswith("unix:") for a in listening)
         if self.serving.allowed_users and not on_socket:

@@ -20,6 +20,7 @@ COMMAND_MODULES = (
     "remora_build.publish.command",
     "remora_build.inspect.command",
     "remora_build.insert.command",
+    "remora_build.engine.command",
 )
 
 

@@ -11,8 +11,12 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from remora_contract.device_phase import MAX_SOAK_S, Phase
+from remora_contract.gates import Gate, GateSet
+from remora_contract.windows import parse_windows
 
 MAX_WAVE_TIMEOUT_S = 30 * 86_400.0
+MAX_STRATA = 4  # label keys
+LEAST_DOWNLOAD_BYTES_PER_S = 1024
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class Report:
     error_code: str = ""
     error_message: str = ""
     progress: float = 0.0
+    hold: str = ""  # why it does not switch now
+    hold_until: float = 0.0  # on the device's clock
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,8 @@ class Assignment:
     created_at: float
     phase: Phase | None = None  # the furthest the device reported for this generation
     error: str = ""  # what it reported with that phase
+    served_at: float | None = None  # when it was first heard to serve the release
+    download_bytes_per_s: int | None = None
 
 
 @dataclass(frozen=True)
@@ -136,6 +144,11 @@ class RolloutSpec:
     success_threshold: float = 1.0
     wave_timeout_s: float = 3600.0
     max_unavailable: int | None = None  # None: a whole wave at once
+    gates: tuple[Gate, ...] = ()  # the release's and the rollout's own together
+    stratify: tuple[str, ...] = ()  # label keys
+    not_before: float | None = None  # no device is touched earlier
+    windows: tuple[str, ...] = ()  # of devices without a window label; `remora_contract.windows`
+    download_bytes_per_s: int | None = None  # of each device
 
     def __post_init__(self) -> None:
         if not 0 < self.success_threshold <= 1:
@@ -149,6 +162,19 @@ class RolloutSpec:
             )
         if self.max_unavailable is not None and self.max_unavailable < 1:
             raise ValueError("at least one device must be allowed to change at a time")
+        GateSet(checks=self.gates)
+        _check_schedule(self)
+
+
+def _check_schedule(spec: RolloutSpec) -> None:
+    if len(spec.stratify) > MAX_STRATA:
+        raise ValueError(f"waves are spread over at most {MAX_STRATA} label keys")
+    if spec.not_before is not None and not 0 < spec.not_before < 1e11:
+        raise ValueError("not before: a time in Unix seconds")
+    parse_windows(spec.windows)
+    rate = spec.download_bytes_per_s
+    if rate is not None and not LEAST_DOWNLOAD_BYTES_PER_S <= rate < 1 << 40:
+        raise ValueError(f"a device downloads at least {LEAST_DOWNLOAD_BYTES_PER_S} bytes/s")
 
 
 class RolloutState(Enum):
@@ -191,6 +217,9 @@ class RolloutRecord:
     wave: int = 1
     clock_at: float = 0.0  # when this wave (or going back) began, or was resumed
     keep: bool = False  # an abort that leaves devices as they are
+    accepted_wave: int = 0  # up to it an operator goes on whatever gates say
+    retry_of: str | None = None  # the rollout that this one tries again
+    attempt: int = 1
     finished_at: float | None = None
     version: int = 0  # grows with every change: the compare in compare-and-swap
     needs_approval: bool = False  # by somebody else than created_by, before it begins
@@ -205,6 +234,7 @@ class Member:
     wave: int
     generation: int | None = None  # given by this rollout
     rollback_generation: int | None = None  # given when it went back
+    bucket: int = 0  # of its id, as it was when the rollout began: the order within a stratum
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 
 from remora_contract.errors import InvalidInput, NotFound
 from remora_controller.domain import Assignment, Device, RolloutRecord, StoredEvent
+from remora_controller.gates.watch import GateWatch
 from remora_controller.groups import bind_live
 from remora_controller.late import Completed, missed_rollout
 from remora_controller.planner import Contents, device_refusals
@@ -31,6 +32,7 @@ class RolloutDriver:
         self._store = store
         self._presence = presence
         self._contents_of = contents_of
+        self._gates = GateWatch(presence.samples)
         self._late: set[str] = set()
         self._told: dict[str, str] = {}  # late devices refused: device -> release
 
@@ -41,16 +43,20 @@ class RolloutDriver:
     def tick(self, now: float) -> list[Assignment]:
         """Everything there is to do now; returns the new assignments, so that devices are poked."""
         made: list[Assignment] = []
-        for rollout in self._store.open_rollouts():
+        rollouts = self._store.open_rollouts()
+        self._gates.follow(self._store, rollouts, now)
+        for rollout in rollouts:
             made += self._drive(rollout, now)
         return made + self._assign_late(now)
 
     def _drive(self, rollout: RolloutRecord, now: float) -> list[Assignment]:
         made: list[Assignment] = []
         for _ in range(_MAX_STEPS):
-            actions = decide(load_view(self._store, self._presence, rollout, now), now)
+            view = load_view(self._store, self._presence, rollout, now)
+            actions = decide(self._gates.judged(self._store, view, now), now)
             if not actions:
                 break
+            self._gates.keep_baselines(self._store, view, actions, now)
             applied = self._store.apply(rollout, actions, now)
             if applied is not None:
                 made += applied
@@ -148,6 +154,7 @@ def load_view(store: Store, presence: Presence, rollout: RolloutRecord, now: flo
         clock_at=rollout.clock_at,
         spec=rollout.spec,
         members=tuple(member_view(s, selector, presence, now) for s in states),
+        accepted_wave=rollout.accepted_wave,
     )
 
 

@@ -12,13 +12,15 @@ import json
 import logging
 import statistics
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from remora_contract.digests import canonical_json
 from remora_contract.errors import Conflict, Incompatible, NotFound, Refused, RequestInvalid
+from remora_contract.gates import merged
 from remora_contract.join_token import JoinToken
 from remora_contract.release import Release
 from remora_contract.strict import loads
+from remora_contract.windows import parse_windows, windows_of
 from remora_controller.domain import (
     Device,
     Member,
@@ -29,6 +31,8 @@ from remora_controller.domain import (
     StoredEvent,
 )
 from remora_controller.driver import load_view
+from remora_controller.gates.judge import parsed
+from remora_controller.gates.watch import GateWatch
 from remora_controller.groups import bind
 from remora_controller.planner import Contents, DevicePlan, Plan, make_plan, release_refusals
 from remora_controller.presence import Presence
@@ -39,6 +43,7 @@ from remora_controller.selector import RESERVED, Selector, check_label, parse_se
 from remora_controller.store.protocol import JoinTokenRecord, MemberState, Store
 from remora_controller.store.rows import dumps
 from remora_controller.transitions import Request, requested
+from remora_controller.waves import bucket
 
 log = logging.getLogger(__name__)
 MAX_LABELS = 64
@@ -64,6 +69,8 @@ class StartRequest:
     skip_refused: bool = False
     supersede: bool = False
     needs_approval: bool = False
+    retry_of: str | None = None
+    attempt: int = 1
 
 
 class Operations:
@@ -82,6 +89,7 @@ class Operations:
         self._presence = presence
         self._clock = clock
         self._random_bytes = random_bytes
+        self._gates = GateWatch(presence.samples)
         self._always_approve = always_approve
 
     # -- devices ---------------------------------------------------------------------------
@@ -149,8 +157,11 @@ class Operations:
     # -- releases --------------------------------------------------------------------------
 
     def create_release(self, document: bytes, by: str) -> ReleaseRecord:
-        """Raises DocumentInvalid, NotFound (an artifact is not published), Incompatible."""
+        """Raises DocumentInvalid, RequestInvalid (a gate's check cannot be read), NotFound (an
+        artifact is not published), Incompatible."""
         release = loads(Release, document, "release")
+        for gate in release.gates.checks if release.gates else ():
+            parsed(gate.check)
         refusals = release_refusals(self._contents(release))
         if refusals:
             raise Incompatible(refusals)
@@ -203,16 +214,22 @@ class Operations:
                 else "no device has joined yet; make a token with `remora devices token`"
             )
         online = self._presence.online(self._clock())
-        return make_plan(devices, online, contents, self._build_seconds(), spec.waves)
+        seconds = self._build_seconds()
+        return make_plan(devices, online, contents, seconds, spec.waves, spec.stratify)
 
     def start(self, request: StartRequest, by: str) -> RolloutDetail:
         """Raises NotFound, RequestInvalid, Refused (the plan refuses devices), Conflict."""
         release = self.release(request.release)
+        spec = self._whole_spec(request.spec, release)
         plan = self.plan(release.release_id, request.selector, request.spec)
         refused = tuple(d for d in plan.refused if not d.is_pinned)
         if refused and not request.skip_refused:
             raise Refused(_refused_message(refused))
-        members = [Member(d.device_id, d.wave) for d in plan.devices if d.wave is not None]
+        members = [
+            Member(d.device_id, d.wave, bucket=bucket(d.device_id))
+            for d in plan.devices
+            if d.wave is not None
+        ]
         if not members:
             raise Refused(_refused_message(plan.refused))
         now = self._clock()
@@ -221,12 +238,14 @@ class Operations:
             rollout_id=f"r-{self._random_bytes(4).hex()}",
             release_id=release.release_id,
             selector=request.selector,
-            spec=request.spec,
+            spec=spec,
             waves=len(plan.waves),
             created_at=now,
             created_by=by,
             clock_at=now,
             reason=f"{len(plan.refused)} devices left out by the plan" if plan.refused else "",
+            retry_of=request.retry_of,
+            attempt=request.attempt,
             state=RolloutState.AWAITING_APPROVAL if waits else RolloutState.RUNNING,
             needs_approval=waits,
         )
@@ -234,24 +253,76 @@ class Operations:
         self._tell(record, "started", by, {"superseded": superseded})
         return self.rollout(record.rollout_id)
 
+    def _whole_spec(self, spec: RolloutSpec, release: ReleaseRecord) -> RolloutSpec:
+        """With the release's gates and windows, where the rollout does not say otherwise. Raises
+        RequestInvalid for a check that cannot be read."""
+        document = loads(Release, release.document, release.release_id)
+        own = document.gates.checks if document.gates else ()
+        try:
+            gates = merged(own, spec.gates)
+        except ValueError as e:
+            raise RequestInvalid(f"gates of release and rollout together: {e}") from e
+        for gate in gates:
+            parsed(gate.check)
+        return replace(spec, gates=gates, windows=spec.windows or document.windows or ())
+
+    def retry(
+        self, rollout_id: str, by: str, *, skip_refused: bool, supersede: bool
+    ) -> RolloutDetail:
+        """A new attempt at an ended rollout. Raises what `start` raises; Refused while it is open
+        and when it completed."""
+        record = self._record(rollout_id)
+        if not record.state.is_final:
+            raise Refused(f"rollout {rollout_id} is {record.state.value}: wait for it, or abort it")
+        if record.state is RolloutState.COMPLETED:
+            raise Refused(
+                f"rollout {rollout_id} completed: devices that missed it get it when they return"
+            )
+        request = StartRequest(
+            record.release_id,
+            record.selector,
+            replace(record.spec, not_before=None),
+            skip_refused,
+            supersede,
+            needs_approval=record.needs_approval,  # a retry is no way around it
+            retry_of=rollout_id,
+            attempt=record.attempt + 1,
+        )
+        return self.start(request, by)
+
     def rollout(self, rollout_id: str) -> RolloutDetail:
         """Raises NotFound."""
         record = self._record(rollout_id)
-        view = load_view(self._store, self._presence, record, self._clock())
+        now = self._clock()
+        view = load_view(self._store, self._presence, record, now)
+        if not record.state.is_final:
+            view = self._gates.judged(self._store, view, now)
         states = self._store.member_states(rollout_id)
         release = self._store.release(record.release_id)
         return RolloutDetail(record, release.name if release else "", view, tuple(states))
 
-    def request(self, rollout_id: str, request: Request, by: str, *, keep: bool = False) -> None:
-        """Pause, resume or abort. Raises NotFound, Refused (not possible in its state)."""
+    def request(
+        self,
+        rollout_id: str,
+        request: Request,
+        by: str,
+        *,
+        keep: bool = False,
+        accept_gates: bool = False,
+    ) -> None:
+        """Pause, resume or abort. `accept_gates`: goes on although gates of the waves so far do
+        not pass. Raises NotFound, Refused (not possible in its state)."""
         for _ in range(_CAS_ATTEMPTS):
             record = self._record(rollout_id)
             state = requested(record.state, request, rollout_id)
             reason = f"{request.value} by {by}"
+            accepted = record.wave if accept_gates else None
+            if accept_gates:
+                reason += f", accepting waves 1 to {record.wave} whatever their gates say"
             if record.state is RolloutState.ROLLING_BACK:
                 reason = f"{record.reason}; {reason}"
-            if self._store.set_state(record, state, reason, keep, self._clock()):
-                self._tell(record, request.value, by, {"keep": keep})
+            if self._store.set_state(record, state, reason, keep, self._clock(), accepted):
+                self._tell(record, request.value, by, {"keep": keep, "accept_gates": accept_gates})
                 return
         raise Conflict(f"rollout {rollout_id} keeps changing; try again")
 
@@ -305,6 +376,10 @@ def _check_labels(labels: Mapping[str, str]) -> None:
         check_label(key, value)
         if key in RESERVED:
             raise RequestInvalid(f"label key {key!r} has a meaning of its own in selectors")
+    try:
+        parse_windows(windows_of(labels))
+    except ValueError as e:
+        raise RequestInvalid(str(e)) from e
 
 
 def _refused_message(refused: tuple[DevicePlan, ...]) -> str:

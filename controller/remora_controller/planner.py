@@ -80,11 +80,14 @@ def make_plan(
     contents: Contents,
     build_seconds: Mapping[str, float],
     waves: tuple[Wave, ...],
+    stratify: tuple[str, ...] = (),
 ) -> Plan:
-    """`build_seconds`: a typical engine build by device model."""
+    """`build_seconds`: a typical engine build by device model. `stratify`: the label keys over
+    whose values every wave is spread; `device_model` and `architecture` are known without."""
     refusals = {d.device_id: device_refusals(d, contents) for d in devices}
     taking = [d.device_id for d in devices if not refusals[d.device_id]]
-    ordered = wave_order(taking, online)
+    strata = {d.device_id: _stratum(d, stratify) for d in devices} if stratify else None
+    ordered = wave_order(taking, online, strata)
     sizes = wave_sizes(waves, len(ordered))
     numbers = assign_waves(ordered, sizes)
     by_id = {d.device_id: d for d in devices}
@@ -94,6 +97,15 @@ def make_plan(
         for i in [*ordered, *left_out]
     ]
     return Plan(tuple(plans), tuple(sizes))
+
+
+def _stratum(device: Device, keys: tuple[str, ...]) -> tuple[str, ...]:
+    facts = {
+        "device_model": device.facts.device_model,
+        "architecture": device.facts.architecture,
+    }
+    known = {**facts, **device.labels}
+    return tuple(known.get(key, "") for key in keys)
 
 
 def ship_bytes(device: Device, contents: Contents) -> int:

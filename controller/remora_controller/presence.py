@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterable, Mapping
 
 from remora_controller.domain import BootTrail, Device, MetricPoint, Sighting
+from remora_controller.gates.samples import SampleKeeper
 
 MAX_PENDING_POINTS = 50_000
 MAX_METRICS_PER_DEVICE = 256
@@ -28,6 +29,7 @@ class Presence:
         self._turned_away: dict[str, float] = {}
         # The event loop writes while decisions, on the store's thread, read.
         self._lock = threading.Lock()
+        self.samples = SampleKeeper()  # of metrics that gates look at
 
     def load(
         self, devices: Iterable[Device], metrics: Mapping[str, dict[str, MetricPoint]]
@@ -78,6 +80,7 @@ class Presence:
         return len(self._seen)
 
     def forget(self, device_id: str) -> None:
+        self.samples.forget(device_id)
         with self._lock:
             self._seen.pop(device_id, None)
             self._trails.pop(device_id, None)
@@ -100,6 +103,8 @@ class Presence:
     def add_metrics(self, device_id: str, points: Iterable[MetricPoint]) -> None:
         """Newest value of each name; names beyond the bound are dropped, so is history that the
         store cannot keep up with (oldest first)."""
+        points = list(points)
+        self.samples.add(points)
         with self._lock:
             latest = self._metrics.setdefault(device_id, {})
             for point in points:

@@ -5,7 +5,8 @@ writes decides the same again. Owns no clock and no memory of its own.
 
     RUNNING --all waves done--> COMPLETED
        |  \\--successes can no longer reach the threshold--> ROLLING_BACK --> ROLLED_BACK
-       |  \\--nobody answers in time--> PAUSED (inconclusive)
+       |  \\--a gate fails--> ROLLING_BACK or PAUSED, as it says
+       |  \\--nobody answers in time, gates lack evidence--> PAUSED (inconclusive)
        \\--abort--> ABORTING --> ABORTED        (transitions.py has what operators may ask)
 """
 
@@ -17,6 +18,7 @@ from enum import Enum
 
 from remora_contract.device_phase import FINAL, Phase
 from remora_controller.domain import RolloutSpec, RolloutState
+from remora_controller.gates.judge import Outcome, Verdict
 from remora_controller.phases import UNSUCCESSFUL
 
 _ROUNDING = 1e-9
@@ -38,6 +40,7 @@ class Attempt:
     assigned_at: float
     phase: Phase | None
     is_nothing: bool = False  # assigned no release at all: the device drops what is unfinished
+    served_at: float | None = None  # when it was first heard to serve what it was assigned
 
     @property
     def is_settled(self) -> bool:
@@ -70,6 +73,8 @@ class RolloutView:
     clock_at: float
     spec: RolloutSpec
     members: tuple[MemberView, ...]  # in wave order
+    verdicts: tuple[Verdict, ...] = ()  # of every gate on every wave that has begun
+    accepted_wave: int = 0  # up to it an operator goes on whatever gates say
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,8 @@ def standing(member: MemberView, spec: RolloutSpec, now: float) -> Standing:
         return Standing.APART
     has_answered = attempt.phase is not None
     if _is_overdue(attempt, spec, now):
+        if attempt.phase is Phase.WAIT_WINDOW:
+            return Standing.APART  # ready, and held by its window or a lock: it follows later
         return Standing.FAILED if has_answered or member.is_online else Standing.APART
     return Standing.APART if member.is_gone and not has_answered else Standing.CHANGING
 
@@ -132,11 +139,16 @@ def decide(view: RolloutView, now: float) -> list[Action]:
 
 
 def _forward(view: RolloutView, now: float) -> list[Action]:
+    if view.spec.not_before is not None and now < view.spec.not_before:
+        return []
     begun = [(m, standing(m, view.spec, now)) for m in view.members if m.wave <= view.wave]
     for wave in range(1, view.wave + 1):
         reason = _stop_reason([s for m, s in begun if m.wave == wave], view, wave)
         if reason is not None:
             return [SetState(RolloutState.ROLLING_BACK, reason)]
+    stopping = _gate_stop(view)
+    if stopping is not None:
+        return [stopping]
     standings = [s for _, s in begun]
     if Standing.WAITING in standings:
         ready = [m for m, s in begun if s is Standing.WAITING and m.is_online]
@@ -159,6 +171,39 @@ def _stop_reason(standings: Sequence[Standing], view: RolloutView, wave: int) ->
     )
 
 
+def _gate_stop(view: RolloutView) -> SetState | None:
+    """What a gate that fails asks for; going back wins over a pause."""
+    failing = [v for v in _counting(view, view.verdicts) if v.outcome is Outcome.FAIL]
+    failing.sort(key=lambda v: v.gate.on_fail != "rollback")
+    if not failing:
+        return None
+    first = failing[0]
+    reason = f"gate {first.gate.name} fails on wave {first.wave}: {first.gate.check}: "
+    if first.gate.on_fail == "rollback":
+        return SetState(RolloutState.ROLLING_BACK, reason + first.detail)
+    advice = "; abort, or go on with resume --accept-gates"
+    return SetState(RolloutState.PAUSED, reason + first.detail + advice)
+
+
+def _counting(view: RolloutView, verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """Without those of waves that an operator accepted as they are."""
+    return [v for v in verdicts if v.wave > view.accepted_wave]
+
+
+def _gates_open(view: RolloutView, now: float) -> list[Action] | None:
+    """What a wave that has ended does instead of going on; None when its gates let it."""
+    of_wave = [v for v in view.verdicts if v.wave == view.wave]
+    lacking = [v for v in _counting(view, of_wave) if v.outcome is Outcome.INCONCLUSIVE]
+    if not lacking:
+        return None
+    if now < view.clock_at + view.spec.wave_timeout_s:
+        return []
+    named = "; ".join(f"gate {v.gate.name} has {v.detail}" for v in lacking)
+    advice = "resume waits once more, resume --accept-gates goes on"
+    reason = f"inconclusive: wave {view.wave}: {named}; {advice}"
+    return [SetState(RolloutState.PAUSED, reason)]
+
+
 def _wave_done(
     view: RolloutView, begun: Sequence[tuple[MemberView, Standing]], now: float
 ) -> list[Action]:
@@ -169,6 +214,9 @@ def _wave_done(
         if now < view.clock_at + view.spec.wave_timeout_s:
             return []
         return [SetState(RolloutState.PAUSED, _NOBODY_CAME.format(view.wave))]
+    held = _gates_open(view, now)
+    if held is not None:
+        return held
     if view.wave < view.waves:
         return [AdvanceWave(view.wave + 1)]
     apart = [m for m, s in begun if s is Standing.APART]

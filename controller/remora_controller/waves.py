@@ -4,15 +4,38 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 from remora_controller.domain import Wave
 
 
-def wave_order(device_ids: Iterable[str], online: Set[str]) -> list[str]:
+def bucket(device_id: str) -> int:
+    """Of 2**32: stable, and unrelated to how people number their devices."""
+    return int.from_bytes(hashlib.sha256(device_id.encode()).digest()[:4], "big")
+
+
+def wave_order(
+    device_ids: Iterable[str], online: Set[str], strata: Mapping[str, Sequence[str]] | None = None
+) -> list[str]:
     """Online devices first, so that the first wave is one that can answer; within each part by
-    the hash of the id: stable, and unrelated to how people number their devices."""
-    return sorted(device_ids, key=lambda d: (d not in online, hashlib.sha256(d.encode()).digest()))
+    `bucket`, and by the id where two are alike.
+
+    `strata` names each device's failure domain: then every beginning of the order holds of each
+    domain its share of the fleet. The k-th (from 0) of a domain's n devices stands at (k + 1/2)/n.
+    """
+    ordered = sorted(device_ids, key=lambda d: (d not in online, bucket(d), d))
+    if strata is None:
+        return ordered
+    domains: dict[tuple[str, ...], list[str]] = {}
+    for device_id in ordered:
+        domains.setdefault(tuple(strata.get(device_id, ())), []).append(device_id)
+    places = {
+        device_id: (k + 0.5) / len(members)
+        for members in domains.values()
+        for k, device_id in enumerate(members)
+    }
+    rank = {device_id: n for n, device_id in enumerate(ordered)}
+    return sorted(ordered, key=lambda d: (places[d], rank[d]))
 
 
 def wave_sizes(waves: tuple[Wave, ...], devices: int) -> list[int]:

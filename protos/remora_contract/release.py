@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from remora_contract.artifact import check_name
 from remora_contract.digests import check_digest, digest_document, short
 from remora_contract.errors import DocumentInvalid
+from remora_contract.gates import GateSet
 from remora_contract.versions import version_numbers
+from remora_contract.windows import parse_windows
 
 FORMAT_VERSION = 1
 MAX_MIX = 8  # adapters in one use case or request
@@ -101,6 +103,8 @@ class Release:
     use_cases: tuple[ReleaseUseCase, ...] = ()
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
     constraints: Constraints = field(default_factory=Constraints)
+    gates: GateSet | None = None
+    windows: tuple[str, ...] | None = None  # of devices without a window label
     # Engines built elsewhere, by digest: a device takes the one whose key is its own. None, not
     # empty: a release without them is the same document as before there were any.
     engines: tuple[str, ...] | None = None
@@ -114,6 +118,7 @@ class Release:
         if len(set(names)) != len(names):
             raise ValueError("an adapter name is listed twice")
         check_use_cases(self.use_cases, names)
+        _check_gates(self)
         _check_engines(self.engines)
 
     @property
@@ -146,6 +151,18 @@ def _check_engines(engines: tuple[str, ...] | None) -> None:
         raise ValueError("an engine is listed twice")
     for digest in engines:
         check_digest(digest, "engine")
+
+
+def _check_gates(release: Release) -> None:
+    """Raises ValueError for golden questions to what the release has not, and for windows."""
+    known = {a.name for a in release.adapters} | {u.name for u in release.use_cases}
+    for question in release.gates.golden if release.gates else ():
+        if question.use_case is not None and question.use_case not in known:
+            raise ValueError(
+                f"golden question {question.name} asks {question.use_case[:80]}, which is neither "
+                "an adapter nor a use case of the release"
+            )
+    parse_windows(release.windows or ())
 
 
 def check_use_case_name(text: str, what: str) -> str:

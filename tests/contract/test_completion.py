@@ -27,10 +27,19 @@ COMMANDS = {
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_shell_completes_the_words_of_a_command(name: str) -> None:
     module, begun, whole = COMMANDS[name]
+    assert completed(name, module, begun) == [whole]
+
+
+def test_a_shell_completes_the_value_of_an_option() -> None:
+    module, *_ = COMMANDS["remora-agent"]
+    assert completed("remora-agent", module, "serve --tool-format gran") == ["granite"]
+
+
+def completed(name: str, module: str, begun: str) -> list[str]:
     variables = {
         f"_{name.upper().replace('-', '_')}_COMPLETE": "complete_bash",
         "COMP_WORDS": f"{name} {begun}",
-        "COMP_CWORD": "1",
+        "COMP_CWORD": str(len(begun.split())),
     }
     child = subprocess.run(
         [sys.executable, "-c", CHILD.format(name=name, module=module)],
@@ -41,4 +50,4 @@ def test_a_shell_completes_the_words_of_a_command(name: str) -> None:
         check=False,
     )
     assert child.stderr == ""
-    assert child.stdout.split() == [whole]
+    return child.stdout.split()

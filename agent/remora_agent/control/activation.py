@@ -16,6 +16,7 @@ from remora_contract.errors import Conflict
 
 # Abnormal exits that a release may cost before the device goes back by itself.
 MAX_ABNORMAL_EXITS = 3
+_HELD_POLL_S = 1.0  # windows open and locks end without telling
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Desired:
     rollout_id: str
     soak_s: float
     is_rollback: bool
+    download_bytes_per_s: int | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,6 @@ _STEPS = {
     Phase.ADMITTED: Event.STARTED,
     Phase.STAGED: Event.STARTED,
     Phase.BUILT: Event.STARTED,
-    # Maintenance windows are not configurable yet: the window is always open.
     Phase.WAIT_WINDOW: Event.WINDOW_OPENED,
 }
 
@@ -134,12 +135,17 @@ def advance(
     return moved
 
 
-def decide(record: Record | None, now_s: float, unhealthy: str | None = None) -> Action:
-    """What to do in this phase. `unhealthy` says why serving is not well while soaking."""
+def decide(
+    record: Record | None, now_s: float, unhealthy: str | None = None, is_held: bool = False
+) -> Action:
+    """What to do in this phase. `unhealthy` says why serving is not well while soaking, `is_held`
+    that a release which is ready must not switch now (`holds`)."""
     if record is None or record.phase in FINAL:
         return Idle()
     if record.phase in _EFFECTS:
         return Perform(_EFFECTS[record.phase])
+    if record.phase is Phase.WAIT_WINDOW and is_held:
+        return WaitUntil(now_s + _HELD_POLL_S)
     if record.phase in _STEPS:
         return Advance(_STEPS[record.phase])
     if unhealthy is not None:

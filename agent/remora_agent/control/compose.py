@@ -16,6 +16,7 @@ from remora_agent.control.agent import Parts, Telemetry
 from remora_agent.control.client import ControllerClient
 from remora_agent.control.effects import Effects, Emit
 from remora_agent.control.fetch import ChunkFetcher, Pace
+from remora_agent.control.holds import Holds
 from remora_agent.control.identity import Identity
 from remora_agent.control.interrupt import Interrupt
 from remora_agent.control.layout import StateLayout
@@ -31,6 +32,7 @@ from remora_agent.host import ServingHost
 from remora_agent.telemetry.sampler import Opener, Sampler
 from remora_agent.telemetry.sources import device_openers
 from remora_agent.telemetry.spool import MetricSpool
+from remora_agent.update_locks import LockBook
 from remora_contract.errors import Exhausted
 
 log = logging.getLogger(__name__)
@@ -79,8 +81,16 @@ def compose(
     pace = Pace(interrupt, time.monotonic, random.random, timing.fetch_backoff)
     stager = _stager(config.limits, layout, source, pace)
     effects = Effects(layout, host, stager, _emitter(events))
+    locks = LockBook(layout.update_locks, time.time, config.limits.max_lock_s)
+    holds = Holds(database, locks, time.time)
     reconciler = Reconciler(
-        state, effects, interrupt, time.monotonic, random.random, config.limits.pinned_releases
+        state,
+        effects,
+        interrupt,
+        time.monotonic,
+        random.random,
+        config.limits.pinned_releases,
+        holding=holds.holding,
     )
     sync = SyncLoop(
         client,
@@ -94,6 +104,7 @@ def compose(
         timing.backoff,
     )
     reconciler.on_change = sync.poke
+    sync.on_windows = holds.set_windows
     watch = Watcher(client, sync.poke, random.random, timing.backoff)
     sampler = Sampler(openers or device_openers(layout.root), host.metrics, time.monotonic)
     telemetry = Telemetry(

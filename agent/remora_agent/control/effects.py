@@ -90,6 +90,7 @@ class Effects:
 
     def _stage(self, record: Record, progress: Progress) -> Event:
         release = parse_release(record.desired)
+        self.stager.cap(record.desired.download_bytes_per_s)
         for fetched in self.stager.stage(wanted_artifacts(release), progress):
             self._emit_fetched(fetched)
         check_fits_together(self.layout, release)

@@ -60,6 +60,10 @@ class ChunkFetcher:
         """`root` is the state directory: chunks go below its cas/."""
         self._root, self._source, self._pace, self._rate = root, source, pace, rate
 
+    def cap(self, bytes_per_s: int | None) -> None:
+        """No faster than this, nor than the device's own limit."""
+        self._rate.cap(bytes_per_s)
+
     def path(self, digest: str) -> Path:
         return self._root / chunk_key(digest)
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from remora_agent.update_locks import FILE_NAME
 from remora_contract.artifact import check_name
 from remora_contract.digests import hex_of
 from remora_contract.errors import Refused
@@ -41,6 +42,10 @@ class StateLayout:
     @property
     def database(self) -> Path:
         return self.root / "state.db"
+
+    @property
+    def update_locks(self) -> Path:
+        return self.root / FILE_NAME
 
     @property
     def current(self) -> Path:

@@ -22,8 +22,13 @@ class RateLimit:
     more bytes so that the average stays below the cap."""
 
     def __init__(self, bytes_per_s: int | None, now_s: float) -> None:
-        self._rate = bytes_per_s
+        self._own = self._rate = bytes_per_s
         self._free_at_s = now_s  # when the bytes let through so far are paid for
+
+    def cap(self, bytes_per_s: int | None) -> None:
+        """From now on no faster than this either."""
+        rates = [r for r in (self._own, bytes_per_s) if r is not None]
+        self._rate = min(rates, default=None)
 
     def delay_s(self, count: int, now_s: float) -> float:
         if self._rate is None:

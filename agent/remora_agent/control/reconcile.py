@@ -26,6 +26,7 @@ from remora_agent.control.activation import (
 )
 from remora_agent.control.effects import Effects
 from remora_agent.control.garbage import collect
+from remora_agent.control.holds import Hold
 from remora_agent.control.interrupt import Interrupt
 from remora_agent.control.pacing import Backoff
 from remora_agent.control.phase import Event
@@ -55,6 +56,7 @@ class Report:
 
     record: Record | None
     progress: float
+    hold: Hold | None = None  # why the record's switch waits
 
 
 @dataclass
@@ -76,11 +78,13 @@ class Reconciler:
         random_unit: Callable[[], float],
         pinned: tuple[str, ...] = (),
         on_change: Callable[[], None] = lambda: None,
+        holding: Callable[[Record | None], Hold | None] = lambda record: None,
     ) -> None:
-        """`now` is monotonic; `on_change` hears of every new phase and must return at once."""
+        """`now` is monotonic; `on_change` hears of every new phase and must return at once;
+        `holding` says why a switch waits (`holds`)."""
         self._state, self._effects, self._interrupt = state, effects, interrupt
         self._now, self._random_unit = now, random_unit
-        self._pinned, self.on_change = pinned, on_change
+        self._pinned, self.on_change, self._holding = pinned, on_change, holding
         self._lock = threading.RLock()
         self._wake = threading.Event()
         self._stopping = False
@@ -140,7 +144,7 @@ class Reconciler:
 
     def report(self) -> Report:
         with self._lock:
-            return Report(self._record, self._progress)
+            return Report(self._record, self._progress, self._holding(self._record))
 
     def run(self, restored: threading.Event) -> None:
         """Until `stop`. Sets `restored` once the committed release serves or could not."""
@@ -172,7 +176,8 @@ class Reconciler:
             record = self._record
             if not self._stopping:
                 self._interrupt.clear()
-            action = decide(record, self._now(), self._unhealthy(record))
+            is_held = self._holding(record) is not None
+            action = decide(record, self._now(), self._unhealthy(record), is_held)
             if record is None or isinstance(action, Idle):
                 self._settle(record)
             elif isinstance(action, Advance):

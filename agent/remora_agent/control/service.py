@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from remora_agent.control.identity import load_identity
 from remora_agent.control.layout import StateLayout, exclusive
 from remora_agent.host import ServingHost
 from remora_agent.telemetry.prometheus import MetricsServer
+from remora_agent.update_locks import LockBook
 from remora_contract import systemd_notify
 from remora_contract.errors import Refused
 
@@ -91,6 +93,7 @@ def stack_options(config: AgentConfig, layout: StateLayout) -> StackOptions:
         observing=Observing(RequestLog(telemetry.request_log), telemetry.otlp_endpoint),
         reflection=serving.reflection,
         kserve=serving.kserve,
+        update_locks=LockBook(layout.update_locks, time.time, config.limits.max_lock_s),
         unix_socket=None if serving.unix_socket is None else parse_socket(serving.unix_socket),
         allowed_users=user_ids(serving.allowed_users) if serving.allowed_users else None,
         openai=_openai(config.openai, tls),

@@ -78,6 +78,10 @@ class Stager:
         self._layout, self._source, self._fetcher = layout, source, fetcher
         self._pace, self._floor = pace, disk_floor
 
+    def cap(self, bytes_per_s: int | None) -> None:
+        """Downloads no faster than this, nor than the device's own limit."""
+        self._fetcher.cap(bytes_per_s)
+
     def stage(self, wanted: Sequence[Wanted], progress: Progress) -> list[Fetched]:
         """Makes every artifact's directory exist. Raises Exhausted (disk) before the first byte,
         ArtifactInvalid, DocumentInvalid, Unsupported, NotFound, Cancelled."""

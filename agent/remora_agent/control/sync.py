@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from remora_agent.control.client import ControllerClient
@@ -67,12 +68,16 @@ class SyncLoop:
         backoff: Backoff,
         after_sync: Callable[[], None] = lambda: None,
         after_failure: Callable[[], None] = lambda: None,
+        on_windows: Callable[[Sequence[str]], None] = lambda windows: None,
+        unix_now: Callable[[], float] = time.time,
     ) -> None:
-        """`after_sync` and `after_failure` run on the loop's thread after each exchange."""
+        """`after_sync` and `after_failure` run on the loop's thread after each exchange;
+        `on_windows` hears in each when the device may switch."""
         self._client, self._reconciler, self._host = client, reconciler, host
         self._spools, self._layout, self._labels = spools, layout, labels
         self._boot_id, self._random_unit, self._backoff = boot_id, random_unit, backoff
         self.after_sync, self.after_failure = after_sync, after_failure
+        self.on_windows, self._unix_now = on_windows, unix_now
         self._seq = 0
         self._failures = 0
         self._quarantined = False
@@ -123,6 +128,7 @@ class SyncLoop:
 
     def _exchange(self, client: ControllerClient) -> float:
         events = self._spools.events.oldest(_EVENTS_PER_SYNC)
+        more = self._spools.metrics.waiting() >= _METRICS_PER_SYNC
         samples, mark = self._spools.metrics.batch(_METRICS_PER_SYNC)
         report = self._reconciler.report()
         record = report.record
@@ -137,17 +143,19 @@ class SyncLoop:
                 events=event_messages(events),
                 metrics=metric_messages(samples),
                 known_generation=0 if record is None else record.desired.generation,
+                sent_at_unix_s=self._unix_now(),
             )
         )
         try:
             self._spools.events.stored_up_to(answer.events_stored_up_to)
             self._spools.metrics.sent(mark)
+            self.on_windows(answer.maintenance_windows)
             self._take(answer)
         except Exhausted as e:
             # Nothing is lost: the controller is told the same again and answers the same again.
             log.error("state_dir.full", extra={"cause": str(e)})
             return _FULL_DISK_SYNC_S
-        return self._wait_s(answer, more=mark >= _METRICS_PER_SYNC)
+        return self._wait_s(answer, more=more)
 
     def _facts(self) -> pb.DeviceFacts:
         facts = machine_facts(self._layout.root)

@@ -17,6 +17,7 @@ from remora_protos.control.v1 import control_pb2 as pb
 MAX_RELEASE_BYTES = 4 << 20
 _SYNC_AFTER_S = (0.05, 3600.0)
 _MAX_MESSAGE = 2000
+_MAX_HOLD = 256
 
 
 def desired_from(message: pb.DesiredState) -> Desired:
@@ -38,6 +39,7 @@ def desired_from(message: pb.DesiredState) -> Desired:
         rollout_id=message.rollout_id,
         soak_s=message.soak_s,
         is_rollback=message.is_rollback,
+        download_bytes_per_s=message.download_bytes_per_s or None,
     )
 
 
@@ -57,6 +59,9 @@ def reported(report: Report, serving: ServingState | None) -> pb.ReportedState:
         message.release_id = record.desired.release_id or ""
         message.error_code = record.error_code
         message.error_message = record.error_message[:_MAX_MESSAGE]
+    if report.hold is not None:
+        message.hold = report.hold.why[:_MAX_HOLD]
+        message.hold_until_unix_s = report.hold.until_unix_s or 0.0
     if serving is not None:
         message.running_release_id = serving.release_id
         message.bundle_digest = serving.bundle_digest

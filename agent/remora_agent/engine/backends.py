@@ -8,7 +8,11 @@ from remora_contract.errors import RequestInvalid
 
 BackendName = Literal["onnxruntime", "tensorrt", "tensorrt_rtx"]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
-BACKEND_HELP = "What computes: onnxruntime (processor), tensorrt or tensorrt_rtx (NVIDIA GPU; docs/tensorrt.md)."
+BACKEND_HELP = (
+    "What computes: onnxruntime (this processor), tensorrt or tensorrt_rtx (NVIDIA GPUs; not yet "
+    "run on one, docs/tensorrt.md)."
+)
+BUILD_HELP = "Whose engine: onnxruntime (this processor), tensorrt or tensorrt_rtx (NVIDIA GPUs)."
 
 
 def check_backend(name: str) -> BackendName:

@@ -124,15 +124,6 @@ def check_dialect(bundle: Bundle, recipe: Recipe) -> None:
         raise Incompatible(refusals)
 
 
-def check_runs(options: EngineOptions) -> None:
-    """Raises Unsupported for a backend whose engines this version builds and does not run yet."""
-    if options.backend != "onnxruntime":
-        raise Unsupported(
-            f"this version builds engines for {options.backend} (remora-agent build) and does not "
-            "run them yet: serve with backend onnxruntime"
-        )
-
-
 def open_engine(
     bundle_dir: Path,
     cache: EngineCache,
@@ -147,8 +138,12 @@ def open_engine(
 
 
 def load_engine(entry: CacheEntry, bundle: Bundle, options: EngineOptions) -> Engine:
-    """Loads a built engine. Raises EngineFault, RequestInvalid (context the bundle has not)."""
-    check_runs(options)
+    """Loads a built engine. Raises EngineFault, RequestInvalid (context the bundle has not), and
+    what `engine.trt.loading.load` raises."""
+    if options.backend != "onnxruntime":
+        from remora_agent.engine.trt import loading
+
+        return loading.load(entry, bundle, options)
     from remora_agent.engine.ort.builder import FACT_BASE, FACT_PLAIN
     from remora_agent.engine.ort.engine import EngineFiles, OrtEngine, PrefillForm
 

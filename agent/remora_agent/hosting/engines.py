@@ -41,7 +41,14 @@ from remora_agent.engine.shipped import fitting, take_shipped
 from remora_agent.host import BuildOutcome, Progress
 from remora_contract.bundle import GRAPH_FILE, Bundle, load_bundle, verify_files
 from remora_contract.engine import Wanted, flat
-from remora_contract.errors import EngineFault, Exhausted, InvalidInput, Refusal
+from remora_contract.errors import (
+    EngineFault,
+    Exhausted,
+    InvalidInput,
+    Refusal,
+    Refused,
+    Unsupported,
+)
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +146,11 @@ class CachedEngines:
         )
 
     def key(self) -> Mapping[str, str]:
-        return device_key(self._settings.options)
+        try:
+            return device_key(self._settings.options)
+        except (Unsupported, Refused) as e:  # a device without its GPU still reports
+            log.warning("engine.key_unknown", extra={"reason": str(e)})
+            return {}
 
     def wanted(self, bundle_dir: Path) -> Wanted | None:
         bundle = load_bundle(bundle_dir)

@@ -8,12 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from remora_agent.runtime.adapters import Adapters
+from remora_agent.runtime.adapters import AdapterInfo, Adapters
 from remora_agent.serving import adapter_wire
 from remora_agent.serving.router import Router
 from remora_agent.serving.rpc_errors import translated
 from remora_agent.serving.served_model import ServedModel
 from remora_agent.serving.wire import refuse_unknown_fields
+from remora_contract.adapter import ADAPTER_JSON
 from remora_contract.errors import RequestInvalid
 from remora_protos.inference.v1 import inference_pb2 as pb
 from remora_protos.inference.v1 import inference_pb2_grpc as rpc
@@ -34,12 +35,13 @@ class AdaptersService(rpc.AdaptersServicer):
         path = Path(request.path)
         if not path.is_absolute():
             raise RequestInvalid(f"path {request.path[:200]!r}: give an absolute path")
-        info = await self._call(
-            lambda adapters: adapters.register(
-                _name(request.name), request.revision or None, path, set_alias=request.set_alias
-            )
-        )
-        return adapter_wire.adapter_info(info)
+        name, revision = _name(request.name), request.revision or None
+
+        def register(adapters: Adapters) -> AdapterInfo:
+            _check_converted(path)
+            return adapters.register(name, revision, path, set_alias=request.set_alias)
+
+        return adapter_wire.adapter_info(await self._call(register))
 
     @translated
     async def Load(self, request: pb.LoadAdapterRequest, context: Any) -> pb.AdapterInfo:
@@ -112,3 +114,17 @@ def _name(name: str) -> str:
     if not name:
         raise RequestInvalid("name: name the adapter")
     return name
+
+
+def _check_converted(directory: Path) -> None:
+    """The caller's mistake, not damage to an adapter. Raises RequestInvalid."""
+    try:
+        found = (directory / ADAPTER_JSON).is_file()
+    except OSError:  # this process may not look there
+        found = False
+    if not found:
+        raise RequestInvalid(
+            f"path {str(directory)[:200]!r} is no converted adapter: there is no {ADAPTER_JSON} "
+            "that the agent can read; convert it with remora-build adapter PEFT_DIR OUT --base "
+            "BUNDLE"
+        )

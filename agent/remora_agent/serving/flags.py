@@ -11,6 +11,7 @@ from remora_agent.engine.backends import BACKEND_HELP, BACKENDS
 from remora_agent.engine.prefill import CHOICES, PREFILL_HELP
 from remora_agent.runtime.options import EXACT_DRAFTS_HELP
 from remora_agent.telemetry import request_log
+from remora_agent.text.tools import FORMATS
 
 Bundle = Annotated[
     Path, typer.Argument(metavar="BUNDLE", help="Directory made by `remora-build export`.")
@@ -128,8 +129,10 @@ OpenaiAdapterDir = Annotated[
 ToolFormat = Annotated[
     str | None,
     typer.Option(
-        help="How the model writes calls of tools: hermes, llama, mistral, mistral-args, "
-        "granite or phi (default: what its chat template says)."
+        metavar="FORMAT",
+        help=f"How the model writes calls of tools: {', '.join(FORMATS)} (default: what its chat "
+        "template says).",
+        autocompletion=lambda: list(FORMATS),
     ),
 ]
 DrainS = Annotated[

@@ -31,8 +31,10 @@ from remora_agent.serving.listening import Listening
 from remora_agent.serving.router import Router
 from remora_agent.serving.served_model import ServedModel
 from remora_agent.serving.tls import ServerTls
+from remora_agent.serving.update_locks_service import UpdateLocksService
 from remora_agent.serving.use_cases_service import UseCasesService
 from remora_agent.serving.writing import STALL_S
+from remora_agent.update_locks import LockBook
 from remora_contract.errors import InternalFault, Refused, RemoraError
 from remora_protos.inference.v1 import inference_pb2 as pb
 from remora_protos.inference.v1 import inference_pb2_grpc as rpc
@@ -63,6 +65,7 @@ class ServerOptions:
     stall_s: float = STALL_S  # a stream of which nothing is read for so long ends
     kserve: bool = True  # the KServe v2 service too
     reflection: bool = True  # clients may ask for the services' descriptions
+    update_locks: LockBook | None = None  # None: nobody updates this process
 
     @property
     def addresses(self) -> tuple[Address, ...]:
@@ -163,6 +166,8 @@ class InferenceServer:
         rpc.add_AdaptersServicer_to_server(AdaptersService(router, self._operations), server)
         rpc.add_UseCasesServicer_to_server(UseCasesService(router), server)
         rpc.add_EngineServiceServicer_to_server(EngineService(router), server)
+        locks = UpdateLocksService(self._options.update_locks)
+        rpc.add_UpdateLocksServicer_to_server(locks, server)
         if self._options.kserve:
             statistics = Statistics(time.monotonic_ns, time.time_ns)
             service = KServeService(router, driver, self._operations, statistics, stall_s)

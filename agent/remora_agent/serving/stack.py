@@ -29,6 +29,7 @@ from remora_agent.telemetry.observers import Observers, Observing
 from remora_agent.telemetry.prometheus import MetricsServer
 from remora_agent.telemetry.serving import serving_readings
 from remora_agent.telemetry.source import Reading
+from remora_agent.update_locks import LockBook
 from remora_contract.errors import Refused, Unsupported
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class StackOptions:
     kserve: bool = True  # the KServe v2 service on the same address
     openai: OpenAiOptions | None = None  # None: no HTTP surface
     stall_s: float = STALL_S  # a gRPC stream of which nothing is read for so long ends
+    update_locks: LockBook | None = None  # None: nobody updates this process
 
 
 class ServingStack:
@@ -77,6 +79,7 @@ class ServingStack:
             reflection=options.reflection,
             kserve=options.kserve,
             stall_s=options.stall_s,
+            update_locks=options.update_locks,
         )
         self._server = InferenceServer(router, server)
         self._observers = Observers(options.observing)

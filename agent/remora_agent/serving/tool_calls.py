@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from remora_agent.runtime.api import Constraint, ConstraintKind, Delta, Finished, ToolCall
@@ -32,6 +32,7 @@ class ToolPlan:
     constraint: Constraint | None = None  # makes it call one
     forced: bool = False  # then it writes no start marker
     max_calls: int | None = None
+    schemas: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of the parameters
 
 
 def offers_tools(prompt: ChatPrompt) -> bool:
@@ -51,13 +52,16 @@ def tool_plan(prompt: object, form: ToolFormat | None) -> ToolPlan | None:
     names = tuple(str(tool["function"]["name"]) for tool in prompt.tools)
     most = None if prompt.parallel_tool_calls else 1
     if prompt.tool_choice in ("", AUTO):
-        return ToolPlan(form, names, max_calls=most)
+        functions = [tool["function"] for tool in prompt.tools]
+        schemas = {str(f["name"]): f.get("parameters") or {} for f in functions}
+        return ToolPlan(form, names, max_calls=most, schemas=schemas)
     allowed = names if prompt.tool_choice == REQUIRED else (prompt.tool_choice,)
     if not set(allowed) <= set(names):
         raise RequestInvalid(f"tool_choice: no tool is named {prompt.tool_choice[:80]!r}")
     if prompt.tool_choice != REQUIRED:
         most = 1
-    form = FORMATS["mistral"] if form.words else form
+    if form.words or form.opening != "{":
+        form = FORMATS["mistral"]  # a list of JSON, which a schema can hold
     tools = [tool["function"] for tool in prompt.tools if tool["function"]["name"] in allowed]
     forced = form.listed or form.bare
     return ToolPlan(form, allowed, calling(form, tools, most), forced, most)
@@ -162,6 +166,7 @@ def _reader(plan: ToolPlan, new_id: Callable[[], str], eager: bool) -> ToolReade
         eager=eager,
         forced=plan.forced,
         max_calls=plan.max_calls,
+        schemas=plan.schemas,
     )
 
 

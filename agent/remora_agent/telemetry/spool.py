@@ -34,6 +34,8 @@ class MetricSpool:
         self._database, self._capacity = database, capacity
         self._lock = threading.RLock()
         self._fresh: list[Sample] = []
+        # Levels are numbered in order, in memory already: a number names one sample wherever it is.
+        self._next = 1 + int(database.rows("select coalesce(max(id), 0) from samples")[0][0])
         self._base = {str(n): float(v) for n, v in database.rows("select * from counters")}
         self._last: dict[str, float] = {}
         self._totals: dict[str, Sample] = {}
@@ -46,6 +48,7 @@ class MetricSpool:
                     self._totals[name] = Sample(name, self._total(name, reading), at_unix_s)
                 else:
                     self._fresh.append(Sample(name, reading.value, at_unix_s))
+                    self._next += 1
             if len(self._fresh) >= _FLUSH_SAMPLES:
                 self.flush()
 
@@ -63,20 +66,21 @@ class MetricSpool:
                 "select id, name, value, at_s from samples order by id limit ?", (limit,)
             )
             levels = [Sample(str(n), float(v), float(t)) for _, n, v, t in spooled]
+            mark = int(spooled[-1][0]) if spooled else 0
             # What is on disk is older than what is in memory: memory only once the disk is empty.
-            if len(levels) < limit:
-                levels += self._fresh[: limit - len(levels)]
-            return [*self._totals.values(), *levels], len(levels)
+            if fresh := self._fresh[: limit - len(levels)]:
+                mark = self._first_fresh() + len(fresh) - 1
+            return [*self._totals.values(), *levels, *fresh], mark
 
     def sent(self, mark: int) -> None:
-        """The controller has the oldest `mark` levels."""
+        """The controller has the levels up to `mark`, whatever was flushed or dropped since."""
         with self._lock:
             with self._database.transaction() as db:
-                gone = db.conn.execute(
-                    "delete from samples where id in (select id from samples order by id limit ?)",
-                    (mark,),
-                ).rowcount
-            del self._fresh[: mark - gone]
+                db.conn.execute("delete from samples where id <= ?", (mark,))
+            del self._fresh[: max(0, mark + 1 - self._first_fresh())]
+
+    def _first_fresh(self) -> int:
+        return self._next - len(self._fresh)
 
     def waiting(self) -> int:
         with self._lock:
@@ -85,7 +89,10 @@ class MetricSpool:
     def flush(self) -> None:
         """Everything in memory to disk; the oldest beyond the capacity go."""
         with self._lock:
-            rows = [{"at_s": s.at_unix_s, "name": s.name, "value": s.value} for s in self._fresh]
+            rows = [
+                {"id": i, "at_s": s.at_unix_s, "name": s.name, "value": s.value}
+                for i, s in enumerate(self._fresh, self._first_fresh())
+            ]
             totals = [{"name": s.name, "value": s.value} for s in self._totals.values()]
             try:
                 with self._database.transaction() as db:

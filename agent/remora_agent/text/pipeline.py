@@ -112,6 +112,10 @@ class TextPipeline:
         """What the token alone stands for; may be part of a character. b"" for no token's id."""
         return self._tokenizer.bytes_of_token(token_id)
 
+    def is_special(self, token_id: int) -> bool:
+        """Whether answers leave the token's text out."""
+        return self._tokenizer.is_special(token_id)
+
     def special_ids(self, texts: Iterable[str]) -> tuple[int, ...]:
         """Those of the texts that are special tokens, which answers do not show by themselves."""
         return self._tokenizer.special_ids(texts)

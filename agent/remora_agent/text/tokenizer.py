@@ -78,6 +78,9 @@ class TextTokenizer:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
         return text
 
+    def is_special(self, token_id: int) -> bool:
+        return token_id in self._special
+
     def special_ids(self, texts: Iterable[str]) -> tuple[int, ...]:
         """The ids of those texts that are special tokens."""
         found = (self._tokenizer.token_to_id(text) for text in texts)

@@ -7,13 +7,20 @@ that is not decided yet.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
+from remora_agent.text.tool_bodies import (
+    NO_CALL,
+    BodyReader,
+    ElementCall,
+    PythonCalls,
+    from_json,
+    to_json,
+)
 from remora_agent.text.tools import ToolFormat
 
 _MAX_HEADER = 160  # characters of `name[CALL_ID]id[ARGS]`
@@ -55,7 +62,8 @@ class ToolReader:
     turn out to be no valid JSON; otherwise a call comes when it is complete and valid.
 
     `forced`: a constraint makes the model write calls, without the start marker.
-    `max_calls`: calls beyond are dropped (None: none is).
+    `max_calls`: calls beyond are dropped (None: none is). `schemas`: the functions' parameters.
+    Calls that are not JSON always come when they are complete.
     """
 
     def __init__(
@@ -67,8 +75,10 @@ class ToolReader:
         eager: bool = False,
         forced: bool = False,
         max_calls: int | None = None,
+        schemas: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
-        self._form, self._names, self._new_id = form, frozenset(names), new_id
+        self._schemas = {name: (schemas or {}).get(name, {}) for name in names}
+        self._form, self._names, self._new_id = form, frozenset(self._schemas), new_id
         self._eager, self._max_calls = eager, max_calls
         self._text = ""  # not decided yet, the white space and the marker before a call included
         self._at = _At.CALL if forced else _At.CONTENT
@@ -76,6 +86,7 @@ class ToolReader:
         self._in_list = self._bracket = False  # a list of calls is open; was opened
         self._count = 0
         self._nesting = _Nesting(0)
+        self._foreign = self._foreign_reader()
 
     @property
     def calls(self) -> int:
@@ -111,7 +122,7 @@ class ToolReader:
 
     def _read_content(self, ended: bool) -> list[Piece] | None:
         text = self._text
-        if self._bare and text.lstrip().startswith("{"):
+        if self._bare and text.lstrip().startswith(self._form.opening):
             return self._expect_call("")
         found = min((text.find(s) for s in self._form.starts if s in text), default=None)
         if found is not None:
@@ -125,7 +136,14 @@ class ToolReader:
     def _expect_call(self, before: str) -> list[Piece]:
         self._text = self._text[len(before) :]
         self._at, self._nesting = _At.CALL, _Nesting(0)
+        self._foreign = self._foreign_reader()
         return _content(before)
+
+    def _foreign_reader(self) -> BodyReader | None:
+        """For a call that is not JSON."""
+        if self._form.opening == "<":
+            return ElementCall(self._schemas)
+        return PythonCalls(self._names) if self._form.opening == "[" else None
 
     def _read_call(self, ended: bool) -> list[Piece] | None:
         text, start = self._text, self._body()
@@ -133,6 +151,8 @@ class ToolReader:
             return self._no_call()
         if start == len(text):
             return self._no_call() if ended and text else None
+        if self._foreign is not None:
+            return self._read_foreign(self._foreign, start, ended)
         header = self._form.header.match(text, start)
         if header is not None and header["name"] not in self._names:
             return self._no_call()
@@ -144,6 +164,14 @@ class ToolReader:
             return self._whole_arguments(header, ended)
         return self._no_call() if ended or len(text) - start > _MAX_HEADER else None
 
+    def _read_foreign(self, reader: BodyReader, start: int, ended: bool) -> list[Piece] | None:
+        found = reader.read(self._text, start)
+        if found is None:
+            return self._no_call() if ended else None
+        if found == NO_CALL:
+            return self._no_call()
+        return self._complete(found.end, found.calls)
+
     def _body(self) -> int | None:
         """Where the call itself begins; the end of the text while that is still open; None when
         what stands there begins none."""
@@ -154,7 +182,7 @@ class ToolReader:
         if self._form.listed and not self._in_list:
             self._bracket = text.startswith("[", place)  # one call may stand without a list
             place = _after_space(text, place + self._bracket)
-        if not self._form.words and place < len(text) and text[place] != "{":
+        if not self._form.words and place < len(text) and text[place] != self._form.opening:
             return None
         return place
 
@@ -206,11 +234,11 @@ class ToolReader:
         name = call.get("name")
         if not isinstance(arguments, dict) or name not in self._names:
             return self._no_call()
-        raw = json.dumps(arguments, ensure_ascii=False)
+        raw = to_json(arguments)
         if header is not None:
             place = _Nesting(0).end(self._text, header.end())
             raw = self._text[header.end() : place]
-        return self._complete(end, str(name), raw)
+        return self._complete(end, [(str(name), raw)])
 
     def _whole_arguments(self, header: re.Match[str], ended: bool) -> list[Piece] | None:
         end = self._nesting.end(self._text, header.end())
@@ -219,13 +247,15 @@ class ToolReader:
         raw = self._text[header.end() : end]
         if not _is_object(raw):
             return self._no_call()
-        return self._complete(end, header["name"], raw)
+        return self._complete(end, [(header["name"], raw)])
 
-    def _complete(self, end: int, name: str, arguments: str) -> list[Piece]:
+    def _complete(self, end: int, calls: Iterable[tuple[str, str]]) -> list[Piece]:
         self._text, self._at, self._in_list = self._text[end:], _At.AFTER, self._bracket
-        self._count += 1
-        index = self._count - 1
-        return [CallBegins(index, self._new_id(), name), CallArguments(index, arguments)]
+        pieces: list[Piece] = []
+        for index, (name, arguments) in enumerate(calls, self._count):
+            pieces += [CallBegins(index, self._new_id(), name), CallArguments(index, arguments)]
+            self._count += 1
+        return pieces
 
     def _read_after(self, ended: bool) -> list[Piece] | None:
         form, text = self._form, self._text.lstrip()
@@ -299,7 +329,7 @@ def _decided(text: str, starts: tuple[str, ...]) -> int:
 def _object(text: str) -> dict[str, Any]:
     """{} for what is no JSON object."""
     try:
-        found = json.loads(text)
+        found = from_json(text)
     except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -307,7 +337,7 @@ def _object(text: str) -> dict[str, Any]:
 
 def _is_object(text: str) -> bool:
     try:
-        return isinstance(json.loads(text), dict)
+        return isinstance(from_json(text), dict)
     except (ValueError, RecursionError):
         return False
 

@@ -9,8 +9,9 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+from remora_agent.text.tool_bodies import from_json
 from remora_contract.errors import RequestInvalid
 
 MAX_TOOLS = 128
@@ -36,6 +37,8 @@ class ToolFormat:
     mistral-args  [TOOL_CALLS]f[ARGS]{}, once for each call
     granite   <|tool_call|>[{"name": "f", "arguments": {}}, ...]
     phi       functools[{"name": "f", "arguments": {}}, ...], or a call in <|tool_call|>
+    qwen3-coder  <tool_call><function=f><parameter=key>value</parameter></function></tool_call>
+    pythonic  [f(a=1), g()] as the whole answer, or after <|python_start|>
 
     Where a list is written, one call alone may stand without it.
     """
@@ -44,7 +47,8 @@ class ToolFormat:
     starts: tuple[str, ...]
     end: str = ""  # written after a call, or after the list of calls
     listed: bool = False  # calls stand in one JSON list
-    bare: bool = False  # an answer that begins with { is a call too
+    bare: bool = False  # an answer that begins with `opening` is a call too
+    opening: Literal["{", "<", "["] = "{"  # of a call: of JSON, of an element, of Python's calls
     separator: str = ""  # between calls that are not listed
     header: re.Pattern[str] = _JSON_HEADER
     words: tuple[str, ...] = ()  # further markers inside of a call
@@ -80,6 +84,8 @@ FORMATS = {
             listed=True,
             system_tools=True,
         ),
+        ToolFormat("qwen3-coder", ("<tool_call>",), "</tool_call>", opening="<"),
+        ToolFormat("pythonic", ("<|python_start|>",), "<|python_end|>", bare=True, opening="["),
     )
 }
 # Looked for in a template's text, the first that all stand in it wins. None: a way of writing
@@ -87,6 +93,8 @@ FORMATS = {
 _SIGNS: tuple[tuple[tuple[str, ...], str | None], ...] = (
     (("[TOOL_CALLS]", "[ARGS]"), "mistral-args"),
     (("[TOOL_CALLS]",), "mistral"),
+    (("[func_name1(params_name1=params_value1",), "pythonic"),
+    (("<tool_call>", "<function=", "<parameter="), "qwen3-coder"),
     (("<function=",), None),
     (("<arg_key>",), None),
     (("<|tool|>",), "phi"),
@@ -178,7 +186,8 @@ def template_calls(calls: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _arguments(function: Mapping[str, Any], where: str) -> dict[str, Any]:
     text = function.get("arguments", "{}")
     try:
-        arguments = json.loads(text) if text != "" else {}
+        arguments = from_json(text) if text != "" else {}
+        json.dumps(arguments, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except (TypeError, ValueError, RecursionError) as e:
         raise RequestInvalid(f"{where}.function.arguments is not valid JSON text: {e}") from e
     if not isinstance(arguments, dict):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from remora_contract.errors import DocumentInvalid, NotFound, UsageWrong
+from remora_contract.gates import GateSet
 from remora_contract.release import (
     FORMAT_VERSION,
     Constraints,
@@ -51,6 +52,8 @@ class ReleaseFile:
     use_cases: tuple[ReleaseUseCase, ...] = ()
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
     constraints: Constraints = field(default_factory=Constraints)
+    gates: GateSet | None = None
+    windows: tuple[str, ...] | None = None
     engines: tuple[str, ...] = ()  # references
 
 
@@ -133,6 +136,8 @@ def to_release(wanted: ReleaseFile, published: Sequence[Named]) -> Release:
             use_cases=wanted.use_cases,
             sampling=wanted.sampling,
             constraints=wanted.constraints,
+            gates=wanted.gates,
+            windows=wanted.windows,
             engines=tuple(resolve(e, "engine", published).digest for e in wanted.engines) or None,
         )
     except ValueError as e:

@@ -82,7 +82,7 @@ def create(
         Path | None,
         typer.Option(
             help="release.yaml with name, bundle, adapters, use_cases, engines, sampling, "
-            "constraints; instead of the options above.",
+            "constraints, gates, windows; instead of the options above.",
             show_default=False,
         ),
     ] = None,

@@ -15,6 +15,7 @@ from remora_contract.command_line import printable
 from remora_contract.errors import NotFound, Refused, Unavailable, UsageWrong
 from remora_controller.domain import FINAL_STATES, RolloutState
 from remora_controller.operator_cli import completion, render
+from remora_controller.operator_cli import gate_options as more
 from remora_controller.operator_cli import spec_options as spec
 from remora_controller.operator_cli.devices import Selector
 from remora_controller.operator_cli.events import print_events
@@ -57,11 +58,13 @@ def plan(
     release: Release,
     selector: Selector = "",
     wave: spec.Wave = None,
+    stratify: more.Stratify = None,
     as_json: render.Json = None,
 ) -> None:
     """Show what a release would cost each device, and which cannot take it and why."""
     session = connect(context)
     waves = spec.spec_message(wave, 0, 1, None, 0)
+    waves.stratify.extend(stratify or [])
     request = pb.PlanRequest(release=release, selector=selector, spec=waves)
     made = session.call(session.stub.Plan, request)
     if as_json is not None:
@@ -116,6 +119,11 @@ def start(
     threshold: spec.Threshold = 1.0,
     wave_timeout: spec.WaveTimeout = None,
     max_unavailable: spec.MaxUnavailable = 0,
+    gate: more.GateOption = None,
+    stratify: more.Stratify = None,
+    not_before: more.NotBefore = None,
+    window: more.WindowOption = None,
+    device_bandwidth: more.DeviceBandwidth = None,
     skip_refused: Annotated[
         bool, typer.Option("--skip-refused", help="Leave out devices that the plan refuses.")
     ] = False,
@@ -131,6 +139,7 @@ def start(
 ) -> None:
     """Start a rollout: wave by wave, stopping and going back by itself when too many fail."""
     wanted = spec.spec_message(wave, soak, threshold, wave_timeout, max_unavailable)
+    more.add_to(wanted, gate or [], stratify or [], not_before, window or [], device_bandwidth)
     session = connect(context)
     request = pb.StartRolloutRequest(
         release=_chosen_release(session, release, adapter or [], selector),
@@ -302,11 +311,52 @@ def history(context: typer.Context, rollout: RolloutId = None, as_json: render.J
 
 
 @app.command()
-def resume(context: typer.Context, rollout: RolloutId = None) -> None:
+def resume(
+    context: typer.Context,
+    rollout: RolloutId = None,
+    accept_gates: Annotated[
+        bool,
+        typer.Option(
+            "--accept-gates",
+            help="Go on although gates of the waves so far fail or lack evidence. Later waves are "
+            "judged again.",
+        ),
+    ] = False,
+) -> None:
     """Go on with a paused rollout."""
     session = connect(context)
-    request = pb.RolloutActionRequest(rollout_id=get_rollout(session, rollout).rollout_id)
+    request = pb.RolloutActionRequest(
+        rollout_id=get_rollout(session, rollout).rollout_id, accept_gates=accept_gates
+    )
     _say(session.call(session.stub.ResumeRollout, request))
+
+
+@app.command()
+def retry(
+    context: typer.Context,
+    rollout: RolloutId = None,
+    skip_refused: Annotated[
+        bool, typer.Option("--skip-refused", help="Leave out devices that the plan refuses.")
+    ] = False,
+    supersede: Annotated[
+        bool, typer.Option("--supersede", help="Take devices over from rollouts still open.")
+    ] = False,
+    watch: Watch = False,
+) -> None:
+    """Try an ended rollout again: a new rollout of the same release with the same options."""
+    session = connect(context)
+    request = pb.RetryRolloutRequest(
+        rollout_id=get_rollout(session, rollout).rollout_id,
+        skip_refused=skip_refused,
+        supersede=supersede,
+    )
+    made = session.call(session.stub.RetryRollout, request)
+    render.console().print(
+        f"started rollout {made.rollout_id}, attempt {made.attempt} of {made.release_id} on "
+        f"{len(made.devices)} devices in {made.waves} waves"
+    )
+    if watch:
+        follow(session, made.rollout_id)
 
 
 @app.command()
@@ -361,17 +411,28 @@ def rollout_view(found: pb.Rollout) -> Group:
     )
     ordered = sorted(found.devices, key=lambda d: (_attention(d.outcome), d.wave, d.device_id))
     rows = [
-        (d.device_id, str(d.wave), render.styled(d.outcome), _phase(d), d.error[:120])
+        (d.device_id, str(d.wave), render.styled(d.outcome), _phase(d), (d.error or d.hold)[:120])
         for d in ordered[:_MAX_ROWS]
     ]
     parts: list[RenderableType] = [
         head,
         summary,
+        *([_gates(found)] if found.gates else []),
         render.table(("DEVICE", "WAVE", "OUTCOME", "PHASE", "ERROR"), rows),
     ]
     if len(ordered) > _MAX_ROWS:
         parts.append(f"… and {len(ordered) - _MAX_ROWS} more (--json shows all)")
     return Group(*parts)
+
+
+def _gates(found: pb.Rollout) -> RenderableType:
+    """Those of the newest wave, and those of earlier ones that do not pass."""
+    shown = [g for g in found.gates if g.wave == found.wave or g.verdict == "FAIL"]
+    rows = [
+        (g.gate.name, str(g.wave), render.styled(g.verdict), g.gate.check, g.detail[:160])
+        for g in shown
+    ]
+    return render.table(("GATE", "WAVE", "VERDICT", "CHECK", "BECAUSE"), rows)
 
 
 def _attention(outcome: str) -> int:

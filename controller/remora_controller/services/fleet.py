@@ -9,8 +9,9 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 
-from remora_contract.device_phase import FINAL
+from remora_contract.device_phase import FINAL, Phase
 from remora_contract.errors import NotFound, Refused, RequestInvalid
+from remora_contract.windows import windows_of
 from remora_controller import pki
 from remora_controller.clones import CloneFound, follow
 from remora_controller.counters import Counters
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 # One controller process answers about a thousand Syncs a second: larger fleets ask less often.
 SYNCS_PER_S = 300.0
 BUSY_SYNC_S = 2.0
+MAX_REMEMBERED = 1000  # rollouts
 DISK_NEWS_BYTES = 64 << 20
 
 
@@ -61,6 +63,7 @@ class FleetService(pb_grpc.FleetServicer):
     def __init__(self, parts: FleetParts) -> None:
         self._parts = parts
         self._releases: dict[str, bytes] = {}  # immutable documents, by id
+        self._windows: dict[str, tuple[str, ...]] = {}  # of rollouts, which never change either
 
     @unary
     async def Sync(self, request: pb.SyncRequest, context: Context) -> pb.SyncResponse:
@@ -78,7 +81,8 @@ class FleetService(pb_grpc.FleetServicer):
             seen_at=now,
             events=events_of(request.events, now),
         )
-        metrics = metrics_of(request.metrics, device.device_id, now)
+        sent_at = request.sent_at_unix_s
+        metrics = metrics_of(request.metrics, device.device_id, now, sent_at)
         has_news = _has_news(device, record)
         if has_news:
             await parts.writer.write(record)
@@ -116,7 +120,12 @@ class FleetService(pb_grpc.FleetServicer):
     ) -> pb.SyncResponse:
         stored = max([device.events_up_to, *(e.seq for e in record.events)])
         interval = self._next_sync_s(assignment)
-        response = pb.SyncResponse(next_sync_after_s=interval, events_stored_up_to=stored)
+        labels = {**record.device_labels, **device.operator_labels}
+        response = pb.SyncResponse(
+            next_sync_after_s=interval,
+            events_stored_up_to=stored,
+            maintenance_windows=windows_of(labels) or await self._rollout_windows(assignment),
+        )
         if assignment is None or assignment.generation == request.known_generation:
             response.not_modified.SetInParent()
         else:
@@ -127,9 +136,22 @@ class FleetService(pb_grpc.FleetServicer):
         """Sooner while the device is changing; later the larger the fleet."""
         parts = self._parts
         at_least = parts.presence.count() / SYNCS_PER_S
-        is_busy = assignment is not None and assignment.phase not in FINAL
+        # Whoever waits for the night need not say so every other second.
+        calm = FINAL | {Phase.WAIT_WINDOW}
+        is_busy = assignment is not None and assignment.phase not in calm
         wanted = min(parts.sync_interval_s, BUSY_SYNC_S) if is_busy else parts.sync_interval_s
         return max(wanted, at_least)
+
+    async def _rollout_windows(self, assignment: Assignment | None) -> tuple[str, ...]:
+        rollout_id = None if assignment is None else assignment.rollout_id
+        if rollout_id is None:
+            return ()
+        if rollout_id not in self._windows:
+            rollout = await self._parts.thread.call(self._parts.store.rollout, rollout_id)
+            if len(self._windows) >= MAX_REMEMBERED:
+                self._windows.clear()
+            self._windows[rollout_id] = rollout.spec.windows if rollout is not None else ()
+        return self._windows[rollout_id]
 
     async def _document(self, assignment: Assignment) -> bytes:
         release_id = assignment.release_id

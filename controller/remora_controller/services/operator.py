@@ -205,18 +205,40 @@ class OperatorService(pb_grpc.OperatorServicer):
 
     @unary
     async def ResumeRollout(self, request: pb.RolloutActionRequest, context: Context) -> pb.Rollout:
-        return await self._request(context, request.rollout_id, Request.RESUME)
+        accept = request.accept_gates
+        return await self._request(context, request.rollout_id, Request.RESUME, accept_gates=accept)
 
     @unary
     async def AbortRollout(self, request: pb.AbortRolloutRequest, context: Context) -> pb.Rollout:
         return await self._request(context, request.rollout_id, Request.ABORT, keep=request.keep)
 
+    @unary
+    async def RetryRollout(self, request: pb.RetryRolloutRequest, context: Context) -> pb.Rollout:
+        by = caller(context, pki.Role.OPERATOR).name
+        detail = await self._parts.thread.call(
+            self._parts.operations.retry,
+            request.rollout_id,
+            by,
+            skip_refused=request.skip_refused,
+            supersede=request.supersede,
+        )
+        self._parts.on_news()
+        return wire.rollout_message(detail, self._parts.clock())
+
     async def _request(
-        self, context: Context, rollout_id: str, request: Request, *, keep: bool = False
+        self,
+        context: Context,
+        rollout_id: str,
+        request: Request,
+        *,
+        keep: bool = False,
+        accept_gates: bool = False,
     ) -> pb.Rollout:
         by = caller(context, pki.Role.OPERATOR).name
         operations = self._parts.operations
-        await self._parts.thread.call(operations.request, rollout_id, request, by, keep=keep)
+        await self._parts.thread.call(
+            operations.request, rollout_id, request, by, keep=keep, accept_gates=accept_gates
+        )
         self._parts.on_news()
         return await self._rollout(rollout_id)
 

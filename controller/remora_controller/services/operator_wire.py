@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from remora_contract.device_phase import Phase
-from remora_contract.errors import RequestInvalid
+from remora_contract.errors import DocumentInvalid, RequestInvalid
 from remora_controller.domain import (
     Assignment,
     Device,
@@ -20,6 +20,7 @@ from remora_controller.operations import RolloutDetail
 from remora_controller.planner import DevicePlan, Plan
 from remora_controller.repository import Published
 from remora_controller.rollout import Attempt, MemberView, Standing, standing
+from remora_controller.services.gate_wire import gate_message, gate_of, verdict_message
 from remora_controller.store.protocol import MemberState
 from remora_protos.operator.v1 import operator_pb2 as pb
 
@@ -38,8 +39,13 @@ def spec_of(message: pb.RolloutSpec) -> RolloutSpec:
             success_threshold=message.success_threshold or base.success_threshold,
             wave_timeout_s=message.wave_timeout_s or base.wave_timeout_s + message.soak_s,
             max_unavailable=message.max_unavailable or None,
+            gates=tuple(gate_of(g) for g in message.gates),
+            stratify=tuple(message.stratify),
+            not_before=message.not_before_unix_s or None,
+            windows=tuple(message.windows),
+            download_bytes_per_s=message.download_bytes_per_s or None,
         )
-    except ValueError as e:
+    except (ValueError, DocumentInvalid) as e:
         raise RequestInvalid(str(e)) from e
 
 
@@ -54,6 +60,11 @@ def spec_message(spec: RolloutSpec) -> pb.RolloutSpec:
         success_threshold=spec.success_threshold,
         wave_timeout_s=spec.wave_timeout_s,
         max_unavailable=spec.max_unavailable or 0,
+        gates=map(gate_message, spec.gates),
+        stratify=spec.stratify,
+        not_before_unix_s=spec.not_before or 0.0,
+        windows=spec.windows,
+        download_bytes_per_s=spec.download_bytes_per_s or 0,
     )
 
 
@@ -98,6 +109,7 @@ def device_message(
             pb.DeviceAdapter(name=a.name, revision=a.revision, digest=a.digest)
             for a in report.adapters
         ],
+        hold=report.hold,
     )
 
 
@@ -158,6 +170,7 @@ def rollout_message(detail: RolloutDetail, now: float) -> pb.Rollout:
         for m in detail.view.members
         if m.device_id in states
     )
+    message.gates.extend(map(verdict_message, detail.view.verdicts))
     return message
 
 
@@ -175,6 +188,8 @@ def rollout_summary(record: RolloutRecord, release_name: str) -> pb.Rollout:
         spec=spec_message(record.spec),
         created_at_unix_s=record.created_at,
         created_by=record.created_by,
+        retry_of=record.retry_of or "",
+        attempt=record.attempt,
         approved_by=record.approved_by,
     )
 
@@ -193,6 +208,7 @@ def _rollout_device(
         phase=phase.value if phase else "",
         progress=state.progress if outcome in ("updating", "soaking") else 0.0,
         error=_error(outcome, attempt, state.error, spec),
+        hold=state.hold if phase is Phase.WAIT_WINDOW else "",
     )
 
 

@@ -79,6 +79,8 @@ def report_of(message: pb.ReportedState) -> Report:
         error_code=message.error_code[:MAX_TEXT],
         error_message=message.error_message[:MAX_MESSAGE],
         progress=min(1.0, max(0.0, progress)),
+        hold=message.hold[:MAX_TEXT],
+        hold_until=message.hold_until_unix_s if math.isfinite(message.hold_until_unix_s) else 0.0,
     )
 
 
@@ -88,11 +90,16 @@ def events_of(events: Sequence[pb.DeviceEvent], now: float) -> tuple[DeviceEvent
     return tuple(_event_of(e, now) for e in events)
 
 
-def metrics_of(metrics: Sequence[pb.Metric], device_id: str, now: float) -> tuple[MetricPoint, ...]:
-    """Without values that are not finite and names nobody could type. Raises RequestInvalid."""
+def metrics_of(
+    metrics: Sequence[pb.Metric], device_id: str, now: float, sent_at: float = 0.0
+) -> tuple[MetricPoint, ...]:
+    """Without values that are not finite and names nobody could type. Raises RequestInvalid.
+
+    `sent_at`: the device's clock when it sent; times move by how far it is off. 0: not told."""
     _count("metrics", metrics, MAX_METRICS)
+    ahead = sent_at - now if math.isfinite(sent_at) and sent_at > 0 else 0.0
     return tuple(
-        MetricPoint(device_id, m.name, m.value, _past(m.at_unix_s, now))
+        MetricPoint(device_id, m.name, m.value, _past(m.at_unix_s - ahead, now))
         for m in metrics
         if math.isfinite(m.value) and _METRIC_NAME.fullmatch(m.name)
     )
@@ -106,6 +113,7 @@ def desired_of(assignment: Assignment, release_json: bytes) -> pb.DesiredState:
         rollout_id=assignment.rollout_id or "",
         soak_s=assignment.soak_s,
         is_rollback=assignment.is_rollback,
+        download_bytes_per_s=assignment.download_bytes_per_s or 0,
     )
 
 

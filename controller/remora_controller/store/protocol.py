@@ -7,7 +7,7 @@ one thread at a time. Knows nothing of SQL, of gRPC, or of why something is writ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,6 +23,7 @@ from remora_controller.domain import (
     StoredEvent,
     SyncRecord,
 )
+from remora_controller.gates.evaluate import Series
 from remora_controller.rollout import Action, Attempt
 from remora_controller.store.governance import GovernanceStore
 
@@ -53,6 +54,7 @@ class MemberState:
     last_good: str | None
     progress: float
     error: str
+    hold: str = ""  # why the device says it does not switch now
 
 
 class DeviceStore(Protocol):
@@ -146,10 +148,22 @@ class RolloutStore(Protocol):
         ...
 
     def set_state(
-        self, rollout: RolloutRecord, state: RolloutState, reason: str, keep: bool, now: float
+        self,
+        rollout: RolloutRecord,
+        state: RolloutState,
+        reason: str,
+        keep: bool,
+        now: float,
+        accepted_wave: int | None = None,
     ) -> bool:
-        """An operator's change, under the same comparison."""
+        """An operator's change, under the same comparison. `accepted_wave` None: as it was."""
         ...
+
+    def keep_baselines(self, rollout_id: str, series: Mapping[str, Series]) -> None:
+        """What devices measured on their incumbents, by device. The first of each stays."""
+        ...
+
+    def baselines(self, rollout_id: str) -> dict[str, Series]: ...
 
 
 class JournalStore(Protocol):
@@ -169,6 +183,10 @@ class JournalStore(Protocol):
 
     def metric_history(self, device_id: str, name: str) -> list[MetricPoint]:
         """Oldest first; short and bounded."""
+        ...
+
+    def metric_samples(self, names: Collection[str], since: float) -> list[MetricPoint]:
+        """Of all devices, these metrics with or without labels, by device, time and name."""
         ...
 
     def prune(self, now: float) -> None:

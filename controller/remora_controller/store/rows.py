@@ -20,6 +20,7 @@ from remora_controller.domain import (
     RolloutState,
     ServingAdapter,
 )
+from remora_controller.gates.evaluate import Samples, Series
 
 Row = dict[str, Any]
 
@@ -92,6 +93,8 @@ def assignment_row(assignment: Assignment) -> Row:
         "created_at": assignment.created_at,
         "phase": assignment.phase.value if assignment.phase else None,
         "error": assignment.error,
+        "served_at": assignment.served_at,
+        "download_bytes_per_s": assignment.download_bytes_per_s,
     }
 
 
@@ -106,6 +109,8 @@ def assignment_of(row: Row) -> Assignment:
         created_at=row["created_at"],
         phase=Phase(row["phase"]) if row["phase"] else None,
         error=row["error"],
+        served_at=row["served_at"],
+        download_bytes_per_s=row["download_bytes_per_s"],
     )
 
 
@@ -140,4 +145,21 @@ def rollout_of(row: Row) -> RolloutRecord:
 
 
 def member_of(row: Row) -> Member:
-    return Member(row["device_id"], row["wave"], row["generation"], row["rollback_generation"])
+    return Member(
+        row["device_id"],
+        row["wave"],
+        row["generation"],
+        row["rollback_generation"],
+        row["bucket"],
+    )
+
+
+def series_text(series: Series) -> str:
+    return dumps({metric: [vars(s) for s in found] for metric, found in series.items()})
+
+
+def series_of(text: str) -> Series:
+    return {
+        metric: tuple(Samples(tuple(s["values"]), s.get("base"), s["span_s"]) for s in found)
+        for metric, found in json.loads(text).items()
+    }

@@ -117,6 +117,28 @@ def m0001_first(db: Database) -> None:
 
 migrations(name="m0001_first")(m0001_first)
 
+_GATES = """
+ALTER TABLE rollouts ADD COLUMN accepted_wave INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE rollouts ADD COLUMN retry_of TEXT;
+ALTER TABLE rollouts ADD COLUMN attempt INTEGER NOT NULL DEFAULT 1;
+ALTER TABLE rollout_devices ADD COLUMN bucket INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE assignments ADD COLUMN served_at REAL;
+ALTER TABLE assignments ADD COLUMN download_bytes_per_s INTEGER;
+CREATE TABLE gate_baselines (
+  rollout_id TEXT NOT NULL REFERENCES rollouts (rollout_id),
+  device_id TEXT NOT NULL REFERENCES devices (device_id),
+  series TEXT NOT NULL,
+  PRIMARY KEY (rollout_id, device_id)
+) WITHOUT ROWID;
+"""
+
+
+def m0002_gates(db: Database) -> None:
+    db.executescript(_GATES)
+
+
+migrations(name="m0002_gates")(m0002_gates)
+
 # Who may do what is a matter of certificates; here is who may no longer, and who did what. The
 # audit log only grows: audit_head says up to where, so that cut-off entries are missed too.
 _GOVERNANCE = """
@@ -168,7 +190,7 @@ def m0003_governance(db: Database) -> None:
 
 migrations(name="m0003_governance")(m0003_governance)
 
-MIGRATION_NAMES = frozenset({"m0001_first", "m0003_governance"})
+MIGRATION_NAMES = frozenset({"m0001_first", "m0002_gates", "m0003_governance"})
 
 
 def migrate(db: Database, path: str) -> None:

@@ -5,7 +5,7 @@ Events, metrics and old assignments are bounded here; see `prune`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from remora_controller.domain import MetricPoint, StoredEvent
 from remora_controller.store.rows import Row
@@ -18,6 +18,7 @@ MAX_METRIC_POINTS = 500_000
 METRIC_HISTORY_S = 6 * 3600.0
 SPENT_TOKENS_KEPT_S = 7 * 24 * 3600.0
 ASSIGNMENTS_KEPT = 32
+BASELINES_KEPT_S = 7 * 24 * 3600.0
 
 # Keeps the newest of each device and whatever it committed last.
 _PRUNE_ASSIGNMENTS = """
@@ -77,8 +78,26 @@ class SqliteStore(SqliteDevices, SqliteRollouts, SqliteGovernance):
         )
         return [MetricPoint(**row) for row in rows]
 
+    def metric_samples(self, names: Collection[str], since: float) -> list[MetricPoint]:
+        wanted = sorted(names)
+        marks = ", ".join("?" * len(wanted))
+        # A metric's labels follow a dot.
+        plain = "substr(name, 1, instr(name || '.', '.') - 1)"
+        rows = self._rows(
+            "SELECT device_id, name, value, at FROM metrics_history"
+            f" WHERE at >= ? AND (name IN ({marks}) OR {plain} IN ({marks}))"
+            " ORDER BY device_id, at, name",
+            *(since, *wanted, *wanted),
+        )
+        return [MetricPoint(**row) for row in rows]
+
     def prune(self, now: float) -> None:
         with self._atomic():
+            self._write(
+                "DELETE FROM gate_baselines WHERE rollout_id IN"
+                " (SELECT rollout_id FROM rollouts WHERE finished_at < ?)",
+                now - BASELINES_KEPT_S,
+            )
             self._write("DELETE FROM metrics_history WHERE at < ?", now - METRIC_HISTORY_S)
             self._keep_newest("metrics_history", MAX_METRIC_POINTS)
             self._keep_newest("events", MAX_EVENTS)

@@ -12,6 +12,7 @@ from remora_controller.store.base import SqliteBase
 from remora_controller.store.protocol import JoinTokenRecord
 from remora_controller.store.rows import Row, device_of, device_row, dumps, error_text
 
+_SERVES = (Phase.SOAKING, Phase.COMMITTED)
 _MAKE_ANOTHER = "make a new one with `remora devices token`"
 
 
@@ -109,8 +110,12 @@ class SqliteDevices(SqliteBase):
         known = Phase(row["phase"]) if row["phase"] else None
         phase = furthest(known, reported)
         if phase is not known:
-            sql = f"UPDATE assignments SET phase = ?, error = ? {where}"
-            self._write(sql, phase.value, error_text(record.report), *key)
+            served_at = record.seen_at if phase in _SERVES else None
+            sql = (
+                "UPDATE assignments SET phase = ?, error = ?, served_at = COALESCE(served_at, ?)"
+                f" {where}"
+            )
+            self._write(sql, phase.value, error_text(record.report), served_at, *key)
 
     def record_sightings(self, sightings: Sequence[Sighting]) -> None:
         rows = [(s.seen_at, dumps(s.trail), s.device_id) for s in sightings]

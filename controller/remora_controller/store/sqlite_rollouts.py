@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from remora_contract.device_phase import Phase
 from remora_contract.errors import Conflict
@@ -15,6 +15,7 @@ from remora_controller.domain import (
     RolloutRecord,
     RolloutState,
 )
+from remora_controller.gates.evaluate import Series
 from remora_controller.rollout import Action, AdvanceWave, Assign, Attempt
 from remora_controller.store.base import SqliteBase
 from remora_controller.store.protocol import MemberState
@@ -27,6 +28,8 @@ from remora_controller.store.rows import (
     release_row,
     rollout_of,
     rollout_row,
+    series_of,
+    series_text,
 )
 
 _FINAL = ", ".join(f"'{s.value}'" for s in sorted(FINAL_STATES, key=lambda s: s.value))
@@ -36,7 +39,9 @@ _MEMBER_STATES = """
 SELECT m.*, d.hostname, d.device_labels, d.operator_labels, d.last_seen, d.progress,
   d.quarantine IS NOT NULL OR d.removed_at IS NOT NULL OR d.pin IS NOT NULL AS is_barred,
   f.created_at AS forward_at, f.phase AS forward_phase, f.release_id AS forward_release,
+  f.served_at AS forward_served, b.served_at AS back_served,
   b.created_at AS back_at, b.phase AS back_phase, b.release_id AS back_release,
+  COALESCE(json_extract(d.report, '$.hold'), '') AS hold,
   COALESCE(NULLIF(b.error, ''), f.error, '') AS error,
   (SELECT g.release_id FROM assignments g
     WHERE g.device_id = m.device_id AND g.generation < m.generation AND g.phase = 'COMMITTED'
@@ -107,9 +112,12 @@ class SqliteRollouts(SqliteBase):
                 self._set_state(other, RolloutState.SUPERSEDED, reason, rollout.created_at)
             self._insert("rollouts", rollout_row(rollout))
             self._write_many(
-                "INSERT INTO rollout_devices (rollout_id, device_id, wave, position)"
-                " VALUES (?, ?, ?, ?)",
-                [(rollout.rollout_id, m.device_id, m.wave, i) for i, m in enumerate(members)],
+                "INSERT INTO rollout_devices (rollout_id, device_id, wave, bucket, position)"
+                " VALUES (?, ?, ?, ?, ?)",
+                [
+                    (rollout.rollout_id, m.device_id, m.wave, m.bucket, i)
+                    for i, m in enumerate(members)
+                ],
             )
         return sorted(overlapping)
 
@@ -165,15 +173,35 @@ class SqliteRollouts(SqliteBase):
             return made
 
     def set_state(
-        self, rollout: RolloutRecord, state: RolloutState, reason: str, keep: bool, now: float
+        self,
+        rollout: RolloutRecord,
+        state: RolloutState,
+        reason: str,
+        keep: bool,
+        now: float,
+        accepted_wave: int | None = None,
     ) -> bool:
+        accepted = rollout.accepted_wave if accepted_wave is None else accepted_wave
         with self._atomic():
             if not self._claim(rollout):
                 return False
             self._set_state(rollout.rollout_id, state, reason, now)
-            sql = "UPDATE rollouts SET keep = ? WHERE rollout_id = ?"
-            self._write(sql, int(keep), rollout.rollout_id)
+            sql = "UPDATE rollouts SET keep = ?, accepted_wave = ? WHERE rollout_id = ?"
+            self._write(sql, int(keep), accepted, rollout.rollout_id)
             return True
+
+    def keep_baselines(self, rollout_id: str, series: Mapping[str, Series]) -> None:
+        rows = [(rollout_id, device_id, series_text(s)) for device_id, s in series.items()]
+        with self._atomic():
+            self._write_many(
+                "INSERT INTO gate_baselines (rollout_id, device_id, series) VALUES (?, ?, ?)"
+                " ON CONFLICT DO NOTHING",
+                rows,
+            )
+
+    def baselines(self, rollout_id: str) -> dict[str, Series]:
+        sql = "SELECT device_id, series FROM gate_baselines WHERE rollout_id = ?"
+        return {row["device_id"]: series_of(row["series"]) for row in self._rows(sql, rollout_id)}
 
     def _claim(self, rollout: RolloutRecord) -> bool:
         sql = "UPDATE rollouts SET version = version + 1 WHERE rollout_id = ? AND version = ?"
@@ -204,6 +232,7 @@ class SqliteRollouts(SqliteBase):
             soak_s=rollout.spec.soak_s,
             is_rollback=action.is_rollback,
             created_at=now,
+            download_bytes_per_s=rollout.spec.download_bytes_per_s,
         )
         self._insert("assignments", assignment_row(made))
         return made
@@ -242,6 +271,7 @@ def _member_state(row: Row) -> MemberState:
         last_good=row["last_good"],
         progress=row["progress"],
         error=row["error"],
+        hold=row["hold"],
     )
 
 
@@ -254,4 +284,5 @@ def _attempt(row: Row, generation: int | None, prefix: str) -> Attempt | None:
         assigned_at=row[f"{prefix}_at"],
         phase=Phase(phase) if phase else None,
         is_nothing=row[f"{prefix}_release"] is None,
+        served_at=row[f"{prefix}_served"],
     )

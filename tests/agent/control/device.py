@@ -5,17 +5,20 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Mapping
+from datetime import timezone
 from pathlib import Path
 
 from remora_agent.control.activation import Desired, Record
 from remora_agent.control.effects import Effects
 from remora_agent.control.fetch import ChunkFetcher, Pace
+from remora_agent.control.holds import Holds
 from remora_agent.control.interrupt import Interrupt
 from remora_agent.control.layout import StateLayout
 from remora_agent.control.pacing import RateLimit
 from remora_agent.control.reconcile import Reconciler
 from remora_agent.control.staging import Stager
 from remora_agent.control.state import Database, DeviceState
+from remora_agent.update_locks import LockBook
 from remora_contract.device_phase import Phase
 from remora_contract.digests import canonical_json
 from remora_contract.errors import Exhausted
@@ -56,8 +59,15 @@ class Device:
         fetcher = ChunkFetcher(self.layout.root, self.source, pace, RateLimit(None, 0.0))
         stager = Stager(self.layout, self.source, fetcher, pace, 0)
         self.effects = Effects(self.layout, self.host, stager, self._emit)
+        self.locks = LockBook(self.layout.update_locks, lambda: self.clock[0], 600.0)
+        self.holds = Holds(self.database, self.locks, lambda: self.clock[0], lambda: timezone.utc)
         self.reconciler = Reconciler(
-            self.state, self.effects, interrupt, lambda: self.clock[0], random.Random(2).random
+            self.state,
+            self.effects,
+            interrupt,
+            lambda: self.clock[0],
+            random.Random(2).random,
+            holding=self.holds.holding,
         )
         self.reconciler.start(kernel_boot_id)
         self.reconciler._ensure_serving()

@@ -6,7 +6,6 @@ import pytest
 
 from remora_agent.client import UseCase
 from remora_contract.errors import (
-    ArtifactInvalid,
     Conflict,
     DocumentInvalid,
     NotFound,
@@ -66,13 +65,20 @@ def test_capacity_tells_how_many_more_fit(served):
     [
         ("", "/x", RequestInvalid),
         ("c", "relative", RequestInvalid),
-        ("c", "/nowhere/at/all", ArtifactInvalid),
+        ("c", "/nowhere/at/all", RequestInvalid),
         ("../c", None, DocumentInvalid),
     ],
 )
 def test_a_registration_that_cannot_work_is_refused(served, world, name, path, error):
     with pytest.raises(error):
         served.client.register_adapter(name, path or str(world.adapter("c").directory))
+
+
+def test_an_adapter_as_peft_saves_it_is_to_be_converted_first(served, tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(RequestInvalid, match="remora-build adapter"):
+        served.client.register_adapter("c", str(tmp_path))
 
 
 def test_an_alias_needs_a_revision_and_an_unload_a_known_mode(served):

@@ -20,7 +20,7 @@ from remora_agent.telemetry.source import Reading
 from remora_agent.telemetry.sources import device_openers
 from remora_agent.telemetry.spool import MetricSpool
 from remora_agent.telemetry.system import SystemSource
-from remora_contract.errors import Refused, Unavailable
+from remora_contract.errors import Exhausted, Refused, Unavailable
 
 
 class Scripted:
@@ -171,6 +171,41 @@ def test_samples_that_were_sent_are_gone_and_the_others_stay_in_order(database):
     assert [s.value for s in spool.batch(100)[0]] == [7, 8, 9]
 
 
+def levels_of(spool, limit=1000):
+    return [s.value for s in spool.batch(limit)[0]]
+
+
+def test_what_was_dropped_while_a_batch_was_under_way_costs_no_unsent_sample(database):
+    spool = MetricSpool(database, 10)
+    for i in range(10):
+        spool.add([Reading("cpu_load", float(i))], float(i))
+    _, mark = spool.batch(6)
+    for i in range(10, 14):
+        spool.add([Reading("cpu_load", float(i))], float(i))
+    spool.flush()  # 0 to 3 are dropped; 4 and 5 are in the batch
+    spool.sent(mark)
+    assert levels_of(spool) == [6, 7, 8, 9, 10, 11, 12, 13]
+    spool.sent(mark)
+    assert spool.waiting() == 8
+
+
+def test_what_a_full_disk_cost_while_a_batch_was_under_way_costs_no_later_sample(
+    database, monkeypatch
+):
+    def full():
+        raise Exhausted("the disk is full")
+
+    spool = MetricSpool(database, 10)
+    spool.add([Reading("cpu_load", 1.0)], 1.0)
+    _, mark = spool.batch(10)
+    with monkeypatch.context() as patched:
+        patched.setattr(database, "transaction", full)
+        spool.flush()
+    spool.add([Reading("cpu_load", 2.0)], 2.0)
+    spool.sent(mark)
+    assert levels_of(spool) == [2.0]
+
+
 def test_what_was_not_sent_survives_a_restart(tmp_path):
     first = Database(tmp_path / "s.db")
     spool = MetricSpool(first, 100)
@@ -187,9 +222,9 @@ def test_the_oldest_detail_is_dropped_and_counters_are_exact(database):
     for i in range(400):
         spool.add([Reading("cpu_load", float(i)), Reading("tokens_total", float(i))], float(i))
     spool.flush()
-    samples, mark = spool.batch(1000)
+    samples, _ = spool.batch(1000)
     levels = [s.value for s in samples if s.name == "cpu_load"]
-    assert mark == 50 and levels == [float(i) for i in range(350, 400)]
+    assert levels == [float(i) for i in range(350, 400)]
     assert [s.value for s in samples if s.name == "tokens_total"] == [399.0]
 
 

@@ -14,12 +14,14 @@ from remora_agent.text.tools import FORMATS, check_tool_calls, check_tools, dete
 from remora_contract.errors import RequestInvalid
 
 NAMES = ("f", "get_weather")
+SCHEMAS = {"get_weather": {"properties": {"days": {"type": "array"}}}}
 WEATHER = '{"city": "Köln \\"am\\" Rhein {[", "days": [1, {"x": null}]}'
 
 
 def read(form: str, *pieces: str, **options):
     """Content, and (name, arguments) of each call."""
     ids = map(str, itertools.count())
+    options.setdefault("schemas", SCHEMAS)
     reader = ToolReader(FORMATS[form], NAMES, lambda: next(ids), **options)
     found = [p for piece in pieces for p in reader.push(piece)] + reader.finish()
     content = "".join(p.text for p in found if isinstance(p, Content))
@@ -47,6 +49,12 @@ ANSWERS = {
     ),
     "granite": f"<|tool_call|>[{FIRST}, {SECOND}]",
     "phi": f"functools[{FIRST}, {SECOND}]",
+    "qwen3-coder": (
+        "Let me look.\n<tool_call>\n<function=get_weather>\n<parameter=city>\n"
+        'Köln "am" Rhein {[\n</parameter>\n<parameter=days>\n[1, {"x": null}]\n</parameter>\n'
+        "</function>\n</tool_call>\n<tool_call><function=f></function></tool_call>"
+    ),
+    "pythonic": """[get_weather(city='Köln "am" Rhein {[', days=[1, {"x": None,},]), f( )]""",
 }
 
 
@@ -62,7 +70,19 @@ def test_two_calls_of_every_family_are_found_and_leave_no_markup(form, eager):
 @given(data=st.data())
 def test_the_pieces_in_which_a_text_arrives_change_nothing(form, data):
     noise = st.sampled_from(
-        ["", " ", "Hi <tool", "[TOOL", "{", "functools", "\n\n", "<tool_call>", "é"]
+        [
+            "",
+            " ",
+            "Hi <tool",
+            "[TOOL",
+            "{",
+            "[f(",
+            "<tool_call><function=f>",
+            "functools",
+            "\n\n",
+            "<tool_call>",
+            "é",
+        ]
     )
     text = data.draw(noise) + ANSWERS[form] + data.draw(noise)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
@@ -164,6 +184,8 @@ def test_a_long_call_takes_time_in_proportion():
         ("{% if tools %}functools[{% endif %}", "phi"),
         ("{% if tools %}<|python_tag|>{% endif %}", "llama"),
         ('{{ tools }} {"name": n, "parameters": p} ipython', "llama"),
+        ("{% if tools %}<tool_call><function=x><parameter=p>{% endif %}", "qwen3-coder"),
+        ("{{ tools }} [func_name1(params_name1=params_value1, ...)] ipython", "pythonic"),
         ("{% if tools %}<tool_call><function=x>{% endif %}", None),
         ("<tool_call> but the word is missing", None),
         ("{{ tools }}", None),
@@ -202,6 +224,6 @@ def test_calls_in_messages_reach_templates_with_their_arguments_as_a_table():
     calls = [{"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"b": 1}'}}]
     check_tool_calls(calls, "x")
     assert template_calls(calls)[0]["function"]["arguments"] == {"b": 1}
-    for wrong in ("[1]", "{", 3):
+    for wrong in ("[1]", "{", 3, '{"a": NaN}', '{"a": "\\ud800"}', '{"\\udc00": 1}'):
         with pytest.raises(RequestInvalid, match=r"x\[0\]\.function\.arguments"):
             check_tool_calls([{"function": {"name": "f", "arguments": wrong}}], "x")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import replace
 
 from remora_agent.engine.memory import bank_bytes, kv_bytes
 from remora_agent.engine.recipe import GpuBuild, Machine, Recipe, graph_files
@@ -11,6 +12,7 @@ from remora_agent.engine.trt.profiles import profiles_of
 from remora_agent.engine.trt.target import Gpu, check_processors, this_gpu
 from remora_agent.engine.trt.workspace import workspace_bytes
 from remora_contract.bundle import Bundle
+from remora_contract.engine import flat
 
 BUILDER_VERSION = 1  # rises when the same graph is built differently
 _ELEMENT_BYTES = {"float16": 2, "float32": 4}
@@ -36,6 +38,18 @@ def recipe(
     if gpu is not None and not module.api.portable:
         build = _bound(build, gpu, bundle)
     return _recipe(module, build)
+
+
+def device_fields(backend: TrtBackend, rows: int) -> dict[str, str]:
+    """What of every recipe here is known before there is a bundle, as `remora_contract.engine.flat`
+    writes it. Raises as `recipe` does."""
+    module, gpu = load_module(backend), this_gpu(backend)
+    build = GpuBuild((gpu.processor,), rows, prefill_tokens=1)
+    if not module.api.portable:
+        build = replace(build, device=gpu.name, driver=gpu.driver, power_mode=gpu.power_mode)
+    fields = flat(_recipe(module, build))
+    del fields["gpu.prefill_tokens"]  # a context may be shorter than a chunk
+    return fields
 
 
 def _recipe(module: TrtModule, build: GpuBuild) -> Recipe:

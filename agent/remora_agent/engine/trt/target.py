@@ -95,8 +95,8 @@ def _bindings(backend: str) -> Any:
         return import_module("cuda.bindings.runtime")
     except ImportError as e:
         raise Unsupported(
-            f"backend {backend} needs CUDA's bindings for Python: pip install cuda-bindings, of the "
-            "major version of the CUDA that is installed"
+            f"backend {backend} needs CUDA's bindings for Python: pip install cuda-bindings, of "
+            "the major version of the CUDA that is installed"
         ) from e
 
 

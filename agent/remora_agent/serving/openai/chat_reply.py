@@ -8,7 +8,7 @@ from typing import Any
 
 from remora_agent.runtime.api import Accepted, Delta, Finished, TokenLogprob
 from remora_agent.serving.openai import usage
-from remora_agent.serving.openai.logprobs import TokenBytes, chat_logprobs
+from remora_agent.serving.openai.logprobs import IsSpecial, TokenBytes, chat_logprobs
 from remora_agent.serving.tool_calls import ToolEvent
 from remora_agent.text.tool_reader import CallArguments, CallBegins
 from remora_contract.errors import InternalFault
@@ -24,6 +24,7 @@ class Reply:
     n: int  # answers for each prompt
     scored: bool  # logprobs are wanted
     token_bytes: TokenBytes
+    is_special: IsSpecial  # answers do not show its text
     ended: dict[int, Finished] = field(default_factory=dict)
 
     def usage(self) -> dict[str, Any]:

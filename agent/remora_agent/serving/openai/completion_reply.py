@@ -24,7 +24,9 @@ class CompletionParts:
 
     def __init__(self, reply: Reply, top: int, echo: Sequence[Encoded], answers: int) -> None:
         self._reply, self._echo = reply, echo
-        self._logprobs = [CompletionLogprobs(reply.token_bytes, top) for _ in range(answers)]
+        self._logprobs = [
+            CompletionLogprobs(reply.token_bytes, reply.is_special, top) for _ in range(answers)
+        ]
         self.fingerprint: str | None = None
 
     def parts(self, index: int, event: ToolEvent) -> list[dict[str, Any]]:
@@ -35,9 +37,9 @@ class CompletionParts:
             # With logprobs the prompt comes with its own, a moment later.
             return [self._part(index, self._echo[index].text)] if self._echo and not scored else []
         if isinstance(event, PromptScored) and self._echo:
-            ids = self._echo[index].token_ids
-            logprobs = self._logprobs[index].prompt(ids, event.logprobs)
-            return [self._part(index, self._echo[index].text, logprobs)]
+            echo = self._echo[index]
+            logprobs = self._logprobs[index].prompt(echo.token_ids, event.logprobs, echo.text)
+            return [self._part(index, echo.text, logprobs)]
         if isinstance(event, Delta):
             if not event.text and not event.logprobs:
                 return []

@@ -108,6 +108,7 @@ class Completions:
             wanted.options.n,
             wanted.calls[0].scoring.top is not None,
             generation.model.runtime.text.bytes_of_token,
+            generation.model.runtime.text.is_special,
         )
 
 

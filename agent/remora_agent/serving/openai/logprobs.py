@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from remora_agent.runtime.api import TokenLogprob
 
 TokenBytes = Callable[[int], bytes]
+IsSpecial = Callable[[int], bool]
 LEAST = -9999.0  # OpenAI's for what has no probability; JSON has no -Infinity
 
 
@@ -39,40 +41,74 @@ def token_text(raw: bytes) -> str:
 
 
 class CompletionLogprobs:
-    """Of one answer; offsets go on from part to part."""
+    """Of one answer; offsets go on from part to part. They count characters of the text that the
+    caller gets: one in the middle of a character has that character's, a special token that the
+    text does not show takes no room."""
 
-    def __init__(self, token_bytes: TokenBytes, top: int) -> None:
-        self._token_bytes, self._top = token_bytes, top
-        self._offset = 0
+    def __init__(self, token_bytes: TokenBytes, is_special: IsSpecial, top: int) -> None:
+        self._token_bytes, self._is_special, self._top = token_bytes, is_special, top
+        self._characters = _Characters()
 
-    def prompt(self, ids: Sequence[int], scored: Sequence[TokenLogprob]) -> dict[str, Any]:
-        """`scored` begins with the second token: nothing precedes the first."""
-        first = TokenLogprob(ids[0], 0.0)
-        made = self.part([first, *scored])
+    def prompt(
+        self, ids: Sequence[int], scored: Sequence[TokenLogprob], text: str
+    ) -> dict[str, Any]:
+        """`scored` begins with the second token: nothing precedes the first. `text` is the prompt
+        as the caller gets it back."""
+        given, at, offsets = text.encode(), 0, []
+        for token_id in ids:
+            offsets.append(self._characters.count)
+            end = at + self._room(token_id, given, at)
+            self._characters.add(given[at:end])
+            at = end
+        self._characters = _Characters(len(text))
+        made = self._scores([TokenLogprob(ids[0], 0.0), *scored], offsets)
         made["token_logprobs"][0] = None
         if self._top:
             made["top_logprobs"][0] = None
         return made
 
-    def part(self, scored: Iterable[TokenLogprob]) -> dict[str, Any]:
+    def part(self, scored: Sequence[TokenLogprob]) -> dict[str, Any]:
         """`{tokens, token_logprobs, top_logprobs, text_offset}`."""
-        tokens, offsets, values, tops = [], [], [], []
+        offsets = []
         for token in scored:
-            text = self._text(token.token_id)
-            tokens.append(text)
-            offsets.append(self._offset)
-            values.append(max(token.logprob, LEAST))
-            tops.append({self._text(i): max(p, LEAST) for i, p in token.top})
-            self._offset += len(text)
+            offsets.append(self._characters.count)
+            if not self._is_special(token.token_id):
+                self._characters.add(self._token_bytes(token.token_id))
+        return self._scores(scored, offsets)
+
+    def _room(self, token_id: int, given: bytes, at: int) -> int:
+        """Bytes of the prompt that the token stands for: of a special token that the tokenizer
+        added none, of a word without the blank that it set before."""
+        raw = self._token_bytes(token_id)
+        if given.startswith(raw, at):
+            return len(raw)
+        if self._is_special(token_id):
+            return 0
+        word = raw.lstrip(b" ")
+        return len(word if given.startswith(word, at) else raw)
+
+    def _scores(self, scored: Sequence[TokenLogprob], offsets: list[int]) -> dict[str, Any]:
+        tops = [{self._text(i): max(p, LEAST) for i, p in t.top} for t in scored]
         return {
-            "tokens": tokens,
-            "token_logprobs": values,
+            "tokens": [self._text(t.token_id) for t in scored],
+            "token_logprobs": [max(t.logprob, LEAST) for t in scored],
             "top_logprobs": tops if self._top else None,
             "text_offset": offsets,
         }
 
     def _text(self, token_id: int) -> str:
         return token_text(self._token_bytes(token_id))
+
+
+class _Characters:
+    """How many are complete."""
+
+    def __init__(self, count: int = 0) -> None:
+        self.count = count
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def add(self, raw: bytes) -> None:
+        self.count += len(self._decoder.decode(raw))
 
 
 def joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:

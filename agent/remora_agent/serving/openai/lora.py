@@ -10,12 +10,14 @@ from pathlib import Path
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
+from remora_agent.bank.directory import AdapterDirectory
 from remora_agent.runtime.adapters import Adapters, UnloadMode
 from remora_agent.serving.openai.body import json_object
 from remora_agent.serving.openai.errors import FieldInvalid
 from remora_agent.serving.openai.exchange import read_body
 from remora_agent.serving.openai.fields import Fields
 from remora_agent.serving.openai.generating import Generator
+from remora_agent.serving.served_model import ServedModel
 from remora_contract.artifact import check_name
 from remora_contract.errors import ArtifactInvalid, Forbidden, NotFound, RemoraError
 
@@ -38,7 +40,7 @@ class LoraAdapters:
         fields.done()
         if not path:
             raise FieldInvalid("lora_path: name a directory of converted adapters", "lora_path")
-        await self._call(lambda adapters: _load(adapters, name, inside(root, path), again))
+        await self._call(lambda model: _load(model, name, inside(root, path), again))
         return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
 
     async def unload(self, request: Request) -> Response:
@@ -48,7 +50,7 @@ class LoraAdapters:
         name = check_name(fields.text("lora_name") or "", "lora_name")
         fields.refuse({"lora_int_id": ((), "adapters go by their names")})
         fields.done()
-        await self._call(lambda adapters: _unload(adapters, name))
+        await self._call(lambda model: _unload(model.runtime.adapters, name))
         return PlainTextResponse(f"Success: LoRA adapter '{name}' removed successfully.")
 
     def _allowed(self) -> Path:
@@ -58,11 +60,11 @@ class LoraAdapters:
             )
         return self._directory
 
-    async def _call(self, work: Callable[[Adapters], None]) -> None:
+    async def _call(self, work: Callable[[ServedModel], None]) -> None:
         """Does not hold up a switch of models: one that meets it ends it with Unavailable."""
         async with self._generator.router.entering() as model:
-            adapters = model.runtime.adapters
-        await self._generator.work(lambda: work(adapters))
+            serving = model
+        await self._generator.work(lambda: work(serving))
 
 
 def inside(root: Path, path: str) -> Path:
@@ -85,9 +87,23 @@ def _not_there(path: str) -> FieldInvalid:
     )
 
 
-def _load(adapters: Adapters, name: str, directory: Path, again: bool) -> None:
+def check_free(name: str, base: str, directory: AdapterDirectory) -> None:
+    """An adapter's name must mean it alone: others who call that name would no longer get what
+    they mean. Raises FieldInvalid."""
+    taken = {base: "the base model"}
+    taken |= {use_case.name: "a use case" for use_case in directory.use_cases()}
+    if name in taken:
+        raise FieldInvalid(
+            f"lora_name: {name} is the name of {taken[name]}; choose another", "lora_name"
+        )
+
+
+def _load(model: ServedModel, name: str, directory: Path, again: bool) -> None:
     """The name moves once the adapter is in the bank; what does not load leaves no name behind."""
+    adapters = model.runtime.adapters
     known = {alias.name for alias in adapters.directory.aliases()}
+    if name not in known:
+        check_free(name, model.runtime.bundle.source.name, adapters.directory)
     if name in known and not again:
         raise FieldInvalid(
             f"lora_name: {name} is loaded; unload it first, or say load_inplace", "lora_name"

@@ -684,11 +684,9 @@ class UpdateLock(_message.Message):
     def __init__(self, owner: _Optional[str] = ..., reason: _Optional[str] = ..., until_unix_s: _Optional[float] = ...) -> None: ...
 
 class UpdateLockStatus(_message.Message):
-    __slots__ = ("locks", "update_waits", "max_lock_s")
+    __slots__ = ("locks", "max_lock_s")
     LOCKS_FIELD_NUMBER: _ClassVar[int]
-    UPDATE_WAITS_FIELD_NUMBER: _ClassVar[int]
     MAX_LOCK_S_FIELD_NUMBER: _ClassVar[int]
     locks: _containers.RepeatedCompositeFieldContainer[UpdateLock]
-    update_waits: bool
     max_lock_s: float
-    def __init__(self, locks: _Optional[_Iterable[_Union[UpdateLock, _Mapping]]] = ..., update_waits: bool = ..., max_lock_s: _Optional[float] = ...) -> None: ...
+    def __init__(self, locks: _Optional[_Iterable[_Union[UpdateLock, _Mapping]]] = ..., max_lock_s: _Optional[float] = ...) -> None: ...

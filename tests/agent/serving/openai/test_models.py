@@ -105,6 +105,18 @@ def test_a_directory_that_holds_no_adapter_is_refused(own_http):
     assert "c" not in [m.id for m in own_http.client.models.list()]
 
 
+@pytest.mark.parametrize("name", ["base", "both"])
+def test_an_adapter_takes_no_name_that_means_something_else(own_http, name):
+    http = own_http
+    shutil.copytree(http.world.adapter("c").directory, http.adapters / "c")
+    for again in (False, True):
+        reply = load(http, name, "c", load_inplace=again)
+        assert reply.status_code == 400
+        assert reply.json()["error"]["param"] == "lora_name"
+        assert f"{name} is the name of" in reply.json()["error"]["message"]
+    assert http.client.models.retrieve(name).id == name  # still means one thing
+
+
 def test_names_that_are_none_are_refused(http):
     for name in ("", "../x", "a b", "x" * 200):
         assert load(http, name, "x").status_code == 400

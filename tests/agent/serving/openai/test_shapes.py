@@ -22,7 +22,7 @@ from remora_agent.runtime.api import (
 )
 from remora_agent.serving.openai.chat_reply import ChatResponse, Reply
 from remora_agent.serving.openai.completion_reply import CompletionParts, CompletionResponse
-from remora_agent.serving.openai.logprobs import chat_logprobs
+from remora_agent.serving.openai.logprobs import CompletionLogprobs, chat_logprobs
 from remora_agent.serving.openai.usage import fingerprint, finish_reason, usage
 from remora_agent.text.pipeline import Encoded
 from remora_contract.errors import InternalFault, Unavailable
@@ -30,12 +30,15 @@ from remora_contract.errors import InternalFault, Unavailable
 PROVENANCE = Provenance("sha256:b", "sha256:e", (AnsweringAdapter("a", "1", "sha256:a", 0.5),))
 
 
+SPECIAL = 300
+
+
 def letter(token_id: int) -> bytes:
-    return chr(token_id).encode()
+    return b"<s>" if token_id == SPECIAL else bytes([token_id])
 
 
 def reply(*, n: int = 1, scored: bool = False) -> Reply:
-    return Reply("id", 0, "m", n, scored, letter)
+    return Reply("id", 0, "m", n, scored, letter, lambda token_id: token_id == SPECIAL)
 
 
 def finished(
@@ -64,6 +67,30 @@ def test_a_prompt_that_is_repeated_with_logprobs_comes_with_its_own():
         "top_logprobs": [None, {"c": -0.1}, {"c": -0.25}],
         "text_offset": [0, 1, 2],
     }
+
+
+def offsets(made: dict[str, object]) -> object:
+    return made["text_offset"]
+
+
+def test_offsets_count_the_text_that_the_caller_gets():
+    """Hidden special tokens take no room, half a character is where the character is."""
+
+    def scores() -> CompletionLogprobs:
+        return CompletionLogprobs(letter, lambda token_id: token_id == SPECIAL, 0)
+
+    def scored(*ids: int) -> list[TokenLogprob]:
+        return [TokenLogprob(i, -1.0) for i in ids]
+
+    answer = scores()
+    assert offsets(answer.part(scored(97, SPECIAL, 0xC3))) == [0, 1, 1]
+    assert offsets(answer.part(scored(0xA9, 98))) == [1, 2]
+    added = scores()  # by the tokenizer, before a prompt given as text
+    assert offsets(added.prompt((SPECIAL, 97, 98), scored(97, 98), "ab")) == [0, 0, 1]
+    assert offsets(added.part(scored(99))) == [2]
+    shown = scores()  # of a prompt given as tokens
+    assert offsets(shown.prompt((SPECIAL, 97), scored(97), "<s>a")) == [0, 3]
+    assert offsets(shown.part(scored(99))) == [4]
 
 
 def test_what_has_no_probability_is_still_json():

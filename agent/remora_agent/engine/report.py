@@ -1,0 +1,111 @@
+"""What a build made, for people and for machines: layers, memory, time."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from remora_agent.engine.build import BuildResult
+from remora_agent.engine.memory import bank_bytes, kv_bytes
+from remora_agent.engine.opening import EngineOptions, limits_of
+from remora_agent.engine.trt.files import (
+    FACT_ACTIVATION,
+    FACT_LAYERS,
+    FACT_WARNINGS,
+    FACT_WEIGHTS,
+)
+from remora_contract.bundle import Bundle
+
+_FLOAT32 = 4
+_ELEMENT_BYTES = {"float16": 2, "float32": 4}
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """Sizes in bytes; a memory part is None where the backend does not tell it before a run."""
+
+    digest: str
+    key: str
+    backend: str
+    version: str
+    processors: tuple[int, ...]  # compute capabilities; none: this machine's processor
+    rows: int
+    context: int
+    from_cache: bool
+    seconds: float
+    directory: str
+    layers: dict[str, int]  # kind -> how many, before fusion; empty where the backend does not tell
+    memory: dict[str, int | None]
+    warnings: tuple[str, ...]
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON."""
+        return {**vars(self), "processors": list(self.processors), "warnings": list(self.warnings)}
+
+    def show(self) -> None:
+        console = Console(highlight=False, markup=False, soft_wrap=True)
+        console.print(f"engine {self.digest} in {self.directory}")
+        gpus = f" for SM {', '.join(map(str, self.processors))}" if self.processors else ""
+        source = "from the cache" if self.from_cache else f"built in {self.seconds:.1f} s"
+        console.print(f"{self.backend} {self.version}{gpus}, {source}")
+        memory = Table("memory", "MiB", box=None, pad_edge=False)
+        memory.columns[1].justify = "right"
+        for part, size in self.memory.items():
+            memory.add_row(part, "not told" if size is None else f"{size / (1 << 20):.1f}")
+        console.print(memory)
+        if self.layers:
+            layers = Table("layers", "count", box=None, pad_edge=False)
+            layers.columns[1].justify = "right"
+            for kind, count in sorted(self.layers.items(), key=lambda kv: (-kv[1], kv[0])):
+                layers.add_row(kind.lower(), str(count))
+            console.print(layers)
+        for line in self.warnings:
+            console.print(f"the builder warned: {line}")
+
+
+def report(
+    result: BuildResult, bundle: Bundle, options: EngineOptions, out: Path | None
+) -> BuildReport:
+    manifest = result.entry.manifest
+    recipe, facts = manifest.key.recipe, manifest.facts
+    limits = limits_of(bundle, options)
+    gpu = recipe.gpu
+    return BuildReport(
+        manifest.digest,
+        manifest.key.digest,
+        recipe.backend,
+        recipe.backend_version,
+        () if gpu is None else gpu.processors,
+        limits.rows,
+        limits.context,
+        result.from_cache,
+        round(result.seconds, 3),
+        str(out or result.entry.directory),
+        json.loads(facts.get(FACT_LAYERS, "{}")),
+        _memory(result, bundle, limits.rows, limits.context),
+        tuple(json.loads(facts.get(FACT_WARNINGS, "[]"))),
+    )
+
+
+def _memory(result: BuildResult, bundle: Bundle, rows: int, context: int) -> dict[str, int | None]:
+    """A GPU's cache has the graph's whole capacity, and its elements are the graph's."""
+    facts, graph = result.entry.manifest.facts, bundle.graph
+    on_gpu = result.entry.manifest.key.recipe.gpu is not None
+    element = _ELEMENT_BYTES[graph.dtype] if on_gpu else _FLOAT32
+    held = graph.context if on_gpu else context
+    return {
+        "engine files": result.entry.bytes,
+        "weights": _told(facts, FACT_WEIGHTS),
+        "activations": _told(facts, FACT_ACTIVATION),
+        "cache": kv_bytes(bundle.decoder, rows, held, element),
+        "adapters, at most": bank_bytes(bundle.decoder, graph.max_bank_rank, element, graph),
+    }
+
+
+def _told(facts: dict[str, str], name: str) -> int | None:
+    return int(facts[name]) if name in facts else None
