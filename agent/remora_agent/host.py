@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 
 from remora_agent.telemetry.histograms import HistogramReading
 from remora_contract.engine import Wanted
+from remora_contract.gates import GoldenQuestion
 from remora_contract.release import ReleaseUseCase, SamplingDefaults
 
 # (what is happening, fraction done 0..1)
@@ -37,6 +38,7 @@ class Assignment:
     adapters: tuple[AssignedAdapter, ...] = ()
     use_cases: tuple[ReleaseUseCase, ...] = ()
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
+    golden: tuple[GoldenQuestion, ...] = ()  # asked in a child process before it serves
     engines: tuple[Path, ...] = ()  # built elsewhere and staged; used where the build key is ours
 
 
@@ -89,8 +91,9 @@ class ServingHost(Protocol):
         ...
 
     def prove(self, assignment: Assignment, progress: Progress) -> None:
-        """Loads engine and adapters in a child process and answers the golden prompts there,
-        while the old release serves. Raises EngineFault naming prompt and token."""
+        """Loads engine and adapters in a child process and answers the bundle's golden prompts and
+        the release's golden questions there, while the old release serves. Raises EngineFault
+        naming what was answered wrongly, Unsupported for what cannot be asked here."""
         ...
 
     def switch(self, assignment: Assignment) -> None:

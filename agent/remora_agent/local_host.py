@@ -102,6 +102,9 @@ class LocalHost:
         check(assignment)
         directories = [a.directory for a in assignment.adapters]
         self._engines.probe(assignment.bundle_directory, directories, progress)
+        if assignment.golden:
+            now = self._serving
+            self._engines.ask(assignment, None if now is None else now.assignment, progress)
 
     def switch(self, assignment: Assignment) -> None:
         """Raises Refused when two models do not fit and requests do not end in time, and what
@@ -113,6 +116,7 @@ class LocalHost:
             started, now = time.monotonic(), self._serving
             if now is not None and _alive(now) and _same_bundle(now.assignment, assignment):
                 adopt(now.model, now.assignment, assignment)
+                now.model.runtime.forget_recent()  # its times are judged by themselves
                 self._serving = _Serving(now.model, assignment)
             elif now is None or self._fits_beside(assignment):
                 self._open_beside(assignment)

@@ -79,6 +79,7 @@ class ReferenceEngines:
         self.refuse: dict[str, EngineFault] = {}
         self.opened: list[ReferenceEngine] = []
         self.probed: list[Path] = []
+        self.asked: list[tuple[str, str | None]] = []
 
     def build(
         self,
@@ -98,6 +99,9 @@ class ReferenceEngines:
 
     def probe(self, bundle_dir: Path, adapter_dirs: Sequence[Path], progress: Progress) -> None:
         self.probed.append(bundle_dir)
+
+    def ask(self, assignment: Assignment, incumbent: Assignment | None, progress: Progress) -> None:
+        self.asked.append((assignment.release_id, incumbent.release_id if incumbent else None))
 
     def load(self, bundle_dir: Path) -> Engine:
         bundle = load_bundle(bundle_dir)

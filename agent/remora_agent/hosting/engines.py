@@ -11,12 +11,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import psutil
 
 from remora_agent.engine.build import BuildResult, ignore, never
 from remora_agent.engine.cache import CacheEntry, EngineCache
+from remora_agent.engine.golden_process import ask_in_child
 from remora_agent.engine.memory import (
     bank_bytes,
     engine_bytes,
@@ -38,7 +39,7 @@ from remora_agent.engine.probe import probe_in_child
 from remora_agent.engine.protocol import Engine
 from remora_agent.engine.recipe import build_key
 from remora_agent.engine.shipped import fitting, take_shipped
-from remora_agent.host import BuildOutcome, Progress
+from remora_agent.host import Assignment, BuildOutcome, Progress
 from remora_contract.bundle import GRAPH_FILE, Bundle, load_bundle, verify_files
 from remora_contract.engine import Wanted, flat
 from remora_contract.errors import (
@@ -49,6 +50,7 @@ from remora_contract.errors import (
     Refused,
     Unsupported,
 )
+from remora_contract.strict import plain
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +81,11 @@ class EngineSource(Protocol):
         ...
 
     def probe(self, bundle_dir: Path, adapter_dirs: Sequence[Path], progress: Progress) -> None: ...
+
+    def ask(self, assignment: Assignment, incumbent: Assignment | None, progress: Progress) -> None:
+        """The assignment's golden questions, in a child process; `incumbent` serves now. Raises
+        EngineFault naming the question, Unsupported for what cannot be asked here."""
+        ...
 
     def load(self, bundle_dir: Path) -> Engine:
         """Of a bundle that was built before; builds it otherwise."""
@@ -192,6 +199,34 @@ class CachedEngines:
 
     def probe(self, bundle_dir: Path, adapter_dirs: Sequence[Path], progress: Progress) -> None:
         self._prove(self._built(bundle_dir, progress).entry, bundle_dir, adapter_dirs, progress)
+
+    def ask(self, assignment: Assignment, incumbent: Assignment | None, progress: Progress) -> None:
+        sides = [None if a is None else self._side(a, progress) for a in (assignment, incumbent)]
+        with tempfile.TemporaryDirectory(prefix="remora-golden-") as folder:
+            ask_in_child(
+                assignment.golden,
+                sides,
+                Path(folder),
+                self._settings.options.build_limits,
+                progress,
+                self._cancelled,
+            )
+
+    def _side(self, assignment: Assignment, progress: Progress) -> dict[str, Any]:
+        """As golden_child.Side."""
+        directory = assignment.bundle_directory
+        entry = self._built(directory, progress).entry
+        options = self._affordable(entry, load_bundle(directory))
+        return {
+            "engine_directory": str(entry.directory),
+            "bundle_directory": str(directory),
+            "adapters": {a.name: str(a.directory) for a in assignment.adapters},
+            "use_cases": plain(assignment.use_cases),
+            "context": options.context,
+            "threads": options.threads,
+            "accuracy_level": options.accuracy_level,
+            "prefill": options.prefill,
+        }
 
     def _prove(
         self,

@@ -40,6 +40,13 @@ class RuntimeMetrics:
             self.drafted_tokens += tokens
             self.accepted_tokens += accepted
 
+    def forget_recent(self) -> None:
+        """Observations begin anew, counts go on: something else answers from now on."""
+        with self._lock:
+            for recent in (self._ttft_s, self._inter_token_s, self._overhead_s):
+                recent.clear()
+            self._steps.clear()
+
     def overhead(self, seconds: float) -> None:
         """Of one step, outside the engine."""
         with self._lock:

@@ -283,6 +283,10 @@ class ModelRuntime:
             warnings=self._generation.warnings,
         )
 
+    def forget_recent(self) -> None:
+        """Medians and rates of `metrics` are of what comes from now on; counts go on."""
+        self._metrics.forget_recent()
+
     def metrics(self) -> Mapping[str, float]:
         """Since start: requests, failures, tokens, drafted_tokens, accepted_tokens, swaps (of
         aliases), the bank's counters, prefix_lookups, prefix_hits, prefix_tokens,

@@ -29,6 +29,16 @@ def release(world, revision: str):
     )
 
 
+def test_a_switch_of_adapters_begins_the_times_anew_and_goes_on_counting(hosted):
+    hosted.host.switch(release(hosted.world, "r0"))
+    hosted.client.generate("x", **OPTIONS)
+    before = hosted.host.metrics()
+    hosted.host.switch(release(hosted.world, "r1"))
+    after = hosted.host.metrics()
+    assert before["ttft_s"] > 0 == after["ttft_s"]
+    assert after["requests"] == before["requests"]
+
+
 def test_under_load_every_request_is_answered_by_one_release_whole(hosted):
     world, revisions = hosted.world, [f"r{i}" for i in range(6)]
     hosted.host.switch(release(world, revisions[0]))

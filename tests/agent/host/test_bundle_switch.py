@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from remora_contract.errors import EngineFault, Refused, Unavailable
+from remora_contract.gates import GoldenQuestion
 from tests.agent.host.load import OPTIONS
 from tests.support.serving import ReferenceEngines, World, running_stack
 
@@ -208,6 +210,19 @@ def test_proving_hands_bundle_and_adapters_to_the_probe(hosted):
     world = hosted.world
     hosted.host.prove(world.assignment(adapters=[("a", "r1")]), lambda phase, done: None)
     assert hosted.engines.probed == [world.root / "b" / "base"]
+
+
+def test_golden_questions_are_asked_beside_the_incumbent(hosted):
+    world, question = hosted.world, GoldenQuestion("q", "exact", text="a", expected_text="b")
+    assignment = replace(world.assignment("one"), golden=(question,))
+    hosted.host.prove(assignment, lambda phase, done: None)
+    hosted.host.switch(world.assignment("two"))
+    hosted.host.prove(assignment, lambda phase, done: None)
+    other = world.assignment("two").release_id
+    assert hosted.engines.asked == [
+        (assignment.release_id, None),
+        (assignment.release_id, other),
+    ]
 
 
 def test_a_dead_step_thread_is_unhealthy_and_a_switch_replaces_it(hosted):

@@ -26,6 +26,9 @@ OPTIONS = {"max_tokens": 6, "ignore_eos": True}
 class NothingToFetch:
     """The test puts the artifacts in place."""
 
+    def cap(self, bytes_per_s):
+        pass
+
     def stage(self, wanted, progress):
         return []
 
