@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from remora_contract.device_phase import Phase
 from remora_controller.domain import RolloutSpec, RolloutState
+from remora_controller.gates.judge import Verdict
 from remora_controller.phases import furthest
 from remora_controller.rollout import (
     Action,
@@ -59,6 +60,7 @@ class World:
         self.wave, self.waves = 1, max(d.wave for d in devices)
         self.clock_at, self.now = 0.0, 0.0
         self.generation = 0
+        self.verdicts: tuple[Verdict, ...] = ()
         self.touched: list[Assign] = []
 
     def view(self) -> RolloutView:
@@ -74,6 +76,7 @@ class World:
             self.clock_at,
             self.spec,
             members,
+            verdicts=tuple(v for v in self.verdicts if v.wave <= self.wave),
         )
 
     def decide(self) -> list[Action]:

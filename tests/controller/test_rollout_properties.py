@@ -9,7 +9,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from remora_contract.device_phase import Phase
+from remora_contract.gates import Gate
 from remora_controller.domain import RolloutSpec, RolloutState
+from remora_controller.gates.judge import Outcome, Verdict
 from remora_controller.phases import furthest
 from remora_controller.rollout import Assign
 from tests.controller.rollout_world import World, WorldDevice
@@ -23,8 +25,14 @@ SPECS = st.builds(
 )
 
 
+GATES = st.sampled_from([Gate("p", "x < 1", on_fail="pause"), Gate("r", "x < 1")])
+VERDICTS = st.builds(
+    Verdict, GATES, st.integers(1, 3), st.sampled_from(Outcome), st.just("x = 2"), st.just(1)
+)
+
+
 @st.composite
-def worlds(draw, always_online: bool = False) -> World:
+def worlds(draw, always_online: bool = False, gated: bool = False) -> World:
     count = draw(st.integers(1, 12))
     waves = sorted(draw(st.lists(st.integers(1, 3), min_size=count, max_size=count)))
     numbers = {w: i for i, w in enumerate(sorted(set(waves)), start=1)}
@@ -39,7 +47,10 @@ def worlds(draw, always_online: bool = False) -> World:
         )
         for i, wave in enumerate(waves)
     ]
-    return World(devices, draw(SPECS))
+    world = World(devices, draw(SPECS))
+    if gated:
+        world.verdicts = tuple(draw(st.lists(VERDICTS, max_size=4)))
+    return world
 
 
 SEEDS = st.integers(0, 1 << 32)
@@ -104,7 +115,7 @@ def test_going_back_respects_the_same_limit(world):
             break
 
 
-@given(worlds(), EVENTS)
+@given(worlds(gated=True), EVENTS)
 def test_every_run_ends_whatever_happens_meanwhile(world, events):
     for kind, index in events:
         world.settle_decisions()
@@ -113,7 +124,7 @@ def test_every_run_ends_whatever_happens_meanwhile(world, events):
     assert world.state.is_final or world.state is RolloutState.PAUSED
 
 
-@given(worlds(), EVENTS, st.booleans())
+@given(worlds(gated=True), EVENTS, st.booleans())
 def test_after_an_abort_no_device_is_moved_forward(world, events, keep):
     for kind, index in events:
         world.settle_decisions()
@@ -128,7 +139,7 @@ def test_after_an_abort_no_device_is_moved_forward(world, events, keep):
         assert len(world.touched) == touched
 
 
-@given(worlds(), EVENTS)
+@given(worlds(gated=True), EVENTS)
 def test_only_members_are_touched_and_only_in_waves_that_began(world, events):
     for kind, index in events:
         for action in world.decide():
@@ -138,6 +149,42 @@ def test_only_members_are_touched_and_only_in_waves_that_began(world, events):
                 assert device.is_eligible
             world.apply(action)
         happen(world, kind, index)
+
+
+@given(worlds(always_online=True, gated=True))
+def test_no_device_of_a_later_wave_is_touched_while_a_gate_does_not_pass(world):
+    world.run()
+    bad = [v.wave for v in world.verdicts if v.outcome is not Outcome.PASS]
+    if bad:
+        assert all(world.devices[a.device_id].wave <= min(bad) for a in world.touched)
+        assert world.state is not RolloutState.COMPLETED or min(bad) > world.waves
+
+
+@given(worlds(always_online=True, gated=True))
+def test_going_back_wins_over_a_pause(world):
+    world.settle_decisions()
+    first = [v for v in world.verdicts if v.wave == 1 and v.outcome is Outcome.FAIL]
+    if any(v.gate.on_fail == "rollback" for v in first):
+        assert world.state is not RolloutState.PAUSED
+
+
+@given(worlds())
+def test_a_device_held_by_its_window_blocks_no_wave_for_ever(world):
+    for device in world.devices.values():
+        device.is_online = True
+    held = sorted(world.devices)[0]
+    for _ in range(400):
+        world.settle_decisions()
+        if world.state.is_final or world.state is RolloutState.PAUSED:
+            break
+        device = world.devices[held]
+        device.unreported = [(g, p) for g, p in device.unreported if p is Phase.ADMITTED]
+        if device.forward is not None and device.back is None:
+            world.report(held, device.forward.generation, Phase.WAIT_WINDOW)
+        moved = [world.step_device(d) for d in world.devices if d != held]
+        if not any(moved):
+            world.now += world.spec.wave_timeout_s / 2
+    assert world.state.is_final or world.state is RolloutState.PAUSED
 
 
 def expected_end(world: World) -> RolloutState:

@@ -1,6 +1,7 @@
 """Waves: order and sizes."""
 
 import math
+from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -58,6 +59,31 @@ def test_devices_that_can_answer_come_first(ids, data):
     online = data.draw(st.frozensets(st.sampled_from(sorted(ids))))
     ordered = wave_order(ids, online)
     assert set(ordered[: len(online)]) == online
+
+
+@given(
+    st.dictionaries(
+        st.text("abcdef0123456789", min_size=1, max_size=6),
+        st.sampled_from(["berlin", "lyon", "oslo"]),
+        min_size=1,
+        max_size=40,
+    )
+)
+def test_every_beginning_of_the_order_holds_of_each_domain_its_share(sites):
+    ordered = wave_order(sites, frozenset(), {d: (site,) for d, site in sites.items()})
+    assert sorted(ordered) == sorted(sites)
+    sizes = Counter(sites.values())
+    for length in range(len(ordered) + 1):
+        seen = Counter(sites[d] for d in ordered[:length])
+        for site, size in sizes.items():
+            share = size * length / len(ordered)
+            assert abs(seen[site] - share) < len(sizes)
+
+
+def test_a_quarter_of_the_fleet_is_a_quarter_of_each_site():
+    sites = {f"d{i}": ("big" if i < 80 else "small",) for i in range(100)}
+    first = wave_order(sites, frozenset(), sites)[:25]
+    assert sum(sites[d] == ("small",) for d in first) == 5
 
 
 @pytest.mark.parametrize(

@@ -14,20 +14,18 @@ import psutil
 
 from remora_agent.control.facts import device_model, installed_backends
 from remora_agent.doctor.check import Check, fail, ok, warn
+from remora_agent.engine.trt.module import INSTALL, TRT_BACKENDS, TrtBackend, api_of
+from remora_agent.engine.trt.target import this_gpu
 from remora_agent.telemetry.jetson import JetsonSource
 from remora_agent.telemetry.nvidia import NvmlSource
 from remora_agent.telemetry.source import Source
-from remora_contract.errors import Unavailable
+from remora_contract.errors import RemoraError, Unavailable
 
 GIB = 1 << 30
 _MIN_ORT = (1, 23)
 _LOW_MEMORY = 1 * GIB
 # Instruction sets that int4 and int8 kernels want, best first.
 _FEATURES = ("amx_int8", "avx512_vnni", "avx_vnni", "avx2", "asimddp", "asimd")
-_TENSORRT = {
-    "tensorrt": "comes with JetPack on a Jetson; elsewhere: pip install tensorrt",
-    "tensorrt_rtx": "pip install 'remora[tensorrt]'",
-}
 # No file of this program is older, so a clock before it has not been set.
 _SANE_SINCE = datetime(2025, 1, 1, tzinfo=timezone.utc)
 
@@ -37,7 +35,7 @@ def hardware_checks() -> Iterator[Check]:
     yield check_memory(psutil.virtual_memory().total, psutil.virtual_memory().available)
     yield check_clock(time.time())
     yield check_onnxruntime(installed_backends())
-    for backend in _TENSORRT:
+    for backend in TRT_BACKENDS:
         yield check_tensorrt(backend, installed_backends())
     yield check_cuda_driver()
     yield check_sensor("jtop", JetsonSource)
@@ -89,12 +87,17 @@ def check_onnxruntime(backends: dict[str, str]) -> Check:
     return ok("onnxruntime", f"{version} ({providers})")
 
 
-def check_tensorrt(backend: str, backends: dict[str, str]) -> Check:
+def check_tensorrt(backend: TrtBackend, backends: dict[str, str]) -> Check:
     version = backends.get(backend)
     if version is None:
-        return warn(backend, "not installed", _TENSORRT[backend])
-    return warn(
-        backend, f"{version} installed", "this version of Remora serves with onnxruntime only"
+        return warn(backend, "not installed", INSTALL[backend])
+    try:
+        api_of(backend, version)
+        gpu = this_gpu(backend)
+    except RemoraError as e:
+        return warn(backend, f"{version} installed", str(e))
+    return ok(
+        backend, f"{version} on {gpu.name} (SM {gpu.processor}); serve with --backend {backend}"
     )
 
 

@@ -224,8 +224,8 @@ class _Work:
         return memoryview(engine)
 
     def _refuse_fatal(self) -> None:
-        if fatal := self._said.fatal():
-            raise self._fault("would leave out a part of the graph", fatal)
+        if dropped := self._said.dropped:
+            raise self._fault("would leave out a part of the graph", dropped)
 
     def _fault(self, what: str, lines: list[str]) -> EngineFault:
         return EngineFault(f"{self._name} {what}: {_quoted(lines) or 'it does not say why'}")
@@ -238,11 +238,11 @@ class _Work:
 def _described(network: Any, said: BuildLog) -> dict[str, str]:
     """What people want to know of an engine: kinds of layers before fusion, sizes, warnings."""
     kinds = Counter(_kind(network.get_layer(i)) for i in range(network.num_layers))
-    if unknown := said.unknown():
-        log.warning("engine.build_warnings", extra={"lines": unknown[:_MAX_QUOTED]})
+    if said.unknown:
+        log.warning("engine.build_warnings", extra={"lines": said.unknown[:_MAX_QUOTED]})
     return {
         FACT_LAYERS: json.dumps(dict(sorted(kinds.items()))),
-        FACT_WARNINGS: json.dumps(unknown),
+        FACT_WARNINGS: json.dumps(said.unknown),
         **{name: str(size) for name, size in sorted(said.sizes.items())},
     }
 

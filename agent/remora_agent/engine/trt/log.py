@@ -41,7 +41,9 @@ class BuildLog:
     """Lines by severity, and the sizes that the builder mentions."""
 
     errors: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
+    # Warnings, judged as they come: a thousand harmless ones hide no other.
+    dropped: list[str] = field(default_factory=list)  # the engine is not the graph
+    unknown: list[str] = field(default_factory=list)  # nobody has judged them yet
     sizes: dict[str, int] = field(default_factory=dict)  # name as in `_SIZES`, bytes
 
     def attach(self, trt: Any) -> Any:
@@ -62,23 +64,18 @@ class BuildLog:
     def take(self, message: str, error: bool = False, warning: bool = False) -> None:
         line = message[:_MAX_LINE]
         mark = "E" if error else "W" if warning else "I"
-        sys.stdout.write(f"[{mark}] {line}\n")
+        # Names come from the graph, and the child's log may be in any encoding.
+        sys.stdout.write(f"[{mark}] {ascii(line)[1:-1]}\n")
         sys.stdout.flush()  # the last lines are what is left of a build that crashed
-        if error or warning:
-            kept = self.errors if error else self.warnings
-            if len(kept) < _MAX_KEPT:
-                kept.append(line)
+        if error:
+            _keep(self.errors, line)
+        elif warning and not any(known in line for known in HARMLESS):
+            _keep(self.dropped if _FATAL.search(line) else self.unknown, line)
         for name, pattern in _SIZES.items():
             if found := pattern.search(line):
                 self.sizes[name] = max(self.sizes.get(name, 0), int(found[1]))
 
-    def fatal(self) -> list[str]:
-        """Warnings that say that the engine is not the graph."""
-        return [w for w in self._unexpected() if _FATAL.search(w)]
 
-    def unknown(self) -> list[str]:
-        """Warnings that nobody has judged yet."""
-        return [w for w in self._unexpected() if not _FATAL.search(w)]
-
-    def _unexpected(self) -> list[str]:
-        return [w for w in self.warnings if not any(known in w for known in HARMLESS)]
+def _keep(lines: list[str], line: str) -> None:
+    if len(lines) < _MAX_KEPT:
+        lines.append(line)

@@ -15,6 +15,7 @@ from remora_agent.host import Progress
 
 _LEAST_STEP = 0.005
 _MAX_NAME = 60
+_MAX_DEPTH = 16  # names may repeat, so that a phase seems to be its own ancestor
 
 
 @dataclass
@@ -71,7 +72,9 @@ class Monitor:
     def _report(self, name: str) -> None:
         """From this phase outwards: each is a part of its parent's step under way."""
         shown, phase = name, self._phases[name]
-        while phase.parent is not None and phase.parent in self._phases:
+        for _ in range(_MAX_DEPTH):
+            if phase.parent is None or phase.parent not in self._phases:
+                break
             outer = self._phases[phase.parent]
             outer.inner = max(outer.inner, phase.fraction)
             if outer.parent is not None:

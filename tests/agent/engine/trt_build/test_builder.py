@@ -58,6 +58,13 @@ def built(bundle_dir: Path, cache: EngineCache, **control) -> BuildResult:
     return build_engine(bundle_dir, loaded, recipe, cache, BuildControl(**control))
 
 
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it has ended
+        return ""
+
+
 def changed(bundle_dir: Path, change: Callable[[onnx.ModelProto], None]) -> None:
     """The graph as a fault would have left it, described by bundle.json as it is now."""
     path = bundle_dir / GRAPH_FILE
@@ -143,11 +150,14 @@ def test_a_builder_that_dies_by_a_signal_is_reported_with_it_and_its_last_words(
 ):
     """As a crash of the parser looks from outside."""
 
+    killed: list[int] = []
+
     def progress(phase: str, done: float) -> None:
-        if "building" in phase:
-            for child in psutil.Process().children():
-                if "build_child" in " ".join(child.cmdline()):
-                    os.kill(child.pid, signal.SIGSEGV)
+        if "building" in phase and not killed:
+            children = [c for c in psutil.Process().children() if "build_child" in _command(c)]
+            for child in children:
+                os.kill(child.pid, signal.SIGSEGV)
+            killed.extend(c.pid for c in children)
 
     with pytest.raises(EngineFault, match="SIGSEGV"):
         built(bundle, cache, progress=progress)
