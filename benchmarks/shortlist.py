@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from sampling import logits_of
 
+from remora_agent.engine.trt.sampling import WATCHED
 from remora_agent.runtime.api import SamplingParams
 from remora_agent.runtime.sampling import Logits, Sampler
 from remora_agent.runtime.shortlist import ShortRow
@@ -62,8 +63,8 @@ class Step:
         """What is timed, behind what the device does."""
         watches = [s.watch() for s in self.short]
         found = shortlisted(self._logits, watches, self._shortlist)
-        ids = sum(w.ids.nbytes // 2 for w in watches)  # read back as float32
-        self.bytes = found.ids.nbytes + found.logits.nbytes + 8 * len(watches) + ids
+        watched = 4 * WATCHED * len(watches) * any(len(w.ids) for w in watches)  # padded
+        self.bytes = found.ids.nbytes + found.logits.nbytes + 8 * len(watches) + watched
         vocab = self._logits.shape[1]
 
         def draw() -> list[int]:
