@@ -45,8 +45,8 @@ CASES = {
 }
 
 
-def logits_of(vocab: int) -> np.ndarray:
-    random = np.random.default_rng(0)
+def logits_of(vocab: int, seed: int = 0) -> np.ndarray:
+    random = np.random.default_rng(seed)
     logits = random.standard_normal(vocab).astype(np.float32) * 2
     logits[random.integers(0, vocab, 40)] = random.uniform(8, 18, 40)
     return logits

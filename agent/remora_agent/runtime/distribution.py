@@ -29,7 +29,13 @@ def kept(
     if 0 < params.top_k < len(logits):
         ids = largest(logits, params.top_k)
         logits = logits[ids]
-    weights = weights_of(logits, params.temperature)
+    return cut(ids, weights_of(logits, params.temperature), params)
+
+
+def cut(
+    ids: Ids | None, weights: NDArray[np.float32], params: SamplingParams
+) -> tuple[Ids | None, NDArray[np.float32]]:
+    """What top_p and min_p keep of tokens and their weights, the largest of which is 1."""
     if params.top_p < 1:
         ids, weights = _picked(ids, weights, _nucleus(weights, params.top_p))
     if params.min_p > 0:  # of the largest, which is 1

@@ -38,6 +38,7 @@ class Sampler:
         self._params = params
         self._penalties = Penalties(params, prompt)
         self._scratch: Logits | None = None  # [vocab], kept: a new one each step is slow
+        self._watch_nothing = watch(np.zeros(0, np.int64), params)
         self._random = np.random.Generator(
             np.random.PCG64(seed if params.seed is None else params.seed)
         )
@@ -65,6 +66,8 @@ class Sampler:
 
     def watch(self, banned: Ids | None = None) -> Watch:
         """What the next `pick` has to know beside the largest logits."""
+        if banned is None and not self._penalties.active:
+            return self._watch_nothing
         ids = self._penalties.ids
         return watch(ids if banned is None else np.concatenate([ids, banned]), self._params)
 
@@ -75,6 +78,9 @@ class Sampler:
         nothing has happened, where only all logits say which."""
         if not row.sound:
             return None
+        plain = allowed is None and banned is None and not self._penalties.active
+        if plain and self._params.temperature == 0:
+            return row.first()
         found = self._known(row, allowed, banned)
         if self._params.temperature == 0:
             token = greedy(found)
@@ -87,7 +93,8 @@ class Sampler:
     def _known(self, row: ShortRow, allowed: Allowed | None, banned: Ids | None) -> Candidates:
         ids, logits, _ = row.known
         values, most = logits.copy(), row.least
-        self._penalties.apply(values, ids)
+        if self._penalties.active:
+            self._penalties.apply(values, ids)
         if banned is not None:
             values[np.searchsorted(ids, banned)] = -np.inf
         if allowed is not None:

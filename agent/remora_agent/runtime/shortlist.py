@@ -16,6 +16,7 @@ Otherwise nothing is drawn, and the row's logits are read back.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +29,7 @@ from remora_agent.runtime.api import SamplingParams, TokenLogprob
 from remora_agent.runtime.distribution import (
     Ids,
     Logits,
+    cut,
     kept,
     largest,
     those_from,
@@ -40,6 +42,7 @@ _TAIL_ROUNDING = 1e-3  # of a sum over a vocabulary in float32, in any order
 _SUM_ROUNDING = 1e-9  # of sums in float64, of the whole
 _DENORMAL = 1.2e-38  # what a device may take for 0, a token
 _EXP_ROUNDING = 1e-5  # of a weight
+_NONE = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class ShortRow:
     ) -> None:
         self.vocab = vocab
         self._watch = watch
-        self._ids = found.ids[at].astype(np.int64)
+        self._ids = found.ids[at]
         self._logits = found.logits[at]
         self._watched = found.watched[at, : len(watch.ids)]
         self._tail = float(found.tail[at])
@@ -91,12 +94,20 @@ class ShortRow:
     @property
     def sound(self) -> bool:
         """Whether every logit is a number, and one is finite."""
-        numbers = not np.isnan(self._logits).any() and np.isfinite(self._logits[0])
-        return bool(numbers and np.isfinite(self._tail) and np.isfinite(self._tail_at))
+        sums = self._tail + self._tail_at
+        return math.isfinite(self.best + sums) and not math.isnan(float(self._logits.min()))
 
     @property
     def best(self) -> float:
         return float(self._logits[0])
+
+    def first(self) -> int | None:
+        """The first of the largest; None where that is not known."""
+        if not self.best > self.least:
+            return None
+        if len(self._logits) == 1 or self._logits[1] < self._logits[0]:
+            return int(self._ids[0])
+        return int(self._ids[self._logits == self._logits[0]].min())
 
     @property
     def least(self) -> float:
@@ -108,7 +119,7 @@ class ShortRow:
         """Tokens, ascending, their logits, and which of them are watched alone."""
         if not len(self._watch.ids):
             order = np.argsort(self._ids)
-            return self._ids[order], self._logits[order], np.zeros(0, np.int64)
+            return self._ids[order].astype(np.int64), self._logits[order], _NONE
         ids = np.concatenate([self._ids, self._watch.ids])
         ids, first = np.unique(ids, return_index=True)
         logits = np.concatenate([self._logits, self._watched])[first]
@@ -136,8 +147,8 @@ class ShortRow:
 
 def watch(ids: Ids, params: SamplingParams) -> Watch:
     """Of a row whose logits of `ids` will change."""
-    greedy = params.temperature == 0
-    return Watch(np.unique(ids), 1.0 if greedy else usable_temperature(params.temperature))
+    temperature = 1.0 if params.temperature == 0 else usable_temperature(params.temperature)
+    return Watch(np.unique(ids) if len(ids) else _NONE, temperature)
 
 
 def greedy(found: Candidates) -> int | None:
@@ -198,8 +209,7 @@ def _of_largest(found: Candidates, params: SamplingParams) -> Draws | None:
     ids = largest(found.values, params.top_k)
     if not found.values[ids].min() > found.most:
         return None
-    among, weights = kept(found.values, params)
-    return found.ids if among is None else found.ids[among], weights
+    return cut(found.ids[ids], weights_of(found.values[ids], params.temperature), params)
 
 
 def _nucleus(

@@ -18,7 +18,7 @@ import pytest
 
 from remora_agent.engine.cache import EngineCache
 from remora_agent.engine.opening import EngineOptions, ensure_built, load_engine
-from remora_agent.engine.protocol import Engine, MixEntry, RowStep
+from remora_agent.engine.protocol import Engine, MixEntry, RowStep, Watch
 from remora_agent.engine.trt.cuda import Cuda, load_bindings
 from remora_agent.engine.trt.graphs import StepGraphs
 from remora_agent.engine.trt.inputs import StepShape
@@ -146,6 +146,25 @@ def test_rows_beside_a_step_keep_what_they_hold(bench: GpuBench, engine: Engine)
         engine.decode([RowStep(2, 40 + i, 8 + i)])
     assert np.array_equal(engine.read_kv(0, 0, len(full)).arrays[0], held[0].arrays[0])
     assert np.array_equal(engine.read_kv(1, 0, 8).arrays[0], held[1].arrays[0])
+
+
+def test_shortlists_are_of_the_logits_that_a_step_returns(engine: Engine):
+    """TopK, the sums and what is watched, as the device computes them."""
+    for row in range(4):
+        engine.prefill(row, np.array([row + 1, *PROMPT]), 0)
+    steps = [RowStep(row, 9, len(PROMPT) + 1) for row in (2, 0, 3)]
+    watches = [Watch(np.array(ids, np.int64), 0.7) for ids in ([], [5], [80, 2, 11])]
+    logits = engine.decode(steps)
+    for _ in range(2):  # captured, then replayed
+        found = engine.decode_shortlist(steps, watches)
+        for i, (all_, watch) in enumerate(zip(logits, watches, strict=True)):
+            assert np.array_equal(engine.step_logits(i), all_)
+            assert np.array_equal(found.logits[i], np.sort(all_)[::-1][: len(found.logits[i])])
+            assert np.array_equal(all_[found.ids[i]], found.logits[i])
+            assert np.array_equal(found.watched[i, : len(watch.ids)], all_[watch.ids])
+            others = np.delete(all_, found.ids[i]).astype(np.float64) - all_.max()
+            assert found.tail[i] == pytest.approx(np.exp(others).sum(), rel=1e-4)
+            assert found.tail_at[i] == pytest.approx(np.exp(others / 0.7).sum(), rel=1e-4)
 
 
 def test_a_prefix_copied_to_another_row_goes_on_with_the_same_bits(engine: Engine):

@@ -85,6 +85,52 @@ def test_tokens_are_those_of_all_logits(params, seed, spread, coarse, kept, free
             assert token == expected
 
 
+BIASED = tuple((i, 3.0) for i in range(0, VOCAB, 4))
+
+
+@pytest.mark.parametrize(
+    ("params", "free"),
+    [
+        (SamplingParams(1.0, top_p=0.5, seed=1), 120),
+        (SamplingParams(1.0, top_p=0.8, seed=1), None),
+        (SamplingParams(1.0, top_p=0.5, seed=1, logit_bias=BIASED), None),
+        (SamplingParams(1.5, top_p=0.6, seed=1, repetition_penalty=2.0), None),
+        (SamplingParams(1.0, min_p=0.05, seed=1), None),
+        (SamplingParams(1.0, top_p=0.9, min_p=0.02, seed=1), 200),
+    ],
+    ids=["constrained", "top-p", "biased", "penalised", "min-p", "both"],
+)
+def test_draws_at_the_shortlists_edge_are_those_of_all_logits(params, free):
+    """Where what is not known matters as often as not."""
+    random = np.random.default_rng(11)
+    prompt = range(0, VOCAB, 3)
+    full, short = Sampler(params, 0, prompt), Sampler(params, 0, prompt)
+    drawn = 0
+    for i in range(1200):
+        logits = logits_of(random, (1.0, 2.0, 3.0, 5.0, 8.0)[i % 5], False)
+        allowed = None
+        if free is not None:
+            allowed = np.zeros(VOCAB, np.bool_)
+            allowed[random.choice(VOCAB, free, replace=False)] = True
+        expected = full.draw(logits, allowed)
+        token = short.pick(row_of(logits, short, None, 24), allowed)
+        drawn += token is not None
+        assert (short.draw(logits, allowed) if token is None else token) == expected
+    assert drawn > 100
+
+
+def test_allowed_tokens_that_are_all_known_need_no_others():
+    random = np.random.default_rng(2)
+    for params in (SamplingParams(1.0, seed=1), SamplingParams(1.0, top_k=20, seed=1)):
+        sampler, full = Sampler(params, 0), Sampler(params, 0)
+        for _ in range(50):
+            logits = logits_of(random, 3.0, False)
+            allowed = np.zeros(VOCAB, np.bool_)
+            allowed[np.argsort(-logits)[[3, 9, 20]]] = True
+            row = row_of(logits, sampler, None, 32)
+            assert sampler.pick(row, allowed) == full.draw(logits, allowed)
+
+
 @pytest.mark.parametrize(
     "params",
     [
@@ -164,8 +210,13 @@ def test_a_device_may_order_equals_as_it_likes():
         sampler = Sampler(params, 5)
         row = ShortRow(found, 0, sampler.watch(), VOCAB, lambda: logits)
         assert sampler.pick(row) == Sampler(params, 5).draw(logits)
+    row = ShortRow(found, 0, sampler.watch(), VOCAB, lambda: logits)
     sampler = Sampler(SamplingParams(1.0, top_k=4), 5)
-    assert sampler.pick(ShortRow(found, 0, sampler.watch(), VOCAB, lambda: logits)) is None
+    assert sampler.pick(row) is None
+    assert shortlist.scored(row, 0, 3) is not None and shortlist.scored(row, 0, 4) is None
+    equals = Shortlist(ids[:, 3:], found.logits[:, 3:], found.watched, tail, tail)
+    sampler = Sampler(SamplingParams(), 5)
+    assert sampler.pick(ShortRow(equals, 0, sampler.watch(), VOCAB, lambda: logits)) is None
 
 
 # -- whole requests ---------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The TensorRT build: parse, one engine with two profiles, and nothing believed that was not said.
 
-    OUT/engine.plan
+    OUT/engine.plan      the model
+    OUT/sampling.plan    what shortlists its logits
 
 In a child process: parser and builder are native code that a graph can take down. What TensorRT
 only warns of, or passes over (a dropped input, a dropped profile, an empty file), is an error here.
@@ -12,13 +13,14 @@ import json
 import logging
 from collections import Counter
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import onnx
 import onnx_ir as ir
 
 from remora_agent.engine.recipe import GpuBuild, Recipe
-from remora_agent.engine.trt import timing
+from remora_agent.engine.trt import sampling, timing
 from remora_agent.engine.trt.files import (
     FACT_LAYERS,
     FACT_WARNINGS,
@@ -30,7 +32,9 @@ from remora_agent.engine.trt.files import (
 from remora_agent.engine.trt.log import BuildLog
 from remora_agent.engine.trt.module import TRT_BACKENDS, TrtModule, load_module
 from remora_agent.engine.trt.monitor import Monitor
-from remora_agent.engine.trt.profiles import check_capacity, profiles_of, ranges
+from remora_agent.engine.trt.profiles import Range, check_capacity, profiles_of, ranges
+from remora_agent.engine.trt.sampling import SHORTLIST, WATCHED, SamplingSize
+from remora_agent.engine.trt.sampling_graph import sampling_graph
 from remora_agent.host import Progress
 from remora_contract.bundle import GRAPH_FILE, Bundle
 from remora_contract.errors import EngineFault, Refused, RequestInvalid, Unsupported
@@ -77,8 +81,36 @@ def build_trt(
         timing.keep(config, timing_cache)
     progress("writing the engine", 0.97)
     (out_dir / PLAN).write_bytes(plan)
+    described = _described(network, said)  # before another build says its sizes
+    second = Monitor(progress, 0.97, 0.99).attach(module.trt)
+    shortlists = _build_sampling(work, build, bundle, out_dir, second)
     facts = EngineFacts(profiles, bundle.graph.context, bundle.graph.max_bank_rank)
-    return written(facts) | _described(network, said)
+    return written(facts) | shortlists | described
+
+
+def _build_sampling(
+    work: _Work, build: GpuBuild, bundle: Bundle, out_dir: Path, monitor: Any
+) -> dict[str, str]:
+    """Writes the engine of the sampling graph, with the builder of the model's, as TensorRT has
+    one logger a process; the facts that loading needs."""
+    vocab = bundle.decoder.vocab
+    size = SamplingSize(vocab, min(SHORTLIST, vocab), WATCHED)
+    model = sampling_graph(vocab, size.shortlist)
+    with TemporaryDirectory(dir=out_dir) as folder:
+        path = Path(folder) / "sampling.onnx"
+        onnx.save(model, path)
+        network = work.parse(path, model.graph)
+        config = work.configure(build, bundle, monitor)
+        work.add_profile(config, 0, "sampling", sampling_ranges(size, build.rows))
+        plan = work.serialized(network, config)
+    (out_dir / sampling.PLAN).write_bytes(plan)
+    return size.written()
+
+
+def sampling_ranges(size: SamplingSize, rows: int) -> dict[str, Range]:
+    """By input name: 1 to `rows` rows; what a row watches is always padded to its most."""
+    widths = {"logits": size.vocab, "watched_ids": size.watched, "temperature": 1}
+    return {name: Range((1, w), (rows, w), (rows, w)) for name, w in widths.items()}
 
 
 def check(path: Path, bundle: Bundle) -> onnx.GraphProto:
@@ -112,7 +144,7 @@ class _Work:
         self._module, self._said, self._logger = module, said, logger
         self._trt: Any = module.trt
         self._builder = self._trt.Builder(logger)
-        self._parser: Any = None  # owns what the network refers to
+        self._parsers: list[Any] = []  # they own what their networks refer to
 
     def parse(self, path: Path, graph: onnx.GraphProto) -> Any:
         """The network. Raises EngineFault, also when it has not the graph's inputs and outputs."""
@@ -120,9 +152,10 @@ class _Work:
         if self._module.api.strong_typing == "flag":
             flags = 1 << int(self._trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
         network = self._builder.create_network(flags)
-        self._parser = self._trt.OnnxParser(network, self._logger)
-        parsed = self._parser.parse_from_file(str(path))
-        errors = [str(self._parser.get_error(i)) for i in range(self._parser.num_errors)]
+        parser = self._trt.OnnxParser(network, self._logger)
+        self._parsers.append(parser)
+        parsed = parser.parse_from_file(str(path))
+        errors = [str(parser.get_error(i)) for i in range(parser.num_errors)]
         if not parsed or errors:
             raise self._fault("cannot read the graph", errors)
         inputs = [network.get_input(i).name for i in range(network.num_inputs)]
@@ -166,12 +199,15 @@ class _Work:
     ) -> None:
         """Raises EngineFault for one that TensorRT drops."""
         for wanted, profile in enumerate(profiles):
-            shapes = self._builder.create_optimization_profile()
-            for name, r in ranges(graph, profile, rank).items():
-                shapes.set_shape(name, r.least, r.typical, r.most)
-            index = config.add_optimization_profile(shapes)
-            if index != wanted:
-                raise self._fault(f"drops the {profile.kind} profile", self._said.errors)
+            self.add_profile(config, wanted, profile.kind, ranges(graph, profile, rank))
+
+    def add_profile(self, config: Any, wanted: int, kind: str, ranges: dict[str, Range]) -> None:
+        """At index `wanted`. Raises EngineFault when TensorRT drops it."""
+        shapes = self._builder.create_optimization_profile()
+        for name, r in ranges.items():
+            shapes.set_shape(name, r.least, r.typical, r.most)
+        if config.add_optimization_profile(shapes) != wanted:
+            raise self._fault(f"drops the {kind} profile", self._said.errors)
 
     def serialized(self, network: Any, config: Any) -> memoryview:
         """The engine's bytes. Raises Unsupported where no kernel exists, EngineFault."""

@@ -20,6 +20,7 @@ from remora_agent.engine.build import BuildControl, BuildResult, build_engine
 from remora_agent.engine.cache import EngineCache
 from remora_agent.engine.child import ChildLimits
 from remora_agent.engine.opening import EngineOptions, ensure_built, recipe_of
+from remora_agent.engine.trt import sampling
 from remora_agent.engine.trt.files import PLAN, read
 from remora_contract.bundle import GRAPH_FILE, load_bundle
 from remora_contract.errors import (
@@ -84,6 +85,9 @@ def test_an_engine_for_two_processors_says_what_it_takes_and_the_next_build_is_a
     assert manifest.key.recipe.gpu is not None
     assert manifest.key.recipe.gpu.processors == (86, 89)
     assert (first.entry.directory / PLAN).stat().st_size > 1000
+    assert {f.path for f in manifest.files} == {PLAN, sampling.PLAN}
+    size = sampling.size_of(manifest.facts, QWEN3.vocab, "test")
+    assert size == sampling.SamplingSize(QWEN3.vocab, min(256, QWEN3.vocab), 1024)
     facts = read(manifest.facts, "test")
     assert [(p.kind, p.rows, p.tokens) for p in facts.profiles] == [
         ("prefill", 1, 48),
