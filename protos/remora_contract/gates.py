@@ -92,7 +92,7 @@ class GateSet:
     def __post_init__(self) -> None:
         if len(self.checks) > MAX_CHECKS or len(self.golden) > MAX_GOLDEN:
             raise ValueError(f"at most {MAX_CHECKS} checks and {MAX_GOLDEN} golden questions")
-        names = [g.name for g in (*self.checks, *self.golden)]
+        names = [*(g.name for g in self.checks), *(q.name for q in self.golden)]
         if len(set(names)) != len(names):
             raise ValueError("a gate name is listed twice")
 
