@@ -17,8 +17,8 @@ from remora_agent.bank.weights import load_weights
 from remora_agent.engine.cache import read_entry
 from remora_agent.engine.child_side import child_main
 from remora_agent.engine.golden import Asked, ask, compare_surprise, mixes_of, surprise
-from remora_agent.engine.opening import EngineOptions, load_engine
-from remora_agent.engine.prefill import check_choice
+from remora_agent.engine.one_row import OneRow
+from remora_agent.engine.opening import load_engine
 from remora_agent.engine.protocol import MixEntry
 from remora_agent.host import Progress
 from remora_agent.text.pipeline import MAX_TEXT_BYTES
@@ -37,10 +37,7 @@ class Side:
     bundle_directory: str
     adapters: dict[str, str]  # name -> directory
     use_cases: tuple[ReleaseUseCase, ...]
-    context: int | None
-    threads: int | None
-    accuracy_level: int
-    prefill: str
+    options: OneRow
 
 
 @dataclass(frozen=True)
@@ -90,14 +87,8 @@ def _tokenizer_digest(side: Side) -> str:
 def _opened(side: Side, questions: Sequence[GoldenQuestion]) -> Iterator[Asked]:
     directory = Path(side.bundle_directory)
     bundle = load_bundle(directory)
-    options = EngineOptions(
-        rows=1,
-        context=side.context,
-        threads=side.threads,
-        accuracy_level=side.accuracy_level,
-        prefill=check_choice(side.prefill),
-    )
-    engine = load_engine(read_entry(Path(side.engine_directory)), bundle, options)
+    entry = read_entry(Path(side.engine_directory))
+    engine = load_engine(entry, bundle, side.options.options())
     try:
         use_cases = {u.name: [(a.name, a.weight) for a in u.adapters] for u in side.use_cases}
         handles = {}

@@ -7,7 +7,6 @@ may move is stated here, and only a token that this cannot explain is a fault.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,10 +18,12 @@ from numpy.typing import NDArray
 from remora_agent.engine.build import ignore, never
 from remora_agent.engine.cache import CacheEntry
 from remora_agent.engine.child import ChildLimits, run_child
+from remora_agent.engine.one_row import OneRow
 from remora_agent.engine.opening import EngineOptions
 from remora_agent.engine.protocol import Engine, Mix, RowStep
 from remora_agent.host import Progress
 from remora_contract.bundle import GOLDEN_JSON, Bundle, read_document
+from remora_contract.digests import canonical_json
 from remora_contract.errors import EngineFault
 from remora_contract.golden import Golden, GoldenPrompt
 from remora_contract.strict import loads
@@ -178,16 +179,14 @@ def probe_in_child(
 
     Raises what `prove` and loading raise, and EngineFault when the child dies.
     """
-    settings = {
-        "context": options.context,
-        "threads": options.threads,
-        "accuracy_level": options.accuracy_level,
-        "prefill": options.prefill,
-        "backend": options.backend,
-    }
     result = run_child(
         _CHILD,
-        [json.dumps(settings), str(entry.directory), str(bundle_dir), *map(str, adapter_dirs)],
+        [
+            canonical_json(OneRow.of(options)).decode(),
+            str(entry.directory),
+            str(bundle_dir),
+            *map(str, adapter_dirs),
+        ],
         what=f"the probe of the engine of {bundle_dir}",
         log_path=log_path,
         limits=limits,

@@ -6,7 +6,6 @@ engine still serves beside it.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +14,13 @@ from typing import Any
 from remora_agent.bank.weights import load_weights
 from remora_agent.engine.cache import read_entry
 from remora_agent.engine.child_side import child_main
+from remora_agent.engine.one_row import OneRow
 from remora_agent.engine.opening import EngineOptions, load_engine
 from remora_agent.engine.probe import load_golden, prove, prove_mix, tolerance_of
 from remora_agent.engine.protocol import MixEntry
 from remora_agent.host import Progress
 from remora_contract.bundle import load_bundle
+from remora_contract.strict import loads
 
 
 def probe(
@@ -45,7 +46,7 @@ def probe(
 
 def main() -> int:
     descriptor, settings, engine_dir, bundle_dir, *adapters = sys.argv[1:]
-    options = EngineOptions(rows=1, **json.loads(settings))
+    options = loads(OneRow, settings, "the probe's options").options()
     return child_main(
         int(descriptor),
         lambda progress: probe(

@@ -26,6 +26,7 @@ from remora_agent.engine.memory import (
     kv_bytes,
     row_slot_bytes,
 )
+from remora_agent.engine.one_row import OneRow
 from remora_agent.engine.opening import (
     EngineOptions,
     device_key,
@@ -222,10 +223,7 @@ class CachedEngines:
             "bundle_directory": str(directory),
             "adapters": {a.name: str(a.directory) for a in assignment.adapters},
             "use_cases": plain(assignment.use_cases),
-            "context": options.context,
-            "threads": options.threads,
-            "accuracy_level": options.accuracy_level,
-            "prefill": options.prefill,
+            "options": plain(OneRow.of(options)),
         }
 
     def _prove(

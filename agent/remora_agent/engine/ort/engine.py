@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from remora_agent.bank.weights import AdapterWeights
+from remora_agent.engine import places
 from remora_agent.engine.ort.bank import Bank, Packed
 from remora_agent.engine.ort.expert_slots import ExpertSlots
 from remora_agent.engine.ort.extras import Extras, uses_extras
@@ -24,7 +25,7 @@ from remora_agent.engine.ort.slots import RowSlots
 from remora_agent.engine.protocol import EngineLimits, KvBlock, Mix, RowStep, Shortlist, Watch
 from remora_contract.bundle import GraphSpec
 from remora_contract.decoder import DecoderSpec
-from remora_contract.errors import PromptTooLong, RequestInvalid, Unavailable, Unsupported
+from remora_contract.errors import RequestInvalid, Unavailable, Unsupported
 
 # Bounds the memory of one call: attention scores are [heads, chunk, length].
 _PREFILL_CHUNK = 512
@@ -171,16 +172,8 @@ class OrtEngine:
         self._check_open()
         if not steps:
             return np.empty((0, self._limits.vocab), np.float32)
+        places.check_steps(self._limits, self._cache.lengths, steps)
         by_row = {step.row: step for step in steps}
-        if len(by_row) != len(steps):
-            raise RequestInvalid("a row is named twice in one decode")
-        for step in steps:
-            self._check_place(step.row, step.position)
-            if step.position >= self._limits.context:
-                raise PromptTooLong(
-                    f"position {step.position} is past the context of {self._limits.context}"
-                )
-        self._check_tokens(np.array([step.token for step in steps]))
         rows = Rows(min(by_row), max(by_row) - min(by_row) + 1)
         tokens = np.zeros((rows.count, 1), np.int64)
         positions = self._cache.lengths[rows.first : rows.first + rows.count].copy()
@@ -201,12 +194,12 @@ class OrtEngine:
 
     def read_kv(self, row: int, start: int, stop: int) -> KvBlock:
         self._check_open()
-        self._check_row(row)
+        places.check_read(self._limits, self._cache.lengths, row, start, stop)
         return self._cache.read(row, start, stop)
 
     def write_kv(self, row: int, start: int, block: KvBlock) -> None:
         self._check_open()
-        self._check_row(row)
+        places.check_write(self._limits, self._cache.lengths, row, start, block)
         self._cache.write(row, start, block)
 
     def close(self) -> None:
@@ -318,28 +311,7 @@ class OrtEngine:
 
     def _check_chunk(self, row: int, tokens: NDArray[np.int64], start: int) -> None:
         self._check_open()
-        self._check_place(row, start)
-        if tokens.ndim != 1 or not len(tokens):
-            raise RequestInvalid("give at least one token in one row")
-        if start + len(tokens) > self._limits.context:
-            raise PromptTooLong(
-                f"{start + len(tokens)} tokens are more than the context of {self._limits.context}"
-            )
-        self._check_tokens(tokens)
-
-    def _check_row(self, row: int) -> None:
-        if not 0 <= row < self._limits.rows:
-            raise RequestInvalid(f"row {row} is outside 0..{self._limits.rows - 1}")
-
-    def _check_place(self, row: int, position: int) -> None:
-        self._check_row(row)
-        held = int(self._cache.lengths[row])
-        if not 0 <= position <= held:
-            raise RequestInvalid(f"row {row} holds {held} tokens; position {position} leaves a gap")
-
-    def _check_tokens(self, tokens: NDArray[np.int64]) -> None:
-        if tokens.min() < 0 or tokens.max() >= self._limits.vocab:
-            raise RequestInvalid(f"token ids must be in 0..{self._limits.vocab - 1}")
+        places.check_chunk(self._limits, self._cache.lengths, row, tokens, start)
 
 
 def chunks(count: int, int8_least: int | None) -> list[tuple[int, int, bool]]:

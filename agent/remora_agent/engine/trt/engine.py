@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from remora_agent.bank.weights import AdapterWeights
+from remora_agent.engine import places
 from remora_agent.engine.protocol import EngineLimits, KvBlock, Mix, RowStep, Shortlist, Watch
 from remora_agent.engine.trt.device import Device
 from remora_agent.engine.trt.inputs import StepShape
-from remora_contract.errors import PromptTooLong, RequestInvalid, Unavailable, Unsupported
+from remora_contract.errors import RequestInvalid, Unavailable, Unsupported
 
 
 def row_bucket(rows: int, most: int) -> int:
@@ -131,12 +132,12 @@ class TrtEngine:
 
     def read_kv(self, row: int, start: int, stop: int) -> KvBlock:
         self._check_open()
-        self._check_row(row)
+        places.check_read(self._limits, self._device.cache.lengths, row, start, stop)
         return self._device.cache.read(row, start, stop, self._device.stream)
 
     def write_kv(self, row: int, start: int, block: KvBlock) -> None:
         self._check_open()
-        self._check_row(row)
+        places.check_write(self._limits, self._device.cache.lengths, row, start, block)
         self._device.cache.write(row, start, block, self._device.stream)
 
     def score(
@@ -167,19 +168,12 @@ class TrtEngine:
                     f"{len(watch.ids)} watched tokens are more than {self._limits.watched}"
                 )
             if len(watch.ids):
-                self._check_tokens(watch.ids)
+                places.check_tokens(self._limits, watch.ids)
 
     def _check_steps(self, steps: Sequence[RowStep]) -> None:
-        if len({step.row for step in steps}) != len(steps):
-            raise RequestInvalid("a row is named twice in one decode")
+        places.check_steps(self._limits, self._device.cache.lengths, steps)
         for step in steps:
-            self._check_place(step.row, step.position)
-            if step.position >= self._limits.context:
-                raise PromptTooLong(
-                    f"position {step.position} is past the context of {self._limits.context}"
-                )
             self._device.bank.check_mix(step.mix)
-        self._check_tokens(np.array([step.token for step in steps]))
 
     def _check_open(self) -> None:
         if self._closed:
@@ -187,25 +181,4 @@ class TrtEngine:
 
     def _check_chunk(self, row: int, tokens: NDArray[np.int64], start: int) -> None:
         self._check_open()
-        self._check_place(row, start)
-        if tokens.ndim != 1 or not len(tokens):
-            raise RequestInvalid("give at least one token in one row")
-        if start + len(tokens) > self._limits.context:
-            raise PromptTooLong(
-                f"{start + len(tokens)} tokens are more than the context of {self._limits.context}"
-            )
-        self._check_tokens(tokens)
-
-    def _check_row(self, row: int) -> None:
-        if not 0 <= row < self._limits.rows:
-            raise RequestInvalid(f"row {row} is outside 0..{self._limits.rows - 1}")
-
-    def _check_place(self, row: int, position: int) -> None:
-        self._check_row(row)
-        held = int(self._device.cache.lengths[row])
-        if not 0 <= position <= held:
-            raise RequestInvalid(f"row {row} holds {held} tokens; position {position} leaves a gap")
-
-    def _check_tokens(self, tokens: NDArray[np.int64]) -> None:
-        if tokens.min() < 0 or tokens.max() >= self._limits.vocab:
-            raise RequestInvalid(f"token ids must be in 0..{self._limits.vocab - 1}")
+        places.check_chunk(self._limits, self._device.cache.lengths, row, tokens, start)

@@ -1,0 +1,76 @@
+"""Whether a call asks an engine for rows, positions and tokens that there are. Pure.
+
+Every backend asks before it computes, so all of them refuse the same calls in the same words.
+`lengths` [rows] says how many tokens each row holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from remora_agent.engine.protocol import EngineLimits, KvBlock, RowStep
+from remora_contract.errors import PromptTooLong, RequestInvalid
+
+Lengths = NDArray[np.int64]
+
+
+def check_chunk(
+    limits: EngineLimits, lengths: Lengths, row: int, tokens: NDArray[np.int64], start: int
+) -> None:
+    """Tokens [s] for `row` from `start` on. Raises RequestInvalid, PromptTooLong."""
+    _check_place(limits, lengths, row, start)
+    if tokens.ndim != 1 or not len(tokens):
+        raise RequestInvalid("give at least one token in one row")
+    _check_context(start + len(tokens), limits.context)
+    check_tokens(limits, tokens)
+
+
+def check_steps(limits: EngineLimits, lengths: Lengths, steps: Sequence[RowStep]) -> None:
+    """At least one step. Raises RequestInvalid, PromptTooLong."""
+    if len({step.row for step in steps}) != len(steps):
+        raise RequestInvalid("a row is named twice in one decode")
+    for step in steps:
+        _check_place(limits, lengths, step.row, step.position)
+        if step.position >= limits.context:
+            raise PromptTooLong(f"position {step.position} is past the context of {limits.context}")
+    check_tokens(limits, np.array([step.token for step in steps]))
+
+
+def check_read(limits: EngineLimits, lengths: Lengths, row: int, start: int, stop: int) -> None:
+    """Raises RequestInvalid for what the row does not hold."""
+    _check_row(limits, row)
+    if not 0 <= start < stop <= int(lengths[row]):
+        raise RequestInvalid(f"row {row} holds {lengths[row]} tokens, not {start} to {stop}")
+
+
+def check_write(
+    limits: EngineLimits, lengths: Lengths, row: int, start: int, block: KvBlock
+) -> None:
+    """Raises RequestInvalid, PromptTooLong."""
+    _check_place(limits, lengths, row, start)
+    _check_context(start + block.tokens, limits.context)
+
+
+def _check_row(limits: EngineLimits, row: int) -> None:
+    if not 0 <= row < limits.rows:
+        raise RequestInvalid(f"row {row} is outside 0..{limits.rows - 1}")
+
+
+def _check_place(limits: EngineLimits, lengths: Lengths, row: int, position: int) -> None:
+    _check_row(limits, row)
+    held = int(lengths[row])
+    if not 0 <= position <= held:
+        raise RequestInvalid(f"row {row} holds {held} tokens; position {position} leaves a gap")
+
+
+def _check_context(tokens: int, context: int) -> None:
+    if tokens > context:
+        raise PromptTooLong(f"{tokens} tokens are more than the context of {context}")
+
+
+def check_tokens(limits: EngineLimits, tokens: NDArray[np.int64]) -> None:
+    if tokens.min() < 0 or tokens.max() >= limits.vocab:
+        raise RequestInvalid(f"token ids must be in 0..{limits.vocab - 1}")
