@@ -15,6 +15,7 @@ from remora_controller.operator_cli import (
     devices,
     events,
     groups,
+    plan,
     releases,
     rollouts,
     top,
@@ -55,6 +56,7 @@ def root(
 
 devices.register(app)
 releases.register(app)
+plan.register(app)
 rollouts.register(app)
 artifacts.register(app)
 top.register(app)

@@ -1,4 +1,4 @@
-"""`remora plan` and `remora rollout`: bringing a release to devices, and watching it arrive."""
+"""`remora rollout`: bringing a release to devices, and watching it arrive."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Annotated
 
 import typer
-from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
@@ -20,6 +19,7 @@ from remora_controller.operator_cli import spec_options as spec
 from remora_controller.operator_cli.devices import Selector
 from remora_controller.operator_cli.events import print_events
 from remora_controller.operator_cli.release_document import pairs
+from remora_controller.operator_cli.rollout_view import rollout_view
 from remora_controller.operator_cli.session import Session, connect
 from remora_controller.operator_cli.shipping import ship_release
 from remora_protos.operator.v1 import operator_pb2 as pb
@@ -27,9 +27,6 @@ from remora_protos.operator.v1 import operator_pb2 as pb
 _APPROVAL = "somebody else: `remora rollout approve"
 FINAL = frozenset(state.value for state in FINAL_STATES)
 WATCH_S = 0.5
-# What an operator looks at first.
-_URGENT = ("failed", "kept", "reverted", "updating", "soaking", "waiting", "offline", "apart")
-_MAX_ROWS = 40
 app = typer.Typer(help="Start, watch, pause, abort rollouts.", no_args_is_help=True)
 RolloutId = Annotated[
     str | None,
@@ -40,63 +37,10 @@ RolloutId = Annotated[
     ),
 ]
 Watch = Annotated[bool, typer.Option("--watch", "-w", help="Follow until it ends.")]
-Release = Annotated[
-    str,
-    typer.Argument(
-        help="A release id, or a name for its newest.", autocompletion=completion.releases
-    ),
-]
 
 
 def register(root: typer.Typer) -> None:
-    root.command()(plan)
     root.add_typer(app, name="rollout")
-
-
-def plan(
-    context: typer.Context,
-    release: Release,
-    selector: Selector = "",
-    wave: spec.Wave = None,
-    stratify: more.Stratify = None,
-    as_json: render.Json = None,
-) -> None:
-    """Show what a release would cost each device, and which cannot take it and why."""
-    session = connect(context)
-    waves = spec.spec_message(wave, 0, 1, None, 0)
-    waves.stratify.extend(stratify or [])
-    request = pb.PlanRequest(release=release, selector=selector, spec=waves)
-    made = session.call(session.stub.Plan, request)
-    if as_json is not None:
-        render.print_data(render.plain(made), as_json)
-    else:
-        print_plan(made)
-
-
-def print_plan(made: pb.PlanResponse) -> None:
-    columns = ("DEVICE", "WAVE", ">SHIPS", "ENGINE", ">PEAK DISK", "REFUSED BECAUSE")
-    rows = [
-        (
-            d.device_id,
-            str(d.wave or "-"),
-            render.size(d.ship_bytes),
-            _engine(d),
-            render.size(d.peak_disk_bytes),
-            "; ".join(r.message for r in d.refusals) or "-",
-        )
-        for d in made.devices
-    ]
-    console = render.console()
-    console.print(render.table(columns, rows))
-    waves = ", ".join(made.waves) or "no device takes it"
-    console.print(f"{waves}; {render.size(made.total_bytes)} to ship")
-
-
-def _engine(plan: pb.DevicePlan) -> str:
-    what = plan.engine or ("built" if plan.builds_engine else "kept")  # of an older controller
-    if what == "built" and plan.build_s_known:
-        what = f"built, about {render.duration(plan.build_s)}"
-    return f"{what}: {plan.engine_why}" if plan.engine_why and what != "kept" else what
 
 
 @app.command()
@@ -392,54 +336,3 @@ def get_rollout(session: Session, rollout_id: str | None) -> pb.Rollout:
     if not answer.rollouts:
         raise NotFound("there is no rollout yet; start one with `remora rollout start`")
     return get_rollout(session, answer.rollouts[0].rollout_id)
-
-
-def rollout_view(found: pb.Rollout) -> Group:
-    """Head line, counts, and the devices that need looking at first."""
-    counts: dict[str, int] = {}
-    for device in found.devices:
-        counts[device.outcome] = counts.get(device.outcome, 0) + 1
-    summary = Text("  ").join(
-        Text.assemble(render.styled(word), f" {n}") for word, n in sorted(counts.items())
-    )
-    head = Text.assemble(
-        (found.rollout_id, "bold"),
-        " ",
-        render.styled(found.state),
-        f"  {found.release_id}  wave {found.wave}/{found.waves}",
-        f"  ({printable(found.reason)})" if found.reason else "",
-    )
-    ordered = sorted(found.devices, key=lambda d: (_attention(d.outcome), d.wave, d.device_id))
-    rows = [
-        (d.device_id, str(d.wave), render.styled(d.outcome), _phase(d), (d.error or d.hold)[:120])
-        for d in ordered[:_MAX_ROWS]
-    ]
-    parts: list[RenderableType] = [
-        head,
-        summary,
-        *([_gates(found)] if found.gates else []),
-        render.table(("DEVICE", "WAVE", "OUTCOME", "PHASE", "ERROR"), rows),
-    ]
-    if len(ordered) > _MAX_ROWS:
-        parts.append(f"… and {len(ordered) - _MAX_ROWS} more (--json shows all)")
-    return Group(*parts)
-
-
-def _gates(found: pb.Rollout) -> RenderableType:
-    """Those of the newest wave, and those of earlier ones that do not pass."""
-    shown = [g for g in found.gates if g.wave == found.wave or g.verdict == "FAIL"]
-    rows = [
-        (g.gate.name, str(g.wave), render.styled(g.verdict), g.gate.check, g.detail[:160])
-        for g in shown
-    ]
-    return render.table(("GATE", "WAVE", "VERDICT", "CHECK", "BECAUSE"), rows)
-
-
-def _attention(outcome: str) -> int:
-    return _URGENT.index(outcome) if outcome in _URGENT else len(_URGENT)
-
-
-def _phase(device: pb.RolloutDevice) -> str:
-    if 0 < device.progress < 1:
-        return f"{device.phase} {device.progress:.0%}"
-    return device.phase or "-"

@@ -1,0 +1,71 @@
+"""`remora plan`: what a release would cost each device, before anything is shipped."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from remora_controller.operator_cli import completion, render
+from remora_controller.operator_cli import gate_options as more
+from remora_controller.operator_cli import spec_options as spec
+from remora_controller.operator_cli.devices import Selector
+from remora_controller.operator_cli.session import connect
+from remora_protos.operator.v1 import operator_pb2 as pb
+
+Release = Annotated[
+    str,
+    typer.Argument(
+        help="A release id, or a name for its newest.", autocompletion=completion.releases
+    ),
+]
+
+
+def register(root: typer.Typer) -> None:
+    root.command()(plan)
+
+
+def plan(
+    context: typer.Context,
+    release: Release,
+    selector: Selector = "",
+    wave: spec.Wave = None,
+    stratify: more.Stratify = None,
+    as_json: render.Json = None,
+) -> None:
+    """Show what a release would cost each device, and which cannot take it and why."""
+    session = connect(context)
+    waves = spec.spec_message(wave, 0, 1, None, 0)
+    waves.stratify.extend(stratify or [])
+    request = pb.PlanRequest(release=release, selector=selector, spec=waves)
+    made = session.call(session.stub.Plan, request)
+    if as_json is not None:
+        render.print_data(render.plain(made), as_json)
+    else:
+        print_plan(made)
+
+
+def print_plan(made: pb.PlanResponse) -> None:
+    columns = ("DEVICE", "WAVE", ">SHIPS", "ENGINE", ">PEAK DISK", "REFUSED BECAUSE")
+    rows = [
+        (
+            d.device_id,
+            str(d.wave or "-"),
+            render.size(d.ship_bytes),
+            _engine(d),
+            render.size(d.peak_disk_bytes),
+            "; ".join(r.message for r in d.refusals) or "-",
+        )
+        for d in made.devices
+    ]
+    console = render.console()
+    console.print(render.table(columns, rows))
+    waves = ", ".join(made.waves) or "no device takes it"
+    console.print(f"{waves}; {render.size(made.total_bytes)} to ship")
+
+
+def _engine(plan: pb.DevicePlan) -> str:
+    what = plan.engine or ("built" if plan.builds_engine else "kept")  # of an older controller
+    if what == "built" and plan.build_s_known:
+        what = f"built, about {render.duration(plan.build_s)}"
+    return f"{what}: {plan.engine_why}" if plan.engine_why and what != "kept" else what
