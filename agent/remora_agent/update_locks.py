@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 FILE_NAME = "update_locks.json"
 MAX_LOCKS = 32
 MAX_TEXT = 128
-_MAX_BYTES = 64 << 10
+_MAX_BYTES = 256 << 10  # of MAX_LOCKS locks with the longest texts, each character escaped
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ class LockBook:
     def lock(self, owner: str, reason: str, for_s: float) -> tuple[UpdateLock, ...]:
         """Takes or replaces the owner's lock; all that hold now.
 
-        Raises RequestInvalid (no owner, a time out of range), Exhausted (too many owners, disk).
+        Raises RequestInvalid (no owner, a time out of range), Exhausted (too many owners),
+        Refused (the file cannot be written).
         """
         if not 0 < len(owner) <= MAX_TEXT or len(reason) > MAX_TEXT or not owner.isprintable():
             raise RequestInvalid(f"a lock names its owner and a reason, {MAX_TEXT} characters each")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
+from remora_agent.batch import flags as own
 from remora_agent.serving import flags
 from remora_contract.errors import DocumentInvalid, RemoraError
 
@@ -25,58 +26,23 @@ def register(app: typer.Typer) -> None:
 
 
 def generate(
-    bundle: Annotated[
-        Path, typer.Option(metavar="BUNDLE", help="Directory made by `remora-build export`.")
-    ],
-    input_file: Annotated[
-        Path,
-        typer.Option("--input", metavar="FILE", help="Requests in TensorRT Edge-LLM's format."),
-    ],
-    output_file: Annotated[
-        Path, typer.Option("--output", metavar="FILE", help="Where the answers go, as JSON.")
-    ],
-    use_cases: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Directory made by `remora-build use-cases convert`: requests may name its "
-            "adapters and use cases.",
-        ),
-    ] = None,
-    rows: Annotated[
-        int | None,
-        typer.Option(help="Requests decoded together (default: the file's batch_size, 8 at most)."),
-    ] = None,
+    bundle: own.BundleOption,
+    input_file: own.Input,
+    output_file: own.Output,
+    use_cases: own.UseCases = None,
+    rows: own.Rows = None,
     context: flags.Context = None,
     threads: flags.Threads = None,
     prefill: flags.Prefill = "auto",
     backend: flags.Backend = "onnxruntime",
     cache_dir: flags.CacheDir = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(help="Makes sampling repeatable; request i gets seed + i (default: random)."),
-    ] = None,
-    min_p: Annotated[
-        float | None,
-        typer.Option(help="Least share of the likeliest token's probability (0 to 1)."),
-    ] = None,
-    repetition_penalty: Annotated[
-        float | None,
-        typer.Option(help="Above 1 against tokens of prompt and answer (0.01 to 100)."),
-    ] = None,
-    presence_penalty: Annotated[
-        float | None, typer.Option(help="Against tokens that the answer has (-2 to 2).")
-    ] = None,
-    frequency_penalty: Annotated[
-        float | None, typer.Option(help="The same for each time they came (-2 to 2).")
-    ] = None,
-    min_tokens: Annotated[
-        int | None, typer.Option(help="Tokens before which no answer ends by itself.")
-    ] = None,
-    logprobs: Annotated[
-        int | None,
-        typer.Option(help="Write each token's logprob and those of that many of the likeliest."),
-    ] = None,
+    seed: own.Seed = None,
+    min_p: own.MinP = None,
+    repetition_penalty: own.RepetitionPenalty = None,
+    presence_penalty: own.PresencePenalty = None,
+    frequency_penalty: own.FrequencyPenalty = None,
+    min_tokens: own.MinTokens = None,
+    logprobs: own.Logprobs = None,
 ) -> None:
     """Answers a file of requests and writes a file of answers. Needs no server. Options of
     sampling win over the file's."""

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from remora_agent.engine.backends import BACKENDS, BUILD_HELP
+from remora_agent.serving import flags
 
 if TYPE_CHECKING:
     from remora_agent.engine.build import BuildResult
     from remora_agent.engine.opening import EngineOptions
-
-_CACHE_BYTES = 32 << 30
 
 
 def register(app: typer.Typer) -> None:
@@ -25,9 +24,7 @@ def register(app: typer.Typer) -> None:
 
 
 def build(
-    bundle: Annotated[
-        Path, typer.Argument(metavar="BUNDLE", help="Directory made by `remora-build export`.")
-    ],
+    bundle: flags.Bundle,
     backend: Annotated[
         str, typer.Option(metavar="NAME", help=BUILD_HELP, autocompletion=lambda: list(BACKENDS))
     ] = "onnxruntime",
@@ -38,18 +35,13 @@ def build(
             help="Build ahead of time for GPUs of this compute capability: 86 is 8.6. Repeatable.",
         ),
     ] = None,
-    rows: Annotated[int, typer.Option(help="Requests decoded together.")] = 8,
-    context: Annotated[
-        int | None,
-        typer.Option(help="Tokens a request may hold (default: the bundle's capacity)."),
-    ] = None,
+    rows: flags.Rows = 8,
+    context: flags.Context = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Also copy the engine here, to publish it."),
     ] = None,
-    cache_dir: Annotated[
-        Path | None, typer.Option(help="Where engines are kept (default: ~/.cache/remora/engines).")
-    ] = None,
+    cache_dir: flags.CacheDir = None,
     timeout: Annotated[float, typer.Option(help="Seconds the build may take.")] = 3600.0,
     memory_mib: Annotated[
         int | None, typer.Option(help="Memory the build may take, MiB (default: no limit).")
@@ -86,7 +78,7 @@ def _built(
     from remora_agent.engine.build import BuildControl, build_engine
     from remora_agent.engine.cache import EngineCache
     from remora_agent.engine.opening import check_dialect, limits_of, recipe_of
-    from remora_agent.hosting.engines import default_cache
+    from remora_agent.hosting.engines import EngineSettings, default_cache
     from remora_agent.serving.progress import shown
     from remora_contract.bundle import load_bundle
 
@@ -94,7 +86,8 @@ def _built(
     limits_of(loaded, options)  # a context that the bundle has not is refused before the build
     recipe = recipe_of(loaded, options, processors)
     check_dialect(loaded, recipe)
-    cache = EngineCache(cache_dir or default_cache(), _CACHE_BYTES)
+    settings = EngineSettings(cache_dir or default_cache())
+    cache = EngineCache(settings.cache_dir, settings.cache_bytes)
     stop = threading.Event()
     before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try:

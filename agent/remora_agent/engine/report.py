@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -22,7 +23,6 @@ from remora_agent.engine.trt.files import (
 from remora_contract.bundle import Bundle
 
 _FLOAT32 = 4
-_ELEMENT_BYTES = {"float16": 2, "float32": 4}
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def _memory(result: BuildResult, bundle: Bundle, rows: int, context: int) -> dic
     """A GPU's cache has the graph's whole capacity, and its elements are the graph's."""
     facts, graph = result.entry.manifest.facts, bundle.graph
     on_gpu = result.entry.manifest.key.recipe.gpu is not None
-    element = _ELEMENT_BYTES[graph.dtype] if on_gpu else _FLOAT32
+    element = np.dtype(graph.dtype).itemsize if on_gpu else _FLOAT32
     held = graph.context if on_gpu else context
     return {
         "engine files": result.entry.bytes,

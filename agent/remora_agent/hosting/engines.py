@@ -130,6 +130,8 @@ class CachedEngines:
         self._cancelled = cancelled
         self._cache = EngineCache(settings.cache_dir, settings.cache_bytes)
         self._recent = self._cache.recent(_KEPT)
+        self._key: Mapping[str, str] | None = None
+        self._key_unknown = ""  # why, as it was logged last
         self._rejected: dict[str, str] = {}  # folders of shipped engines that failed, and why
 
     def build(
@@ -154,11 +156,16 @@ class CachedEngines:
         )
 
     def key(self) -> Mapping[str, str]:
-        try:
-            return device_key(self._settings.options)
-        except (Unsupported, Refused) as e:  # a device without its GPU still reports
-            log.warning("engine.key_unknown", extra={"reason": str(e)})
-            return {}
+        """Asked in every Sync, so found out once. A device without its GPU tells none."""
+        if self._key is None:
+            try:
+                self._key = device_key(self._settings.options)
+            except (Unsupported, Refused) as e:
+                if str(e) != self._key_unknown:
+                    log.warning("engine.key_unknown", extra={"reason": str(e)})
+                self._key_unknown = str(e)
+                return {}
+        return self._key
 
     def wanted(self, bundle_dir: Path) -> Wanted | None:
         bundle = load_bundle(bundle_dir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from typing import TYPE_CHECKING, Annotated, Any
@@ -37,15 +38,17 @@ def lock(
     reason: Annotated[str, typer.Option(help="Why, for operators.")] = "",
     owner: Owner = "cli",
     address: Address = _DEFAULT_ADDRESS,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the locks as JSON.")] = False,
 ) -> None:
     """Ask the agent not to switch releases now, or show who asked."""
     from remora_protos.inference.v1 import inference_pb2 as pb
 
     if duration is None:
-        _show(_call(address, lambda stub: stub.Status(pb.UpdateLockStatusRequest(), _TIMEOUT_S)))
+        found = _call(address, lambda stub: stub.Status(pb.UpdateLockStatusRequest(), _TIMEOUT_S))
+        _show(found, as_json)
         return
     request = pb.LockUpdatesRequest(owner=owner, reason=reason, for_s=seconds(duration))
-    _show(_call(address, lambda stub: stub.Lock(request, _TIMEOUT_S)))
+    _show(_call(address, lambda stub: stub.Lock(request, _TIMEOUT_S)), as_json)
 
 
 def unlock(owner: Owner = "cli", address: Address = _DEFAULT_ADDRESS) -> None:
@@ -78,7 +81,12 @@ def _call(address: str, call: Callable[[Any], Any]) -> Any:
             raise_from(e)
 
 
-def _show(status: Any) -> None:
+def _show(status: Any, as_json: bool = False) -> None:
+    if as_json:
+        fields = ("owner", "reason", "until_unix_s")
+        locks = [{name: getattr(held, name) for name in fields} for held in status.locks]
+        typer.echo(json.dumps({"locks": locks, "max_lock_s": status.max_lock_s}, indent=2))
+        return
     console = Console(highlight=False, markup=False)
     if not status.locks:
         console.print("no lock: releases switch when they are ready")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime, timezone
 
 import grpc
@@ -14,16 +15,17 @@ from remora_agent.serving.address import parse_address
 from remora_agent.serving.lock_command import seconds
 from remora_agent.serving.router import Router
 from remora_agent.serving.server import InferenceServer, ServerOptions
-from remora_agent.update_locks import LockBook
+from remora_agent.update_locks import MAX_LOCKS, MAX_TEXT, LockBook
 from remora_contract.device_phase import Phase
 from remora_contract.digests import canonical_json
-from remora_contract.errors import NotFound, RequestInvalid, UsageWrong
+from remora_contract.errors import Exhausted, NotFound, RequestInvalid, UsageWrong
 from remora_protos.inference.v1 import inference_pb2 as pb
 from remora_protos.inference.v1 import inference_pb2_grpc as rpc
 from tests.agent.control.device import Device
 from tests.support.repository import Repository, make_release
 
 NOON = datetime(2026, 5, 6, 12, tzinfo=timezone.utc).timestamp()
+ROBOT = "\N{ROBOT FACE}"
 
 
 @pytest.fixture
@@ -132,6 +134,15 @@ def test_a_lock_ends_by_itself_and_by_its_owner(tmp_path):
         book.unlock("b")
 
 
+def test_as_many_locks_as_there_may_be_are_all_held_however_long_their_texts(tmp_path):
+    book = LockBook(tmp_path / "locks.json", lambda: NOON, 600.0)
+    for i in range(MAX_LOCKS):
+        book.lock(f"{i:03}" + ROBOT * (MAX_TEXT - 3), ROBOT * MAX_TEXT, 60.0)
+    assert len(book.locks()) == MAX_LOCKS
+    with pytest.raises(Exhausted):
+        book.lock("one more", "", 60.0)
+
+
 @pytest.mark.parametrize(
     ("owner", "for_s"), [("", 1.0), ("a", 0.0), ("a", 601.0), ("a", float("nan")), ("x" * 200, 1.0)]
 )
@@ -180,6 +191,11 @@ def test_the_command_asks_the_agent_over_its_own_socket(tmp_path, with_book):
             return
         assert result.exit_code == 0
         assert [x.owner for x in book.locks()] == ["cli"]
+        shown = CliRunner().invoke(build_app(), ["lock", "--json", "--address", address])
+        assert json.loads(shown.stdout) == {
+            "locks": [{"owner": "cli", "reason": "demo", "until_unix_s": NOON + 600.0}],
+            "max_lock_s": 600.0,
+        }
         assert CliRunner().invoke(build_app(), ["unlock", "--address", address]).exit_code == 0
         with grpc.insecure_channel(address) as channel:
             status = rpc.UpdateLocksStub(channel).Status(pb.UpdateLockStatusRequest())

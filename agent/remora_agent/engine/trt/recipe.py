@@ -5,6 +5,8 @@ from __future__ import annotations
 import platform
 from dataclasses import replace
 
+import numpy as np
+
 from remora_agent.engine.memory import bank_bytes, kv_bytes
 from remora_agent.engine.recipe import GpuBuild, Machine, Recipe, graph_files
 from remora_agent.engine.trt.module import TrtBackend, TrtModule, load_module
@@ -15,7 +17,6 @@ from remora_contract.bundle import Bundle
 from remora_contract.engine import flat
 
 BUILDER_VERSION = 2  # rises when the same graph is built differently
-_ELEMENT_BYTES = {"float16": 2, "float32": 4}
 
 
 def recipe(
@@ -61,7 +62,7 @@ def _recipe(module: TrtModule, build: GpuBuild) -> Recipe:
 def _bound(build: GpuBuild, gpu: Gpu, bundle: Bundle) -> GpuBuild:
     """To the GPU whose kernels were measured while it was built."""
     graph, decoder = bundle.graph, bundle.decoder
-    element = _ELEMENT_BYTES[graph.dtype]
+    element = np.dtype(graph.dtype).itemsize
     workspace = workspace_bytes(
         gpu.memory_bytes,
         sum(f.size for f in graph_files(bundle)),
