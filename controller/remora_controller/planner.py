@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from remora_contract.artifact import Manifest
@@ -15,7 +16,16 @@ from remora_contract.bundle import GRAPH_FILE
 from remora_contract.compat import constraint_refusals
 from remora_contract.dialects import dialect_refusals
 from remora_contract.digests import short
-from remora_contract.engine import PREFILL, Build, Ship, Wanted, choose, offered_in, prefill_of
+from remora_contract.engine import (
+    PREFILL,
+    Build,
+    Offered,
+    Ship,
+    Wanted,
+    choose,
+    offered_in,
+    prefill_of,
+)
 from remora_contract.errors import Refusal
 from remora_contract.release import Release
 from remora_controller.domain import Device, Wave
@@ -28,6 +38,15 @@ class Contents:
 
     release: Release
     manifests: Mapping[str, Manifest]  # at least the release's own, by digest
+
+    @cached_property
+    def engines(self) -> tuple[Offered, ...]:
+        return tuple(offered_in(d, self.manifests[d].facts) for d in self.release.engines or ())
+
+    @cached_property
+    def engine_plans(self) -> dict[frozenset[tuple[str, str]], EnginePlan]:
+        """By what a device told of its build key: a fleet has many devices and few classes."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -129,14 +148,20 @@ def engine_plan(device: Device, contents: Contents) -> EnginePlan:
     """As the device will decide it, as far as it told its recipe."""
     if device.report.bundle_digest == contents.release.bundle:
         return EnginePlan("kept", "the device runs this bundle")
-    manifests = contents.manifests
-    engines = [offered_in(d, manifests[d].facts) for d in contents.release.engines or ()]
-    bundle, key = manifests[contents.release.bundle], device.facts.engine_key
+    key = frozenset(device.facts.engine_key.items())
+    known = contents.engine_plans.get(key)
+    if known is None:
+        known = contents.engine_plans[key] = _chosen_engine(device.facts.engine_key, contents)
+    return known
+
+
+def _chosen_engine(key: Mapping[str, str], contents: Contents) -> EnginePlan:
+    bundle = contents.manifests[contents.release.bundle]
     recipe = {**key, PREFILL: prefill_of(key[PREFILL], bundle.facts)} if PREFILL in key else key
     wanted = Wanted({f.path: f.digest for f in bundle.files}, recipe, is_whole=False)
-    chosen = choose(engines, wanted)
+    chosen = choose(contents.engines, wanted)
     if isinstance(chosen, Ship):
-        size = _mib(manifests[chosen.digest].bytes)
+        size = _mib(contents.manifests[chosen.digest].bytes)
         return EnginePlan("shipped", f"{size}: {chosen.why}", chosen.digest)
     assert isinstance(chosen, Build)
     return EnginePlan("built", chosen.why)
