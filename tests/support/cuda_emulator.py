@@ -96,8 +96,10 @@ class CudaEmulator:
     cudaEventDisableTiming = 2
     cudaHostAllocDefault = 0
 
-    def __init__(self, memory: int = 1 << 30, devices: int = 1) -> None:
+    def __init__(self, memory: int = 1 << 30, devices: int = 1, is_shared: bool = True) -> None:
+        """`is_shared`: the GPU's memory is the system's, as on a Jetson."""
         self.memory = memory
+        self.is_shared = is_shared
         self.devices = devices
         self.calls: list[tuple[Any, ...]] = []
         self.fail: dict[str, cudaError_t] = {}  # the next call of a name answers this
@@ -155,7 +157,11 @@ class CudaEmulator:
 
     def cudaGetDeviceProperties(self, device: int) -> tuple[Any, ...]:
         return OK, SimpleNamespace(
-            name=b"Emulated", major=8, minor=7, totalGlobalMem=self.memory, integrated=1
+            name=b"Emulated",
+            major=8,
+            minor=7,
+            totalGlobalMem=self.memory,
+            integrated=int(self.is_shared),
         )
 
     def cudaMemGetInfo(self) -> tuple[Any, ...]:

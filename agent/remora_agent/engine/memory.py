@@ -1,33 +1,15 @@
-"""Will it fit? Estimates in bytes and a pure check against what is available. Reads nothing.
-
-Memory on a Jetson is shared with the rest of the system, so the floor that stays free is a part
-of the plan and not an afterthought.
-"""
+"""What an engine of ONNX Runtime takes, in bytes, before it is there. Reads nothing; `memory_plan`
+says whether it fits."""
 
 from __future__ import annotations
 
 from remora_contract.bundle import GraphSpec, QuantSpec
 from remora_contract.decoder import DecoderSpec
-from remora_contract.errors import Refusal
 from remora_contract.targets import GROUP_OF
 
 _FLOAT32 = 4
 _INTEGER_BITS = {"int4": 4, "int8": 8}
 _LEAST_COLUMN_BLOCK = 32  # a column's one scale is repeated for blocks of at least so many
-
-
-def fits(
-    engine_bytes: int, kv_bytes: int, bank_bytes: int, floor_bytes: int, available_bytes: int
-) -> list[Refusal]:
-    """Empty when engine, cache and bank leave `floor_bytes` of `available_bytes` free."""
-    need = engine_bytes + kv_bytes + bank_bytes + floor_bytes
-    if need <= available_bytes:
-        return []
-    parts = (
-        f"{need} bytes (engine {engine_bytes}, cache {kv_bytes}, adapters {bank_bytes}, "
-        f"kept free {floor_bytes})"
-    )
-    return [Refusal("memory", parts, f"{available_bytes} bytes")]
 
 
 def engine_bytes(decoder: DecoderSpec, graph: GraphSpec) -> int:

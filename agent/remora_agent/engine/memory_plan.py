@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 from remora_contract.errors import Refusal, RequestInvalid
 
-_MEMINFO_FIELD = "MemAvailable:"
-
 
 @dataclass(frozen=True)
 class MemoryPlan:
@@ -56,16 +54,6 @@ def plan_refusals(plan: MemoryPlan, shape: Shape, free: int) -> list[Refusal]:
     parts = ", ".join(f"{part} {_mib(size)}" for part, size in plan.table() if size)
     need = f"{_mib(plan.total)} ({parts}); {_advice(plan, shape, plan.total - free)}"
     return [Refusal("memory", need, f"{_mib(free)} free")]
-
-
-def unified_free(meminfo: str) -> int:
-    """Bytes that /proc/meminfo says a new process may take: on a Jetson the GPU's too. Raises
-    RequestInvalid when it does not say."""
-    for line in meminfo.splitlines():
-        words = line.split()
-        if len(words) >= 2 and words[0] == _MEMINFO_FIELD and words[1].isdigit():
-            return int(words[1]) << 10
-    raise RequestInvalid(f"/proc/meminfo has no {_MEMINFO_FIELD} line; say how much memory is free")
 
 
 def _advice(plan: MemoryPlan, shape: Shape, excess: int) -> str:

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from remora_agent.engine.build import BuildResult
 from remora_agent.engine.memory import bank_bytes, kv_bytes
 from remora_agent.engine.opening import EngineOptions, limits_of
+from remora_agent.engine.protocol import EngineLimits
+from remora_agent.engine.trt import sizes
 from remora_agent.engine.trt.files import (
     FACT_ACTIVATION,
     FACT_LAYERS,
@@ -21,8 +22,6 @@ from remora_agent.engine.trt.files import (
     FACT_WEIGHTS,
 )
 from remora_contract.bundle import Bundle
-
-_FLOAT32 = 4
 
 
 @dataclass(frozen=True)
@@ -87,23 +86,25 @@ def report(
         round(result.seconds, 3),
         str(out or result.entry.directory),
         json.loads(facts.get(FACT_LAYERS, "{}")),
-        _memory(result, bundle, limits.rows, limits.context),
+        _memory(result, bundle, limits),
         tuple(json.loads(facts.get(FACT_WARNINGS, "[]"))),
     )
 
 
-def _memory(result: BuildResult, bundle: Bundle, rows: int, context: int) -> dict[str, int | None]:
-    """A GPU's cache has the graph's whole capacity, and its elements are the graph's."""
-    facts, graph = result.entry.manifest.facts, bundle.graph
-    on_gpu = result.entry.manifest.key.recipe.gpu is not None
-    element = np.dtype(graph.dtype).itemsize if on_gpu else _FLOAT32
-    held = graph.context if on_gpu else context
+def _memory(result: BuildResult, bundle: Bundle, limits: EngineLimits) -> dict[str, int | None]:
+    facts, decoder, graph = result.entry.manifest.facts, bundle.decoder, bundle.graph
+    if result.entry.manifest.key.recipe.gpu is not None:
+        cache = sizes.cache_bytes(decoder, graph, limits.rows)
+        bank = sizes.bank_bytes(decoder, graph)
+    else:
+        cache = kv_bytes(decoder, limits.rows, limits.context)
+        bank = bank_bytes(decoder, graph.max_bank_rank, graph=graph)
     return {
         "engine files": result.entry.bytes,
         "weights": _told(facts, FACT_WEIGHTS),
         "activations": _told(facts, FACT_ACTIVATION),
-        "cache": kv_bytes(bundle.decoder, rows, held, element),
-        "adapters, at most": bank_bytes(bundle.decoder, graph.max_bank_rank, element, graph),
+        "cache": cache,
+        "adapters, at most": bank,
     }
 
 

@@ -21,11 +21,11 @@ from remora_agent.engine.golden_process import ask_in_child
 from remora_agent.engine.memory import (
     bank_bytes,
     engine_bytes,
-    fits,
     int8_prefill_bytes,
     kv_bytes,
     row_slot_bytes,
 )
+from remora_agent.engine.memory_plan import MemoryPlan, Shape, plan_refusals
 from remora_agent.engine.one_row import OneRow
 from remora_agent.engine.opening import (
     EngineOptions,
@@ -259,9 +259,13 @@ class CachedEngines:
         return load_engine(built.entry, bundle, self._affordable(built.entry, bundle))
 
     def memory_refusals(self, bundle_dir: Path, available_bytes: int) -> list[Refusal]:
-        bundle = load_bundle(bundle_dir)
-        asked = self._settings.options.prefill == "int8"
-        return self._refusals(bundle, available_bytes, with_int8=asked)
+        bundle, options = load_bundle(bundle_dir), self._settings.options
+        if options.backend != "onnxruntime":
+            from remora_agent.engine.trt.loading import beside_refusals
+
+            entry = self._built(bundle_dir, ignore).entry
+            return beside_refusals(entry, bundle, options.rows, available_bytes)
+        return self._refusals(bundle, available_bytes, with_int8=options.prefill == "int8")
 
     def _affordable(self, entry: CacheEntry, bundle: Bundle) -> EngineOptions:
         """The options, without int8 prompts where these were left to the agent and do not fit."""
@@ -274,19 +278,20 @@ class CachedEngines:
         return replace(options, prefill="plain") if refusals else options
 
     def _refusals(self, bundle: Bundle, available_bytes: int, with_int8: bool) -> list[Refusal]:
-        limits = limits_of(bundle, self._settings.options)
-        engine = engine_bytes(bundle.decoder, bundle.graph)
-        if with_int8:
-            engine += int8_prefill_bytes(bundle.decoder)
+        """Of an engine of ONNX Runtime."""
+        limits, decoder = limits_of(bundle, self._settings.options), bundle.decoder
+        weights = engine_bytes(decoder, bundle.graph)
         rank = limits.max_bank_rank
-        return fits(
-            engine_bytes=engine,
-            kv_bytes=kv_bytes(bundle.decoder, limits.rows, limits.context),
-            bank_bytes=bank_bytes(bundle.decoder, rank, graph=bundle.graph)
-            + row_slot_bytes(bundle.decoder, limits.rows, rank),
-            floor_bytes=self._settings.memory_floor_bytes,
-            available_bytes=available_bytes,
+        plan = MemoryPlan(
+            weights=weights + (int8_prefill_bytes(decoder) if with_int8 else 0),
+            kv=kv_bytes(decoder, limits.rows, limits.context),
+            bank=bank_bytes(decoder, rank, graph=bundle.graph)
+            + row_slot_bytes(decoder, limits.rows, rank),
+            workspace=0,
+            logits=0,  # and what layers take: small beside the rest, and not known before
+            floor=self._settings.memory_floor_bytes,
         )
+        return plan_refusals(plan, Shape(limits.rows, limits.context, rank), available_bytes)
 
     def _built(self, bundle_dir: Path, progress: Progress) -> BuildResult:
         options = self._settings.options

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remora_agent.engine.memory_plan import MemoryPlan, Shape, plan_refusals, unified_free
+from remora_agent.engine.memory_plan import MemoryPlan, Shape, plan_refusals
 from remora_contract.errors import RequestInvalid
 
 MIB = 1 << 20
@@ -42,12 +42,6 @@ def test_the_rows_that_are_advised_fit(excess, rows):
     if advised := re.search(r"rows (\d+) instead", refusal.need):
         smaller = replace(plan, kv=int(advised[1]) * 100 * MIB)
         assert plan_refusals(smaller, shape, plan.total - excess) == []
-
-
-def test_free_unified_memory_is_what_the_kernel_calls_available():
-    assert unified_free("MemTotal: 8000 kB\nMemAvailable:  5000 kB\n") == 5000 * 1024
-    with pytest.raises(RequestInvalid, match="MemAvailable"):
-        unified_free("MemTotal: 8000 kB\n")
 
 
 def test_a_negative_part_is_a_mistake():

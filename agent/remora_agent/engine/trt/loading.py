@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import psutil
 
 from remora_agent.engine.cache import CacheEntry
 from remora_agent.engine.protocol import Engine, EngineLimits
-from remora_agent.engine.trt import files, sampling
+from remora_agent.engine.trt import files, sampling, sizes
 from remora_agent.engine.trt.contexts import Plan
 from remora_agent.engine.trt.cuda import Cuda, load_bindings
 from remora_agent.engine.trt.device import Device, DeviceSpec
@@ -21,7 +22,14 @@ from remora_agent.engine.trt.kv import KvShape, present_name
 from remora_agent.engine.trt.module import TRT_BACKENDS, TrtBackend, TrtModule, load_module
 from remora_contract import targets
 from remora_contract.bundle import Bundle, bank_groups
-from remora_contract.errors import ArtifactInvalid, EngineFault, RequestInvalid, Unsupported
+from remora_contract.errors import (
+    ArtifactInvalid,
+    EngineFault,
+    Exhausted,
+    Refusal,
+    RequestInvalid,
+    Unsupported,
+)
 
 
 class RunOptions(Protocol):
@@ -62,9 +70,35 @@ def load_on(
         short = Plan(module, _read(entry.directory / sampling.PLAN))
         sampling.check_plan(short, size, limits.rows)
         limits = replace(limits, shortlist=size.shortlist, watched=size.watched)
+    _check_memory(cuda, [plan] if short is None else [plan, short], bundle, limits.rows)
     spec = DeviceSpec(bundle.decoder, bundle.graph, facts, limits.rows, limits.context, size)
     device = Device(cuda, plan, spec, short)
     return TrtEngine(module.backend, entry.manifest.digest, limits, device)
+
+
+def _check_memory(cuda: Cuda, plans: list[Plan], bundle: Bundle, rows: int) -> None:
+    """With the weights already there, which deserialising has put there. Raises Exhausted naming
+    every part and what would fit."""
+    scratch = max(plan.scratch_bytes for plan in plans)
+    plan = sizes.memory_plan(bundle, rows, weights=0, workspace=scratch)
+    if refused := sizes.refusals(plan, bundle, rows, cuda.available_memory(_of_system())):
+        raise Exhausted(str(refused[0]))
+
+
+def beside_refusals(entry: CacheEntry, bundle: Bundle, rows: int, of_system: int) -> list[Refusal]:
+    """Empty when one more engine fits beside what runs; `of_system`: bytes of the system's memory
+    that may be taken. Raises Unsupported, Unavailable."""
+    facts = entry.manifest.facts
+    weights = int(facts.get(files.FACT_WEIGHTS, entry.bytes))
+    workspace = int(facts.get(files.FACT_ACTIVATION, 0))
+    plan = sizes.memory_plan(bundle, rows, weights, workspace)
+    cuda = Cuda(load_bindings())
+    cuda.open_device()
+    return sizes.refusals(plan, bundle, rows, cuda.available_memory(of_system))
+
+
+def _of_system() -> int:
+    return int(psutil.virtual_memory().available)
 
 
 def check_graph(bundle: Bundle) -> None:

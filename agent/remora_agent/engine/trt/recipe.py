@@ -5,12 +5,10 @@ from __future__ import annotations
 import platform
 from dataclasses import replace
 
-import numpy as np
-
-from remora_agent.engine.memory import bank_bytes, kv_bytes
 from remora_agent.engine.recipe import GpuBuild, Machine, Recipe, graph_files
 from remora_agent.engine.trt.module import TrtBackend, TrtModule, load_module
 from remora_agent.engine.trt.profiles import profiles_of
+from remora_agent.engine.trt.sizes import bank_bytes, cache_bytes
 from remora_agent.engine.trt.target import Gpu, check_processors, this_gpu
 from remora_agent.engine.trt.workspace import workspace_bytes
 from remora_contract.bundle import Bundle
@@ -61,14 +59,11 @@ def _recipe(module: TrtModule, build: GpuBuild) -> Recipe:
 
 def _bound(build: GpuBuild, gpu: Gpu, bundle: Bundle) -> GpuBuild:
     """To the GPU whose kernels were measured while it was built."""
-    graph, decoder = bundle.graph, bundle.decoder
-    element = np.dtype(graph.dtype).itemsize
     workspace = workspace_bytes(
         gpu.memory_bytes,
         sum(f.size for f in graph_files(bundle)),
-        # The cache's capacity is part of the graph, however few tokens of it are offered.
-        kv_bytes(decoder, build.rows, graph.context, element),
-        bank_bytes(decoder, graph.max_bank_rank, element, graph),
+        cache_bytes(bundle.decoder, bundle.graph, build.rows),
+        bank_bytes(bundle.decoder, bundle.graph),
     )
     return GpuBuild(
         build.processors,

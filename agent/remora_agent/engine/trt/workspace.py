@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from remora_agent.engine.trt.sizes import FLOOR_BYTES
 from remora_contract.errors import Exhausted
 
-FLOOR_BYTES = 512 << 20  # left to the rest of the system, whatever is served
 LEAST_BYTES = 64 << 20
 MOST_BYTES = 2 << 30
 

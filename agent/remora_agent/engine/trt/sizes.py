@@ -1,0 +1,66 @@
+"""What an engine takes on the device, before it is there. Pure; bytes.
+
+A bank's group of p parts has T_max = max_bank_rank * p columns in A and in B, each as wide as all
+parts together: more than the adapters' own numbers, since B is block-diagonal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from remora_agent.engine.memory_plan import MemoryPlan, Shape, plan_refusals
+from remora_contract.bundle import Bundle, GraphSpec, bank_groups
+from remora_contract.decoder import DecoderSpec
+from remora_contract.errors import Refusal
+from remora_contract.targets import PARTS
+
+FLOOR_BYTES = 512 << 20  # left to the rest of the system, whatever is served
+_FLOAT32 = 4
+
+
+def cache_bytes(decoder: DecoderSpec, graph: GraphSpec, rows: int) -> int:
+    """The graph's whole capacity, however few tokens of it are offered."""
+    tokens = rows * graph.context * 2 * decoder.layers
+    return tokens * decoder.kv_heads * decoder.head_dim * _item(graph)
+
+
+def bank_bytes(decoder: DecoderSpec, graph: GraphSpec) -> int:
+    """A and B of every layer and group, and room to lay out the largest A anew."""
+    factors, layout = 0, 0
+    for columns, k, n in _groups(decoder, graph):
+        factors += columns * (k + n)
+        layout = max(layout, columns * k)
+    return (factors + layout) * _item(graph)
+
+
+def memory_plan(bundle: Bundle, rows: int, weights: int, workspace: int) -> MemoryPlan:
+    """`workspace`: what layers take while they run, as the builder or the engine said."""
+    decoder, graph = bundle.decoder, bundle.graph
+    return MemoryPlan(
+        weights=weights,
+        kv=cache_bytes(decoder, graph, rows),
+        bank=bank_bytes(decoder, graph),
+        workspace=workspace,
+        logits=rows * decoder.vocab * _FLOAT32,
+        floor=FLOOR_BYTES,
+    )
+
+
+def refusals(plan: MemoryPlan, bundle: Bundle, rows: int, free: int) -> list[Refusal]:
+    graph = bundle.graph
+    return plan_refusals(plan, Shape(rows, graph.context, graph.max_bank_rank), free)
+
+
+def _groups(decoder: DecoderSpec, graph: GraphSpec) -> Iterator[tuple[int, int, int]]:
+    """(columns, k, n) of each layer and group."""
+    for layer in range(decoder.layers):
+        for group in bank_groups(decoder, graph, layer):
+            parts = PARTS[group]
+            n = sum(decoder.out_features(p) for p in parts)
+            yield graph.max_bank_rank * len(parts), decoder.in_features(parts[0]), n
+
+
+def _item(graph: GraphSpec) -> int:
+    return np.dtype(graph.dtype).itemsize

@@ -1,0 +1,73 @@
+"""What is estimated before an engine is there is what it then takes; what does not fit is refused
+before anything is allocated, with every part named."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from remora_agent.engine.cache import CacheEntry
+from remora_agent.engine.trt import sizes
+from remora_contract.bundle import load_bundle
+from remora_contract.errors import Exhausted
+from tests.agent.engine.portable import FLOAT16, QWEN2
+from tests.support.cuda_emulator import CudaEmulator
+from tests.support.trt_engines import Bench
+
+ROWS = 3
+STEP_INPUTS = 64 << 10  # tokens, positions, gates of this model, each piece rounded up
+
+
+def test_the_estimate_is_what_is_allocated(gpu: Bench):
+    engine = gpu.open(rows=ROWS)
+    bundle = load_bundle(gpu.bundle_dir)
+    plan = sizes.memory_plan(bundle, ROWS, weights=0, workspace=0)
+    estimated = plan.total - plan.floor
+    assert estimated <= gpu.cuda.used <= estimated + STEP_INPUTS
+    engine.close()
+
+
+def test_each_row_costs_its_cache_and_its_logits(gpu: Bench):
+    used = []
+    for rows in (1, 2):
+        engine = gpu.open(rows=rows)
+        used.append(gpu.cuda.used)
+        engine.close()
+    bundle = load_bundle(gpu.bundle_dir)
+    row = sizes.cache_bytes(bundle.decoder, bundle.graph, 1) + 4 * bundle.decoder.vocab
+    assert row <= used[1] - used[0] <= row + STEP_INPUTS
+
+
+def test_the_bank_is_wider_than_its_adapters():
+    """By hand: one group, gate_up of hidden 64 and 96 + 96 outputs, rank 8 in float16: 16 columns
+    in A [64, 16] and B [16, 192], and once more A."""
+    graph = replace(FLOAT16, max_bank_rank=8)
+    whole = sizes.bank_bytes(replace(QWEN2, layers=1), graph)
+    twice = sizes.bank_bytes(replace(QWEN2, layers=2), graph)
+    layer = sum(
+        8 * parts * (k + n)
+        for parts, k, n in ((3, 64, 128), (1, 64, 64), (2, 64, 192), (1, 96, 64))
+    )
+    assert twice - whole == 2 * layer
+    assert whole == 2 * (layer + 3 * 8 * 64)
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_what_does_not_fit_is_refused_by_parts_before_anything_is_allocated(
+    trt_bundle: Path, trt_entry: CacheEntry, is_shared: bool
+):
+    """Where memory is the system's, what the kernel would give back counts too: here there is
+    enough, and CUDA alone would have said that there is not."""
+    bundle = load_bundle(trt_bundle)
+    plan = sizes.memory_plan(bundle, 4, weights=0, workspace=0)
+    cuda = CudaEmulator(plan.total - plan.floor + STEP_INPUTS, is_shared=is_shared)
+    bench = Bench(trt_bundle, trt_entry, cuda)
+    if is_shared:
+        bench.open().close()
+        return
+    with pytest.raises(Exhausted, match=r"kv .*bank .*logits .*floor 512 MiB.*free"):
+        bench.open()
+    assert cuda.live == []
+    assert not any(call[0] == "cudaMalloc" for call in cuda.calls)
