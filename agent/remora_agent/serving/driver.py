@@ -175,10 +175,10 @@ def _into(
 
 
 async def compiled(model: ServedModel, constraint: Constraint | None) -> Grammar | None:
-    if constraint is None:
-        return None
     """Raises as ModelRuntime.compile, RequestInvalid when it takes too long, Exhausted when others
     take so long that it did not begin."""
+    if constraint is None:
+        return None
     compiling = model.runtime.compile(constraint)
     try:
         return await asyncio.wait_for(asyncio.wrap_future(compiling), COMPILE_TIMEOUT_S)
