@@ -42,9 +42,9 @@ class Worker:
         self._process.wait()
 
     def busy_s(self) -> float:
-        """Processor seconds of the child so far."""
+        """Processor seconds of the child, and of its own children that have ended, so far."""
         fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _TICKS
+        return sum(map(int, fields[11:15])) / _TICKS
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None

@@ -1,10 +1,13 @@
-"""Decode and prefill of a Qwen2.5-0.5B-shaped int4 model: Remora's engine beside onnxruntime-genai.
+"""Decode and prefill of a Qwen2.5-0.5B-shaped int4 model: Remora's engine beside onnxruntime-genai
+and llama.cpp.
 
-    python benchmarks/decode.py [--work DIR] [--genai-python PYTHON] [--threads N] [--rounds N]
+    python benchmarks/decode.py [--work DIR] [--genai-python PYTHON] [--llama DIR] [--threads N]
 
-Both start from one random bf16 checkpoint, made here; onnxruntime-genai's own builder makes its
-model. Ratios of medians of alternated blocks: absolute figures are this machine's. A peer that is
-not installed is "not measured".
+All start from one random bf16 checkpoint, made here; the peers' own tools make their models of it:
+onnxruntime-genai's builder, and for blocks of 32 llama.cpp's converter and llama-quantize (Q4_0 of
+every matrix). --llama names a build of llama.cpp whose CMakeCache.txt names its source. Ratios of
+medians of alternated blocks: absolute figures are this machine's. A peer that is not given is "not
+measured".
 """
 
 from __future__ import annotations
@@ -25,7 +28,9 @@ from rich.table import Table
 HERE = Path(__file__).parent
 PAST = (128, 1024)
 PROMPT = 512
-GOAL_DECODE = 1.3
+PEERS = ("genai", "llama.cpp")
+LLAMA_BLOCK = 32  # of Q4_0
+GOAL_DECODE = {"genai": 1.3, "llama.cpp": 1.5}
 GOAL_PREFILL = 4.0
 
 
@@ -43,6 +48,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--work", type=Path, help="keeps checkpoint and models (4 GB)")
     parser.add_argument("--genai-python", type=Path, help="Python with onnxruntime-genai 0.18")
+    parser.add_argument("--llama", type=Path, help="build folder of llama.cpp, with llama-bench")
     parser.add_argument("--threads", type=int, default=2, help="of every program")
     parser.add_argument("--rounds", type=int, default=5, help="blocks of each program")
     parser.add_argument("--blocks", type=int, nargs="+", default=[32, 128], choices=(32, 128))
@@ -52,12 +58,15 @@ def _arguments() -> argparse.Namespace:
 def measure(arguments: argparse.Namespace, work: Path) -> None:
     checkpoint = checkpoint_in(work)
     table = Table(title=f"tok/s, batch 1, {arguments.threads} threads")
-    for column in ("measure", "int4 block", "remora", "onnxruntime-genai", "ratio", "samples"):
+    columns = ("measure", "int4 block", "remora", *PEERS, *(f"to {p}" for p in PEERS), "samples")
+    for column in columns:
         table.add_column(column, justify="left" if column == "measure" else "right")
     for block in arguments.blocks:
         workers = {"remora": remora_worker(work, checkpoint, block, arguments.threads)}
         if arguments.genai_python is not None:
             workers["genai"] = _genai_worker(work, checkpoint, block, arguments)
+        if arguments.llama is not None and block == LLAMA_BLOCK:
+            workers["llama.cpp"] = _llama_worker(work, checkpoint, arguments)
         for name, worker in workers.items():
             Console().print(f"{name} block {block}: {worker.facts}")
         for past in PAST:
@@ -73,7 +82,8 @@ def measure(arguments: argparse.Namespace, work: Path) -> None:
             table, f"prefill {PROMPT}, plain", block, _plain_row(work, checkpoint, block, arguments)
         )
     Console().print(table)
-    Console().print(f"goals: decode ratio >= {GOAL_DECODE}, prefill >= {GOAL_PREFILL}")
+    goals = ", ".join(f"{goal} to {peer}" for peer, goal in GOAL_DECODE.items())
+    Console().print(f"goals: decode >= {goals}; prefill >= {GOAL_PREFILL} to both")
 
 
 def checkpoint_in(work: Path) -> Path:
@@ -131,6 +141,29 @@ def _genai_worker(
     return Worker([python, str(HERE / "workers" / "genai_worker.py"), str(model)])
 
 
+def _llama_worker(work: Path, checkpoint: Path, arguments: argparse.Namespace) -> Worker:
+    tools, model = arguments.llama / "bin", work / "llama-q4_0.gguf"
+    if not model.exists():
+        whole, unfinished = work / "llama-f16.gguf", work / "llama-q4_0.unfinished"
+        converter = str(HERE / "workers" / "llama_convert.py")
+        source = str(_llama_source(arguments.llama))
+        convert = [sys.executable, converter, source, str(checkpoint), str(whole)]
+        quantize = [str(tools / "llama-quantize"), "--pure", str(whole), str(unfinished), "Q4_0"]
+        with (work / "llama.log").open("wb") as log:
+            for command in (convert, quantize):
+                subprocess.run(command, check=True, stdout=log, stderr=log)
+        whole.unlink()
+        unfinished.rename(model)
+    script = str(HERE / "workers" / "llama_worker.py")
+    program = str(tools / "llama-bench")
+    return Worker([sys.executable, script, program, str(model), str(arguments.threads)])
+
+
+def _llama_source(build: Path) -> Path:
+    lines = (build / "CMakeCache.txt").read_text().splitlines()
+    return Path(next(x.partition("=")[2] for x in lines if x.startswith("CMAKE_HOME_DIRECTORY")))
+
+
 def _set_threads(path: Path, threads: int) -> None:
     """It runs on one thread unless told otherwise."""
     config: dict[str, Any] = json.loads(path.read_text())
@@ -159,16 +192,18 @@ def _plain_row(
     ours, plain = samples["auto"], samples["plain"]
     ratio = f"{plain.median_s / ours.median_s:.2f}"
     speed = f"{PROMPT / plain.median_s:.1f}"
-    return [speed, "", f"auto {ratio}x", f"{ours.note}, {plain.note}"]
+    return [speed, "", "", f"auto {ratio}x", "", f"{ours.note}, {plain.note}"]
 
 
 def _row(samples: dict[str, Samples], tokens: int) -> list[str]:
-    ours, theirs = samples["remora"], samples.get("genai")
-    if theirs is None:
-        return [f"{tokens / ours.median_s:.1f}", "not measured", "", ours.note]
-    ratio = f"{theirs.median_s / ours.median_s:.2f}"
-    speeds = [f"{tokens / s.median_s:.1f}" for s in (ours, theirs)]
-    return [*speeds, ratio, f"{ours.note}, {theirs.note}"]
+    ours = samples["remora"]
+    speeds, ratios, notes = [f"{tokens / ours.median_s:.1f}"], [], [ours.note]
+    for peer in PEERS:
+        theirs = samples.get(peer)
+        speeds.append("not measured" if theirs is None else f"{tokens / theirs.median_s:.1f}")
+        ratios.append("" if theirs is None else f"{theirs.median_s / ours.median_s:.2f}")
+        notes += [] if theirs is None else [theirs.note]
+    return [*speeds, *ratios, ", ".join(notes)]
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 CHILD = Path(__file__).with_name("tensorrt_rtx_child.py")
-PROCESSORS = ("SM80", "SM86", "SM89")  # Orin is SM87, which the wheel cannot name; SM86 is nearest
+# Orin is SM87, which the wheel cannot name; SM86 is nearest.
+PROCESSORS = ("SM80", "SM86", "SM89", "SM120")
 TIMEOUT_S = 180
 EXPECTED_WARNINGS = (
     # Said about every int64 input, which is what the contract asks for.
