@@ -1,6 +1,6 @@
 """python llama_convert.py LLAMA_SOURCE CHECKPOINT OUT_GGUF: llama.cpp's own converter, told that
-the checkpoint has no vocabulary: the benchmark's tokenizer is none that it knows, and llama-bench feeds
-token ids. Imports nothing of Remora.
+the checkpoint has no vocabulary: the benchmark's tokenizer is none that it knows, and llama-bench
+feeds token ids. Imports nothing of Remora.
 """
 
 from __future__ import annotations
