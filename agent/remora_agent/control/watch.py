@@ -54,7 +54,10 @@ class Watcher:
         """Until the stream ends. True when it brought at least one poke."""
         poked = False
         self._interrupt.check()
-        self._call = self._client.watch()
+        try:
+            self._call = self._client.watch()
+        except Cancelled:  # a renewed certificate has just replaced the client
+            return False
         try:
             self._interrupt.check()  # again: a stop before `_call` was there had nothing to cancel
             for _ in self._call:
