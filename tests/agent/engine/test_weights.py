@@ -19,6 +19,8 @@ from remora_contract.targets import AdapterTarget
 from tests.agent.engine.portable import QWEN2, random_bundle
 from tests.support.adapters import random_tensors, write_sidecar
 
+MARKER = (1234.5, -777.25, 65504.0, -65504.0)  # float16 holds them all; the last two are its ends
+
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
@@ -158,16 +160,18 @@ def test_bytes_that_are_no_safetensors_file_are_refused(sidecar: Path, bundle: B
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_numbers_that_are_not_finite_are_refused(
-    tmp_path: Path, bundle: Bundle, bad: float, which: int
+    tmp_path: Path, bundle: Bundle, bad: float, which: int, dtype: str
 ):
     tensors = random_tensors(QWEN2, seed=1)
-    tensors[AdapterTarget(1, "up")][which][-1, -1] = 1234.5
-    write_sidecar(tmp_path / "x", bundle.base_digest, tensors)
+    tensors[AdapterTarget(1, "up")][which][-1, -4:] = MARKER
+    write_sidecar(tmp_path / "x", bundle.base_digest, tensors, dtype=dtype)
     data = (tmp_path / "x" / WEIGHTS_FILE).read_bytes()
-    marker, poison = np.float32(1234.5).tobytes(), np.float32(bad).tobytes()
+    marker = np.array(MARKER, dtype).tobytes()
+    poisoned = np.array([*MARKER[:-1], bad], dtype).tobytes()
     assert data.count(marker) == 1
-    rewrite(tmp_path / "x", data.replace(marker, poison))
+    rewrite(tmp_path / "x", data.replace(marker, poisoned))
     with pytest.raises(AdapterInvalid, match=r"layers\.1\.up\.[ab].*NaN or infinity"):
         load_weights(tmp_path / "x", bundle)
 

@@ -256,22 +256,36 @@ def _pack_group(
     columns = [[a for a, _, _ in factors[p]] for p in parts]
     packed = {name_a: _pack_a(k, rank, columns) if twin is None else twin[name_a].array}
     for p in parts:
-        b_slot = np.zeros((1, rank, decoder.out_features(p)), np.float32)
-        at = 0
-        for a, b, weight in factors[p]:
-            width = a.shape[1]
-            np.multiply(b, np.float32(weight), out=b_slot[0, at : at + width], dtype=np.float32)
-            at += width
-        packed[names.slot_b(layer, p)] = b_slot
+        packed[names.slot_b(layer, p)] = _pack_b(rank, decoder.out_features(p), factors[p])
     return packed
 
 
 def _pack_a(k: int, rank: int, columns: list[list[NDArray[np.floating]]]) -> NDArray[np.float32]:
     """[1, k, parts * rank]: for each part its adapters' A factors, then zeros up to `rank`."""
-    packed = np.zeros((1, k, len(columns) * rank), np.float32)
+    packed = np.empty((1, k, len(columns) * rank), np.float32)
     for i, factors in enumerate(columns):
         at = i * rank
         for a in factors:
             packed[0, :, at : at + a.shape[1]] = a
             at += a.shape[1]
+        packed[0, :, at : (i + 1) * rank] = 0
+    return packed
+
+
+def _pack_b(
+    rank: int,
+    n: int,
+    factors: list[tuple[NDArray[np.floating], NDArray[np.floating], float]],
+) -> NDArray[np.float32]:
+    """[1, rank, n]: the adapters' B factors times their weights, then zeros."""
+    packed = np.empty((1, rank, n), np.float32)
+    at = 0
+    for _, b, weight in factors:
+        rows = packed[0, at : at + b.shape[0]]
+        if weight == 1.0:
+            rows[...] = b  # only converts
+        else:
+            np.multiply(b, np.float32(weight), out=rows, dtype=np.float32)
+        at += b.shape[0]
+    packed[0, at:] = 0
     return packed
