@@ -21,6 +21,7 @@ import json
 from collections.abc import Mapping
 from enum import IntEnum
 from math import prod
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ class TrtEmulator:
     def __init__(self, cuda: CudaEmulator) -> None:
         self.cuda = cuda
         self.calls: list[tuple[Any, ...]] = []
+        self.plans: list[bytes | mmap] = []  # what engines were made of
         self.fail_contexts = False  # as when there is no memory for one
         self.fail_enqueue = False
         self.contexts = self.engines = 0  # alive
@@ -77,7 +79,9 @@ class TrtEmulator:
         class Runtime:
             def __init__(_self, logger: Logger) -> None: ...
 
-            def deserialize_cuda_engine(_self, data: bytes) -> CudaEngine | None:
+            def deserialize_cuda_engine(_self, buffer: bytes | mmap) -> CudaEngine | None:
+                self.plans.append(buffer)
+                data = bytes(buffer)
                 return CudaEngine(self, data) if data.startswith(b'{"emulated"') else None
 
         self.Logger = Logger

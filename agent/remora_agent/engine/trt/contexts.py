@@ -6,6 +6,7 @@ share one block (`ExecutionContextAllocationStrategy.USER_MANAGED`).
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,8 +19,8 @@ from remora_contract.errors import EngineFault, Exhausted
 class Plan:
     """A deserialised engine."""
 
-    def __init__(self, module: TrtModule, data: bytes) -> None:
-        """Raises EngineFault when TensorRT does not take the bytes."""
+    def __init__(self, module: TrtModule, data: bytes | mmap.mmap) -> None:
+        """`data` is not needed afterwards. Raises EngineFault when TensorRT does not take it."""
         trt = module.trt
         self._trt = trt
         self._logger = trt.Logger(trt.Logger.WARNING)

@@ -4,6 +4,9 @@ the CUDA module; `runtime` and `module` are given by tests.
 
 from __future__ import annotations
 
+import mmap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -62,12 +65,12 @@ def load_on(
     limits = limits_of(bundle, facts, options)
     cuda = Cuda(runtime)
     cuda.open_device()
-    plan = Plan(module, _read(entry.directory / files.PLAN))
+    plan = _plan(module, entry.directory / files.PLAN)
     check_plan(plan, facts, bundle, limits)
     size = sampling.size_of(entry.manifest.facts, limits.vocab, str(entry.directory))
     short = None
     if size is not None:
-        short = Plan(module, _read(entry.directory / sampling.PLAN))
+        short = _plan(module, entry.directory / sampling.PLAN)
         sampling.check_plan(short, size, limits.rows)
         limits = replace(limits, shortlist=size.shortlist, watched=size.watched)
     _check_memory(cuda, [plan] if short is None else [plan, short], bundle, limits.rows)
@@ -189,8 +192,20 @@ def _backend(name: str) -> TrtBackend:
     raise ArtifactInvalid(f"an engine of {name} was given to TensorRT; build it again")
 
 
-def _read(path: Path) -> bytes:
+def _plan(module: TrtModule, path: Path) -> Plan:
+    with _mapped(path) as data:
+        return Plan(module, data)
+
+
+@contextmanager
+def _mapped(path: Path) -> Iterator[mmap.mmap]:
+    """The file's pages, which the system may drop as they are read: a copy of an engine in memory
+    that the GPU shares would have to fit beside the engine. Nobody shortens a file of the cache."""
     try:
-        return path.read_bytes()
-    except OSError as e:
-        raise ArtifactInvalid(f"{path} cannot be read: {e.strerror or e}") from e
+        with path.open("rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as e:  # ValueError: it is empty
+        reason = getattr(e, "strerror", None) or e
+        raise ArtifactInvalid(f"{path} cannot be read: {reason}; build the engine again") from e
+    with data:
+        yield data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from mmap import mmap
 from pathlib import Path
 
 import numpy as np
@@ -71,9 +72,18 @@ def test_a_plan_that_tensorrt_cannot_read_is_to_be_built_again(gpu: Bench, tmp_p
     broken = Bench(gpu.bundle_dir, CacheEntry(tmp_path, gpu.entry.manifest))
     with pytest.raises(EngineFault, match="must be built again"):
         broken.open()
-    (tmp_path / files.PLAN).unlink()
-    with pytest.raises(ArtifactInvalid, match="cannot be read"):
-        broken.open()
+    for spoil in (lambda: (tmp_path / files.PLAN).write_bytes(b""), (tmp_path / files.PLAN).unlink):
+        spoil()
+        with pytest.raises(ArtifactInvalid, match="cannot be read"):
+            broken.open()
+
+
+def test_a_plan_is_never_copied_into_memory_of_our_own(gpu: Bench):
+    gpu.open().close()
+    assert gpu.trt.plans
+    for plan in gpu.trt.plans:
+        assert isinstance(plan, mmap)
+        assert plan.closed
 
 
 def test_more_rows_than_built_for_are_refused(gpu: Bench):
