@@ -14,10 +14,19 @@ BACKEND_HELP = (
 )
 BUILD_HELP = "Whose engine: onnxruntime (this processor), tensorrt or tensorrt_rtx (NVIDIA GPUs)."
 
+_EDGE_LLM = (
+    "there is no backend edgellm: TensorRT Edge-LLM's runtime answers whole requests with one "
+    "adapter at a time and gives no logits (docs/adr/0012). Export the checkpoint with "
+    "`remora-build export` and use tensorrt or tensorrt_rtx; adapters for Edge-LLM itself are "
+    "written by `remora-build adapter --format edgellm`"
+)
+
 
 def check_backend(name: str) -> BackendName:
-    """Raises RequestInvalid for an unknown one."""
+    """Raises RequestInvalid for an unknown one, and for one that was planned and is not there."""
     for known in BACKENDS:
         if name == known:
             return known
+    if name == "edgellm":
+        raise RequestInvalid(_EDGE_LLM)
     raise RequestInvalid(f"backend must be one of {', '.join(BACKENDS)}, not {name[:40]!r}")
