@@ -186,6 +186,7 @@ def device_refusals(device: Device, contents: Contents) -> list[Refusal]:
         disk_free_bytes=facts.disk_free_bytes if ship_bytes(device, contents) else 0,
         agent_version=facts.agent_version,
         backends=facts.backends,
+        engine_key=facts.engine_key,
     )
     dialect = contents.manifests[contents.release.bundle].facts.get("dialect")
     if dialect == "native" or dialect == "legacy":

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from remora_contract.adapter import Adapter, TargetRank
 from remora_contract.bundle import Bundle
 from remora_contract.digests import short
+from remora_contract.engine import PROCESSORS
 from remora_contract.errors import Refusal
 from remora_contract.release import Constraints
 from remora_contract.targets import MODEL_GROUPS, Projection
@@ -87,10 +88,11 @@ def constraint_refusals(
     disk_free_bytes: int,
     agent_version: str,
     backends: Mapping[str, str],
+    engine_key: Mapping[str, str],
 ) -> list[Refusal]:
     """What of a release's constraints a device does not meet. The controller asks before it ships,
-    the device before it fetches. `backends` has their versions; 0 bytes of free disk mean that it
-    did not say."""
+    the device before it fetches. `backends` has their versions, `engine_key` the fields of the
+    engines that fit (`remora_contract.engine`); 0 bytes of free disk mean that it did not say."""
     refusals = []
     if wants.min_memory_bytes is not None and memory_bytes < wants.min_memory_bytes:
         refusals.append(Refusal("memory", _mib(wants.min_memory_bytes), _mib(memory_bytes)))
@@ -103,6 +105,11 @@ def constraint_refusals(
     if wants.backends and not set(wants.backends) & set(backends):
         have = ", ".join(sorted(backends)) or "none"
         refusals.append(Refusal("backend", " or ".join(wants.backends), have))
+    sm = engine_key.get(PROCESSORS)
+    if wants.sm is not None and sm not in [str(wanted) for wanted in wants.sm]:
+        need = " or ".join(f"SM {wanted}" for wanted in wants.sm)
+        have = "no GPU that its agent serves with" if sm is None else f"SM {sm}"
+        refusals.append(Refusal("sm", need, have))
     return [*refusals, *_version_refusals(wants.min_backend_versions or {}, backends)]
 
 

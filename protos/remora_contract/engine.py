@@ -28,6 +28,7 @@ from remora_contract.strict import loads, plain
 
 ENGINE_JSON = "engine.json"
 PREFILL = "prefill"  # the recipe's field that depends on the bundle too
+PROCESSORS = "gpu.processors"  # compute capabilities, of a device its own one
 MAX_KEY_FIELDS = 64
 MAX_FIELD_TEXT = 256
 _SHOWN = 4

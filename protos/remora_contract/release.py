@@ -85,8 +85,11 @@ class Constraints:
     min_disk_free_bytes: int | None = None  # before it fetches; nothing where nothing is lacking
     # By name, for example {"tensorrt": "10.3"}; of those named a device must have one, new enough.
     min_backend_versions: dict[str, str] | None = None
+    sm: tuple[int, ...] | None = None  # GPUs: one of these, 87 for compute capability 8.7
 
     def __post_init__(self) -> None:
+        if self.sm is not None and not (self.sm and all(10 <= sm <= 999 for sm in self.sm)):
+            raise ValueError("sm lists compute capabilities without the dot, for example [86, 87]")
         if self.min_disk_free_bytes is not None and self.min_disk_free_bytes < 0:
             raise ValueError("min_disk_free_bytes is not negative")
         for name, version in (self.min_backend_versions or {}).items():

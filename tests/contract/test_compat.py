@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from remora_agent.engine.recipe import GpuBuild
 from remora_contract.compat import constraint_refusals
+from remora_contract.engine import PROCESSORS, flat
 from remora_contract.release import Constraints
 from remora_contract.strict import plain
 
@@ -15,6 +17,7 @@ def codes(wants: Constraints, **have: object) -> list[str]:
         "disk_free_bytes": 4 << 30,
         "agent_version": "0.12.1",
         "backends": {"onnxruntime": "1.20.1"},
+        "engine_key": {"backend": "onnxruntime"},
     }
     return [r.code for r in constraint_refusals(wants, **{**facts, **have})]
 
@@ -61,6 +64,34 @@ def test_one_backend_that_is_new_enough_will_do(need, have, refused):
 @pytest.mark.parametrize(("free", "refused"), [(1 << 30, True), (2 << 30, False), (0, False)])
 def test_free_disk_is_wanted_where_it_is_known(free, refused):
     assert bool(codes(Constraints(min_disk_free_bytes=2 << 30), disk_free_bytes=free)) is refused
+
+
+@pytest.mark.parametrize(
+    ("need", "key", "refused"),
+    [
+        ((86, 87), {"gpu.processors": "87"}, False),
+        ((86,), {"gpu.processors": "87"}, True),
+        ((8,), {"gpu.processors": "87"}, None),
+        ((87,), {"backend": "onnxruntime"}, True),
+        ((87,), {}, True),
+    ],
+)
+def test_a_gpu_is_wanted_by_its_compute_capability(need, key, refused):
+    if refused is None:
+        with pytest.raises(ValueError, match="without the dot"):
+            Constraints(sm=need)
+    else:
+        assert codes(Constraints(sm=need), engine_key=key) == (["sm"] if refused else [])
+
+
+def test_no_gpu_at_all_is_not_what_a_list_of_none_means():
+    with pytest.raises(ValueError, match="without the dot"):
+        Constraints(sm=())
+
+
+def test_the_key_that_is_looked_at_is_the_agents():
+    build = GpuBuild(processors=(87,), rows=4, prefill_tokens=256)
+    assert flat({"gpu": build})[PROCESSORS] == "87"
 
 
 def test_a_release_without_the_newer_constraints_is_the_document_it_was():

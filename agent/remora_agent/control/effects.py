@@ -80,6 +80,7 @@ class Effects:
             disk_free_bytes=0 if is_here else facts.disk_free_bytes,
             agent_version=facts.agent_version,
             backends=facts.backends,
+            engine_key=self.host.engine_key(),
         )
         if refusals:
             raise Incompatible(refusals)
