@@ -36,13 +36,14 @@ test-all: $(TENSORRT)  ## these and the slow ones, as CI runs them
 test-slow: $(TENSORRT)  ## only the slow ones
 	$(BIN)/python -m pytest -n $(JOBS) -m 'slow and not gpu' $(PYTEST_ARGS)
 
-lint: $(STAMP)  ## style, types, import contract, drift of protocols and of docs/support.md
+lint: $(STAMP)  ## style, types, import contract, drift of protocols and of generated pages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/generate_protos.py --check
 	$(BIN)/python -m scripts.support_reference --check
+	$(BIN)/python -m scripts.state_reference --check
 
 format: $(STAMP)  ## rewrite what the linters can
 	$(BIN)/ruff check --fix .

@@ -22,6 +22,7 @@ from remora_build.families.wrappers import WRAPPERS
 from remora_build.merge.fields import FIELDS as MERGE_FIELDS
 from remora_contract.decoder import RopeSpec
 from scripts import support_evidence as evidence
+from scripts.markdown import table
 
 # Fields by which a quantizing tool says how, of the whole config and of one of its groups.
 WHOLE = ("quant_algo", "format", "bits", "group_size", "sym", "zero_point", "weight_block_size")
@@ -31,13 +32,13 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "support.md"
 
 def page_with_tables(text: str) -> str:
     """`text` with every table between its markers written again."""
-    for name, table in TABLES.items():
+    for name, written in TABLES.items():
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
         if begin not in text or end not in text:
             sys.exit(f"docs/support.md has no markers for its table {name!r}")
         before, _, rest = text.partition(begin)
         _, _, after = rest.partition(end)
-        text = f"{before}{begin}\n\n{table()}\n\n{end}{after}"
+        text = f"{before}{begin}\n\n{written()}\n\n{end}{after}"
     return text
 
 
@@ -49,7 +50,7 @@ def _families() -> str:
         variants = [name for name, (kind, _) in VARIANTS.items() if kind == family.model_type]
         tested = ", ".join([family.model_type, *variants])
         rows.append((family.title, f"`{family.model_type}`", family.own, tested))
-    return _table(("models", "`model_type`", "its own", "forms held to transformers"), rows)
+    return table(("models", "`model_type`", "its own", "forms held to transformers"), rows)
 
 
 def _wrapped() -> str:
@@ -57,14 +58,14 @@ def _wrapped() -> str:
         (w.title, f"`{w.model_type}`", ", ".join(f"`{t}`" for t in dict.fromkeys(w.text.values())))
         for w in WRAPPERS.values()
     ]
-    return _table(("model", "`model_type`", "its text part is exported as"), rows)
+    return table(("model", "`model_type`", "its text part is exported as"), rows)
 
 
 def _ropes() -> str:
     scalings = typing.get_args(typing.get_type_hints(RopeSpec)["scaling"])
     rows = [(f"`{s}`", ", ".join(evidence.ROPE_FORMS[s])) for s in scalings]
     rows.append(("`dynamic`", "refused by name: its frequencies follow the length reached"))
-    return _table(("scaling", "forms held to transformers"), rows)
+    return table(("scaling", "forms held to transformers"), rows)
 
 
 def _fields() -> str:
@@ -74,7 +75,7 @@ def _fields() -> str:
         row = (f"`{name}`", carried, "the same" if merged == carried else merged, _tests(name))
         rows.append(row)
     head = ("field", "`remora-build adapter`", "`remora-build merge`", "tests")
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _treated(rule: Rule | None) -> str:
@@ -110,7 +111,7 @@ def _formats() -> str:
         )
         for name in SOURCE_FORMATS
     ]
-    return _table(("format", "recognised by", "read", "written", "tests"), rows)
+    return table(("format", "recognised by", "read", "written", "tests"), rows)
 
 
 def _bases() -> str:
@@ -121,7 +122,7 @@ def _bases() -> str:
         where = config.get("quantization", config)
         tool = where.get("quant_method", "modelopt")
         rows.append((f"`{name}`", f"`{tool}`", _scheme(where)))
-    return _table(("layout in the tests", "tool", "what its config says"), rows)
+    return table(("layout in the tests", "tool", "what its config says"), rows)
 
 
 def _scheme(config: dict[str, object]) -> str:
@@ -141,17 +142,11 @@ def _inserted() -> str:
 
     rows = [(f"`{n}`", "ONNX Runtime") for n in RUNNABLE]
     rows += [(f"`{n}`", "onnx.reference with stand-ins") for n in REFERENCE_ONLY]
-    return _table(("form of a projection", "held to the graph with the adapters stored, on"), rows)
+    return table(("form of a projection", "held to the graph with the adapters stored, on"), rows)
 
 
 def _files(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    titles = list(head)
-    lines = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 TABLES: dict[str, Callable[[], str]] = {

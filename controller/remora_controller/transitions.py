@@ -1,4 +1,7 @@
-"""What an operator may ask of a rollout in which state, as a table. Pure."""
+"""Into which states a rollout goes: asked by an operator, and by itself, as tables. Pure.
+
+When it goes there by itself is `rollout.decide`'s; that it goes nowhere else, its tests'.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,19 @@ NEXT: dict[tuple[RolloutState, Request], RolloutState] = {
     (S.AWAITING_APPROVAL, R.APPROVE): S.RUNNING,
     **{(s, R.ABORT): S.ABORTING for s in S if not s.is_final},
     **{(s, R.SUPERSEDE): S.SUPERSEDED for s in S if not s.is_final},
+}
+
+BY_ITSELF: dict[RolloutState, dict[RolloutState, str]] = {
+    S.RUNNING: {
+        S.COMPLETED: "all waves have succeeded and their gates pass",
+        S.ROLLING_BACK: "a wave can no longer succeed, or a gate that says `rollback` fails",
+        S.PAUSED: (
+            "a gate that says `pause` fails; or there is no evidence: nobody of the waves so far "
+            "answered in time, nobody is left, or a gate lacks samples"
+        ),
+    },
+    S.ABORTING: {S.ABORTED: "nobody is changing any more, or nobody is heard of in time"},
+    S.ROLLING_BACK: {S.ROLLED_BACK: "the same"},
 }
 
 

@@ -21,6 +21,7 @@ from remora_controller.rollout import (
     SetState,
     decide,
 )
+from remora_controller.transitions import BY_ITSELF
 
 NEW, OLD = "new-release", "old-release"
 GOOD = (Phase.ADMITTED, Phase.STAGING, Phase.SWITCHING, Phase.SOAKING, Phase.COMMITTED)
@@ -80,7 +81,10 @@ class World:
         )
 
     def decide(self) -> list[Action]:
-        return decide(self.view(), self.now)
+        actions = decide(self.view(), self.now)
+        states = {a.state for a in actions if isinstance(a, SetState)}
+        assert states <= set(BY_ITSELF.get(self.state, {})), "docs/states.md would be wrong"
+        return actions
 
     def apply(self, action: Action) -> None:
         if isinstance(action, Assign):
