@@ -211,6 +211,11 @@ class TelemetryConfig:
         "http[s]://HOST:PORT that gets a trace of each request over OTLP/gRPC (remora[otel]); "
         "absent: no traces.",
     )
+    kept_log_bytes: int = _setting(
+        4 << 20,
+        "Bytes of its own log that the agent keeps in its state directory for `remora logs fetch`, "
+        "without prompts and answers; 0 keeps none.",
+    )
     spool_events: int = _setting(5000, "Events kept while offline; the oldest are dropped first.")
     spool_samples: int = _setting(
         50_000, "Metric samples kept while offline; the oldest are dropped first."
@@ -218,6 +223,7 @@ class TelemetryConfig:
 
     def __post_init__(self) -> None:
         _at_least(self.interval_s, 0.1, "telemetry.interval_s")
+        _at_least(self.kept_log_bytes, 0, "telemetry.kept_log_bytes")
         _at_least(self.spool_events, 10, "telemetry.spool_events")
         _at_least(self.spool_samples, 10, "telemetry.spool_samples")
         if self.request_log not in _REQUEST_LOGS:

@@ -29,10 +29,12 @@ from remora_controller.loop import DecisionLoop
 from remora_controller.metrics import MetricsServer
 from remora_controller.operations import Operations
 from remora_controller.presence import Presence
+from remora_controller.questions import Questions
 from remora_controller.repository import Repository
 from remora_controller.services.access import AccessInterceptor
 from remora_controller.services.admission import Admission
 from remora_controller.services.artifacts import ArtifactsService
+from remora_controller.services.diagnostics import Asking, DiagnosticsService
 from remora_controller.services.enrolment import EnrolmentService
 from remora_controller.services.fleet import FleetParts, FleetService
 from remora_controller.services.governance import GovernedOperatorService
@@ -41,7 +43,12 @@ from remora_controller.store.sqlite import SqliteStore
 from remora_controller.store_thread import StoreThread
 from remora_controller.sync_writer import SyncWriter
 from remora_controller.watchers import Watchers
-from remora_protos.control.v1 import control_pb2, control_pb2_grpc
+from remora_protos.control.v1 import (
+    control_pb2,
+    control_pb2_grpc,
+    diagnostics_pb2,
+    diagnostics_pb2_grpc,
+)
 from remora_protos.operator.v1 import operator_pb2, operator_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -82,6 +89,7 @@ class Controller:
         self._thread = StoreThread()
         self._counters = Counters()
         self._watchers = Watchers()
+        self._questions = Questions()
         self._repository = Repository(repository, time.monotonic)
         self._presence = Presence(time.time(), config.offline_after_s)
         self._presence.load(self._store.devices(), self._store.latest_metrics())
@@ -153,13 +161,16 @@ class Controller:
         control_pb2_grpc.add_FleetServicer_to_server(fleet, server)
         artifacts = ArtifactsService(self._repository, self._admission, self._count_fetched)
         control_pb2_grpc.add_ArtifactsServicer_to_server(artifacts, server)
+        diagnostics = DiagnosticsService(self._questions, self._admission, time.time)
+        diagnostics_pb2_grpc.add_DiagnosticsServicer_to_server(diagnostics, server)
         governance = Governance(self._store, self._operations, time.time)
-        operator = GovernedOperatorService(self._operator_parts(), governance)
+        operator = GovernedOperatorService(self._operator_parts(), governance, self._asking())
         operator_pb2_grpc.add_OperatorServicer_to_server(operator, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         control = control_pb2.DESCRIPTOR.services_by_name
         names = [
             *(control[name].full_name for name in _SERVICES),
+            *(s.full_name for s in diagnostics_pb2.DESCRIPTOR.services_by_name.values()),
             operator_pb2.DESCRIPTOR.services_by_name["Operator"].full_name,
             health.SERVICE_NAME,
             reflection.SERVICE_NAME,
@@ -177,9 +188,20 @@ class Controller:
             admission=self._admission,
             authority=self._authority,
             counters=self._counters,
+            questions=self._questions,
             clock=time.time,
             sync_interval_s=self._config.sync_interval_s,
             on_news=self._loop.wake,
+        )
+
+    def _asking(self) -> Asking:
+        return Asking(
+            self._questions,
+            self._store,
+            self._thread,
+            self._watchers,
+            self._presence,
+            time.time,
         )
 
     def _operator_parts(self) -> OperatorParts:

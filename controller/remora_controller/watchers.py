@@ -31,6 +31,12 @@ class Watchers:
             if queue is not None:
                 _replace(queue, assignment.generation)
 
+    def nudge(self, device_id: str) -> None:
+        """Sync now, though nothing new is assigned."""
+        queue = self._queues.get(device_id)
+        if queue is not None and queue.empty():
+            queue.put_nowait(0)
+
     def end(self, device_id: str) -> None:
         queue = self._queues.pop(device_id, None)
         if queue is not None:

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from remora_agent.control.client import ControllerClient
+from remora_agent.control.diagnostics import Diagnostics
 from remora_agent.control.reconcile import Reconciler
 from remora_agent.control.state import Database, DeviceState
 from remora_agent.control.sync import SyncLoop
@@ -57,6 +58,7 @@ class Parts:
     watch: Watcher
     telemetry: Telemetry
     client: ControllerClient
+    diagnostics: Diagnostics
     drain_s: float
     kernel_boot_id: str
 
@@ -132,6 +134,7 @@ class Agent:
         self.supervisor.stopping()
         self.parts.sync.stop()
         self.parts.watch.stop()
+        self.parts.diagnostics.stop()
         self.parts.host.drain(self.parts.drain_s)
         self.parts.client.close()
         for thread in threads:

@@ -17,6 +17,7 @@ from remora_contract.errors import Cancelled
 from remora_contract.rpc import from_rpc_error
 from remora_protos.control.v1 import control_pb2 as pb
 from remora_protos.control.v1 import control_pb2_grpc as pb_grpc
+from remora_protos.control.v1 import diagnostics_pb2, diagnostics_pb2_grpc
 
 MAX_MANIFEST_BYTES = 32 << 20
 _FETCH_TIMEOUT_S = 600.0
@@ -54,6 +55,7 @@ class ControllerClient:
         self._channel = grpc.secure_channel(self.address, credentials, list(_OPTIONS))
         self._fleet = pb_grpc.FleetStub(self._channel)
         self._artifacts = pb_grpc.ArtifactsStub(self._channel)
+        self._diagnostics = diagnostics_pb2_grpc.DiagnosticsStub(self._channel)
 
     def sync(self, request: pb.SyncRequest) -> pb.SyncResponse:
         with _remora_errors():
@@ -70,6 +72,10 @@ class ControllerClient:
         with _remora_errors():
             answer: pb.RenewResponse = self._fleet.Renew(request, timeout=self._timeout_s)
             return answer
+
+    def deliver(self, answer: diagnostics_pb2.DeliverRequest) -> None:
+        with _remora_errors():
+            self._diagnostics.Deliver(answer, timeout=_FETCH_TIMEOUT_S)
 
     def manifest(self, digest: str) -> bytes:
         request = pb.GetManifestRequest(digest=digest)

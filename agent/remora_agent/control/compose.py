@@ -14,11 +14,13 @@ from pathlib import Path
 from remora_agent.config import AgentConfig, LimitsConfig
 from remora_agent.control.agent import Parts, Telemetry
 from remora_agent.control.client import ControllerClient
+from remora_agent.control.diagnostics import Diagnostics, doctor_report
 from remora_agent.control.effects import Effects, Emit
 from remora_agent.control.fetch import ChunkFetcher, Pace
 from remora_agent.control.holds import Holds
 from remora_agent.control.identity import Identity
 from remora_agent.control.interrupt import Interrupt
+from remora_agent.control.kept_log import kept_lines
 from remora_agent.control.layout import StateLayout
 from remora_agent.control.pacing import Backoff, RateLimit
 from remora_agent.control.reconcile import Reconciler
@@ -105,6 +107,13 @@ def compose(
     )
     reconciler.on_change = sync.poke
     sync.on_windows = holds.set_windows
+    diagnostics = Diagnostics(
+        {
+            "doctor": lambda request: doctor_report(config),
+            "logs": lambda request: kept_lines(layout.kept_log, request.since_unix_s),
+        }
+    )
+    sync.on_questions = diagnostics.take
     watch = Watcher(client, sync.poke, random.random, timing.backoff)
     sampler = Sampler(openers or device_openers(layout.root), host.metrics, time.monotonic)
     telemetry = Telemetry(
@@ -119,9 +128,11 @@ def compose(
         watch=watch,
         telemetry=telemetry,
         client=client,
+        diagnostics=diagnostics,
         drain_s=config.serving.drain_s,
         kernel_boot_id=_KERNEL_BOOT_ID.read_text().strip(),
     )
+    diagnostics.deliver = lambda answer: parts.client.deliver(answer)
     keeper = _keeper(config, identity, layout, parts, source)
     sync.after_sync, sync.after_failure = keeper.after_sync, keeper.after_failure
     return parts

@@ -44,6 +44,10 @@ class StateLayout:
         return self.root / "state.db"
 
     @property
+    def kept_log(self) -> Path:
+        return self.root / "logs" / "agent.jsonl"
+
+    @property
     def update_locks(self) -> Path:
         return self.root / FILE_NAME
 

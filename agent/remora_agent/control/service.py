@@ -24,6 +24,7 @@ from remora_agent.config import (
 from remora_agent.control.agent import Agent, Supervisor
 from remora_agent.control.compose import compose
 from remora_agent.control.identity import load_identity
+from remora_agent.control.kept_log import keeping_log
 from remora_agent.control.layout import StateLayout, exclusive
 from remora_agent.host import ServingHost
 from remora_agent.telemetry.prometheus import MetricsServer
@@ -143,6 +144,7 @@ def run_agent(
     stopping = threading.Event()
     with ExitStack() as stack:
         stack.enter_context(exclusive(layout))
+        stack.enter_context(keeping_log(layout.kept_log, config.telemetry.kept_log_bytes))
         identity = load_identity(layout.identity)
         host = stack.enter_context(open_host(config, layout, stopping.is_set))
         parts = compose(config, identity, host)

@@ -37,6 +37,7 @@ from remora_contract.errors import (
     Unavailable,
 )
 from remora_protos.control.v1 import control_pb2 as pb
+from remora_protos.control.v1.diagnostics_pb2 import DiagnosticRequest
 
 log = logging.getLogger(__name__)
 _EVENTS_PER_SYNC = 200
@@ -72,12 +73,14 @@ class SyncLoop:
         unix_now: Callable[[], float] = time.time,
     ) -> None:
         """`after_sync` and `after_failure` run on the loop's thread after each exchange;
-        `on_windows` hears in each when the device may switch."""
+        `on_windows` hears in each when the device may switch, `on_questions` what the controller
+        would like to know."""
         self._client, self._reconciler, self._host = client, reconciler, host
         self._spools, self._layout, self._labels = spools, layout, labels
         self._boot_id, self._random_unit, self._backoff = boot_id, random_unit, backoff
         self.after_sync, self.after_failure = after_sync, after_failure
         self.on_windows, self._unix_now = on_windows, unix_now
+        self.on_questions: Callable[[Sequence[DiagnosticRequest]], None] = lambda questions: None
         self._seq = 0
         self._failures = 0
         self._quarantined = False
@@ -150,6 +153,7 @@ class SyncLoop:
             self._spools.events.stored_up_to(answer.events_stored_up_to)
             self._spools.metrics.sent(mark)
             self.on_windows(answer.maintenance_windows)
+            self.on_questions(answer.diagnostics)
             self._take(answer)
         except Exhausted as e:
             # Nothing is lost: the controller is told the same again and answers the same again.

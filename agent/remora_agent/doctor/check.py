@@ -37,3 +37,13 @@ def fail(name: str, found: str, next_step: str) -> Check:
 
 def failed(checks: Iterable[Check]) -> bool:
     return any(c.verdict is Verdict.FAIL for c in checks)
+
+
+def plain(check: Check) -> dict[str, str]:
+    """As `doctor --json` shows it."""
+    return {
+        "name": check.name,
+        "verdict": check.verdict.value,
+        "found": check.found,
+        "next_step": check.next_step,
+    }

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from remora_agent.doctor.check import Check, Verdict, failed
+from remora_agent.doctor.check import Check, Verdict, failed, plain
 
 _STYLE = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "bold red"}
 
@@ -37,20 +37,11 @@ def doctor(
     if config is not None:
         checks += device_checks(load_config(config))
     if as_json:
-        typer.echo(json.dumps([_plain(c) for c in checks], indent=2))
+        typer.echo(json.dumps([plain(c) for c in checks], indent=2))
     else:
         _show(checks)
     if failed(checks):
         raise typer.Exit(1)
-
-
-def _plain(check: Check) -> dict[str, str]:
-    return {
-        "name": check.name,
-        "verdict": check.verdict.value,
-        "found": check.found,
-        "next_step": check.next_step,
-    }
 
 
 def _show(checks: Sequence[Check]) -> None:

@@ -13,8 +13,10 @@ from remora_controller.operator_cli import (
     artifacts,
     audit,
     devices,
+    doctor,
     events,
     groups,
+    logs,
     plan,
     releases,
     rollouts,
@@ -55,12 +57,14 @@ def root(
 
 
 devices.register(app)
+doctor.register()
 releases.register(app)
 plan.register(app)
 rollouts.register(app)
 artifacts.register(app)
 top.register(app)
 events.register(app)
+logs.register(app)
 groups.register(app)
 audit.register(app)
 apply.register(app)

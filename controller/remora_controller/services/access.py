@@ -46,6 +46,7 @@ class Permission:
 _READ = Permission(frozenset(OperatorRole), is_change=False)
 _REVIEW = Permission(frozenset({_R.APPROVER, _R.ADMIN}), is_change=False)
 _CHANGE = Permission(frozenset({_R.OPERATOR, _R.ADMIN}), is_change=True)
+_READ_DEVICE = Permission(frozenset({_R.OPERATOR, _R.ADMIN}), is_change=False)
 _STOP = Permission(frozenset({_R.OPERATOR, _R.APPROVER, _R.ADMIN}), is_change=True)
 _APPROVE = Permission(frozenset({_R.APPROVER, _R.ADMIN}), is_change=True)
 PERMISSIONS: dict[str, Permission] = {
@@ -62,6 +63,8 @@ PERMISSIONS: dict[str, Permission] = {
     "Top": _READ,
     "ListEvents": _READ,
     "ListAudit": _REVIEW,
+    "AskDevice": _CHANGE,  # changes nothing; whose log was read is written down
+    "GetAnswer": _READ_DEVICE,
     "CreateJoinToken": _CHANGE,
     "LabelDevice": _CHANGE,
     "PinDevice": _CHANGE,

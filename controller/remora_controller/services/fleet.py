@@ -17,8 +17,10 @@ from remora_controller.clones import CloneFound, follow
 from remora_controller.counters import Counters
 from remora_controller.domain import Assignment, BootTrail, Device, SyncRecord
 from remora_controller.presence import Presence
+from remora_controller.questions import Questions
 from remora_controller.services.admission import Admission, quarantine_message
 from remora_controller.services.calls import Context, caller, streaming, unary
+from remora_controller.services.diagnostics import requests_of
 from remora_controller.services.wire import (
     desired_of,
     events_of,
@@ -54,6 +56,7 @@ class FleetParts:
     admission: Admission
     authority: pki.Authority
     counters: Counters
+    questions: Questions
     clock: Callable[[], float]
     sync_interval_s: float
     on_news: Callable[[str | None], None]  # wakes the decision loop; a device may be late
@@ -125,6 +128,9 @@ class FleetService(pb_grpc.FleetServicer):
             next_sync_after_s=interval,
             events_stored_up_to=stored,
             maintenance_windows=windows_of(labels) or await self._rollout_windows(assignment),
+            diagnostics=requests_of(
+                self._parts.questions.waiting(device.device_id, self._parts.clock())
+            ),
         )
         if assignment is None or assignment.generation == request.known_generation:
             response.not_modified.SetInParent()

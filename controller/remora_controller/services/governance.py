@@ -1,4 +1,5 @@
-"""The operator's calls about groups, pins, quarantine, approvals and the audit log."""
+"""The operator's calls about groups, pins, quarantine, approvals, the audit log, and questions to
+devices."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from remora_controller.pki import OperatorRole
 from remora_controller.services import operator_wire as wire
 from remora_controller.services.access import may_call
 from remora_controller.services.calls import Context, caller, unary
+from remora_controller.services.diagnostics import Asking
 from remora_controller.services.operator import OperatorParts, OperatorService
 from remora_protos.operator.v1 import operator_pb2 as pb
 
@@ -18,9 +20,18 @@ from remora_protos.operator.v1 import operator_pb2 as pb
 class GovernedOperatorService(OperatorService):
     """The whole of remora.operator.v1.Operator."""
 
-    def __init__(self, parts: OperatorParts, governance: Governance) -> None:
+    def __init__(self, parts: OperatorParts, governance: Governance, asking: Asking) -> None:
         super().__init__(parts)
         self._governance = governance
+        self._asking = asking
+
+    @unary
+    async def AskDevice(self, request: pb.AskDeviceRequest, context: Context) -> pb.DeviceAnswer:
+        return await self._asking.ask(request)
+
+    @unary
+    async def GetAnswer(self, request: pb.GetAnswerRequest, context: Context) -> pb.DeviceAnswer:
+        return self._asking.get(request)
 
     @unary
     async def WhoAmI(self, request: pb.WhoAmIRequest, context: Context) -> pb.WhoAmIResponse:

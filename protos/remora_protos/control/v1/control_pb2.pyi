@@ -1,3 +1,4 @@
+from remora_protos.control.v1 import diagnostics_pb2 as _diagnostics_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -126,18 +127,20 @@ class SyncRequest(_message.Message):
     def __init__(self, facts: _Optional[_Union[DeviceFacts, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., reported: _Optional[_Union[ReportedState, _Mapping]] = ..., seq: _Optional[int] = ..., boot_id: _Optional[str] = ..., events: _Optional[_Iterable[_Union[DeviceEvent, _Mapping]]] = ..., metrics: _Optional[_Iterable[_Union[Metric, _Mapping]]] = ..., known_generation: _Optional[int] = ..., sent_at_unix_s: _Optional[float] = ...) -> None: ...
 
 class SyncResponse(_message.Message):
-    __slots__ = ("not_modified", "desired", "next_sync_after_s", "events_stored_up_to", "maintenance_windows")
+    __slots__ = ("not_modified", "desired", "next_sync_after_s", "events_stored_up_to", "maintenance_windows", "diagnostics")
     NOT_MODIFIED_FIELD_NUMBER: _ClassVar[int]
     DESIRED_FIELD_NUMBER: _ClassVar[int]
     NEXT_SYNC_AFTER_S_FIELD_NUMBER: _ClassVar[int]
     EVENTS_STORED_UP_TO_FIELD_NUMBER: _ClassVar[int]
     MAINTENANCE_WINDOWS_FIELD_NUMBER: _ClassVar[int]
+    DIAGNOSTICS_FIELD_NUMBER: _ClassVar[int]
     not_modified: NotModified
     desired: DesiredState
     next_sync_after_s: float
     events_stored_up_to: int
     maintenance_windows: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, not_modified: _Optional[_Union[NotModified, _Mapping]] = ..., desired: _Optional[_Union[DesiredState, _Mapping]] = ..., next_sync_after_s: _Optional[float] = ..., events_stored_up_to: _Optional[int] = ..., maintenance_windows: _Optional[_Iterable[str]] = ...) -> None: ...
+    diagnostics: _containers.RepeatedCompositeFieldContainer[_diagnostics_pb2.DiagnosticRequest]
+    def __init__(self, not_modified: _Optional[_Union[NotModified, _Mapping]] = ..., desired: _Optional[_Union[DesiredState, _Mapping]] = ..., next_sync_after_s: _Optional[float] = ..., events_stored_up_to: _Optional[int] = ..., maintenance_windows: _Optional[_Iterable[str]] = ..., diagnostics: _Optional[_Iterable[_Union[_diagnostics_pb2.DiagnosticRequest, _Mapping]]] = ...) -> None: ...
 
 class NotModified(_message.Message):
     __slots__ = ()

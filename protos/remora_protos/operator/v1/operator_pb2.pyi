@@ -5,6 +5,44 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class AskDeviceRequest(_message.Message):
+    __slots__ = ("device_id", "kind", "max_bytes", "since_unix_s")
+    DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SINCE_UNIX_S_FIELD_NUMBER: _ClassVar[int]
+    device_id: str
+    kind: str
+    max_bytes: int
+    since_unix_s: float
+    def __init__(self, device_id: _Optional[str] = ..., kind: _Optional[str] = ..., max_bytes: _Optional[int] = ..., since_unix_s: _Optional[float] = ...) -> None: ...
+
+class GetAnswerRequest(_message.Message):
+    __slots__ = ("id",)
+    ID_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    def __init__(self, id: _Optional[str] = ...) -> None: ...
+
+class DeviceAnswer(_message.Message):
+    __slots__ = ("id", "device_id", "kind", "is_answered", "error", "gzip", "is_cut", "is_device_online")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    IS_ANSWERED_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    GZIP_FIELD_NUMBER: _ClassVar[int]
+    IS_CUT_FIELD_NUMBER: _ClassVar[int]
+    IS_DEVICE_ONLINE_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    device_id: str
+    kind: str
+    is_answered: bool
+    error: str
+    gzip: bytes
+    is_cut: bool
+    is_device_online: bool
+    def __init__(self, id: _Optional[str] = ..., device_id: _Optional[str] = ..., kind: _Optional[str] = ..., is_answered: bool = ..., error: _Optional[str] = ..., gzip: _Optional[bytes] = ..., is_cut: bool = ..., is_device_online: bool = ...) -> None: ...
+
 class CreateJoinTokenRequest(_message.Message):
     __slots__ = ("valid_for_s", "labels")
     class LabelsEntry(_message.Message):

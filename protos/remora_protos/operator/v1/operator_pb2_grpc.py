@@ -149,6 +149,16 @@ class OperatorStub(object):
                 request_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.DiffReleasesRequest.SerializeToString,
                 response_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.DiffReleasesResponse.FromString,
                 )
+        self.AskDevice = channel.unary_unary(
+                '/remora.operator.v1.Operator/AskDevice',
+                request_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.AskDeviceRequest.SerializeToString,
+                response_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.DeviceAnswer.FromString,
+                )
+        self.GetAnswer = channel.unary_unary(
+                '/remora.operator.v1.Operator/GetAnswer',
+                request_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.GetAnswerRequest.SerializeToString,
+                response_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.DeviceAnswer.FromString,
+                )
 
 
 class OperatorServicer(object):
@@ -318,6 +328,20 @@ class OperatorServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AskDevice(self, request, context):
+        """Asks a device for one of a fixed list of things; GetAnswer tells when it has answered. Kept in
+        memory: a controller that starts again has forgotten it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetAnswer(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -455,6 +479,16 @@ def add_OperatorServicer_to_server(servicer, server):
                     servicer.DiffReleases,
                     request_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.DiffReleasesRequest.FromString,
                     response_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.DiffReleasesResponse.SerializeToString,
+            ),
+            'AskDevice': grpc.unary_unary_rpc_method_handler(
+                    servicer.AskDevice,
+                    request_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.AskDeviceRequest.FromString,
+                    response_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.DeviceAnswer.SerializeToString,
+            ),
+            'GetAnswer': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAnswer,
+                    request_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.GetAnswerRequest.FromString,
+                    response_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.DeviceAnswer.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -922,5 +956,39 @@ class Operator(object):
         return grpc.experimental.unary_unary(request, target, '/remora.operator.v1.Operator/DiffReleases',
             remora__protos_dot_operator_dot_v1_dot_operator__pb2.DiffReleasesRequest.SerializeToString,
             remora__protos_dot_operator_dot_v1_dot_operator__pb2.DiffReleasesResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def AskDevice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/remora.operator.v1.Operator/AskDevice',
+            remora__protos_dot_operator_dot_v1_dot_operator__pb2.AskDeviceRequest.SerializeToString,
+            remora__protos_dot_operator_dot_v1_dot_operator__pb2.DeviceAnswer.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def GetAnswer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/remora.operator.v1.Operator/GetAnswer',
+            remora__protos_dot_operator_dot_v1_dot_operator__pb2.GetAnswerRequest.SerializeToString,
+            remora__protos_dot_operator_dot_v1_dot_operator__pb2.DeviceAnswer.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
