@@ -188,3 +188,24 @@ def test_a_release_and_a_new_adapter_revision_reach_a_real_agent(fleet, real_bun
         until(lambda: fleet.device()["status"] == "online", fleet.story)
     agent.send_signal(signal.SIGTERM)
     assert agent.wait(30) == 0
+
+
+@pytest.mark.slow
+def test_log_and_checks_of_a_real_agent_come_to_the_operator(fleet):
+    fleet.join()
+    fleet.start_agent()
+    until(lambda: fleet.device()["status"] == "online", fleet.story)
+    device_id = fleet.device()["device_id"]
+    lines = fleet.run("remora", "logs", "fetch", device_id).splitlines()
+    events = [json.loads(line)["event"] for line in lines]
+    assert "agent.started" in events
+    checks = subprocess.run(
+        [str(BIN / "remora"), "devices", "doctor", device_id, "--json"],
+        env=fleet.environment,
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+    by_name = {c["name"]: c for c in json.loads(checks.stdout)}
+    assert by_name["controller"]["verdict"] == "ok", checks.stdout
+    assert checks.returncode == int(any(c["verdict"] == "fail" for c in by_name.values()))
