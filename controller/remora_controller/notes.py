@@ -1,12 +1,15 @@
 """What an operator should know about a device beside its status: clones, replacements, callers that
-were turned away. Pure.
+were turned away, releases it did not take. Pure.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from remora_controller.domain import Device
+from remora_controller.domain import Device, Report
+from remora_controller.phases import UNSUCCESSFUL, parse_phase
+
+MAX_NOTE = 300
 
 
 def device_note(device: Device, replaced: Mapping[str, str]) -> str:
@@ -22,7 +25,19 @@ def device_note(device: Device, replaced: Mapping[str, str]) -> str:
         return f"one identity on two machines ({device.quarantine}): remove it, join each again"
     if device.device_id in replaced:
         return f"joined again as {replaced[device.device_id]}: remove this one"
-    return f"pinned: {device.pin}" if device.pin is not None else ""
+    if device.pin is not None:
+        return f"pinned: {device.pin}"
+    return _did_not_take(device.report)
+
+
+def _did_not_take(report: Report) -> str:
+    """In a rollout its status tells that too; of a late joiner nothing else does."""
+    if parse_phase(report.phase) not in UNSUCCESSFUL:
+        return ""
+    why = f"{report.error_code}: {report.error_message}" if report.error_code else "no reason told"
+    running = report.running_release_id or "nothing"
+    note = f"{report.phase} {report.release_id} ({why}); runs {running}"
+    return note if len(note) <= MAX_NOTE else note[: MAX_NOTE - 1] + "…"
 
 
 def replacements(devices: Iterable[Device], last_seen: Mapping[str, float]) -> dict[str, str]:

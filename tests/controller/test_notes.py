@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from remora_controller.domain import Device, Facts
+from remora_controller.domain import Device, Facts, Report
 from remora_controller.notes import device_note, replacements
 
 
@@ -36,3 +36,18 @@ def test_a_quarantined_and_a_removed_device_come_with_the_next_step():
     quarantined = replace(device("a", 1.0), quarantine="boot 1 spoke again")
     assert "remove it, join each again" in device_note(quarantined, {})
     assert "still calls" in device_note(replace(quarantined, removed_at=5.0), {})
+
+
+def test_a_device_that_did_not_take_its_release_says_why_and_what_it_runs():
+    """Nobody watches a late joiner: no rollout shows it."""
+    failed = Report(
+        "REVERTED", 3, "bad-1", "good-1", error_code="GoldenMismatch", error_message="x"
+    )
+    assert device_note(replace(device("a", 1.0), report=failed), {}) == (
+        "REVERTED bad-1 (GoldenMismatch: x); runs good-1"
+    )
+    endless = replace(failed, phase="FAILED", error_message="y" * 5000, running_release_id="")
+    note = device_note(replace(device("a", 1.0), report=endless), {})
+    assert len(note) == 300
+    for phase in ("COMMITTED", "UNASSIGNED", "SOAKING", "", "OF_A_NEWER_AGENT"):
+        assert device_note(replace(device("a", 1.0), report=replace(failed, phase=phase)), {}) == ""
