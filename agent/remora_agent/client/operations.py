@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
 from remora_agent.client import requests, results
-from remora_agent.client.requests import AdapterChoice, EmbedInputs, Options, Prompt
+from remora_agent.client.requests import AdapterChoice, EmbedInputs, Options, Prompt, sendable
 from remora_agent.client.results import (
     Adapter,
     Adapters,
@@ -50,6 +50,7 @@ def generate(prompt: Prompt, options: Options) -> Operation[Result]:
     return Operation("Inference", "GenerateUnary", request, results.result)
 
 
+@sendable
 def embed(
     inputs: EmbedInputs,
     pooling: Pooling,
@@ -61,11 +62,13 @@ def embed(
     return Operation("Inference", "Embed", request, results.embeddings)
 
 
+@sendable
 def cancel(request_id: str) -> Operation[bool]:
     request = pb.CancelRequest(request_id=request_id)
     return Operation("Inference", "Cancel", request, lambda r: bool(r.found))
 
 
+@sendable
 def tokenize(prompt: Prompt, add_special_tokens: bool | None) -> Operation[Tokens]:
     """Raises RequestInvalid for token ids: they are tokens already."""
     request = pb.TokenizeRequest()
@@ -80,11 +83,13 @@ def tokenize(prompt: Prompt, add_special_tokens: bool | None) -> Operation[Token
     return Operation("Inference", "Tokenize", request, results.tokens)
 
 
+@sendable
 def detokenize(ids: Sequence[int], keep_special_tokens: bool) -> Operation[str]:
     request = pb.DetokenizeRequest(token_ids=ids, keep_special_tokens=keep_special_tokens)
     return Operation("Inference", "Detokenize", request, lambda r: str(r.text))
 
 
+@sendable
 def register(name: str, path: str, revision: str, set_alias: bool) -> Operation[Adapter]:
     request = pb.RegisterAdapterRequest(
         name=name, path=path, revision=revision, set_alias=set_alias
@@ -92,11 +97,13 @@ def register(name: str, path: str, revision: str, set_alias: bool) -> Operation[
     return Operation("Adapters", "Register", request, results.adapter)
 
 
+@sendable
 def load(name: str, revision: str) -> Operation[Adapter]:
     request = pb.LoadAdapterRequest(name=name, revision=revision)
     return Operation("Adapters", "Load", request, results.adapter)
 
 
+@sendable
 def unload(name: str, revision: str, mode: UnloadMode, forget: bool) -> Operation[Adapter]:
     if mode not in _UNLOAD:
         raise RequestInvalid(f"mode {mode!r} is not one of {', '.join(_UNLOAD)}")
@@ -106,6 +113,7 @@ def unload(name: str, revision: str, mode: UnloadMode, forget: bool) -> Operatio
     return Operation("Adapters", "Unload", request, results.adapter)
 
 
+@sendable
 def set_alias(name: str, revision: str, expected_epoch: int | None) -> Operation[Alias]:
     request = pb.SetAliasRequest(name=name, revision=revision)
     if expected_epoch is not None:
@@ -113,6 +121,7 @@ def set_alias(name: str, revision: str, expected_epoch: int | None) -> Operation
     return Operation("Adapters", "SetAlias", request, results.alias)
 
 
+@sendable
 def pin(name: str, revision: str, pinned: bool) -> Operation[Adapter]:
     request = pb.PinAdapterRequest(name=name, revision=revision, pinned=pinned)
     return Operation("Adapters", "Pin", request, results.adapter)
@@ -122,16 +131,19 @@ def list_adapters() -> Operation[Adapters]:
     return Operation("Adapters", "List", pb.ListAdaptersRequest(), results.adapters)
 
 
+@sendable
 def capacity(rank: int) -> Operation[Capacity]:
     return Operation("Adapters", "Capacity", pb.CapacityRequest(rank=rank), results.capacity)
 
 
+@sendable
 def set_use_case(name: str, adapters: Mapping[str, float]) -> Operation[UseCase]:
     use_case = pb.UseCase(name=name, adapters=requests.mix(adapters))
     request = pb.SetUseCaseRequest(use_case=use_case)
     return Operation("UseCases", "Set", request, results.use_case)
 
 
+@sendable
 def delete_use_case(name: str) -> Operation[bool]:
     request = pb.DeleteUseCaseRequest(name=name)
     return Operation("UseCases", "Delete", request, lambda r: bool(r.found))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec, TypedDict, TypeVar, cast
 
 from remora_contract.errors import RequestInvalid
 from remora_protos.inference.v1 import inference_pb2 as pb
 
+P = ParamSpec("P")
+T = TypeVar("T")
 # Chat messages {"role": …, "content": …}; an assistant's may have "tool_calls", a tool's
 # "tool_call_id".
 Messages = Sequence[Mapping[str, Any]]
@@ -78,6 +81,20 @@ _SHARE = ("priority", "client", "cache_salt")
 _KNOWN = frozenset(Options.__annotations__)
 
 
+def sendable(make: Callable[P, T]) -> Callable[P, T]:
+    """`make` builds a message. What protobuf cannot carry is RequestInvalid: a number out of the
+    field's range, half a surrogate pair, a value of another type."""
+
+    @functools.wraps(make)
+    def made(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return make(*args, **kwargs)
+        except (ValueError, TypeError) as e:
+            raise RequestInvalid(f"an argument cannot be sent: {e}") from e
+
+    return made
+
+
 def one_input(prompt: Prompt | None, messages: Messages | None) -> Prompt:
     """Raises RequestInvalid unless exactly one is given."""
     if prompt is not None and messages is None:
@@ -87,6 +104,7 @@ def one_input(prompt: Prompt | None, messages: Messages | None) -> Prompt:
     raise RequestInvalid("give messages=… or a prompt, one of the two")
 
 
+@sendable
 def generate_request(prompt: Prompt, options: Options) -> pb.GenerateRequest:
     """Raises RequestInvalid."""
     options = cast(Options, {k: v for k, v in options.items() if v is not None})
@@ -94,14 +112,11 @@ def generate_request(prompt: Prompt, options: Options) -> pb.GenerateRequest:
     if unknown:
         raise RequestInvalid(f"unknown option {unknown[0]!r} (known: {', '.join(sorted(_KNOWN))})")
     request = pb.GenerateRequest(request_id=options.get("request_id", ""))
-    try:
-        _set_input(request, prompt, options)
-        _set_adapters(request, options)
-        _set_numbers(request, options)
-        _set_constraint(request, options)
-        _set_choices(request, options)
-    except (ValueError, TypeError) as e:  # protobuf: out of the field's range or of another type
-        raise RequestInvalid(f"an option cannot be sent: {e}") from e
+    _set_input(request, prompt, options)
+    _set_adapters(request, options)
+    _set_numbers(request, options)
+    _set_constraint(request, options)
+    _set_choices(request, options)
     return request
 
 
@@ -171,7 +186,9 @@ def mix(choice: str | Mapping[str, float]) -> list[pb.WeightedAdapter]:
         raise RequestInvalid("the adapter mix is empty; say adapter=None for the base model")
     made = []
     for text, weight in pairs.items():
-        name, _, revision = text.partition("@")
+        name, at, revision = text.partition("@")
+        if at and not revision:
+            raise RequestInvalid(f"{text!r} names no revision behind the @; leave the @ out")
         made.append(pb.WeightedAdapter(name=name, revision=revision, weight=weight))
     return made
 
@@ -189,14 +206,11 @@ def embed_request(
     if pooling not in _POOLING:
         raise RequestInvalid(f"pooling {pooling!r} is not one of {', '.join(_POOLING)}")
     request = pb.EmbedRequest(pooling=_POOLING[pooling], normalize=normalize)
-    try:
-        for prompt in _several(inputs):
-            if isinstance(prompt, str):
-                request.inputs.add(text=prompt)
-            else:
-                request.inputs.add(token_ids=pb.TokenIds(ids=prompt))
-    except (ValueError, TypeError) as e:  # protobuf: out of the field's range or of another type
-        raise RequestInvalid(f"an input cannot be sent: {e}") from e
+    for prompt in _several(inputs):
+        if isinstance(prompt, str):
+            request.inputs.add(text=prompt)
+        else:
+            request.inputs.add(token_ids=pb.TokenIds(ids=prompt))
     if use_case is not None:
         request.use_case = use_case
     elif adapter is not None:

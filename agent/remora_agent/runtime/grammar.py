@@ -51,7 +51,7 @@ def grammar_text(constraint: Constraint) -> str:
         raise Unsupported("constraint needs the package llguidance: pip install llguidance") from e
     kind, text = constraint.kind, constraint.text
     if kind is ConstraintKind.REGEX:
-        return LLMatcher.grammar_from_regex(text)
+        return LLMatcher.grammar_from_regex(_expression(text))
     if kind is ConstraintKind.LARK:
         return LLMatcher.grammar_from_lark(text)
     if kind is ConstraintKind.CHOICE:
@@ -75,6 +75,13 @@ def _schema(text: str) -> str:
         raise RequestInvalid(
             f"constraint.json_schema must be a JSON object, not {type(schema).__name__}"
         )
+    return text
+
+
+def _expression(text: str) -> str:
+    """llguidance drops a backslash at the end, instead of calling the expression wrong."""
+    if (len(text) - len(text.rstrip("\\"))) % 2:
+        raise RequestInvalid("constraint.regex ends with a backslash that escapes nothing")
     return text
 
 

@@ -7,7 +7,8 @@ not UTF-8 is the usual case.
 from __future__ import annotations
 
 import functools
-from collections.abc import Awaitable, Callable, Collection
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from remora_contract.errors import RequestInvalid
 
 Deserialize = Callable[[bytes], Any]
 Behaviour = Callable[[Any, Any], Awaitable[Any]]
+Streaming = Callable[[AsyncIterator[Any], Any], AsyncIterator[Any]]
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,8 @@ def legible(message: Any) -> Any:
 
 
 class LegibleRequests(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """For the methods of `services`, whose handlers are coroutines. Those that receive a stream ask
-    `legible` of what they read; the others are spared it."""
-
-    def __init__(self, services: Collection[str]) -> None:
-        self._services = frozenset(services)
+    """For all methods. Handlers that are coroutines and receive a stream ask `legible` of what they
+    read; the others are spared it."""
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any
@@ -48,14 +47,16 @@ class LegibleRequests(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        _, service, method = handler_call_details.method.split("/", 2)  # as every known one
-        return _guarded(method, handler) if service in self._services else handler
+        return _guarded(handler_call_details.method.rpartition("/")[2], handler)
 
 
 def _guarded(method: str, handler: Any) -> Any:
     read, answer = _reading(handler.request_deserializer), handler.response_serializer
     if handler.request_streaming:
-        return grpc.stream_stream_rpc_method_handler(handler.stream_stream, read, answer)
+        streaming = handler.stream_stream
+        if inspect.isasyncgenfunction(streaming):
+            streaming = _checked_stream(method, streaming)
+        return grpc.stream_stream_rpc_method_handler(streaming, read, answer)
     if handler.response_streaming:
         behaviour = _checked(method, handler.unary_stream)
         return grpc.unary_stream_rpc_method_handler(behaviour, read, answer)
@@ -79,6 +80,21 @@ def _checked(method: str, behaviour: Behaviour) -> Behaviour:
         if isinstance(request, Illegible):
             await abort(method, _refusal(request), context)
         return await behaviour(request, context)
+
+    return checked
+
+
+def _checked_stream(method: str, behaviour: Streaming) -> Streaming:
+    @functools.wraps(behaviour)
+    async def checked(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        async def read() -> AsyncIterator[Any]:
+            async for request in requests:
+                if isinstance(request, Illegible):
+                    await abort(method, _refusal(request), context)
+                yield request
+
+        async for reply in behaviour(read(), context):
+            yield reply
 
     return checked
 

@@ -118,6 +118,14 @@ def _check_overrides(weights: tuple[WeightedName, ...]) -> None:
         _check_weight(given.name, given.weight, "use_case_weights")
 
 
+def named_adapter(text: str, weight: float = 1.0) -> AdapterRef:
+    """`NAME` or `NAME@REVISION`. Raises RequestInvalid for an `@` with no revision behind it."""
+    name, at, revision = text.partition("@")
+    if at and not revision:
+        raise RequestInvalid(f"{text[:140]!r} names no revision behind the @; leave the @ out")
+    return AdapterRef(name, revision or None, weight)
+
+
 def check_adapter(ref: AdapterRef) -> AdapterRef:
     check_name(ref.name, "adapter name")
     if ref.revision is not None:

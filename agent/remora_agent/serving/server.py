@@ -22,6 +22,7 @@ from remora_agent.serving.address import Address, UnixAddress
 from remora_agent.serving.descriptors import max_connections
 from remora_agent.serving.driver import RequestDriver
 from remora_agent.serving.engine_service import EngineService
+from remora_agent.serving.health import HealthService
 from remora_agent.serving.inference_service import InferenceService
 from remora_agent.serving.kserve.service import KServeService
 from remora_agent.serving.kserve.statistics import Statistics
@@ -141,7 +142,7 @@ class InferenceServer:
     def _make_server(self) -> Any:
         keepalive_ms = int(self._options.keepalive_s * 1000)
         return grpc.aio.server(
-            interceptors=[LegibleRequests(self._services)],
+            interceptors=[LegibleRequests()],
             maximum_concurrent_rpcs=self._options.max_calls,
             options=[
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -159,7 +160,7 @@ class InferenceServer:
             ],
         )
 
-    def _add_services(self, server: Any) -> health.aio.HealthServicer:
+    def _add_services(self, server: Any) -> HealthService:
         router, stall_s = self._router, self._options.stall_s
         driver = RequestDriver(router, self._text)
         rpc.add_InferenceServicer_to_server(InferenceService(router, driver, stall_s), server)
@@ -172,14 +173,14 @@ class InferenceServer:
             statistics = Statistics(time.monotonic_ns, time.time_ns)
             service = KServeService(router, driver, self._operations, statistics, stall_s)
             kserve_rpc.add_GRPCInferenceServiceServicer_to_server(service, server)
-        healths = health.aio.HealthServicer()
+        healths = HealthService(("", *self._services))
         health_pb2_grpc.add_HealthServicer_to_server(healths, server)
         if self._options.reflection:
             names = (*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server, BothPools())
         return healths
 
-    async def _report_health(self, healths: health.aio.HealthServicer) -> None:
+    async def _report_health(self, healths: HealthService) -> None:
         """Keeps grpc.health.v1 true: serving while new calls are let in."""
         told = None
         while True:
@@ -188,7 +189,7 @@ class InferenceServer:
                 status = health_pb2.HealthCheckResponse
                 value = status.SERVING if state == "serving" else status.NOT_SERVING
                 for name in ("", *self._services):
-                    await healths.set(name, value)
+                    healths.set(name, value)
                 told = state
             await asyncio.sleep(0.1)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from remora_agent.runtime.api import ToolCall
+from remora_agent.serving.json_text import json_value
 from remora_contract.errors import DocumentInvalid, RequestInvalid
 from remora_contract.strict import parse
 from remora_protos.inference.v1 import inference_pb2 as pb
@@ -27,11 +27,8 @@ def objects(text: str, where: str) -> tuple[Mapping[str, Any], ...]:
     if len(text) > MAX_JSON_CHARS:
         raise RequestInvalid(f"{where}: at most {MAX_JSON_CHARS} characters")
     try:
-        data = json.loads(text)
         # Depth, numbers and text are bounded here.
-        return parse(_Objects, {"items": data}, where).items
-    except (ValueError, RecursionError) as e:
-        raise RequestInvalid(f"{where} is not valid JSON: {e}") from e
+        return parse(_Objects, {"items": json_value(text, where)}, where).items
     except DocumentInvalid as e:
         raise RequestInvalid(f"{where} must be an array of JSON objects: {e}") from e
 

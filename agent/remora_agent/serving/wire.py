@@ -4,7 +4,6 @@ each is carried over or refused by name, and fields this version does not know a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -25,6 +24,7 @@ from remora_agent.serving.call import (
 )
 from remora_agent.serving.chat_prompt import MAX_TEMPLATE_ARGUMENTS, check_template_arguments
 from remora_agent.serving.event_stream import StreamEvent
+from remora_agent.serving.json_text import json_table
 from remora_agent.serving.limits import check_call, check_prompt
 from remora_contract.errors import RequestInvalid, Unsupported
 from remora_contract.release import WeightedName
@@ -137,13 +137,7 @@ def template_arguments(text: str) -> Mapping[str, Any]:
     where = "chat.template_arguments_json"
     if len(text) > MAX_TEMPLATE_ARGUMENTS:
         raise RequestInvalid(f"{where}: at most {MAX_TEMPLATE_ARGUMENTS} characters")
-    try:
-        arguments = json.loads(text)
-    except (ValueError, RecursionError) as e:
-        raise RequestInvalid(f"{where} is not valid JSON: {e}") from e
-    if not isinstance(arguments, dict):
-        raise RequestInvalid(f"{where} must be a JSON object, not {type(arguments).__name__}")
-    return check_template_arguments(arguments, where)
+    return check_template_arguments(json_table(text, where), where)
 
 
 def _selection(request: pb.GenerateRequest) -> AdapterSelection:

@@ -37,6 +37,9 @@ METHODS = [
     f"{KSERVE}ModelInfer",
     f"{KSERVE}ModelReady",
     f"{KSERVE}RepositoryModelLoad",
+    "/grpc.health.v1.Health/Check",
+    "/grpc.health.v1.Health/Watch",
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
 ]
 
 

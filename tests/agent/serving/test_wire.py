@@ -138,7 +138,15 @@ def test_a_request_without_input_is_refused():
 
 @pytest.mark.parametrize(
     "text",
-    ["[1]", "3", "{", '"x"', '{"messages": []}', '{"a b": 1}', "[" * 5000, "{" + " " * 20000],
+    [
+        *("[1]", "3", "{", '"x"', '{"messages": []}', '{"a b": 1}', "[" * 5000, "{" + " " * 20000),
+        *(
+            '{"a": NaN}',
+            '{"a": 1, "a": 2}',
+            r'{"a": "\ud800"}',
+            '{"a": ' + "[" * 70 + "]" * 70 + "}",
+        ),
+    ],
 )
 def test_template_arguments_must_be_one_harmless_json_object(text):
     with pytest.raises(RequestInvalid, match="template_arguments_json"):

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from remora_agent.runtime.api import (
-    AdapterRef,
     Constraint,
     ConstraintKind,
     SamplingOverrides,
@@ -33,7 +32,7 @@ from remora_agent.serving.kserve.parameters import (
 )
 from remora_agent.serving.kserve.sampling_json import SamplingJson, parse_sampling_json
 from remora_agent.serving.kserve.tensors import input_tensors
-from remora_agent.serving.limits import check_call, check_request_id
+from remora_agent.serving.limits import check_call, check_request_id, named_adapter
 from remora_agent.serving.wire import refuse_unknown_fields
 from remora_contract.errors import RequestInvalid, Unsupported
 from remora_protos.kserve.v2 import grpc_service_pb2 as pb
@@ -190,7 +189,7 @@ def _selection(values: Mapping[str, Any]) -> AdapterSelection | None:
     if given == ["use_case"]:
         return UseCaseRef(values["use_case"])
     if given == ["lora_name"]:
-        return (_adapter(values["lora_name"], 1.0),)
+        return (named_adapter(values["lora_name"]),)
     names = values["adapter"]
     weights = values.get("adapter_weight", (1.0,) * len(names))
     if not names or len(weights) != len(names):
@@ -198,10 +197,4 @@ def _selection(values: Mapping[str, Any]) -> AdapterSelection | None:
             f"adapter names {len(names)} and adapter_weight weighs {len(weights)}; give at least "
             "one adapter, and as many weights or none"
         )
-    return tuple(_adapter(name, weight) for name, weight in zip(names, weights, strict=True))
-
-
-def _adapter(text: str, weight: float) -> AdapterRef:
-    """`name` or `name@revision`."""
-    name, _, revision = text.partition("@")
-    return AdapterRef(name, revision or None, weight)
+    return tuple(named_adapter(name, weight) for name, weight in zip(names, weights, strict=True))

@@ -5,11 +5,11 @@ Gives the values of the inputs they mean, and `logit_bias`, which only this form
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from remora_agent.serving.json_text import json_table
 from remora_agent.serving.kserve.inputs import SAMPLING_PARAMETERS
 from remora_contract.errors import RequestInvalid
 
@@ -29,12 +29,7 @@ def parse_sampling_json(text: str) -> SamplingJson:
     """Raises RequestInvalid naming the key."""
     if len(text) > MAX_CHARS:
         raise RequestInvalid(f"{_WHERE}: at most {MAX_CHARS} characters")
-    try:
-        given = json.loads(text)
-    except (ValueError, RecursionError) as e:
-        raise RequestInvalid(f"{_WHERE} is not valid JSON: {e}") from e
-    if not isinstance(given, dict):
-        raise RequestInvalid(f"{_WHERE} must be a JSON object")
+    given = json_table(text, _WHERE)
     unknown = sorted(set(given) - set(_READ) - {"stop_token_ids", "logit_bias"})
     if unknown:
         raise RequestInvalid(f"{_WHERE}: {unknown[0][:80]!r} is not supported")
@@ -45,18 +40,22 @@ def parse_sampling_json(text: str) -> SamplingJson:
     return SamplingJson(
         values,
         tuple(_integer("stop_token_ids", i) for i in _list(given, "stop_token_ids")),
-        _logit_bias(given.get("logit_bias") or {}),
+        _logit_bias(given.get("logit_bias")),
     )
 
 
 def _list(given: Mapping[str, Any], key: str) -> list[Any]:
-    value = given.get(key) or []
+    value = given.get(key)
+    if value is None:
+        return []
     if not isinstance(value, list):
         raise RequestInvalid(f"{_WHERE}: {key} must be a list")
     return value
 
 
 def _logit_bias(given: Any) -> tuple[tuple[int, float], ...]:
+    if given is None:
+        return ()
     if not isinstance(given, dict):
         raise RequestInvalid(f"{_WHERE}: logit_bias must be an object of token ids and numbers")
     pairs = [(_integer("logit_bias", k), _number("logit_bias", v)) for k, v in given.items()]

@@ -12,11 +12,10 @@ from remora_agent.serving.call import ChatPrompt, GenerateCall, Message
 from remora_agent.serving.chat_prompt import MAX_TEMPLATE_ARGUMENTS, check_template_arguments
 from remora_agent.serving.limits import MAX_MESSAGES, check_call
 from remora_agent.serving.openai.errors import FieldInvalid, FieldUnsupported
-from remora_agent.serving.openai.fields import Fields
+from remora_agent.serving.openai.fields import Fields, Refusals
 from remora_agent.serving.openai.options import (
     MAX_TOP_LOGPROBS,
     CommonOptions,
-    Refusals,
     common_options,
 )
 

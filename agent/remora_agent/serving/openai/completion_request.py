@@ -10,12 +10,11 @@ from remora_agent.runtime.api import Scoring
 from remora_agent.serving.call import GenerateCall, TextPrompt, TokenPrompt
 from remora_agent.serving.limits import check_call
 from remora_agent.serving.openai.errors import FieldInvalid
-from remora_agent.serving.openai.fields import Fields, is_ids
+from remora_agent.serving.openai.fields import Fields, Refusals, is_ids
 from remora_agent.serving.openai.options import (
     MAX_CHOICES,
     MAX_TOP_LOGPROBS,
     CommonOptions,
-    Refusals,
     common_options,
 )
 

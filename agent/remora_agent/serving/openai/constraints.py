@@ -7,10 +7,17 @@ from typing import Any
 
 from remora_agent.runtime.api import Constraint, ConstraintKind
 from remora_agent.serving.openai.errors import FieldInvalid
-from remora_agent.serving.openai.fields import Fields, one_of
+from remora_agent.serving.openai.fields import Fields, Refusals, one_of
 
 _GUIDED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
 _STRUCTURED = ("json", "regex", "choice", "grammar", "json_object")
+_STRUCTURED_UNSUPPORTED: Refusals = {
+    "disable_fallback": ((False,), "there is one backend, and no other to fall back on"),
+    "disable_any_whitespace": ((False,), "say x-guidance.whitespace_pattern in the schema"),
+    "disable_additional_properties": ((False,), "say additionalProperties in the schema"),
+    "whitespace_pattern": ((), "say x-guidance.whitespace_pattern in the schema"),
+    "structural_tag": ((), "say a grammar"),
+}
 _KINDS = {
     "json": ConstraintKind.JSON_SCHEMA,
     "regex": ConstraintKind.REGEX,
@@ -20,11 +27,12 @@ _KINDS = {
 
 def constraint(fields: Fields) -> Constraint | None:
     """Raises FieldInvalid when two ways of saying it are used at once."""
-    name = one_of(fields, ("response_format", "structured_outputs", *_GUIDED))
-    if name is None:
-        return None
-    if name == "response_format":
-        return _response_format(fields)
+    # {"type": "text"} asks for nothing, and so stands beside any other.
+    formatted = _response_format(fields) if fields.has("response_format") else None
+    ways = ("structured_outputs", *_GUIDED)
+    name = one_of(fields, ways if formatted is None else ("response_format", *ways))
+    if name is None or name == "response_format":
+        return formatted
     if name == "structured_outputs":
         inner = Fields(fields.table(name) or {}, fields.path(name))
         chosen = one_of(inner, _STRUCTURED)
@@ -33,6 +41,7 @@ def constraint(fields: Fields) -> Constraint | None:
                 f"{inner.path('')[:-1]}: give one of {', '.join(_STRUCTURED)}", fields.path(name)
             )
         made = _guided(inner, chosen, chosen)
+        inner.refuse(_STRUCTURED_UNSUPPORTED)
         inner.done()
         return made
     return _guided(fields, name, name.removeprefix("guided_"))

@@ -11,7 +11,8 @@ from typing import Any
 
 from remora_agent.serving.openai.errors import FieldInvalid, FieldUnsupported
 
-_MISSING = object()
+# Of fields that are not carried out: the values that change nothing, and the reason.
+Refusals = Mapping[str, tuple[Sequence[Any], str]]
 
 
 class Fields:
@@ -96,7 +97,7 @@ class Fields:
             raise self.wrong(name, "a list of token ids", value)
         return tuple(value)
 
-    def refuse(self, unsupported: Mapping[str, tuple[Sequence[Any], str]]) -> None:
+    def refuse(self, unsupported: Refusals) -> None:
         """Fields of OpenAI's that only their harmless values may have: (values, why)."""
         for name, (harmless, why) in unsupported.items():
             value = self.take(name)

@@ -56,9 +56,8 @@ class CompletionLogprobs:
         as the caller gets it back."""
         given, at, offsets = text.encode(), 0, []
         for token_id in ids:
-            offsets.append(self._characters.count)
             end = at + self._room(token_id, given, at)
-            self._characters.add(given[at:end])
+            offsets.append(self._characters.add(given[at:end]))
             at = end
         self._characters = _Characters(len(text))
         made = self._scores([TokenLogprob(ids[0], 0.0), *scored], offsets)
@@ -71,9 +70,10 @@ class CompletionLogprobs:
         """`{tokens, token_logprobs, top_logprobs, text_offset}`."""
         offsets = []
         for token in scored:
-            offsets.append(self._characters.count)
-            if not self._is_special(token.token_id):
-                self._characters.add(self._token_bytes(token.token_id))
+            hidden = self._is_special(token.token_id)
+            offsets.append(
+                self._characters.add(b"" if hidden else self._token_bytes(token.token_id))
+            )
         return self._scores(scored, offsets)
 
     def _room(self, token_id: int, given: bytes, at: int) -> int:
@@ -104,11 +104,17 @@ class _Characters:
     """How many are complete."""
 
     def __init__(self, count: int = 0) -> None:
-        self.count = count
+        self._count = count
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def add(self, raw: bytes) -> None:
-        self.count += len(self._decoder.decode(raw))
+    def add(self, raw: bytes) -> int:
+        """The number of the character that `raw` begins with, or goes on with. What was left
+        incomplete and is not gone on with is a U+FFFD before it."""
+        self._count += len(self._decoder.decode(raw[:1]))
+        incomplete, _ = self._decoder.getstate()
+        begins = self._count if incomplete or not raw else self._count - 1
+        self._count += len(self._decoder.decode(raw[1:]))
+        return begins
 
 
 def joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:

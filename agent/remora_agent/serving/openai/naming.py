@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from remora_agent.bank.directory import AdapterDirectory
 from remora_agent.runtime.api import AdapterRef
 from remora_agent.serving.call import AdapterSelection, UseCaseRef
+from remora_agent.serving.limits import named_adapter
 from remora_agent.serving.openai.errors import FieldInvalid, ModelUnknown
 from remora_agent.serving.openai.fields import Fields, one_of
-from remora_contract.errors import NotFound
+from remora_contract.errors import NotFound, RequestInvalid
 from remora_contract.release import MAX_WEIGHT, WeightedName
 
 _MAX_MODEL_CHARS = 512
@@ -67,7 +68,7 @@ def select(choice: ModelChoice, base: str, directory: AdapterDirectory) -> Adapt
     if choice.adapters:
         if meaning != ():
             raise FieldInvalid("adapters goes with the base model's name as model", "adapters")
-        return tuple(_ref(name, weight) for name, weight in choice.adapters.items())
+        return tuple(_mixed(name, weight) for name, weight in choice.adapters.items())
     if choice.use_case is not None:
         if meaning not in ((), UseCaseRef(choice.use_case)):
             raise FieldInvalid("use_case goes with the base model's name as model", "use_case")
@@ -114,8 +115,8 @@ def _meanings(name: str, base: str, directory: AdapterDirectory) -> dict[str, Ad
     adapter, use_case = name.removeprefix(f"{base}:"), name.removeprefix(USE_CASE)
     if name in (base, f"{base}:"):
         found[f"{base}:"] = ()
-    ref = _ref(adapter, 1.0)
-    with suppress(NotFound):
+    with suppress(NotFound, RequestInvalid):  # no such adapter, or no name of one
+        ref = named_adapter(adapter)
         directory.resolve(ref.name, ref.revision)
         found[f"{base}:{adapter}"] = (ref,)
     with suppress(NotFound):
@@ -123,6 +124,8 @@ def _meanings(name: str, base: str, directory: AdapterDirectory) -> dict[str, Ad
     return found
 
 
-def _ref(text: str, weight: float) -> AdapterRef:
-    name, _, revision = text.partition("@")
-    return AdapterRef(name, revision or None, weight)
+def _mixed(text: str, weight: float) -> AdapterRef:
+    try:
+        return named_adapter(text, weight)
+    except RequestInvalid as e:
+        raise FieldInvalid(f"adapters: {e}", "adapters") from e

@@ -4,9 +4,7 @@ Pure.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from remora_agent.runtime.api import Constraint, Share
 from remora_agent.runtime.options import MAX_STOP_TOKENS
@@ -14,7 +12,7 @@ from remora_agent.serving.call import SamplingOverrides, StoppingOverrides
 from remora_agent.serving.limits import MAX_TEMPERATURE
 from remora_agent.serving.openai.constraints import constraint
 from remora_agent.serving.openai.errors import FieldInvalid
-from remora_agent.serving.openai.fields import Fields
+from remora_agent.serving.openai.fields import Fields, Refusals
 from remora_agent.serving.openai.naming import ModelChoice, model_choice
 
 MAX_CHOICES = 128  # answers of one request: n for each of its prompts
@@ -25,7 +23,6 @@ _MAX_NAME_CHARS = 256
 
 # OpenAI's and vLLM's fields that are known and not carried out, with the values that change
 # nothing and the reason.
-Refusals = Mapping[str, tuple[Sequence[Any], str]]
 UNSUPPORTED: Refusals = {
     "best_of": ((1,), "answers are not ranked"),
     "use_beam_search": ((False,), "there is no beam search"),

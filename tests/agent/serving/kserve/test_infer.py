@@ -190,6 +190,8 @@ UNSUPPORTED = "UNIMPLEMENTED"
         ({"end_id": -1}, INVALID, "end_id"),
         ({"adapter": "zzz"}, NOT_FOUND, "zzz"),
         ({"adapter": "a@r9"}, NOT_FOUND, "r9"),
+        ({"adapter": "a@"}, INVALID, "revision"),
+        ({"lora_name": "a@"}, INVALID, "revision"),
         ({"adapter": "../../etc/passwd"}, INVALID, "adapter"),
         ({"adapter": ["a", "a"]}, INVALID, "twice"),
         ({"adapter": ["a"], "adapter_weight": [float("nan")]}, INVALID, "weight"),

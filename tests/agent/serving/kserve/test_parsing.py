@@ -78,6 +78,24 @@ def test_json_that_is_deeper_or_longer_than_reason_is_refused():
             parse_sampling_json(text)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"stop_token_ids": 0}',
+        '{"stop_token_ids": ""}',
+        '{"stop_token_ids": false}',
+        '{"logit_bias": 0}',
+        '{"logit_bias": []}',
+        '{"seed": 1, "seed": 2}',
+        '{"temperature": NaN}',
+        r'{"stop": "\ud800"}',
+    ],
+)
+def test_json_that_would_be_dropped_in_part_is_refused(text):
+    with pytest.raises(RequestInvalid, match="sampling_parameters"):
+        parse_sampling_json(text)
+
+
 def test_vllms_words_become_the_inputs_they_mean():
     parsed = parse_sampling_json(
         '{"stop": "x", "n": "1", "top_k": -1, "ignore_eos": "True", "logit_bias": {"7": "2.5"},'

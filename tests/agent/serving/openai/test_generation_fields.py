@@ -50,8 +50,27 @@ def test_other_constraints_are_kept_too(http):
     assert begun.lstrip().startswith("{")
 
 
+def test_what_asks_for_no_form_stands_beside_a_constraint(http):
+    free = {"type": "text"}
+    assert chat(http, response_format=free, extra_body={"guided_choice": ["yes"]}) == "yes"
+    idle = {"choice": ["no"], "regex": None, "disable_any_whitespace": False, "json": None}
+    assert chat(http, extra_body={"structured_outputs": idle}) == "no"
+    for extra in (
+        {"structured_outputs": {"choice": ["no"], "disable_any_whitespace": True}},
+        {"structured_outputs": {"choice": ["no"], "whitespace_pattern": " "}},
+        {"response_format": {"type": "json_object"}, "guided_choice": ["yes"]},
+    ):
+        with pytest.raises(openai.BadRequestError):
+            chat(http, extra_body=extra)
+
+
 def test_a_constraint_that_is_none_is_refused(http):
-    for extra in ({"guided_regex": "("}, {"guided_grammar": "nonsense"}, {"guided_json": "{"}):
+    for extra in (
+        {"guided_regex": "("},
+        {"guided_regex": "ab\\"},
+        {"guided_grammar": "nonsense"},
+        {"guided_json": "{"},
+    ):
         with pytest.raises(openai.BadRequestError):
             chat(http, extra_body=extra)
 

@@ -47,7 +47,17 @@ def test_each_form_means_one_thing(directory, name, meaning):
 
 @pytest.mark.parametrize(
     "name",
-    ["", "Model-1B", "legal@r2", f"{BASE}:support", f"{BASE}:nobody", "other:legal", "../legal"],
+    [
+        "",
+        "Model-1B",
+        "legal@r2",
+        "legal@",
+        f"{BASE}:legal@",
+        f"{BASE}:support",
+        f"{BASE}:nobody",
+        "other:legal",
+        "../legal",
+    ],
 )
 def test_a_name_of_nothing_is_unknown(directory, name):
     with pytest.raises(ModelUnknown, match="/v1/models"):

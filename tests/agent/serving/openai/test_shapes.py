@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import pytest
 
@@ -69,7 +70,7 @@ def test_a_prompt_that_is_repeated_with_logprobs_comes_with_its_own():
     }
 
 
-def offsets(made: dict[str, object]) -> object:
+def offsets(made: dict[str, Any]) -> list[int]:
     return made["text_offset"]
 
 
@@ -91,6 +92,18 @@ def test_offsets_count_the_text_that_the_caller_gets():
     shown = scores()  # of a prompt given as tokens
     assert offsets(shown.prompt((SPECIAL, 97), scored(97), "<s>a")) == [0, 3]
     assert offsets(shown.part(scored(99))) == [4]
+
+
+def test_what_follows_half_a_character_begins_behind_it():
+    """Bytes that nobody goes on with are a U+FFFD of their own in the text."""
+    ids = (0xE2, 126, 0xF0, 0x9F, 0xC3, 0xA9, 0xFF, 0xE4, 98)
+    scored = [TokenLogprob(i, -1.0) for i in ids]
+    text = bytes(ids).decode(errors="replace")
+    for parts in ([scored], [[t] for t in scored]):
+        answer = CompletionLogprobs(letter, lambda token_id: token_id == SPECIAL, 0)
+        made = [at for part in parts for at in offsets(answer.part(part))]
+        assert made == [0, 1, 2, 2, 3, 3, 4, 5, 6]
+        assert [text[at] for at in made] == list("\ufffd~\ufffd\ufffdéé\ufffd\ufffdb")
 
 
 def test_what_has_no_probability_is_still_json():
