@@ -200,7 +200,7 @@ def test_bytes_that_are_no_graph_are_refused(bundle: Path, cache: EngineCache, c
 def test_too_little_disk_is_refused_before_the_build(
     bundle: Path, cache: EngineCache, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(build_module, "_DISK_FACTOR", 1 << 40)
+    monkeypatch.setattr(build_module, "build_disk_bytes", lambda size, recipe: size << 40)
     with pytest.raises(Exhausted, match="MiB free"):
         ensure_built(bundle, cache, OPTIONS)
 
