@@ -109,6 +109,6 @@ def _bytes_in(folder: Path) -> int:
     for directory, _, names in os.walk(folder):  # passes over folders that vanish meanwhile
         for name in names:
             with contextlib.suppress(FileNotFoundError):
-                found = os.lstat(os.path.join(directory, name))
+                found = Path(directory, name).lstat()
                 sizes[found.st_ino] = found.st_size
     return sum(sizes.values())
