@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 TENSORRT := $(VENV)/.tensorrt
 JOBS ?= auto
 
-.PHONY: help demo test test-all test-slow lint format protos clean
+.PHONY: help install demo test test-all test-slow lint format protos clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,6 +23,8 @@ $(TENSORRT): $(STAMP)
 	@$(BIN)/python -m pip install --quiet --editable '.[tensorrt]' \
 		|| echo "tensorrt-rtx cannot be installed here: its tests are skipped"
 	@touch $(TENSORRT)
+
+install: $(STAMP)  ## the environment alone, in .venv
 
 demo: $(STAMP)  ## the whole story on this machine; CHECKPOINT=dir uses your own model
 	$(BIN)/python -m examples.demo $(if $(CHECKPOINT),--checkpoint '$(CHECKPOINT)')

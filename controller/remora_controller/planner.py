@@ -22,6 +22,7 @@ from remora_contract.engine import (
     Offered,
     Ship,
     Wanted,
+    build_disk_bytes,
     choose,
     offered_in,
     prefill_of,
@@ -135,13 +136,21 @@ def ship_bytes(device: Device, contents: Contents) -> int:
 
 
 def peak_disk_bytes(device: Device, contents: Contents) -> int:
-    """Chunks while staging, the new artifacts put together from them, and an engine about as
-    large as its bundle when one has to be built."""
+    """The new artifacts with, while they are put together, the largest file of several chunks
+    twice; or with what a build may write beside them: as the device will check it."""
     has = {device.report.bundle_digest, *_adapters_of(device)}
     new = [contents.manifests[d] for d in set(_shipped_to(device, contents)) - has]
-    engine = contents.manifests[contents.release.bundle].bytes
-    built = engine if engine_plan(device, contents).what == "built" else 0
-    return ship_bytes(device, contents) + sum(m.bytes for m in new) + built
+    assembling = [f.size for m in new for f in m.files if len(f.chunks) > 1]
+    is_built = engine_plan(device, contents).what == "built"
+    building = _build_bytes(device.facts.engine_key, contents) if is_built else 0
+    return sum(m.bytes for m in new) + max([building, *assembling])
+
+
+def _build_bytes(key: Mapping[str, str], contents: Contents) -> int:
+    """Of disk, for a build on a device that told this of its build key."""
+    bundle = contents.manifests[contents.release.bundle]
+    graph = sum(f.size for f in bundle.files if f.path.startswith(GRAPH_FILE))
+    return build_disk_bytes(graph, _recipe(key, bundle))
 
 
 def engine_plan(device: Device, contents: Contents) -> EnginePlan:
@@ -157,14 +166,19 @@ def engine_plan(device: Device, contents: Contents) -> EnginePlan:
 
 def _chosen_engine(key: Mapping[str, str], contents: Contents) -> EnginePlan:
     bundle = contents.manifests[contents.release.bundle]
-    recipe = {**key, PREFILL: prefill_of(key[PREFILL], bundle.facts)} if PREFILL in key else key
-    wanted = Wanted({f.path: f.digest for f in bundle.files}, recipe, is_whole=False)
+    files = {f.path: f.digest for f in bundle.files}
+    wanted = Wanted(files, _recipe(key, bundle), is_whole=False)
     chosen = choose(contents.engines, wanted)
     if isinstance(chosen, Ship):
         size = _mib(contents.manifests[chosen.digest].bytes)
         return EnginePlan("shipped", f"{size}: {chosen.why}", chosen.digest)
     assert isinstance(chosen, Build)
     return EnginePlan("built", chosen.why)
+
+
+def _recipe(key: Mapping[str, str], bundle: Manifest) -> Mapping[str, str]:
+    """The device's recipe for this bundle, as far as it told it."""
+    return {**key, PREFILL: prefill_of(key[PREFILL], bundle.facts)} if PREFILL in key else key
 
 
 def _shipped_to(device: Device, contents: Contents) -> tuple[str, ...]:

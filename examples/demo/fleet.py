@@ -61,6 +61,7 @@ class Fleet:
     home: str = "fleet"  # the controller's directory
     repository: str = "repository"
     sync_s: float = 2.0
+    offline_after_s: float = 45.0
     agents: list[Agent] = field(default_factory=list)
     controller: Daemon | None = None
     ports: dict[str, str] = field(default_factory=dict)
@@ -71,10 +72,15 @@ class Fleet:
         shop.run("remora-controller", "init", self.home, "--address", "127.0.0.1")
         config = shop.folder / self.home / "controller.toml"
         text = config.read_text()
-        before = "sync_interval_s = 10.0"
-        if before not in text:
-            raise DemoFailed(f"{config} has no line {before!r}")
-        config.write_text(text.replace(before, f"sync_interval_s = {self.sync_s}"))
+        changes = {
+            "sync_interval_s = 10.0": f"sync_interval_s = {self.sync_s}",
+            "offline_after_s = 45.0": f"offline_after_s = {self.offline_after_s}",
+        }
+        for before, after in changes.items():
+            if before not in text:
+                raise DemoFailed(f"{config} has no line {before!r}")
+            text = text.replace(before, after)
+        config.write_text(text)
         shop.environment["REMORA_CREDENTIALS"] = str(shop.folder / self.home / "operator")
 
     def serve(self) -> None:
@@ -110,9 +116,17 @@ class Fleet:
         self.agents.append(agent)
         return agent
 
+    def stop(self, agent: Agent) -> None:
+        """Ends an agent as its service manager does; `restart` brings it back."""
+        status = agent.daemon.terminate()
+        if status != 0:
+            raise DemoFailed(f"{agent.name} ended with {status}:\n{agent.daemon.tail()}")
+        self.workshop.daemons.remove(agent.daemon)
+
     def restart(self, agent: Agent) -> None:
         """Starts an agent again that was stopped or killed."""
-        self.workshop.daemons.remove(agent.daemon)
+        if agent.daemon in self.workshop.daemons:
+            self.workshop.daemons.remove(agent.daemon)
         agent.daemon.log.write_bytes(b"")
         agent.daemon = self._run_agent(agent.name)
         self.await_listening(agent)

@@ -32,6 +32,11 @@ PROCESSORS = "gpu.processors"  # compute capabilities, of a device its own one
 MAX_KEY_FIELDS = 64
 MAX_FIELD_TEXT = 256
 _SHOWN = 4
+# Of what a build writes, in sizes of the graph. Rewritten model, optimised model with prepacked
+# weights, and the widening of float16.
+_DISK_FACTOR = 5
+_PLAN_DISK_FACTOR = 2  # of a TensorRT engine: the weights once, its kernels, and some air
+_INT8_DISK_FACTOR = 6  # of prompts' weights: as written, as saved, and prepacked, twice int4's size
 
 
 @dataclass(frozen=True)
@@ -179,6 +184,15 @@ def prefill_of(choice: str, facts: Mapping[str, Any]) -> str:
         and not facts.get("experts", False)
     )
     return choice if takes else "plain"
+
+
+def build_disk_bytes(graph_bytes: int, recipe: Mapping[str, str]) -> int:
+    """What a build by this flat recipe may write at its worst moment. A device that told none is
+    taken for one that builds for its processor."""
+    has_gpu = any(name.startswith("gpu.") for name in recipe)
+    factor = _PLAN_DISK_FACTOR if has_gpu else _DISK_FACTOR
+    factor += _INT8_DISK_FACTOR if recipe.get(PREFILL, "plain") != "plain" else 0
+    return factor * graph_bytes
 
 
 def _built_from(engine: Offered, wanted: Wanted) -> set[str]:

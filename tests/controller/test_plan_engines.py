@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from remora_contract.bundle import GRAPH_FILE
 from remora_contract.digests import digest_bytes
+from remora_contract.engine import build_disk_bytes
 from remora_controller.domain import Device, Facts, Report
 from remora_controller.planner import (
     Contents,
@@ -48,7 +51,7 @@ def test_an_engine_of_the_devices_key_is_shipped_and_counted(tmp_path):
     plan = engine_plan(device(), both)
     assert (plan.what, plan.digest) == ("shipped", mine.digest)
     assert ship_bytes(device(), both) == len(GRAPH) + mine.bytes
-    assert peak_disk_bytes(device(), both) == 2 * (len(GRAPH) + mine.bytes)
+    assert peak_disk_bytes(device(), both) == len(GRAPH) + mine.bytes
 
 
 def test_a_device_with_another_key_builds_and_the_field_is_named(tmp_path):
@@ -57,6 +60,19 @@ def test_a_device_with_another_key_builds_and_the_field_is_named(tmp_path):
     assert plan.what == "built"
     assert "machine avx512, the device has avx2" in plan.why
     assert ship_bytes(device(machine="avx2"), some) == len(GRAPH)
+
+
+@pytest.mark.parametrize(
+    ("key", "sizes"), [({}, 5), ({"gpu.rows": "8"}, 2), ({"prefill": "int8"}, 5)]
+)
+def test_the_disk_of_a_build_is_what_the_device_will_ask_for(tmp_path, key, sizes):
+    """Prompts in int8 are nothing to a bundle of floats; the next test has one of integers."""
+    some = contents(tmp_path, engine(tmp_path, backend_version="1.30.0"))
+    assert peak_disk_bytes(device(**key), some) == (1 + sizes) * len(GRAPH)
+
+
+def test_prompts_in_int8_cost_disk_too():
+    assert build_disk_bytes(100, {"prefill": "int8"}) == 1100
 
 
 def test_a_device_that_does_not_tell_its_key_builds(tmp_path):

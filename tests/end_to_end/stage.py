@@ -5,9 +5,12 @@ Owns the artifacts' names. Built from the demo's pieces: the same commands a use
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
+import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +23,15 @@ from examples.demo.asking import Survey, survey
 from examples.demo.build import REPOSITORY, Artifact, Built, convert, publish
 from examples.demo.cast import Cast, Check, ReferenceOracle, reference_cast
 from examples.demo.fleet import Agent, Fleet
-from examples.demo.processes import Workshop, await_value
+from examples.demo.processes import DemoFailed, Workshop, await_value
 from remora_agent.client import Result
 from remora_contract.bundle import load_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "tiny"
-ENVIRONMENT = {"PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+# Behind whatever the tests themselves were told to import from.
+_PATHS = (str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
+ENVIRONMENT = {"PYTHONPATH": os.pathsep.join(_PATHS), "COLUMNS": "120"}
 FINAL = ("COMPLETED", "ROLLED_BACK", "ABORTED", "PAUSED")
 
 
@@ -107,6 +112,14 @@ class Stage:
         options += ["--use-case", use_case] if use_case else []
         self.shop.run("remora", "releases", "create", "--name", name, "--bundle", bundle, *options)
 
+    def release_file(self, name: str, adapters: Mapping[str, str], **more: Any) -> None:
+        """Creates a release from a file; `more` are further keys of release.yaml, also `bundle`."""
+        base = {"name": name, "bundle": self.artifacts.bundle.reference}
+        document = {**base, "adapters": dict(adapters), **more}
+        path = self.shop.folder / f"{name}.yaml"
+        path.write_text(json.dumps(document))  # JSON is YAML
+        self.shop.run("remora", "releases", "create", "--file", path.name)
+
     def start(self, name: str, *options: str) -> str:
         """Starts a rollout and returns its id."""
         return str(
@@ -119,11 +132,10 @@ class Stage:
     def ended(self, rollout: str, within_s: float = 120.0) -> dict[str, Any]:
         """The rollout once it has ended or paused itself."""
 
-        def look() -> Any:
-            found = self.fleet.operator("rollout", "status", rollout)
-            return found if found["state"] in FINAL else None
-
-        found: Any = await_value(look, f"the end of {rollout}", within_s, self.shop)
+        with contextlib.suppress(DemoFailed):  # of every other end than COMPLETED
+            self.shop.run("remora", "rollout", "wait", rollout, "--timeout", str(within_s))
+        found = self.fleet.operator("rollout", "status", rollout)
+        assert found["state"] in FINAL, found
         return dict(found)
 
     def await_phase(self, agent: Agent, phase: str, within_s: float = 60.0) -> None:
@@ -133,6 +145,18 @@ class Stage:
             return any(line["phase"] == phase for line in agent.events("phase.changed"))
 
         await_value(look, f"{agent.name} in {phase}", within_s)
+
+    def phases(self, agent: Agent, name: str) -> list[str]:
+        """What the agent's log says that it went through with releases of this name."""
+        lines = agent.events("phase.changed")
+        return [line["phase"] for line in lines if line["release"].rpartition("-")[0] == name]
+
+    def device_id(self, agent: Agent) -> str:
+        (device,) = self.fleet.operator("devices", "list", "--selector", f"name={agent.name}")
+        return str(device["device_id"])
+
+    def await_running(self, names: set[str], within_s: float = 60.0) -> None:
+        await_value(lambda: self.running() == names, f"{names} on all devices", within_s, self.shop)
 
     def running(self) -> set[str]:
         """Names of the releases that the devices serve, without their digests."""
@@ -146,10 +170,12 @@ class Stage:
 
 
 @contextmanager
-def open_stage(folder: Path, artifacts: Artifacts) -> Iterator[Stage]:
+def open_stage(
+    folder: Path, artifacts: Artifacts, offline_after_s: float = 45.0
+) -> Iterator[Stage]:
     shutil.copytree(artifacts.folder / REPOSITORY, folder / REPOSITORY)
     with Workshop(folder, dict(ENVIRONMENT)) as shop:
-        fleet = Fleet(shop, repository=REPOSITORY, sync_s=0.5)
+        fleet = Fleet(shop, repository=REPOSITORY, sync_s=0.5, offline_after_s=offline_after_s)
         fleet.init()
         fleet.serve()
         yield Stage(shop, fleet, artifacts)

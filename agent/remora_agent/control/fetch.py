@@ -19,7 +19,7 @@ from remora_agent.control.interrupt import Interrupt
 from remora_agent.control.layout import sync_directory
 from remora_agent.control.pacing import Backoff, RateLimit
 from remora_contract.artifact import Chunk, chunk_key
-from remora_contract.digests import short
+from remora_contract.digests import digest_bytes, short
 from remora_contract.errors import (
     ArtifactInvalid,
     Cancelled,
@@ -75,6 +75,26 @@ class ChunkFetcher:
         part = _part(path)
         return min(part.stat().st_size, chunk.size) if part.exists() else 0
 
+    def copy(self, chunk: Chunk, source: Path, offset: int) -> None:
+        """From a file of this device; if its bytes are not the chunk's any more, nothing is done
+        and `ensure` fetches them. Raises Exhausted when the disk is full, Cancelled."""
+        path = self.path(chunk.digest)
+        self._pace.interrupt.check()
+        if path.exists():
+            return
+        data = _read_piece(source, offset, chunk.size)
+        if digest_bytes(data) != chunk.digest:
+            log.warning("chunk.damaged", extra={"chunk": chunk.digest, "path": str(source)})
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with disk_errors(path), _part(path).open("wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        with disk_errors(path):
+            _part(path).rename(path)
+            sync_directory(path.parent)
+
     def ensure(self, chunk: Chunk, on_bytes: Callable[[int], None]) -> int:
         """Returns how many bytes came over the network; `on_bytes` hears of them as they come.
 
@@ -124,6 +144,17 @@ class ChunkFetcher:
             part.rename(path)
             sync_directory(path.parent)
         return received
+
+
+def _read_piece(source: Path, offset: int, size: int) -> bytes:
+    """Empty when it cannot be read: that, and one that is too short, has another digest."""
+    try:
+        with source.open("rb") as f:
+            f.seek(offset)
+            return f.read(size)
+    except OSError as e:
+        log.warning("chunk.unreadable", extra={"path": str(source), "cause": str(e)})
+        return b""
 
 
 def _remote(pieces: Iterator[bytes]) -> Iterator[bytes]:

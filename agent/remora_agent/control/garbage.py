@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from remora_agent.control.activation import Record
+from remora_agent.control.held_chunks import SUFFIX
 from remora_agent.control.layout import StateLayout
 from remora_agent.control.releases import read_release
 from remora_contract.device_phase import Phase
@@ -56,8 +57,8 @@ def _kept_artifacts(layout: StateLayout, roots: Iterable[str]) -> set[str] | Non
 
 
 def _artifact_name(path: Path) -> str:
-    """`<hex>` or, while staging, `.<hex>.partial`."""
-    return path.name.removeprefix(".").removesuffix(".partial")
+    """`<hex>`, its `.<hex>.manifest` or, while staging, `.<hex>.partial`."""
+    return path.name.removeprefix(".").removesuffix(".partial").removesuffix(SUFFIX)
 
 
 def _remove(path: Path) -> None:

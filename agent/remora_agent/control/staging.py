@@ -18,6 +18,7 @@ from pathlib import Path
 
 from remora_agent.control.facts import disk_free
 from remora_agent.control.fetch import TRANSIENT, ChunkFetcher, ChunkSource, Pace, disk_errors
+from remora_agent.control.held_chunks import Place, find_chunks, remember
 from remora_agent.control.layout import StateLayout, sync_directory
 from remora_agent.control.manifest import (
     DiskNeed,
@@ -83,14 +84,16 @@ class Stager:
         self._fetcher.cap(bytes_per_s)
 
     def stage(self, wanted: Sequence[Wanted], progress: Progress) -> list[Fetched]:
-        """Makes every artifact's directory exist. Raises Exhausted (disk) before the first byte,
+        """Makes every artifact's directory exist; only what no artifact here holds already comes
+        over the network. Raises Exhausted (disk) before the first byte,
         ArtifactInvalid, DocumentInvalid, Unsupported, NotFound, Cancelled."""
         absent = [w for w in wanted if not self._layout.artifact(w.digest).is_dir()]
         jobs = [self._plan(w) for w in absent]
         self._check_disk(jobs)
         uses = Counter(c.digest for j in jobs for f in j.missing for c in f.chunks)
         tally = _Tally(sum(f.size for j in jobs for f in j.missing), progress)
-        return [self._fetch(job, uses, tally) for job in jobs]
+        here = find_chunks(self._layout, uses.keys())
+        return [self._fetch(job, uses, here, tally) for job in jobs]
 
     def manifest(self, digest: str) -> Manifest:
         """Waits out an unreachable controller. Raises what `stage` does."""
@@ -130,11 +133,13 @@ class Stager:
         free = disk_free(self._layout.artifacts)
         check_disk(need, free, self._floor, f"staging {len(jobs)} artifacts")
 
-    def _fetch(self, job: _Job, uses: Counter[str], tally: _Tally) -> Fetched:
+    def _fetch(
+        self, job: _Job, uses: Counter[str], here: Mapping[str, Place], tally: _Tally
+    ) -> Fetched:
         started_s, received = self._pace.now(), 0
         for file in job.missing:
             for chunk in file.chunks:
-                received += self._ensure(chunk, tally)
+                received += self._ensure(chunk, here.get(chunk.digest), tally)
             with disk_errors(job.partial / file.path):
                 self._assemble(job.partial, file)
             self._release(file, uses)
@@ -147,7 +152,9 @@ class Stager:
         )
         return fetched
 
-    def _ensure(self, chunk: Chunk, tally: _Tally) -> int:
+    def _ensure(self, chunk: Chunk, place: Place | None, tally: _Tally) -> int:
+        if place is not None:
+            self._fetcher.copy(chunk, place.path, place.offset)
         tally.add(self._fetcher.held(chunk))
         return self._fetcher.ensure(chunk, tally.add)
 
@@ -178,6 +185,7 @@ class Stager:
                 path.unlink()
         target = self._layout.artifact(job.manifest.digest)
         with disk_errors(target):
+            remember(self._layout, job.manifest)
             sync_directory(job.partial)
             shutil.rmtree(target, ignore_errors=True)
             job.partial.rename(target)

@@ -18,16 +18,13 @@ from remora_agent.engine.recipe import Recipe, build_key, graph_files
 from remora_agent.host import Progress
 from remora_contract.bundle import Bundle
 from remora_contract.digests import canonical_json, short
+from remora_contract.engine import build_disk_bytes, flat
 from remora_contract.errors import Exhausted
 
 log = logging.getLogger(__name__)
 
 _CHILD = "remora_agent.engine.build_child"
 _RESULT_DIR = "engine"
-# Rewritten model, optimised model with prepacked weights, and the widening of float16.
-_DISK_FACTOR = 5
-_PLAN_DISK_FACTOR = 2  # of a TensorRT engine: the weights once, its kernels, and some air
-_INT8_DISK_FACTOR = 6  # of prompts' weights: as written, as saved, and prepacked, twice int4's size
 
 
 def never() -> bool:
@@ -102,9 +99,7 @@ def _run(
 
 def _check_room(staging: Path, bundle: Bundle, recipe: Recipe) -> None:
     """Refuses a build that cannot end well before it fills the disk. Raises Exhausted."""
-    factor = _DISK_FACTOR if recipe.gpu is None else _PLAN_DISK_FACTOR
-    factor += _INT8_DISK_FACTOR if recipe.prefill != "plain" else 0
-    need = factor * sum(f.size for f in graph_files(bundle))
+    need = build_disk_bytes(sum(f.size for f in graph_files(bundle)), flat(recipe))
     disk = os.statvfs(staging)
     free = disk.f_bavail * disk.f_frsize
     if free < need:

@@ -52,6 +52,7 @@ class _Report:
     """What the child has said so far."""
 
     phase: str = "starting"
+    done: float = 0.0
     result: dict[str, Any] | None = None
     error: RemoraError | None = None
     pending: bytearray = field(default_factory=bytearray)
@@ -68,9 +69,10 @@ def run_child(
 ) -> dict[str, Any]:
     """Runs `python -m module arguments` to its end and returns its result.
 
-    `what` names the work in errors. Raises the child's own deliberate error, Exhausted (time or
-    memory), Cancelled, EngineFault (killed by a signal, or an exit without a result; the log's
-    last lines are quoted).
+    `what` names the work in errors. `progress` is called several times a second, also while the
+    child says nothing; what it raises ends the child. Raises the child's own deliberate error,
+    Exhausted (time or memory), Cancelled, EngineFault (killed by a signal, or an exit without a
+    result; the log's last lines are quoted).
     """
     read_end, write_end = os.pipe()
     with log_path.open("wb") as log_file:
@@ -112,6 +114,10 @@ def _watch(
                 if not data:
                     break
                 _take(report, data, progress)
+            else:
+                # Nothing new; but whoever waits says through `progress` that it is not wanted any
+                # more, and a child may be silent for minutes, or hang.
+                progress(report.phase, report.done)
             if cancelled():
                 raise Cancelled(f"{what} was cancelled while {report.phase}")
             _check_limits(process.pid, report.phase, what, limits, time.monotonic() - started)
@@ -146,8 +152,8 @@ def _take(report: _Report, data: bytes, progress: Progress) -> None:
     for line in lines:
         message = json.loads(line)
         if "phase" in message:
-            report.phase = message["phase"]
-            progress(report.phase, float(message["done"]))
+            report.phase, report.done = message["phase"], float(message["done"])
+            progress(report.phase, report.done)
         elif "result" in message:
             report.result = message["result"]
         else:

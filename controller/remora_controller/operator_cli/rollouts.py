@@ -147,8 +147,14 @@ def status(
 
 
 def follow(session: Session, rollout_id: str) -> None:
-    """Redraws until the rollout ends. Raises Refused unless it completed."""
+    """Redraws until the rollout ends; a pipe gets the end alone. Raises Refused unless it
+    completed."""
     console = render.console()
+    if not console.is_terminal:
+        found = await_final(session, rollout_id, None, lambda _: None)
+        console.print(rollout_view(found))
+        check_completed(found)
+        return
     with Live(console=console, auto_refresh=False) as live:
 
         def show(found: pb.Rollout) -> None:

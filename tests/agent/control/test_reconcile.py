@@ -454,8 +454,8 @@ def test_only_current_previous_and_assigned_stay_on_disk(device, first, second, 
     for release in (first, second, third):
         commit(device, release)
     kept = {p.name for p in device.layout.artifacts.iterdir()}
-    wanted = second.artifact_digests() + third.artifact_digests()
-    assert kept == {d.removeprefix("sha256:") for d in wanted}
+    wanted = {d.removeprefix("sha256:") for d in (*second.all_digests(), *third.all_digests())}
+    assert kept == wanted | {f".{name}.manifest" for name in wanted}
     assert {p.stem for p in device.layout.releases.iterdir()} == {
         second.release_id,
         third.release_id,

@@ -126,7 +126,7 @@ def test_an_adapter_ships_its_own_bytes_only(layout, source, repository):
 def test_staging_leaves_no_chunks_and_no_partial_directory(layout, source, repository):
     stage(make_stager(layout, source), repository.bundle(), repository.adapter())
     assert [p for p in layout.cas.rglob("*") if p.is_file()] == []
-    assert not [p for p in layout.artifacts.iterdir() if p.name.startswith(".")]
+    assert not list(layout.artifacts.glob(".*.partial"))
 
 
 @pytest.mark.parametrize("cut_at", [1, PIECE, 150_000, 440_000])

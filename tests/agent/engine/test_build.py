@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import onnx
+import psutil
 import pytest
 
 from remora_agent.engine import build as build_module
@@ -49,8 +50,7 @@ def test_a_build_reports_progress_and_the_next_one_is_a_cache_hit(bundle: Path, 
     again = ensure_built(bundle, cache, OPTIONS)
     assert not first.from_cache and again.from_cache
     assert again.entry.manifest.digest == first.entry.manifest.digest
-    assert seen[0][0] == "verifying the graph"
-    assert "optimising" in {p for p, _ in seen}
+    assert {"verifying the graph", "optimising"} <= {p for p, _ in seen}
     fractions = [f for _, f in seen]
     assert fractions == sorted(fractions) and 0 <= fractions[0] <= fractions[-1] <= 1
     assert not list((cache.root / "tmp").iterdir())
@@ -200,7 +200,7 @@ def test_bytes_that_are_no_graph_are_refused(bundle: Path, cache: EngineCache, c
 def test_too_little_disk_is_refused_before_the_build(
     bundle: Path, cache: EngineCache, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(build_module, "_DISK_FACTOR", 1 << 40)
+    monkeypatch.setattr(build_module, "build_disk_bytes", lambda size, recipe: size << 40)
     with pytest.raises(Exhausted, match="MiB free"):
         ensure_built(bundle, cache, OPTIONS)
 
@@ -209,6 +209,30 @@ def test_a_cancelled_build_leaves_nothing(bundle: Path, cache: EngineCache):
     with pytest.raises(Cancelled, match="was cancelled while"):
         ensure_built(bundle, cache, OPTIONS, cancelled=lambda: True)
     assert not cache.stored() and not list((cache.root / "tmp").iterdir())
+
+
+def test_a_child_that_says_nothing_any_more_is_ended_as_soon_as_nobody_wants_its_work(
+    bundle: Path, cache: EngineCache
+):
+    calls = []
+
+    def unwanted(phase, done):
+        calls.append(phase)
+        for child in _build_children():
+            child.suspend()  # it stands still from now on, as one that hangs
+        if len(calls) > 3:
+            raise Cancelled("a newer assignment arrived")
+
+    limits = ChildLimits(wall_s=60.0)
+    with pytest.raises(Cancelled, match="newer assignment"):
+        ensure_built(bundle, cache, replace(OPTIONS, build_limits=limits), unwanted)
+    assert _build_children() == []
+    assert not cache.stored() and not list((cache.root / "tmp").iterdir())
+
+
+def _build_children():
+    children = psutil.Process().children()
+    return [c for c in children if "remora_agent.engine.build_child" in c.cmdline()]
 
 
 def test_a_build_past_its_time_limit_is_ended(bundle: Path, cache: EngineCache):

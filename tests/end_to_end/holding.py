@@ -1,0 +1,151 @@
+"""Keeps a real agent in a phase: by what an operator or an application may do where there is such a
+thing (bandwidth, windows, locks, soak), else by stopping a process of it for a while, as a machine
+that is out of breath would.
+
+Each is a context manager: it gives the options for `remora rollout start`, and what it holds goes
+on when the block ends.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from functools import partial
+
+import psutil
+
+from examples.demo.fleet import Agent
+from examples.demo.processes import DemoFailed, await_value
+from tests.end_to_end.stage import Stage
+
+_UP_TO_S = 60.0
+
+
+@dataclass
+class Hold:
+    """`options` start the rollout; `wait()` returns once the agent stands in the phase."""
+
+    options: Sequence[str]
+    wait: Callable[[], None]
+
+
+Holding = Callable[[Stage, Agent], AbstractContextManager[Hold]]
+
+
+@contextmanager
+def slow_download(stage: Stage, agent: Agent) -> Iterator[Hold]:
+    yield Hold(("--device-bandwidth", "8K"), _new_phase(agent, "STAGING"))
+
+
+@contextmanager
+def stopped_build(stage: Stage, agent: Agent) -> Iterator[Hold]:
+    with _stopped_child(agent, "remora_agent.engine.build_child") as wait:
+        yield Hold((), wait)
+
+
+@contextmanager
+def stopped_proof(stage: Stage, agent: Agent) -> Iterator[Hold]:
+    with _stopped_child(agent, "remora_agent.engine.probe_child") as wait:
+        yield Hold((), wait)
+
+
+@contextmanager
+def closed_window(stage: Stage, agent: Agent) -> Iterator[Hold]:
+    """Opens in six hours: nothing but going back gets past it."""
+    opens = datetime.now(timezone.utc) + timedelta(hours=6)
+    window = f"{opens:%H:%M}-{opens + timedelta(hours=1):%H:%M}@UTC"
+    yield Hold(("--window", window), _new_phase(agent, "WAIT_WINDOW"))
+
+
+@contextmanager
+def lock(stage: Stage, agent: Agent) -> Iterator[Hold]:
+    address = ("--address", agent.address)
+    stage.shop.run("remora-agent", "lock", "--for", "10m", "--reason", "it moves", *address)
+    try:
+        yield Hold((), _new_phase(agent, "WAIT_WINDOW"))
+    finally:
+        stage.shop.run("remora-agent", "unlock", *address)
+
+
+@contextmanager
+def stopped_switch(stage: Stage, agent: Agent) -> Iterator[Hold]:
+    """The agent itself, in the fraction of a second in which the other engine is opened."""
+    process = psutil.Process(agent.daemon.process.pid)
+    begin = agent.daemon.log.stat().st_size
+
+    def wait() -> None:
+        deadline = time.monotonic() + _UP_TO_S
+        with agent.daemon.log.open("rb") as f:
+            f.seek(begin)
+            seen = b""
+            while b'"phase": "SWITCHING"' not in seen:
+                seen = seen[-4000:] + f.read()
+                if time.monotonic() > deadline:
+                    raise DemoFailed(f"{agent.name} did not begin to switch")
+                time.sleep(0.002)
+            process.send_signal(signal.SIGSTOP)
+            seen += f.read()
+        if b'"phase": "SOAKING"' in seen:
+            raise DemoFailed(f"{agent.name} had switched before it could be stopped")
+
+    try:
+        yield Hold((), wait)
+    finally:
+        process.send_signal(signal.SIGCONT)
+
+
+@contextmanager
+def long_soak(stage: Stage, agent: Agent) -> Iterator[Hold]:
+    yield Hold(("--soak", "8"), _new_phase(agent, "SOAKING"))
+
+
+def _new_phase(agent: Agent, phase: str) -> Callable[[], None]:
+    """Waits until the agent says that it enters the phase, from now on."""
+    before = _times_in(agent, phase)
+
+    def wait() -> None:
+        entered = partial(_entered, agent, phase, before)
+        await_value(entered, f"{agent.name} in {phase}", _UP_TO_S)
+
+    return wait
+
+
+def _entered(agent: Agent, phase: str, before: int) -> bool:
+    return _times_in(agent, phase) > before
+
+
+def _times_in(agent: Agent, phase: str) -> int:
+    return sum(line["phase"] == phase for line in agent.events("phase.changed"))
+
+
+@contextmanager
+def _stopped_child(agent: Agent, module: str) -> Iterator[Callable[[], None]]:
+    found: list[psutil.Process] = []
+
+    def look() -> bool:
+        children = psutil.Process(agent.daemon.process.pid).children(recursive=True)
+        found.extend(c for c in children if module in _command(c))
+        return bool(found)
+
+    def wait() -> None:
+        await_value(look, f"{agent.name}'s {module}", _UP_TO_S)
+        for process in found:
+            process.send_signal(signal.SIGSTOP)
+
+    try:
+        yield wait
+    finally:
+        for process in found:
+            if process.is_running():
+                process.send_signal(signal.SIGCONT)
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return []
