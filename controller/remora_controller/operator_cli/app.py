@@ -13,6 +13,7 @@ from remora_controller.operator_cli import (
     artifacts,
     audit,
     devices,
+    engines,
     events,
     groups,
     plan,
@@ -63,6 +64,7 @@ top.register(app)
 events.register(app)
 groups.register(app)
 audit.register(app)
+engines.register(app)
 apply.register(app)
 
 

@@ -149,6 +149,16 @@ class OperatorStub(object):
                 request_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.DiffReleasesRequest.SerializeToString,
                 response_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.DiffReleasesResponse.FromString,
                 )
+        self.ListSharedEngines = channel.unary_unary(
+                '/remora.operator.v1.Operator/ListSharedEngines',
+                request_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.ListSharedEnginesRequest.SerializeToString,
+                response_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.ListSharedEnginesResponse.FromString,
+                )
+        self.RemoveSharedEngine = channel.unary_unary(
+                '/remora.operator.v1.Operator/RemoveSharedEngine',
+                request_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.RemoveSharedEngineRequest.SerializeToString,
+                response_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.RemoveSharedEngineResponse.FromString,
+                )
 
 
 class OperatorServicer(object):
@@ -318,6 +328,19 @@ class OperatorServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListSharedEngines(self, request, context):
+        """Engines that devices built for others of their class.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveSharedEngine(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -455,6 +478,16 @@ def add_OperatorServicer_to_server(servicer, server):
                     servicer.DiffReleases,
                     request_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.DiffReleasesRequest.FromString,
                     response_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.DiffReleasesResponse.SerializeToString,
+            ),
+            'ListSharedEngines': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSharedEngines,
+                    request_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.ListSharedEnginesRequest.FromString,
+                    response_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.ListSharedEnginesResponse.SerializeToString,
+            ),
+            'RemoveSharedEngine': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveSharedEngine,
+                    request_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.RemoveSharedEngineRequest.FromString,
+                    response_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.RemoveSharedEngineResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -922,5 +955,39 @@ class Operator(object):
         return grpc.experimental.unary_unary(request, target, '/remora.operator.v1.Operator/DiffReleases',
             remora__protos_dot_operator_dot_v1_dot_operator__pb2.DiffReleasesRequest.SerializeToString,
             remora__protos_dot_operator_dot_v1_dot_operator__pb2.DiffReleasesResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ListSharedEngines(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/remora.operator.v1.Operator/ListSharedEngines',
+            remora__protos_dot_operator_dot_v1_dot_operator__pb2.ListSharedEnginesRequest.SerializeToString,
+            remora__protos_dot_operator_dot_v1_dot_operator__pb2.ListSharedEnginesResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def RemoveSharedEngine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/remora.operator.v1.Operator/RemoveSharedEngine',
+            remora__protos_dot_operator_dot_v1_dot_operator__pb2.RemoveSharedEngineRequest.SerializeToString,
+            remora__protos_dot_operator_dot_v1_dot_operator__pb2.RemoveSharedEngineResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
