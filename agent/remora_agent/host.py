@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from remora_agent.telemetry.histograms import HistogramReading
-from remora_contract.engine import Wanted
+from remora_contract.engine import EngineKey, Wanted
 from remora_contract.gates import GoldenQuestion
 from remora_contract.release import ReleaseUseCase, SamplingDefaults
 
@@ -88,6 +88,20 @@ class ServingHost(Protocol):
     def engine_wanted(self, bundle_directory: Path) -> Wanted | None:
         """The whole build key of this bundle's engine; None when it is in the cache. Raises what a
         build would raise before it begins."""
+        ...
+
+    def missing_engine(self, bundle_directory: Path) -> EngineKey | None:
+        """Like `engine_wanted`, as the key whose digest names the build."""
+        ...
+
+    def take_engine(self, assignment: Assignment, digest: str, progress: Progress) -> str:
+        """Proves an engine that was staged among the artifacts, in a child process, and takes it
+        into the cache. "" when it is there, else what is wrong with it. Raises Exhausted where this
+        device could not find out."""
+        ...
+
+    def built_engine(self, bundle_directory: Path) -> Path | None:
+        """The folder of this bundle's engine; None when it is not in the cache."""
         ...
 
     def prove(self, assignment: Assignment, progress: Progress) -> None:

@@ -35,8 +35,8 @@ from remora_agent.telemetry.observers import Observers, Observing
 from remora_agent.text.tools import ToolFormat
 from remora_contract.adapter import load_adapter
 from remora_contract.bundle import load_bundle
-from remora_contract.digests import short
-from remora_contract.engine import Wanted
+from remora_contract.digests import hex_of, short
+from remora_contract.engine import EngineKey, Wanted
 from remora_contract.errors import ArtifactInvalid, Refused, RemoraError, Unavailable
 
 log = logging.getLogger(__name__)
@@ -97,6 +97,19 @@ class LocalHost:
 
     def engine_wanted(self, bundle_directory: Path) -> Wanted | None:
         return self._engines.wanted(bundle_directory)
+
+    def missing_engine(self, bundle_directory: Path) -> EngineKey | None:
+        return self._engines.missing(bundle_directory)
+
+    def take_engine(self, assignment: Assignment, digest: str, progress: Progress) -> str:
+        check(assignment)
+        adapters = [a.directory for a in assignment.adapters]
+        directory = assignment.bundle_directory
+        staged = directory.with_name(hex_of(digest))
+        return self._engines.take(directory, staged, adapters, progress)
+
+    def built_engine(self, bundle_directory: Path) -> Path | None:
+        return self._engines.built(bundle_directory)
 
     def prove(self, assignment: Assignment, progress: Progress) -> None:
         check(assignment)

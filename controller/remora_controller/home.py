@@ -7,6 +7,7 @@ DIR/
   controller.toml         where to listen, and limits
   controller.db           devices, releases, rollouts
   repository/             published artifacts (remora-build publish)
+  shared-engines/         what devices built for others of their class
   listening.json          while it runs: the ports it got
 """
 
@@ -25,6 +26,7 @@ from typing import TypeVar
 from remora_contract.errors import Conflict, DocumentInvalid, NotFound, Refused
 from remora_contract.strict import parse
 from remora_controller import pki
+from remora_controller.sharing.policy import Policy
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -44,6 +46,7 @@ metrics_listen = "127.0.0.1:7442"  # Prometheus (plain HTTP: keep it on loopback
 sync_interval_s = 10.0             # how often an idle device reports
 offline_after_s = 45.0             # a device that was silent for so long counts as offline
 rollouts_need_approval = false     # true: somebody else than its author approves every rollout
+engine_sharing = "off"             # off, site, all: who runs engines that other devices built
 """
 
 
@@ -58,12 +61,26 @@ class ControllerConfig:
     offline_after_s: float = 45.0
     repository: str = "repository"  # relative to the directory
     rollouts_need_approval: bool = False  # also those started without --needs-approval
+    engine_sharing: Policy = "off"  # who runs engines that other devices built
+    engine_lease_s: float = 60.0  # a builder that was silent for so long is replaced
+    engine_wait_s: float = 1800.0  # a device waits no longer for another's build
+    shared_engines_bytes: int = 16 << 30  # on the controller's disk
 
     def __post_init__(self) -> None:
+        _check_sharing(self)
         if not 0.05 <= self.sync_interval_s <= 3600:
             raise ValueError("sync_interval_s is between 0.05 and 3600")
         if self.offline_after_s < 2 * self.sync_interval_s:
             raise ValueError("offline_after_s is at least twice sync_interval_s")
+
+
+def _check_sharing(config: ControllerConfig) -> None:
+    if not 1.0 <= config.engine_lease_s <= 3600:
+        raise ValueError("engine_lease_s is between 1 and 3600")
+    if not config.engine_lease_s <= config.engine_wait_s <= 86_400:
+        raise ValueError("engine_wait_s is between engine_lease_s and 86400")
+    if config.shared_engines_bytes < 1 << 20:
+        raise ValueError("shared_engines_bytes is at least 1048576")
 
 
 @dataclass(frozen=True)
@@ -108,6 +125,10 @@ class Home:
     @property
     def repository(self) -> Path:
         return self.root / "repository"
+
+    @property
+    def shared_engines(self) -> Path:
+        return self.root / "shared-engines"
 
     @property
     def listening(self) -> Path:

@@ -37,7 +37,10 @@ class DecisionLoop:
         watchers: Watchers,
         counters: Counters,
         clock: Callable[[], float],
+        also_prune: Callable[[], None] = lambda: None,
     ) -> None:
+        """`also_prune` runs on the store's thread whenever the store is pruned."""
+        self._also_prune = also_prune
         self._store = store
         self._thread = thread
         self._driver = driver
@@ -112,6 +115,7 @@ class DecisionLoop:
             await self._thread.call(self._count)
         if beat % PRUNE_EVERY == 0:
             await self._thread.call(self._store.prune, self._clock())
+            await self._thread.call(self._also_prune)
 
     async def flush(self) -> None:
         """Stores what is only in memory: heartbeats and metrics."""

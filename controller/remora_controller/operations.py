@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import logging
-import statistics
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -21,6 +19,7 @@ from remora_contract.join_token import JoinToken
 from remora_contract.release import Release
 from remora_contract.strict import loads
 from remora_contract.windows import parse_windows, windows_of
+from remora_controller.build_history import build_seconds
 from remora_controller.domain import (
     Device,
     Member,
@@ -40,6 +39,8 @@ from remora_controller.release_diff import Difference, release_differences
 from remora_controller.repository import Repository
 from remora_controller.rollout import RolloutView
 from remora_controller.selector import RESERVED, Selector, check_label, parse_selector
+from remora_controller.sharing.forecast import Sharing, shared
+from remora_controller.sharing.policy import Policy
 from remora_controller.store.protocol import JoinTokenRecord, MemberState, Store
 from remora_controller.store.rows import dumps
 from remora_controller.transitions import Request, requested
@@ -49,7 +50,6 @@ log = logging.getLogger(__name__)
 MAX_LABELS = 64
 MAX_TOKEN_LIFE_S = 30 * 24 * 3600.0
 _SHOWN_REFUSALS = 5
-_BUILDS_LOOKED_AT = 2000
 _CAS_ATTEMPTS = 8
 
 
@@ -82,6 +82,7 @@ class Operations:
         clock: Callable[[], float],
         random_bytes: Callable[[int], bytes],
         always_approve: bool = False,
+        sharing: Policy = "off",
     ) -> None:
         """`always_approve`: no rollout begins before somebody else than its author approved."""
         self._store = store
@@ -91,6 +92,7 @@ class Operations:
         self._random_bytes = random_bytes
         self._gates = GateWatch(presence.samples)
         self._always_approve = always_approve
+        self.sharing = sharing
 
     # -- devices ---------------------------------------------------------------------------
 
@@ -214,8 +216,11 @@ class Operations:
                 else "no device has joined yet; make a token with `remora devices token`"
             )
         online = self._presence.online(self._clock())
-        seconds = self._build_seconds()
-        return make_plan(devices, online, contents, seconds, spec.waves, spec.stratify)
+        seconds = build_seconds(self._store)
+        plan = make_plan(devices, online, contents, seconds, spec.waves, spec.stratify)
+        now = Sharing(self.sharing, tuple(self._store.tickets()))
+        by_id = {d.device_id: d for d in devices}
+        return replace(plan, devices=shared(plan.devices, by_id, contents, now))
 
     def start(self, request: StartRequest, by: str) -> RolloutDetail:
         """Raises NotFound, RequestInvalid, Refused (the plan refuses devices), Conflict."""
@@ -342,31 +347,10 @@ class Operations:
         log.info(f"rollout.{what}", extra=whole)
         self._store.add_events([StoredEvent(self._clock(), "", f"rollout.{what}", dumps(whole))])
 
-    def _build_seconds(self) -> dict[str, float]:
-        """Median seconds of real engine builds by device model, from `engine.built` events."""
-        models = {d.device_id: d.facts.device_model for d in self._store.devices()}
-        seconds: dict[str, list[float]] = {}
-        for event in self._store.events(None, _BUILDS_LOOKED_AT, "engine.built"):
-            took = _built_seconds(event.detail_json)
-            if took is not None and event.device_id in models:
-                seconds.setdefault(models[event.device_id], []).append(took)
-        return {model: statistics.median(values) for model, values in seconds.items()}
-
 
 def secret_hash(secret: str) -> str:
     """Secrets are random and long: a plain hash is enough to store."""
     return hashlib.sha256(secret.encode()).hexdigest()
-
-
-def _built_seconds(detail_json: str) -> float | None:
-    try:
-        detail = json.loads(detail_json)
-    except ValueError:
-        return None  # what a device says is not trusted to be JSON
-    if not isinstance(detail, dict) or detail.get("from_cache"):
-        return None
-    seconds = detail.get("seconds")
-    return float(seconds) if isinstance(seconds, (int, float)) and seconds >= 0 else None
 
 
 def _check_labels(labels: Mapping[str, str]) -> None:

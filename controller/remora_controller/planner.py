@@ -52,11 +52,15 @@ class Contents:
 
 @dataclass(frozen=True)
 class EnginePlan:
-    """Where the device's engine comes from, and why; `digest` of one that is shipped."""
+    """Where the device's engine comes from, and why; `digest` of one that is shipped, or fetched
+    and there already. What another device built is `sharing.forecast`'s to say."""
 
-    what: Literal["kept", "shipped", "built"]
+    what: Literal["kept", "shipped", "built", "fetched", "waits"]
     why: str
     digest: str | None = None
+    source: str | None = None  # fetched, waits: the device that builds or built it
+    bytes: int | None = None  # fetched: None while it is not built
+    shares: bool = False  # built: for others too
 
 
 @dataclass(frozen=True)
@@ -165,15 +169,19 @@ def engine_plan(device: Device, contents: Contents) -> EnginePlan:
 
 
 def _chosen_engine(key: Mapping[str, str], contents: Contents) -> EnginePlan:
-    bundle = contents.manifests[contents.release.bundle]
-    files = {f.path: f.digest for f in bundle.files}
-    wanted = Wanted(files, _recipe(key, bundle), is_whole=False)
-    chosen = choose(contents.engines, wanted)
+    chosen = choose(contents.engines, wanted_by(key, contents))
     if isinstance(chosen, Ship):
         size = _mib(contents.manifests[chosen.digest].bytes)
         return EnginePlan("shipped", f"{size}: {chosen.why}", chosen.digest)
     assert isinstance(chosen, Build)
     return EnginePlan("built", chosen.why)
+
+
+def wanted_by(key: Mapping[str, str], contents: Contents) -> Wanted:
+    """Of the release's bundle, by a device that told this of its recipe."""
+    bundle = contents.manifests[contents.release.bundle]
+    files = {f.path: f.digest for f in bundle.files}
+    return Wanted(files, _recipe(key, bundle), is_whole=False)
 
 
 def _recipe(key: Mapping[str, str], bundle: Manifest) -> Mapping[str, str]:

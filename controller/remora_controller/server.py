@@ -21,6 +21,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from remora_contract.errors import Refused, RequestInvalid
+from remora_controller.build_history import build_seconds
 from remora_controller.counters import Counters
 from remora_controller.driver import RolloutDriver
 from remora_controller.governance import Governance
@@ -35,10 +36,16 @@ from remora_controller.services.access import AccessInterceptor
 from remora_controller.services.admission import Admission
 from remora_controller.services.artifacts import ArtifactsService
 from remora_controller.services.diagnostics import Asking, DiagnosticsService
+from remora_controller.services.engines import WholeOperatorService
 from remora_controller.services.enrolment import EnrolmentService
 from remora_controller.services.fleet import FleetParts, FleetService
-from remora_controller.services.governance import GovernedOperatorService
 from remora_controller.services.operator import OperatorParts
+from remora_controller.services.sharing import EngineSharingService
+from remora_controller.sharing.depot import Depot
+from remora_controller.sharing.desk import Desk, DeskParts
+from remora_controller.sharing.roots import assigned_graphs
+from remora_controller.sharing.shelves import Shelves
+from remora_controller.sharing.tickets import Limits
 from remora_controller.store.sqlite import SqliteStore
 from remora_controller.store_thread import StoreThread
 from remora_controller.sync_writer import SyncWriter
@@ -48,6 +55,8 @@ from remora_protos.control.v1 import (
     control_pb2_grpc,
     diagnostics_pb2,
     diagnostics_pb2_grpc,
+    sharing_pb2,
+    sharing_pb2_grpc,
 )
 from remora_protos.operator.v1 import operator_pb2, operator_pb2_grpc
 
@@ -101,7 +110,10 @@ class Controller:
             time.time,
             secrets.token_bytes,
             always_approve=config.rollouts_need_approval,
+            sharing=config.engine_sharing,
         )
+        self._depot = Depot(home.shared_engines, config.shared_engines_bytes)
+        self._desk = self._make_desk()
         driver = RolloutDriver(self._store, self._presence, self._operations.contents_of)
         self._loop = DecisionLoop(
             self._store,
@@ -111,6 +123,7 @@ class Controller:
             self._watchers,
             self._counters,
             time.time,
+            also_prune=self._desk.prune,
         )
         self._health = health.aio.HealthServicer()
         self._servers: list[grpc.aio.Server] = []
@@ -159,24 +172,44 @@ class Controller:
         server = grpc.aio.server(options=_FLEET_OPTIONS, interceptors=[access])
         fleet = FleetService(self._fleet_parts())
         control_pb2_grpc.add_FleetServicer_to_server(fleet, server)
-        artifacts = ArtifactsService(self._repository, self._admission, self._count_fetched)
+        shelves = Shelves(self._repository, self._depot)
+        artifacts = ArtifactsService(shelves, self._admission, self._count_fetched)
         control_pb2_grpc.add_ArtifactsServicer_to_server(artifacts, server)
         diagnostics = DiagnosticsService(self._questions, self._admission, time.time)
         diagnostics_pb2_grpc.add_DiagnosticsServicer_to_server(diagnostics, server)
+        sharing = EngineSharingService(self._desk, self._depot, self._thread, self._admission)
+        sharing_pb2_grpc.add_EngineSharingServicer_to_server(sharing, server)
         governance = Governance(self._store, self._operations, time.time)
-        operator = GovernedOperatorService(self._operator_parts(), governance, self._asking())
+        operator = WholeOperatorService(
+            self._operator_parts(), governance, self._asking(), self._desk
+        )
         operator_pb2_grpc.add_OperatorServicer_to_server(operator, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         control = control_pb2.DESCRIPTOR.services_by_name
         names = [
             *(control[name].full_name for name in _SERVICES),
             *(s.full_name for s in diagnostics_pb2.DESCRIPTOR.services_by_name.values()),
+            sharing_pb2.DESCRIPTOR.services_by_name["EngineSharing"].full_name,
             operator_pb2.DESCRIPTOR.services_by_name["Operator"].full_name,
             health.SERVICE_NAME,
             reflection.SERVICE_NAME,
         ]
         reflection.enable_server_reflection(names, server)
         return server
+
+    def _make_desk(self) -> Desk:
+        config = self._config
+        parts = DeskParts(
+            store=self._store,
+            depot=self._depot,
+            policy=config.engine_sharing,
+            limits=Limits(lease_s=config.engine_lease_s, wait_s=config.engine_wait_s),
+            clock=time.time,
+            build_seconds=lambda: build_seconds(self._store),
+            online=lambda: self._presence.count(),
+            roots=lambda: assigned_graphs(self._store, self._repository),
+        )
+        return Desk(parts)
 
     def _fleet_parts(self) -> FleetParts:
         return FleetParts(

@@ -113,8 +113,12 @@ class Offered:
 
 
 def offered(document: EngineDocument) -> Offered:
-    files = {f.path: f.digest for f in document.key.files}
-    return Offered(document.digest, files, flat(document.key.recipe))
+    return offered_key(document.digest, document.key)
+
+
+def offered_key(digest: str, key: EngineKey) -> Offered:
+    """An engine of this key, known by `digest`."""
+    return Offered(digest, {f.path: f.digest for f in key.files}, flat(key.recipe))
 
 
 @dataclass(frozen=True)

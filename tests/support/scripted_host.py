@@ -14,7 +14,7 @@ from remora_agent.host import (
     ServingState,
 )
 from remora_agent.telemetry.histograms import HistogramReading
-from remora_contract.engine import Wanted
+from remora_contract.engine import EngineKey, Wanted
 
 
 class ScriptedHost:
@@ -27,6 +27,9 @@ class ScriptedHost:
         self.drained = threading.Event()
         self.well = True
         self.wanted: Wanted | None = None  # what `engine_wanted` answers
+        self.missing: EngineKey | None = None  # what `missing_engine` answers
+        self.untakable = ""  # what `take_engine` answers
+        self.built: Path | None = None  # what `built_engine` answers
         self._serving: ServingState | None = None
 
     def build(self, assignment: Assignment, progress: Progress) -> BuildOutcome:
@@ -39,6 +42,16 @@ class ScriptedHost:
 
     def engine_wanted(self, bundle_directory: Path) -> Wanted | None:
         return self.wanted
+
+    def missing_engine(self, bundle_directory: Path) -> EngineKey | None:
+        return self.missing
+
+    def take_engine(self, assignment: Assignment, digest: str, progress: Progress) -> str:
+        self.calls.append(("take", digest))
+        return self.untakable
+
+    def built_engine(self, bundle_directory: Path) -> Path | None:
+        return self.built
 
     def prove(self, assignment: Assignment, progress: Progress) -> None:
         self._step("prove", assignment, progress)

@@ -4,8 +4,9 @@
     sync      speaks with the controller (`sync`), renews the certificate after it
     watch     waits for pokes
     sampler   measures
+    sharer    renews leases on engines and uploads them (`sharing.upload`)
 
-The caller's thread waits, keeps the watchdog fed while all four live and what serves is well, and
+The caller's thread waits, keeps the watchdog fed while all five live and what serves is well, and
 ends everything. Owns no decision; everything it needs is handed in by `compose`.
 """
 
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 from remora_agent.control.client import ControllerClient
 from remora_agent.control.diagnostics import Diagnostics
 from remora_agent.control.reconcile import Reconciler
+from remora_agent.control.sharing.upload import Sharer
 from remora_agent.control.state import Database, DeviceState
 from remora_agent.control.sync import SyncLoop
 from remora_agent.control.watch import Watcher
@@ -57,6 +59,7 @@ class Parts:
     sync: SyncLoop
     watch: Watcher
     telemetry: Telemetry
+    sharer: Sharer
     client: ControllerClient
     diagnostics: Diagnostics
     drain_s: float
@@ -89,6 +92,7 @@ class Agent:
             _thread("sync", parts.sync.run),
             _thread("watch", parts.watch.run),
             _thread("sampler", self._sample),
+            _thread("sharer", parts.sharer.run),
         ]
         for thread in threads:
             thread.start()
@@ -135,6 +139,7 @@ class Agent:
         self.parts.sync.stop()
         self.parts.watch.stop()
         self.parts.diagnostics.stop()
+        self.parts.sharer.stop()
         self.parts.host.drain(self.parts.drain_s)
         self.parts.client.close()
         for thread in threads:

@@ -13,11 +13,13 @@ import grpc
 
 from remora_agent.control.certificates import CONTROLLER_NAME
 from remora_agent.control.identity import Identity
+from remora_agent.control.sharing.calls import GrpcSharing
 from remora_contract.errors import Cancelled
 from remora_contract.rpc import from_rpc_error
 from remora_protos.control.v1 import control_pb2 as pb
 from remora_protos.control.v1 import control_pb2_grpc as pb_grpc
 from remora_protos.control.v1 import diagnostics_pb2, diagnostics_pb2_grpc
+from remora_protos.control.v1.sharing_pb2_grpc import EngineSharingStub
 
 MAX_MANIFEST_BYTES = 32 << 20
 _FETCH_TIMEOUT_S = 600.0
@@ -56,6 +58,7 @@ class ControllerClient:
         self._fleet = pb_grpc.FleetStub(self._channel)
         self._artifacts = pb_grpc.ArtifactsStub(self._channel)
         self._diagnostics = diagnostics_pb2_grpc.DiagnosticsStub(self._channel)
+        self.sharing = GrpcSharing(EngineSharingStub(self._channel), _remora_errors, timeout_s)
 
     def sync(self, request: pb.SyncRequest) -> pb.SyncResponse:
         with _remora_errors():

@@ -25,6 +25,9 @@ from remora_agent.control.layout import StateLayout
 from remora_agent.control.pacing import Backoff, RateLimit
 from remora_agent.control.reconcile import Reconciler
 from remora_agent.control.renewal import Keeper, Renewal
+from remora_agent.control.sharing.obtain import EngineSharing, ImpatientPace
+from remora_agent.control.sharing.pending import PendingStore
+from remora_agent.control.sharing.upload import Sharer
 from remora_agent.control.spool import EventSpool
 from remora_agent.control.staging import Stager
 from remora_agent.control.state import Database, DeviceState
@@ -81,8 +84,14 @@ def compose(
     source = SwappableSource(client)
     interrupt = Interrupt()
     pace = Pace(interrupt, time.monotonic, random.random, timing.fetch_backoff)
-    stager = _stager(config.limits, layout, source, pace)
-    effects = Effects(layout, host, stager, _emitter(events))
+    rate = RateLimit(config.limits.download_bytes_per_s, time.monotonic())
+    stager = _stager(config.limits, layout, source, pace, rate)
+    emit = _emitter(events)
+    pending = PendingStore(database)
+    impatient = ImpatientPace(interrupt, time.monotonic, random.random, timing.fetch_backoff)
+    engines = _stager(config.limits, layout, source, impatient, rate)
+    origins = EngineSharing(lambda: source.client.sharing, host, engines, pace, pending, emit)
+    effects = Effects(layout, host, stager, emit, origins)
     locks = LockBook(layout.update_locks, time.time, config.limits.max_lock_s)
     holds = Holds(database, locks, time.time)
     reconciler = Reconciler(
@@ -92,7 +101,7 @@ def compose(
         time.monotonic,
         random.random,
         config.limits.pinned_releases,
-        holding=holds.holding,
+        holding=lambda record: holds.holding(record) or origins.holding(record),
     )
     sync = SyncLoop(
         client,
@@ -105,7 +114,14 @@ def compose(
         random.random,
         timing.backoff,
     )
-    reconciler.on_change = sync.poke
+    sharer = _sharer(config, source, host, layout, pending, reconciler, emit, timing)
+    pending.on_change = sharer.poke
+
+    def changed() -> None:
+        sync.poke()
+        sharer.poke()
+
+    reconciler.on_change = changed
     sync.on_windows = holds.set_windows
     diagnostics = Diagnostics(
         {
@@ -127,6 +143,7 @@ def compose(
         sync=sync,
         watch=watch,
         telemetry=telemetry,
+        sharer=sharer,
         client=client,
         diagnostics=diagnostics,
         drain_s=config.serving.drain_s,
@@ -139,11 +156,38 @@ def compose(
 
 
 def _stager(
-    limits: LimitsConfig, layout: StateLayout, source: SwappableSource, pace: Pace
+    limits: LimitsConfig,
+    layout: StateLayout,
+    source: SwappableSource,
+    pace: Pace,
+    rate: RateLimit,
 ) -> Stager:
-    rate = RateLimit(limits.download_bytes_per_s, time.monotonic())
     fetcher = ChunkFetcher(layout.root, source, pace, rate)
     return Stager(layout, source, fetcher, pace, limits.disk_floor_bytes)
+
+
+def _sharer(
+    config: AgentConfig,
+    source: SwappableSource,
+    host: ServingHost,
+    layout: StateLayout,
+    pending: PendingStore,
+    reconciler: Reconciler,
+    emit: Emit,
+    timing: Timing,
+) -> Sharer:
+    # An interrupt of its own: a newer assignment stops downloads and builds, but no upload.
+    pace = Pace(Interrupt(), time.monotonic, random.random, timing.fetch_backoff)
+    return Sharer(
+        lambda: source.client.sharing,
+        host,
+        layout,
+        pending,
+        lambda: reconciler.report().record,
+        pace,
+        RateLimit(config.limits.download_bytes_per_s, time.monotonic()),
+        emit,
+    )
 
 
 def _emitter(events: EventSpool) -> Emit:

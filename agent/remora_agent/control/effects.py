@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from remora_agent.control.activation import Effect, Record
 from remora_agent.control.facts import machine_facts
@@ -21,6 +21,7 @@ from remora_agent.control.releases import (
     store_release,
     wanted_artifacts,
 )
+from remora_agent.control.sharing.obtain import NoSharing, Origins
 from remora_agent.control.staging import Fetched, Stager, Wanted
 from remora_agent.host import Assignment, Progress, ServingHost
 from remora_contract.compat import constraint_refusals
@@ -48,6 +49,7 @@ class Effects:
     host: ServingHost
     stager: Stager
     emit: Emit
+    origins: Origins = field(default_factory=NoSharing)
 
     def perform(self, effect: Effect, record: Record, progress: Progress) -> Event:
         """Raises whatever the work raises; the caller turns that into FAILED or REFUSED."""
@@ -130,15 +132,19 @@ class Effects:
         )
 
     def _build(self, record: Record, progress: Progress) -> Event:
-        outcome = self.host.build(self._assignment(record), progress)
+        assignment = self._assignment(record)
+        origin = self.origins.obtain(record, assignment, progress)
+        outcome = self.host.build(assignment, progress)
+        is_shared = origin.what == "shared" and outcome.from_cache
         self.emit(
             "engine.built",
             {
                 "engine": outcome.engine_digest,
                 # Of no use to a fleet that asks how long builds take.
                 "from_cache": outcome.source != "built",
-                "source": outcome.source,
-                "why": outcome.why,
+                "source": "shared" if is_shared else outcome.source,
+                "shares": origin.leased,
+                "why": outcome.why or origin.why,
                 "seconds": round(outcome.seconds, 3),
             },
         )

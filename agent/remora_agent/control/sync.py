@@ -178,10 +178,11 @@ class SyncLoop:
 
     def _wait_s(self, answer: pb.SyncResponse, more: bool) -> float:
         wait_s = next_sync_s(answer)
-        record = self._reconciler.report().record
+        report = self._reconciler.report()
         if more:
             return min(wait_s, 0.1)
-        if record is not None and record.phase in _MOVING:
+        is_moving = report.record is not None and report.record.phase in _MOVING
+        if is_moving and report.hold is None:
             return min(wait_s, _PROGRESS_SYNC_S)
         return wait_s
 

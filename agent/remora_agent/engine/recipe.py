@@ -14,7 +14,9 @@ from pathlib import Path
 from remora_agent.engine.prefill import PrefillChoice
 from remora_contract.bundle import GOLDEN_JSON, GRAPH_FILE, Bundle, BundleFile
 from remora_contract.digests import digest_bytes, digest_document
+from remora_contract.engine import EngineKey
 from remora_contract.errors import ArtifactInvalid
+from remora_contract.strict import plain
 
 _CPU_INFO = Path("/proc/cpuinfo")
 
@@ -51,6 +53,8 @@ class Recipe:
     machine: Machine
     prefill: PrefillChoice = "plain"  # whether the build also makes, and holds to account, int8
     gpu: GpuBuild | None = None  # None, and so not in the key: built for a processor
+    # Digest of what the backend says of its own build: one version is packaged more than once.
+    backend_build: str | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,10 @@ class BuildKey:
     @property
     def digest(self) -> str:
         return digest_document(self)
+
+    def plain(self) -> EngineKey:
+        """As it travels: the same digest."""
+        return EngineKey(self.files, plain(self.recipe))
 
 
 def build_key(bundle: Bundle, recipe: Recipe) -> BuildKey:

@@ -42,7 +42,7 @@ from remora_agent.engine.recipe import build_key
 from remora_agent.engine.shipped import fitting, take_shipped
 from remora_agent.host import Assignment, BuildOutcome, Progress
 from remora_contract.bundle import GRAPH_FILE, Bundle, load_bundle, verify_files
-from remora_contract.engine import Wanted, flat
+from remora_contract.engine import EngineKey, Wanted, flat
 from remora_contract.errors import (
     EngineFault,
     Exhausted,
@@ -79,6 +79,21 @@ class EngineSource(Protocol):
 
     def wanted(self, bundle_dir: Path) -> Wanted | None:
         """The build key for this bundle; None when its engine is in the cache."""
+        ...
+
+    def missing(self, bundle_dir: Path) -> EngineKey | None:
+        """Like `wanted`, as the key whose digest names the build."""
+        ...
+
+    def take(
+        self, bundle_dir: Path, staged: Path, adapter_dirs: Sequence[Path], progress: Progress
+    ) -> str:
+        """Proves another device's engine with the adapters and takes it into the cache. "" when it
+        is there, else what is wrong with it. Raises Exhausted where that could not be found out."""
+        ...
+
+    def built(self, bundle_dir: Path) -> Path | None:
+        """The folder of this bundle's engine; None when it is not in the cache."""
         ...
 
     def probe(self, bundle_dir: Path, adapter_dirs: Sequence[Path], progress: Progress) -> None: ...
@@ -173,6 +188,35 @@ class CachedEngines:
         if self._cache.find(build_key(bundle, recipe).digest):
             return None
         return Wanted({f.path: f.digest for f in bundle.files}, flat(recipe), is_whole=True)
+
+    def missing(self, bundle_dir: Path) -> EngineKey | None:
+        bundle = load_bundle(bundle_dir)
+        key = build_key(bundle, recipe_of(bundle, self._settings.options))
+        return None if self._cache.find(key.digest) else key.plain()
+
+    def take(
+        self, bundle_dir: Path, staged: Path, adapter_dirs: Sequence[Path], progress: Progress
+    ) -> str:
+        bundle = load_bundle(bundle_dir)
+        key = build_key(bundle, recipe_of(bundle, self._settings.options))
+        if fitting([staged], key) is None:
+            return "its build key is not the device's"
+
+        def prove(entry: CacheEntry) -> None:
+            self._prove(entry, bundle_dir, adapter_dirs, progress)
+
+        try:
+            take_shipped(staged, key, self._cache, prove, self._cancelled)
+        except (EngineFault, InvalidInput) as e:
+            return str(e)
+        self._cache.evict((*self._recent, key.digest))
+        return ""
+
+    def built(self, bundle_dir: Path) -> Path | None:
+        bundle = load_bundle(bundle_dir)
+        key = build_key(bundle, recipe_of(bundle, self._settings.options))
+        entry = self._cache.find(key.digest)
+        return None if entry is None else entry.directory
 
     def _take(
         self,

@@ -14,6 +14,7 @@ from remora_controller.operator_cli import (
     audit,
     devices,
     doctor,
+    engines,
     events,
     groups,
     logs,
@@ -67,6 +68,7 @@ events.register(app)
 logs.register(app)
 groups.register(app)
 audit.register(app)
+engines.register(app)
 apply.register(app)
 
 

@@ -13,6 +13,12 @@ from remora_controller.operator_cli.devices import Selector
 from remora_controller.operator_cli.session import connect
 from remora_protos.operator.v1 import operator_pb2 as pb
 
+_FROM = {"fetched": "from", "waits": "for"}
+_SHARING = {
+    "off": "engine sharing is off: every device builds its own",
+    "site": "engine sharing: within a site (label site, given by an operator)",
+    "all": "engine sharing: the whole fleet",
+}
 Release = Annotated[
     str,
     typer.Argument(
@@ -62,10 +68,16 @@ def print_plan(made: pb.PlanResponse) -> None:
     console.print(render.table(columns, rows))
     waves = ", ".join(made.waves) or "no device takes it"
     console.print(f"{waves}; {render.size(made.total_bytes)} to ship")
+    if made.engine_sharing:
+        console.print(_SHARING[made.engine_sharing])
 
 
 def _engine(plan: pb.DevicePlan) -> str:
     what = plan.engine or ("built" if plan.builds_engine else "kept")  # of an older controller
-    if what == "built" and plan.build_s_known:
-        what = f"built, about {render.duration(plan.build_s)}"
+    if plan.engine_from:
+        what = f"{what} {_FROM[what]} {plan.engine_from}"
+    if plan.shares_engine:
+        what = "built and shared"
+    if what.startswith("built") and plan.build_s_known:
+        what = f"{what}, about {render.duration(plan.build_s)}"
     return f"{what}: {plan.engine_why}" if plan.engine_why and what != "kept" else what

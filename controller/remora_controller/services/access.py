@@ -62,6 +62,7 @@ PERMISSIONS: dict[str, Permission] = {
     "RolloutHistory": _READ,
     "Top": _READ,
     "ListEvents": _READ,
+    "ListSharedEngines": _READ,
     "ListAudit": _REVIEW,
     "AskDevice": _CHANGE,  # changes nothing; whose log was read is written down
     "GetAnswer": _READ_DEVICE,
@@ -72,6 +73,7 @@ PERMISSIONS: dict[str, Permission] = {
     "RemoveDevice": _CHANGE,
     "SaveGroup": _CHANGE,
     "DeleteGroup": _CHANGE,
+    "RemoveSharedEngine": _CHANGE,
     "CreateRelease": _CHANGE,
     "StartRollout": _CHANGE,
     "RetryRollout": _CHANGE,

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from remora_contract.errors import ArtifactInvalid, Exhausted, RequestInvalid
 from remora_controller.pki import Role
-from remora_controller.repository import Repository
 from remora_controller.services.admission import Admission
 from remora_controller.services.calls import Context, caller, streaming, unary
 from remora_protos.control.v1 import control_pb2 as pb
@@ -20,9 +19,17 @@ MAX_STREAMS = 256
 _RETRY_AFTER_S = 5.0
 
 
+class Source(Protocol):
+    """What `Repository` and those around it offer; see there."""
+
+    def manifest_json(self, digest: str) -> bytes: ...
+
+    def chunk(self, digest: str) -> tuple[Path, int]: ...
+
+
 class ArtifactsService(pb_grpc.ArtifactsServicer):
     def __init__(
-        self, repository: Repository, admission: Admission, count_bytes: Callable[[int], None]
+        self, repository: Source, admission: Admission, count_bytes: Callable[[int], None]
     ) -> None:
         self._repository = repository
         self._admission = admission

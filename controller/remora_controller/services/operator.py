@@ -160,7 +160,7 @@ class OperatorService(pb_grpc.OperatorServicer):
             request.selector,
             wire.spec_of(request.spec),
         )
-        return wire.plan_message(plan)
+        return wire.plan_message(plan, self._parts.operations.sharing)
 
     @unary
     async def StartRollout(self, request: pb.StartRolloutRequest, context: Context) -> pb.Rollout:

@@ -135,11 +135,12 @@ def release_message(release: ReleaseRecord) -> pb.ReleaseInfo:
     )
 
 
-def plan_message(plan: Plan) -> pb.PlanResponse:
+def plan_message(plan: Plan, sharing: str) -> pb.PlanResponse:
     return pb.PlanResponse(
         devices=[_device_plan_message(d) for d in plan.devices],
         waves=[f"wave {n}: {size} devices" for n, size in enumerate(plan.waves, start=1)],
         total_bytes=plan.total_bytes,
+        engine_sharing=sharing,
     )
 
 
@@ -159,6 +160,9 @@ def _device_plan_message(plan: DevicePlan) -> pb.DevicePlan:
         ],
         engine=plan.engine.what,
         engine_why=plan.engine.why,
+        engine_from=plan.engine.source or "",
+        engine_bytes=plan.engine.bytes or 0,
+        shares_engine=plan.engine.shares,
     )
 
 

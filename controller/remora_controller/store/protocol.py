@@ -26,6 +26,7 @@ from remora_controller.domain import (
 from remora_controller.gates.evaluate import Series
 from remora_controller.rollout import Action, Attempt
 from remora_controller.store.governance import GovernanceStore
+from remora_controller.store.sharing import SharingStore
 
 
 @dataclass(frozen=True)
@@ -194,5 +195,5 @@ class JournalStore(Protocol):
         ...
 
 
-class Store(DeviceStore, RolloutStore, JournalStore, GovernanceStore, Protocol):
+class Store(DeviceStore, RolloutStore, JournalStore, GovernanceStore, SharingStore, Protocol):
     def close(self) -> None: ...

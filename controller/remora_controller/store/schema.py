@@ -190,7 +190,36 @@ def m0003_governance(db: Database) -> None:
 
 migrations(name="m0003_governance")(m0003_governance)
 
-MIGRATION_NAMES = frozenset({"m0001_first", "m0002_gates", "m0003_governance"})
+# Engines that devices share: who builds one, who waits for it, who was told to fetch it.
+_SHARING = """
+CREATE TABLE engine_tickets (
+  key TEXT NOT NULL,
+  scope TEXT NOT NULL,
+  key_json TEXT NOT NULL,
+  ticket TEXT NOT NULL,
+  used_at REAL NOT NULL,
+  PRIMARY KEY (key, scope)
+) WITHOUT ROWID;
+CREATE TABLE engine_askers (
+  key TEXT NOT NULL,
+  scope TEXT NOT NULL,
+  device_id TEXT NOT NULL,
+  since REAL,
+  taken INTEGER NOT NULL,
+  PRIMARY KEY (key, scope, device_id)
+) WITHOUT ROWID;
+"""
+
+
+def m0004_engine_sharing(db: Database) -> None:
+    db.executescript(_SHARING)
+
+
+migrations(name="m0004_engine_sharing")(m0004_engine_sharing)
+
+MIGRATION_NAMES = frozenset(
+    {"m0001_first", "m0002_gates", "m0003_governance", "m0004_engine_sharing"}
+)
 
 
 def migrate(db: Database, path: str) -> None:

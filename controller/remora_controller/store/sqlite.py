@@ -12,6 +12,7 @@ from remora_controller.store.rows import Row
 from remora_controller.store.sqlite_devices import SqliteDevices
 from remora_controller.store.sqlite_governance import SqliteGovernance
 from remora_controller.store.sqlite_rollouts import SqliteRollouts
+from remora_controller.store.sqlite_sharing import SqliteSharing
 
 MAX_EVENTS = 100_000
 MAX_METRIC_POINTS = 500_000
@@ -30,7 +31,7 @@ WHERE a.generation <= (SELECT MAX(b.generation) - ? FROM assignments b
 """
 
 
-class SqliteStore(SqliteDevices, SqliteRollouts, SqliteGovernance):
+class SqliteStore(SqliteDevices, SqliteRollouts, SqliteGovernance, SqliteSharing):
     """Implements `store.protocol.Store`."""
 
     def add_events(self, events: Sequence[StoredEvent]) -> None:

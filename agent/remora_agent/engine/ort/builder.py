@@ -34,6 +34,7 @@ from remora_agent.engine.recipe import Recipe, this_machine
 from remora_agent.host import Progress
 from remora_contract.bundle import GOLDEN_JSON, GRAPH_FILE, Bundle
 from remora_contract.decoder import DecoderSpec
+from remora_contract.digests import digest_bytes
 from remora_contract.errors import EngineFault
 
 log = logging.getLogger(__name__)
@@ -53,8 +54,15 @@ _LOG_ERRORS = 3  # onnxruntime's severity: the runtime's warnings are about our 
 
 def recipe(accuracy_level: int, prefill: PrefillChoice = "plain") -> Recipe:
     """The build of this backend on this machine. `accuracy_level`: 4 fast, 1 faithful."""
-    machine = this_machine()
-    return Recipe(BACKEND, ort.__version__, REWRITE_VERSION, accuracy_level, machine, prefill)
+    return Recipe(
+        BACKEND,
+        ort.__version__,
+        REWRITE_VERSION,
+        accuracy_level,
+        this_machine(),
+        prefill,
+        backend_build=digest_bytes(ort.get_build_info().encode()),
+    )
 
 
 def build_ort(

@@ -241,17 +241,19 @@ class PlanRequest(_message.Message):
     def __init__(self, release: _Optional[str] = ..., selector: _Optional[str] = ..., spec: _Optional[_Union[RolloutSpec, _Mapping]] = ...) -> None: ...
 
 class PlanResponse(_message.Message):
-    __slots__ = ("devices", "waves", "total_bytes")
+    __slots__ = ("devices", "waves", "total_bytes", "engine_sharing")
     DEVICES_FIELD_NUMBER: _ClassVar[int]
     WAVES_FIELD_NUMBER: _ClassVar[int]
     TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_SHARING_FIELD_NUMBER: _ClassVar[int]
     devices: _containers.RepeatedCompositeFieldContainer[DevicePlan]
     waves: _containers.RepeatedScalarFieldContainer[str]
     total_bytes: int
-    def __init__(self, devices: _Optional[_Iterable[_Union[DevicePlan, _Mapping]]] = ..., waves: _Optional[_Iterable[str]] = ..., total_bytes: _Optional[int] = ...) -> None: ...
+    engine_sharing: str
+    def __init__(self, devices: _Optional[_Iterable[_Union[DevicePlan, _Mapping]]] = ..., waves: _Optional[_Iterable[str]] = ..., total_bytes: _Optional[int] = ..., engine_sharing: _Optional[str] = ...) -> None: ...
 
 class DevicePlan(_message.Message):
-    __slots__ = ("device_id", "hostname", "wave", "ship_bytes", "builds_engine", "build_s", "build_s_known", "peak_disk_bytes", "refusals", "engine", "engine_why")
+    __slots__ = ("device_id", "hostname", "wave", "ship_bytes", "builds_engine", "build_s", "build_s_known", "peak_disk_bytes", "refusals", "engine", "engine_why", "engine_from", "engine_bytes", "shares_engine")
     DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
     HOSTNAME_FIELD_NUMBER: _ClassVar[int]
     WAVE_FIELD_NUMBER: _ClassVar[int]
@@ -263,6 +265,9 @@ class DevicePlan(_message.Message):
     REFUSALS_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     ENGINE_WHY_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_FROM_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SHARES_ENGINE_FIELD_NUMBER: _ClassVar[int]
     device_id: str
     hostname: str
     wave: int
@@ -274,7 +279,10 @@ class DevicePlan(_message.Message):
     refusals: _containers.RepeatedCompositeFieldContainer[PlanRefusal]
     engine: str
     engine_why: str
-    def __init__(self, device_id: _Optional[str] = ..., hostname: _Optional[str] = ..., wave: _Optional[int] = ..., ship_bytes: _Optional[int] = ..., builds_engine: bool = ..., build_s: _Optional[float] = ..., build_s_known: bool = ..., peak_disk_bytes: _Optional[int] = ..., refusals: _Optional[_Iterable[_Union[PlanRefusal, _Mapping]]] = ..., engine: _Optional[str] = ..., engine_why: _Optional[str] = ...) -> None: ...
+    engine_from: str
+    engine_bytes: int
+    shares_engine: bool
+    def __init__(self, device_id: _Optional[str] = ..., hostname: _Optional[str] = ..., wave: _Optional[int] = ..., ship_bytes: _Optional[int] = ..., builds_engine: bool = ..., build_s: _Optional[float] = ..., build_s_known: bool = ..., peak_disk_bytes: _Optional[int] = ..., refusals: _Optional[_Iterable[_Union[PlanRefusal, _Mapping]]] = ..., engine: _Optional[str] = ..., engine_why: _Optional[str] = ..., engine_from: _Optional[str] = ..., engine_bytes: _Optional[int] = ..., shares_engine: bool = ...) -> None: ...
 
 class PlanRefusal(_message.Message):
     __slots__ = ("code", "need", "have", "message")
@@ -696,3 +704,61 @@ class ReleaseDifference(_message.Message):
     before: str
     after: str
     def __init__(self, path: _Optional[str] = ..., before: _Optional[str] = ..., after: _Optional[str] = ...) -> None: ...
+
+class ListSharedEnginesRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListSharedEnginesResponse(_message.Message):
+    __slots__ = ("engines", "policy", "stored_bytes", "max_bytes")
+    ENGINES_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    STORED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    engines: _containers.RepeatedCompositeFieldContainer[SharedEngine]
+    policy: str
+    stored_bytes: int
+    max_bytes: int
+    def __init__(self, engines: _Optional[_Iterable[_Union[SharedEngine, _Mapping]]] = ..., policy: _Optional[str] = ..., stored_bytes: _Optional[int] = ..., max_bytes: _Optional[int] = ...) -> None: ...
+
+class SharedEngine(_message.Message):
+    __slots__ = ("key_digest", "site", "state", "engine_digest", "bytes", "built_by", "built_at_unix_s", "taken", "bad", "failed", "why", "backend")
+    KEY_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    BUILT_BY_FIELD_NUMBER: _ClassVar[int]
+    BUILT_AT_UNIX_S_FIELD_NUMBER: _ClassVar[int]
+    TAKEN_FIELD_NUMBER: _ClassVar[int]
+    BAD_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    BACKEND_FIELD_NUMBER: _ClassVar[int]
+    key_digest: str
+    site: str
+    state: str
+    engine_digest: str
+    bytes: int
+    built_by: str
+    built_at_unix_s: float
+    taken: int
+    bad: int
+    failed: int
+    why: str
+    backend: str
+    def __init__(self, key_digest: _Optional[str] = ..., site: _Optional[str] = ..., state: _Optional[str] = ..., engine_digest: _Optional[str] = ..., bytes: _Optional[int] = ..., built_by: _Optional[str] = ..., built_at_unix_s: _Optional[float] = ..., taken: _Optional[int] = ..., bad: _Optional[int] = ..., failed: _Optional[int] = ..., why: _Optional[str] = ..., backend: _Optional[str] = ...) -> None: ...
+
+class RemoveSharedEngineRequest(_message.Message):
+    __slots__ = ("key_digest", "site")
+    KEY_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    key_digest: str
+    site: str
+    def __init__(self, key_digest: _Optional[str] = ..., site: _Optional[str] = ...) -> None: ...
+
+class RemoveSharedEngineResponse(_message.Message):
+    __slots__ = ("removed",)
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    removed: int
+    def __init__(self, removed: _Optional[int] = ...) -> None: ...

@@ -159,6 +159,16 @@ class OperatorStub(object):
                 request_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.GetAnswerRequest.SerializeToString,
                 response_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.DeviceAnswer.FromString,
                 )
+        self.ListSharedEngines = channel.unary_unary(
+                '/remora.operator.v1.Operator/ListSharedEngines',
+                request_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.ListSharedEnginesRequest.SerializeToString,
+                response_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.ListSharedEnginesResponse.FromString,
+                )
+        self.RemoveSharedEngine = channel.unary_unary(
+                '/remora.operator.v1.Operator/RemoveSharedEngine',
+                request_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.RemoveSharedEngineRequest.SerializeToString,
+                response_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.RemoveSharedEngineResponse.FromString,
+                )
 
 
 class OperatorServicer(object):
@@ -342,6 +352,19 @@ class OperatorServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListSharedEngines(self, request, context):
+        """Engines that devices built for others of their class.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveSharedEngine(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -489,6 +512,16 @@ def add_OperatorServicer_to_server(servicer, server):
                     servicer.GetAnswer,
                     request_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.GetAnswerRequest.FromString,
                     response_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.DeviceAnswer.SerializeToString,
+            ),
+            'ListSharedEngines': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSharedEngines,
+                    request_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.ListSharedEnginesRequest.FromString,
+                    response_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.ListSharedEnginesResponse.SerializeToString,
+            ),
+            'RemoveSharedEngine': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveSharedEngine,
+                    request_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.RemoveSharedEngineRequest.FromString,
+                    response_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.RemoveSharedEngineResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -990,5 +1023,39 @@ class Operator(object):
         return grpc.experimental.unary_unary(request, target, '/remora.operator.v1.Operator/GetAnswer',
             remora__protos_dot_operator_dot_v1_dot_operator__pb2.GetAnswerRequest.SerializeToString,
             remora__protos_dot_operator_dot_v1_dot_operator__pb2.DeviceAnswer.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ListSharedEngines(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/remora.operator.v1.Operator/ListSharedEngines',
+            remora__protos_dot_operator_dot_v1_dot_operator__pb2.ListSharedEnginesRequest.SerializeToString,
+            remora__protos_dot_operator_dot_v1_dot_operator__pb2.ListSharedEnginesResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def RemoveSharedEngine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/remora.operator.v1.Operator/RemoveSharedEngine',
+            remora__protos_dot_operator_dot_v1_dot_operator__pb2.RemoveSharedEngineRequest.SerializeToString,
+            remora__protos_dot_operator_dot_v1_dot_operator__pb2.RemoveSharedEngineResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)

@@ -1,0 +1,1 @@
+"""The device's half of engine sharing: see docs/engines.md."""

@@ -1,0 +1,1 @@
+"""Engines that one device of a class built, for the others: see docs/engines.md."""
