@@ -54,6 +54,11 @@ class Load:
         mine = sorted((h for h in self.heard if h.agent == agent.name), key=lambda h: h.began_s)
         return [h.result for h in mine if h.result is not None]
 
+    def seconds(self) -> float:
+        """For how long every agent has been answering."""
+        began = [[h.began_s for h in self.heard if h.agent == a.name] for a in self.agents]
+        return min(max(times) - min(times) if times else 0.0 for times in began)
+
     def complaints(self) -> list[str]:
         """Requests that were not answered."""
         return [f"{h.agent}: {h.error}" for h in self.heard if h.error is not None]

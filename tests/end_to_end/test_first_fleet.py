@@ -89,6 +89,7 @@ def _is_free(port):
         return s.connect_ex(("127.0.0.1", port)) != 0
 
 
+_PATIENCE_S = 1500.0  # it trains a model, beside whatever else runs here
 _MARK = "=== end of a block ==="
 
 
@@ -108,14 +109,15 @@ def _run(script, folder, **environment):
         process = subprocess.Popen(
             ["bash", str(script)],
             cwd=clone,
-            env={**os.environ, **environment, "PATH": path},
+            # Training beside other work does not spin.
+            env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE", **environment, "PATH": path},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
         try:
-            status = process.wait(600)
+            status = process.wait(_PATIENCE_S)
         finally:
             _end_group(process)
     text = log.read_text()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from examples.demo.processes import await_value
 from examples.demo.traffic import Traffic, judge
 from tests.end_to_end.deep import DEEP
 from tests.end_to_end.load import Load
@@ -12,6 +13,7 @@ from tests.end_to_end.load import Load
 pytestmark = pytest.mark.slow
 
 PACE = "pace: avg(tokens_per_s) > 0.6 * baseline(tokens_per_s) on_fail=rollback min_samples=2"
+BASELINE_S = 6.0  # agents take a sample every second
 OVERHEAD_BYTES = 64 << 10  # what an adapter release may ship beside the adapter
 
 
@@ -21,6 +23,7 @@ def test_a_slow_release_is_caught_while_it_soaks_and_a_good_one_passes_the_same_
     stage.release("good", stage.artifacts.bundle.reference, "alpha", "beta-1")
     stage.roll_out("good")
     with Load(agents, _questions(stage)) as load:
+        await_value(lambda: load.seconds() > BASELINE_S, "a baseline to compare with", 60.0)
         stage.release("better", stage.artifacts.bundle.reference, "alpha", "beta-2")
         better = stage.ended(stage.start("better", "--soak", "4", "--gate", PACE))
         assert better["state"] == "COMPLETED", better
