@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,19 +16,14 @@ from remora_agent.engine.trt.positions import choose_positions
 from remora_build.export.exporter import export_checkpoint
 from remora_build.export.options import ExportOptions
 from remora_build.families import FAMILIES
-from remora_build.graph.ops import opset_of
 from remora_contract.bundle import GRAPH_FILE, GraphSpec, load_bundle
 from remora_contract.errors import EngineFault
 from remora_contract.graph_lint import findings
-from tests.agent.engine.portable import FLOAT16, INT4, LLAMA, QWEN3, random_bundle
+from tests.agent.engine.portable import FLOAT16, INT4, LLAMA, QWEN3, in_legacy, random_bundle
 from tests.support.checkpoints import make_checkpoint
 
 
-def legacy(graph: GraphSpec) -> GraphSpec:
-    return replace(graph, dialect="legacy", opset=opset_of("legacy", graph.quant))
-
-
-@pytest.mark.parametrize("graph", [FLOAT16, INT4, legacy(FLOAT16), legacy(INT4)])
+@pytest.mark.parametrize("graph", [FLOAT16, INT4, in_legacy(FLOAT16), in_legacy(INT4)])
 @pytest.mark.parametrize("spec", [QWEN3, LLAMA])
 def test_the_changed_graph_keeps_the_rules_of_its_dialect(tmp_path: Path, spec, graph: GraphSpec):
     model = ir.load(random_bundle(tmp_path / "b", spec, graph) / GRAPH_FILE)
