@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-LIBRARIES = {"alternate", "peft_adapter"}
+LIBRARIES = {"alternate", "gpu_peers", "peft_adapter"}
 PROGRAMS = sorted(p.stem for p in BENCHMARKS.glob("*.py") if p.stem not in LIBRARIES)
 
 

@@ -150,6 +150,8 @@ class CudaEngine:
             return profile["watched"], profile["watched"]
         if dim in ("b", "rows"):
             return 1, profile["rows"]
+        if dim in ("n", "k"):
+            return 1, max(profile["rows"], profile["states" if dim == "n" else "logits"])
         if dim == "s":
             return 1, profile["tokens"]
         parts = {"t_qkv": 3, "t_gate_up": 2}.get(dim, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ import onnx
 from remora_agent.engine.cache import CacheEntry, EngineManifest
 from remora_agent.engine.protocol import Engine
 from remora_agent.engine.recipe import BuildKey, Recipe, this_machine
-from remora_agent.engine.trt import files
+from remora_agent.engine.trt import builder, files
 from remora_agent.engine.trt.loading import load_on
 from remora_agent.engine.trt.module import TrtModule, api_of
+from remora_agent.engine.trt.profiles import positions_of
 from remora_agent.engine.trt.sampling import PLAN, SamplingSize
 from remora_agent.engine.trt.sampling_graph import sampling_graph
-from remora_contract.bundle import GRAPH_FILE, load_bundle
+from remora_contract.bundle import GRAPH_FILE, Bundle, load_bundle
 from tests.support import trt_emulator
 from tests.support.cuda_emulator import CudaEmulator
 from tests.support.trt_emulator import TrtEmulator
@@ -29,16 +31,17 @@ def build(
     bundle_dir: Path, out: Path, rows: int = 4, tokens: int = CHUNK, shortlist: int = 0
 ) -> CacheEntry:
     """A folder as a build leaves it; `shortlist` 0: by a build without the sampling graph."""
-    graph = load_bundle(bundle_dir).graph
+    bundle = load_bundle(bundle_dir)
+    graph = bundle.graph
     profiles = (files.Profile("prefill", 1, tokens), files.Profile("decode", rows, 1))
     facts = files.EngineFacts(profiles, graph.context, graph.max_bank_rank)
     written = files.written(facts)
     out.mkdir(parents=True, exist_ok=True)
-    spans = [{"rows": p.rows, "tokens": p.tokens} for p in profiles]
-    data = trt_emulator.plan(bundle_dir / GRAPH_FILE, spans, graph.max_bank_rank)
+    spans = [_span(p, bundle.decoder.vocab) for p in profiles]
+    data = trt_emulator.plan(_rewritten(bundle_dir, bundle, out), spans, graph.max_bank_rank)
     (out / files.PLAN).write_bytes(data)
     if shortlist:
-        vocab = load_bundle(bundle_dir).decoder.vocab
+        vocab = bundle.decoder.vocab
         size = SamplingSize(vocab, min(shortlist, vocab), WATCHED)
         onnx.save(sampling_graph(vocab, shortlist), out / "sampling.onnx")
         span = {"rows": rows, "tokens": 1, "watched": WATCHED}
@@ -46,6 +49,21 @@ def build(
         written |= size.written()
     recipe = Recipe("tensorrt", TrtEmulator.__version__, 1, 4, this_machine())
     return CacheEntry(out, EngineManifest(BuildKey((), recipe), (), written))
+
+
+def _span(profile: files.Profile, vocab: int) -> dict[str, int]:
+    states, logits = positions_of(profile, vocab)
+    return {"rows": profile.rows, "tokens": profile.tokens, "states": states, "logits": logits}
+
+
+def _rewritten(bundle_dir: Path, bundle: Bundle, out: Path) -> Path:
+    """What TensorRT would be given; ONNX Runtime wants the weights in the same folder."""
+    model = builder.check(bundle_dir / GRAPH_FILE, bundle)
+    for file in bundle.files:
+        if file.path == f"{GRAPH_FILE}.data" and not (out / file.path).exists():
+            os.link(bundle_dir / file.path, out / file.path)
+    onnx.save(model, out / "built.onnx")
+    return out / "built.onnx"
 
 
 @dataclass

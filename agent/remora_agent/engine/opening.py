@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from remora_agent.engine import places
 from remora_agent.engine.backends import BackendName, check_backend
 from remora_agent.engine.build import BuildControl, BuildResult, build_engine, ignore, never
 from remora_agent.engine.cache import CacheEntry, EngineCache
@@ -24,8 +25,6 @@ from remora_contract.engine import flat
 from remora_contract.errors import Incompatible, RequestInvalid, Unsupported
 
 MAX_THREADS = 1024
-_SCORED_BYTES = 32 << 20  # logits of one `Engine.score`
-_MOST_SCORED = 512
 
 
 @dataclass(frozen=True)
@@ -181,7 +180,7 @@ def limits_of(bundle: Bundle, options: EngineOptions) -> EngineLimits:
         context,
         decoder.vocab,
         bundle.graph.max_bank_rank,
-        scored=max(1, min(_MOST_SCORED, _SCORED_BYTES // (4 * decoder.vocab))),
+        scored=places.most_scored(decoder.vocab),
         hidden=decoder.hidden,
         kv_token_bytes=kv_bytes(decoder, rows=1, context=0),
         copies_kv=True,

@@ -15,6 +15,19 @@ from remora_agent.engine.protocol import EngineLimits, KvBlock, RowStep
 from remora_contract.errors import PromptTooLong, RequestInvalid
 
 Lengths = NDArray[np.int64]
+_SCORED_BYTES = 32 << 20  # logits of one `Engine.score`, in host memory
+_MOST_SCORED = 512
+
+
+def most_scored(vocab: int) -> int:
+    """Tokens of one `Engine.score`."""
+    return max(1, min(_MOST_SCORED, _SCORED_BYTES // (4 * vocab)))
+
+
+def check_scored(limits: EngineLimits, tokens: NDArray[np.int64]) -> None:
+    """Raises RequestInvalid."""
+    if len(tokens) > limits.scored:
+        raise RequestInvalid(f"{len(tokens)} tokens are more than the {limits.scored} of one score")
 
 
 def check_chunk(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,8 +12,10 @@ import pytest
 from remora_agent.engine.cache import CacheEntry, EngineCache
 from remora_agent.engine.opening import EngineOptions, ensure_built, load_engine
 from remora_agent.engine.protocol import Engine
+from remora_agent.engine.trt.module import TRT_BACKENDS
 from remora_contract.bundle import GraphSpec, load_bundle
 from remora_contract.decoder import DecoderSpec
+from remora_contract.errors import Unavailable, Unsupported
 from tests.agent.engine.portable import (
     FLOAT32,
     INT4,
@@ -21,9 +24,10 @@ from tests.agent.engine.portable import (
     QWEN2,
     QWEN3,
     Reference,
+    in_legacy,
     random_bundle,
 )
-from tests.support import trt_engines
+from tests.support import gpu, trt_engines
 
 OPTIONS = EngineOptions(rows=4, threads=1, accuracy_level=1)
 
@@ -36,6 +40,7 @@ class Case:
     graph: GraphSpec
     base_graph: bool = True  # False: as ONNX Runtime 1.23 builds int4
     backend: str = "onnxruntime"  # others run on an emulated GPU
+    gpu: bool = False  # on a real one: for `pytest -m gpu`
 
 
 CASES = {
@@ -46,6 +51,14 @@ CASES = {
     "tensorrt-float32": Case(QWEN2, FLOAT32, backend="tensorrt"),
     "tensorrt-int4": Case(LLAMA, INT4, backend="tensorrt"),
 }
+# No fused attention exists for float32, so the graphs are of the legacy dialect; float16 is in
+# test_gpu.py, whose tolerance is its own.
+GPU_CASES = {
+    f"gpu-{backend}-{name}": Case(spec, in_legacy(graph), backend=backend, gpu=True)
+    for backend in TRT_BACKENDS
+    for name, spec, graph in (("float32", QWEN2, FLOAT32), ("int4", LLAMA, INT4))
+}
+GPU_CLOSE = 5e-4  # float32 sums in another order, beside what emulated engines get
 
 
 @dataclass(frozen=True)
@@ -83,6 +96,8 @@ def make_bench(
 
 def _bench(case: Case, directory: Path, cache: EngineCache) -> Bench:
     random_bundle(directory, case.spec, case.graph)
+    if case.gpu:
+        return Bench(case, directory, Reference(directory), _on_gpu(case, directory))
     if case.backend == "tensorrt":
         entry = trt_engines.build(directory, directory.parent / "trt")
         return Bench(case, directory, Reference(directory), _emulated(directory, entry))
@@ -105,9 +120,29 @@ def _emulated(directory: Path, entry: CacheEntry) -> Callable[..., Engine]:
     return open_
 
 
-@pytest.fixture(params=CASES, scope="session")
+def _on_gpu(case: Case, directory: Path) -> Callable[..., Engine]:
+    try:
+        return gpu.engines(case.backend, directory, directory.parent).open
+    except (Unavailable, Unsupported) as e:
+        pytest.skip(str(e))
+
+
+@pytest.fixture(
+    params=[*CASES, *(pytest.param(name, marks=pytest.mark.gpu) for name in GPU_CASES)],
+    scope="session",
+)
 def bench(request: pytest.FixtureRequest, make_bench: Callable[[Case], Bench]) -> Bench:
-    return make_bench(CASES[request.param])
+    return make_bench((CASES | GPU_CASES)[request.param])
+
+
+@pytest.fixture(autouse=True)
+def _tolerance(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The conformance suite's, on a real GPU."""
+    if "bench" in request.fixturenames and "test_conformance" in request.module.__name__:
+        bench: Bench = request.getfixturevalue("bench")
+        if bench.case.gpu:
+            for module in (request.module, sys.modules[f"{__package__}.test_conformance_rows"]):
+                monkeypatch.setattr(module, "CLOSE", GPU_CLOSE, raising=False)
 
 
 @pytest.fixture

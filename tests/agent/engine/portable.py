@@ -17,6 +17,7 @@ from remora_agent.bank.weights import AdapterWeights
 from remora_build.graph import layout, rope
 from remora_build.graph.data_file import DataFile
 from remora_build.graph.decoder import DATA_FILE, build_graph
+from remora_build.graph.ops import opset_of
 from remora_build.quantize import pack_nibbles
 from remora_contract import targets
 from remora_contract.bundle import (
@@ -55,6 +56,10 @@ FLOAT32 = GraphSpec("native", "float32", context=48, max_bank_rank=256, opset=24
 FLOAT16 = replace(FLOAT32, dtype="float16")
 INT4 = replace(FLOAT32, quant=QuantSpec("int4", 32))
 NO_BANK = replace(FLOAT32, max_bank_rank=0)
+
+
+def in_legacy(graph: GraphSpec) -> GraphSpec:
+    return replace(graph, dialect="legacy", opset=opset_of("legacy", graph.quant))
 
 
 def random_bundle(

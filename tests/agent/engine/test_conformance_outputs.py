@@ -13,13 +13,6 @@ from remora_contract.errors import PromptTooLong, RequestInvalid, Unavailable
 from tests.agent.engine.conftest import Bench
 from tests.agent.engine.portable import Weighted, random_adapter
 
-
-@pytest.fixture(autouse=True)
-def _gives_them(bench: Bench) -> None:
-    if bench.case.backend == "tensorrt":
-        pytest.skip("a TensorRT engine gives logits of a prompt's last token, and no states")
-
-
 PROMPT = [3, 4, 5, 6, 7, 80, 11, 12]
 CLOSE = 2e-5
 

@@ -3,7 +3,8 @@
     pytest -m gpu tests/agent/engine/test_gpu.py          benchmarks/gpu.sh runs this and more
 
 Without a GPU, CUDA's bindings or a TensorRT module every test is skipped and says which is missing.
-What needs no GPU (order of calls, no memory, protocol) is in test_conformance_*.py and trt_run/.
+With REMORA_GPU_EMULATED=1 they run on the emulators. What needs no GPU (order of calls, memory) is
+in trt_run/; the conformance suite has cases marked gpu.
 """
 
 from __future__ import annotations
@@ -11,19 +12,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pytest
 
-from remora_agent.engine.cache import EngineCache
-from remora_agent.engine.opening import EngineOptions, ensure_built, load_engine
 from remora_agent.engine.protocol import Engine, MixEntry, RowStep, Watch
-from remora_agent.engine.trt.cuda import Cuda, load_bindings
+from remora_agent.engine.trt.cuda import Cuda
 from remora_agent.engine.trt.graphs import StepGraphs
 from remora_agent.engine.trt.inputs import StepShape
-from remora_agent.engine.trt.module import TRT_BACKENDS, load_module
-from remora_contract.bundle import load_bundle
+from remora_agent.engine.trt.module import TRT_BACKENDS
 from remora_contract.errors import Unavailable, Unsupported
 from tests.agent.engine.portable import (
     FLOAT16,
@@ -33,6 +30,7 @@ from tests.agent.engine.portable import (
     random_adapter,
     random_bundle,
 )
+from tests.support import gpu
 
 pytestmark = pytest.mark.gpu
 
@@ -54,20 +52,13 @@ class GpuBench:
 
 @pytest.fixture(scope="module", params=TRT_BACKENDS)
 def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> GpuBench:
-    backend: Any = request.param
+    root = tmp_path_factory.mktemp(request.param)
+    directory = random_bundle(root / "bundle", SPEC, GRAPH)
     try:
-        cuda = Cuda(load_bindings())
-        cuda.open_device()
-        load_module(backend)
+        made = gpu.engines(request.param, directory, root)
     except (Unavailable, Unsupported) as e:
         pytest.skip(str(e))
-    root = tmp_path_factory.mktemp(backend)
-    directory = random_bundle(root / "bundle", SPEC, GRAPH)
-    more: Any = {"backend": backend}
-    options = EngineOptions(rows=4, **more)
-    entry = ensure_built(directory, EngineCache(root / "engines", 1 << 40), options).entry
-    bundle = load_bundle(directory)
-    return GpuBench(Reference(directory), cuda, lambda: load_engine(entry, bundle, options))
+    return GpuBench(Reference(directory), made.cuda, made.open)
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from remora_agent.engine.ort.slots import RowSlots
 from remora_agent.engine.protocol import EngineLimits, KvBlock, Mix, RowStep, Shortlist, Watch
 from remora_contract.bundle import GraphSpec
 from remora_contract.decoder import DecoderSpec
-from remora_contract.errors import RequestInvalid, Unavailable, Unsupported
+from remora_contract.errors import Unavailable, Unsupported
 
 # Bounds the memory of one call: attention scores are [heads, chunk, length].
 _PREFILL_CHUNK = 512
@@ -133,10 +133,7 @@ class OrtEngine:
         self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()
     ) -> NDArray[np.float32]:
         self._check_chunk(row, tokens, start)
-        if len(tokens) > self._limits.scored:
-            raise RequestInvalid(
-                f"{len(tokens)} tokens are more than the {self._limits.scored} of one score"
-            )
+        places.check_scored(self._limits, tokens)
         return self._read(row, tokens, start, mix, Asked.EVERY)
 
     def embed(

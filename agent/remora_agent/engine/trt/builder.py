@@ -13,7 +13,6 @@ import json
 import logging
 from collections import Counter
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import onnx
@@ -32,6 +31,7 @@ from remora_agent.engine.trt.files import (
 from remora_agent.engine.trt.log import BuildLog
 from remora_agent.engine.trt.module import TRT_BACKENDS, TrtModule, load_module
 from remora_agent.engine.trt.monitor import Monitor
+from remora_agent.engine.trt.positions import choose_positions
 from remora_agent.engine.trt.profiles import Range, check_capacity, profiles_of, ranges
 from remora_agent.engine.trt.sampling import SHORTLIST, WATCHED, SamplingSize
 from remora_agent.engine.trt.sampling_graph import sampling_graph
@@ -64,18 +64,19 @@ def build_trt(
         raise RequestInvalid(f"a recipe of {recipe.backend} must say for which GPU")
     module = _module(recipe)
     progress("checking the graph", 0.02)
-    graph = check(bundle_dir / GRAPH_FILE, bundle)
+    model = check(bundle_dir / GRAPH_FILE, bundle)
+    graph = model.graph
     profiles = profiles_of(build.rows, bundle.graph.context, build.prefill_tokens)
     check_capacity(graph, bundle.graph, profiles)
     said = BuildLog()
     work = _Work(module, said, said.attach(module.trt))
     progress("parsing the graph", 0.05)
-    network = work.parse(bundle_dir / GRAPH_FILE, graph)
+    network = work.parse(model, bundle_dir / GRAPH_FILE)
     monitor = Monitor(progress, 0.1, 0.95)
     config = work.configure(build, bundle, monitor.attach(module.trt))
     if module.api.timing_cache:
         timing.use(config, timing_cache)
-    work.add_profiles(config, graph, profiles, bundle.graph.max_bank_rank)
+    work.add_profiles(config, bundle, graph, profiles)
     plan = work.serialized(network, config)
     if module.api.timing_cache:
         timing.keep(config, timing_cache)
@@ -96,13 +97,10 @@ def _build_sampling(
     vocab = bundle.decoder.vocab
     size = SamplingSize(vocab, min(SHORTLIST, vocab), WATCHED)
     model = sampling_graph(vocab, size.shortlist)
-    with TemporaryDirectory(dir=out_dir) as folder:
-        path = Path(folder) / "sampling.onnx"
-        onnx.save(model, path)
-        network = work.parse(path, model.graph)
-        config = work.configure(build, bundle, monitor)
-        work.add_profile(config, 0, "sampling", sampling_ranges(size, build.rows))
-        plan = work.serialized(network, config)
+    network = work.parse(model, out_dir / "sampling.onnx")
+    config = work.configure(build, bundle, monitor)
+    work.add_profile(config, 0, "sampling", sampling_ranges(size, build.rows))
+    plan = work.serialized(network, config)
     (out_dir / sampling.PLAN).write_bytes(plan)
     return size.written()
 
@@ -113,15 +111,18 @@ def sampling_ranges(size: SamplingSize, rows: int) -> dict[str, Range]:
     return {name: Range((1, w), (rows, w), (rows, w)) for name, w in widths.items()}
 
 
-def check(path: Path, bundle: Bundle) -> onnx.GraphProto:
-    """The graph without its weights. Raises EngineFault listing what breaks the rules."""
+def check(path: Path, bundle: Bundle) -> onnx.ModelProto:
+    """What is built of the portable graph, without its weights. Raises EngineFault listing what
+    breaks the rules."""
     model = ir.load(path)
     if broken := findings(model, bundle.graph.dialect):
         raise EngineFault(
             f"{path} breaks the rules of portable graphs, so no engine is built of it: "
             f"{_quoted(broken)}; export the checkpoint again"
         )
-    return onnx.load(str(path), load_external_data=False).graph
+    choose_positions(model, bundle.decoder.hidden)
+    built: onnx.ModelProto = ir.to_proto(model)
+    return built
 
 
 def _module(recipe: Recipe) -> TrtModule:
@@ -146,15 +147,17 @@ class _Work:
         self._builder = self._trt.Builder(logger)
         self._parsers: list[Any] = []  # they own what their networks refer to
 
-    def parse(self, path: Path, graph: onnx.GraphProto) -> Any:
-        """The network. Raises EngineFault, also when it has not the graph's inputs and outputs."""
+    def parse(self, model: onnx.ModelProto, path: Path) -> Any:
+        """The network; weights outside the model lie beside `path`. Raises EngineFault, also when
+        it has not the graph's inputs and outputs."""
+        graph = model.graph
         flags = 0
         if self._module.api.strong_typing == "flag":
             flags = 1 << int(self._trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
         network = self._builder.create_network(flags)
         parser = self._trt.OnnxParser(network, self._logger)
         self._parsers.append(parser)
-        parsed = parser.parse_from_file(str(path))
+        parsed = parser.parse(model.SerializeToString(), str(path))
         errors = [str(parser.get_error(i)) for i in range(parser.num_errors)]
         if not parsed or errors:
             raise self._fault("cannot read the graph", errors)
@@ -195,11 +198,17 @@ class _Work:
                 raise self._fault(f"cannot build for {name}", self._said.errors)
 
     def add_profiles(
-        self, config: Any, graph: onnx.GraphProto, profiles: tuple[Profile, ...], rank: int
+        self,
+        config: Any,
+        bundle: Bundle,
+        graph: onnx.GraphProto,
+        profiles: tuple[Profile, ...],
     ) -> None:
         """Raises EngineFault for one that TensorRT drops."""
+        rank, vocab = bundle.graph.max_bank_rank, bundle.decoder.vocab
         for wanted, profile in enumerate(profiles):
-            self.add_profile(config, wanted, profile.kind, ranges(graph, profile, rank))
+            shapes = ranges(graph, profile, rank, vocab)
+            self.add_profile(config, wanted, profile.kind, shapes)
 
     def add_profile(self, config: Any, wanted: int, kind: str, ranges: dict[str, Range]) -> None:
         """At index `wanted`. Raises EngineFault when TensorRT drops it."""

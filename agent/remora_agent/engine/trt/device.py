@@ -20,9 +20,10 @@ from remora_agent.engine.trt.contexts import Chain, Context, Plan
 from remora_agent.engine.trt.cuda import Cuda
 from remora_agent.engine.trt.files import EngineFacts
 from remora_agent.engine.trt.graphs import StepGraphs
-from remora_agent.engine.trt.inputs import StepInputs, StepShape
+from remora_agent.engine.trt.inputs import Asked, StepInputs, StepShape
 from remora_agent.engine.trt.kv import KvCache, KvShape
 from remora_agent.engine.trt.memory import Memory
+from remora_agent.engine.trt.positions import STATES, most_logits
 from remora_agent.engine.trt.sampling import Sampling, SamplingSize
 from remora_contract import targets
 from remora_contract.bundle import GraphSpec
@@ -58,6 +59,7 @@ class Device:
         dtype = np.dtype(graph.dtype)
         self._runtime = self._stack.enter_context(_Runtime(plans))
         self._vocab = spec.decoder.vocab
+        self._reads_last = targets.LAST_INDEX in plans[0].inputs
         self._prefill_profile = spec.facts.index("prefill")
         self._decode_profile = spec.facts.index("decode")
         self.chunk = min(spec.facts.profiles[self._prefill_profile].tokens, spec.context)
@@ -68,12 +70,10 @@ class Device:
         self.bank = Bank(cuda, memory, spec.decoder, graph, (self.stream, copies))
         groups = [g.group for g in self.bank.groups]
         widest = tuple(g.columns.most for g in self.bank.groups)
-        most = StepShape(spec.rows, 1, widest), StepShape(1, self.chunk, widest)
+        most = StepShape(spec.rows, 1, widest), StepShape(1, self.chunk, widest, Asked.EVERY)
         self.steps = StepInputs(cuda, memory, most[0], groups, dtype)
         self.prompt = StepInputs(cuda, memory, most[1], groups, dtype)
-        size = 4 * spec.rows * self._vocab
-        self._logits = memory.device(size, "logits")
-        self._logits_host = memory.pinned(size, "logits")
+        self._make_outputs(spec)
         self._sampling = None
         if spec.sampling is not None:
             self._sampling = Sampling(cuda, memory, spec.sampling, spec.rows, self._logits)
@@ -91,6 +91,16 @@ class Device:
         self._stack.callback(self._graphs.close)
         for stream in (copies, self.stream):
             cuda.synchronize(stream)
+
+    def _make_outputs(self, spec: DeviceSpec) -> None:
+        memory, vocab, self._hidden = self._memory, self._vocab, spec.decoder.hidden
+        self._logits = memory.device(4 * spec.rows * vocab, "logits")
+        self.scored = most_logits(vocab, self.chunk)
+        self._prompt_logits = memory.device(4 * self.scored * vocab, "a prompt's logits")
+        most = max(spec.rows, self.chunk)
+        self._states = memory.device(4 * most * self._hidden, "states")
+        size = max(spec.rows * vocab, self.scored * vocab, self.chunk * self._hidden)
+        self._host = memory.pinned(4 * size, "a step's answer")
 
     def fill(
         self,
@@ -111,9 +121,12 @@ class Device:
         """Queues a chunk of one row: only that row's slice of the cache is bound."""
         self.prompt.upload(self.stream)
         (context,) = self._runtime.contexts
-        context.bind(*self._binding(self.prompt, shape, row))
+        context.bind(*self._binding(self.prompt, shape, row, self._prompt_logits))
         context.enqueue(self.stream)
-        self._read_back(1)
+        if shape.asked is Asked.STATES:
+            self._read_back(self._states, shape.states * self._hidden)
+        else:
+            self._read_back(self._prompt_logits, shape.logits * self._vocab)
 
     def decode(
         self, shape: StepShape, full: list[int], watches: Mapping[int, Watch] | None = None
@@ -131,7 +144,7 @@ class Device:
             for row in full:
                 self.cache.restore_last(row, self.stream)
         if sampling is None or watches is None:
-            self._read_back(shape.rows)
+            self._read_back(self._logits, shape.rows * self._vocab)
         else:
             sampling.read_back(shape.rows, self.stream)
 
@@ -141,9 +154,15 @@ class Device:
         self._cuda.synchronize(self.stream)
 
     def logits(self, rows: int) -> NDArray[np.float32]:
-        """A copy [rows, vocab] of what the last step left."""
-        shape = (rows, self._vocab)
-        found: NDArray[np.float32] = self._logits_host.array(shape, np.dtype(np.float32)).copy()
+        """A copy [rows, vocab] of what the last step left; of a prompt's positions too."""
+        return self._answer(rows, self._vocab)
+
+    def states(self, tokens: int) -> NDArray[np.float32]:
+        """A copy [tokens, hidden] of what the last step of a prompt left."""
+        return self._answer(tokens, self._hidden)
+
+    def _answer(self, *shape: int) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = self._host.array(shape, np.dtype(np.float32)).copy()
         return found
 
     def shortlist(self, batch: int, rows: Sequence[int]) -> Shortlist:
@@ -153,9 +172,7 @@ class Device:
 
     def row_logits(self, row: int) -> NDArray[np.float32]:
         """[vocab] of one row of the last step, read back now. Raises EngineFault."""
-        size = 4 * self._vocab
-        source = self._logits + row * size
-        self._cuda.copy(self._logits_host.address, source, size, "to_host", self.stream)
+        self._read_back(self._logits + 4 * row * self._vocab, self._vocab)
         self._cuda.synchronize(self.stream)
         only: NDArray[np.float32] = self.logits(1)[0]
         return only
@@ -165,9 +182,9 @@ class Device:
         Raises the last EngineFault of it."""
         self._stack.close()
 
-    def _read_back(self, rows: int) -> None:
-        size = 4 * rows * self._vocab
-        self._cuda.copy(self._logits_host.address, self._logits, size, "to_host", self.stream)
+    def _read_back(self, address: int, count: int) -> None:
+        """Queues the copy of `count` float32."""
+        self._cuda.copy(self._host.address, address, 4 * count, "to_host", self.stream)
 
     def _upload_steps(self) -> None:
         self.steps.upload(self.stream)
@@ -177,7 +194,7 @@ class Device:
     def _decode_context(self, shape: StepShape) -> Chain:
         plan, *sampling_plans = self._runtime.plans
         context = plan.context(self._decode_profile, self._scratch, self.stream)
-        context.bind(*self._binding(self.steps, shape, 0))
+        context.bind(*self._binding(self.steps, shape, 0, self._logits))
         if self._sampling is None:
             return Chain(context)
         sampling = sampling_plans[0].context(0, self._scratch, self.stream)
@@ -185,9 +202,10 @@ class Device:
         return Chain(context, sampling)
 
     def _binding(
-        self, inputs: StepInputs, shape: StepShape, row: int
+        self, inputs: StepInputs, shape: StepShape, row: int, logits: int
     ) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
-        """Shapes and addresses of all tensors for a batch that begins with `row`."""
+        """Shapes and addresses of all tensors for a batch that begins with `row`; `logits`: where
+        they go."""
         kv = self.cache.shape
         cache = self.cache.addresses(row)
         shapes: dict[str, tuple[int, ...]] = {
@@ -195,7 +213,9 @@ class Device:
         }
         shapes |= inputs.shapes(shape) | self.bank.shapes(shape.bound)
         addresses = inputs.addresses() | cache | self.bank.addresses()
-        return shapes, addresses | {targets.LOGITS: self._logits}
+        if not self._reads_last:
+            del shapes[targets.LAST_INDEX], addresses[targets.LAST_INDEX]
+        return shapes, addresses | {targets.LOGITS: logits, STATES: self._states}
 
 
 class _Runtime:

@@ -8,7 +8,8 @@ held is put back behind the step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from remora_agent.bank.weights import AdapterWeights
 from remora_agent.engine import places
 from remora_agent.engine.protocol import EngineLimits, KvBlock, Mix, RowStep, Shortlist, Watch
 from remora_agent.engine.trt.device import Device
-from remora_agent.engine.trt.inputs import StepShape
+from remora_agent.engine.trt.inputs import Asked, StepShape
 from remora_contract.errors import RequestInvalid, Unavailable, Unsupported
 
 
@@ -68,21 +69,42 @@ class TrtEngine:
         self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()
     ) -> NDArray[np.float32]:
         self._check_chunk(row, tokens, start)
+        (last,) = deque(self._read(row, tokens, start, mix, Asked.LAST), maxlen=1)
+        only: NDArray[np.float32] = last[0]
+        return only
+
+    def score(
+        self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()
+    ) -> NDArray[np.float32]:
+        self._check_chunk(row, tokens, start)
+        places.check_scored(self._limits, tokens)
+        return np.concatenate(list(self._read(row, tokens, start, mix, Asked.EVERY)))
+
+    def embed(
+        self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()
+    ) -> NDArray[np.float32]:
+        self._check_chunk(row, tokens, start)
+        return np.concatenate(list(self._read(row, tokens, start, mix, Asked.STATES)))
+
+    def _read(
+        self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix, asked: Asked
+    ) -> Iterator[NDArray[np.float32]]:
+        """Reads tokens [s] step by step; of each what was asked for, [n or k, vocab or hidden]."""
         self._shortlisted = []
         device = self._device
         device.bank.check_mix(mix)
         bound = device.bank.bound([mix])
-        most = device.chunk
+        most = device.scored if asked is Asked.EVERY else device.chunk
         for begin in range(0, len(tokens), most):
             chunk = tokens[None, begin : begin + most]
-            shape = StepShape(1, chunk.shape[1], bound)
+            shape = StepShape(1, chunk.shape[1], bound, asked)
             at = np.array([start + begin])
             device.fill(device.prompt, shape, chunk, at, {0: mix})
             device.prefill(row, shape)
             device.finish()
             device.cache.lengths[row] = start + begin + chunk.shape[1]
-        only: NDArray[np.float32] = device.logits(1)[0]
-        return only
+            states = asked is Asked.STATES
+            yield device.states(shape.states) if states else device.logits(shape.logits)
 
     def decode(self, steps: Sequence[RowStep]) -> NDArray[np.float32]:
         self._check_open()
@@ -139,18 +161,6 @@ class TrtEngine:
         self._check_open()
         places.check_write(self._limits, self._device.cache.lengths, row, start, block)
         self._device.cache.write(row, start, block, self._device.stream)
-
-    def score(
-        self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()
-    ) -> NDArray[np.float32]:
-        self._check_open()
-        raise Unsupported("a TensorRT engine gives the logits of a prompt's last token only")
-
-    def embed(
-        self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()
-    ) -> NDArray[np.float32]:
-        self._check_open()
-        raise Unsupported("a TensorRT engine gives no states; serve embeddings on ONNX Runtime")
 
     def close(self) -> None:
         if not self._closed:

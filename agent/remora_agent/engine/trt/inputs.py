@@ -1,7 +1,8 @@
 """What changes with every step, in one block: written in pinned memory, copied to the device by one
 call, at addresses that never change.
 
-    input_ids, position_ids [b, s] int64    last_index [b, 1] int64    lora_gate.GROUP [b, 1, T]
+    input_ids, position_ids [b, s] int64    state_index [n], logits_index [k] int64
+    last_index [b, 1] int64                 lora_gate.GROUP [b, 1, T]
 
 The block has room for the most rows, tokens and columns; a smaller step packs each tensor at its
 place's beginning.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -18,10 +20,19 @@ from numpy.typing import NDArray
 
 from remora_agent.engine.trt.cuda import Cuda
 from remora_agent.engine.trt.memory import Memory, aligned
+from remora_agent.engine.trt.positions import LOGITS_INDEX, STATE_INDEX
 from remora_contract import targets
 from remora_contract.targets import Group
 
 _INT64 = np.dtype(np.int64)
+
+
+class Asked(Enum):
+    """What of a step is wanted; all but LAST are of one row."""
+
+    LAST = "logits after each row's last token"
+    EVERY = "logits after every token"
+    STATES = "states of every token"
 
 
 @dataclass(frozen=True)
@@ -31,6 +42,17 @@ class StepShape:
     rows: int
     tokens: int
     bound: tuple[int, ...]
+    asked: Asked = Asked.LAST
+
+    @property
+    def states(self) -> int:
+        """n"""
+        return self.rows if self.asked is Asked.LAST else self.tokens
+
+    @property
+    def logits(self) -> int:
+        """k: of states alone the least that there may be"""
+        return 1 if self.asked is Asked.STATES else self.states
 
 
 class StepInputs:
@@ -61,6 +83,8 @@ class StepInputs:
         fixed = {
             targets.INPUT_IDS: grid,
             targets.POSITION_IDS: grid,
+            STATE_INDEX: (step.states,),
+            LOGITS_INDEX: (step.logits,),
             targets.LAST_INDEX: (step.rows, 1),
         }
         gates = zip(self._gates, step.bound, strict=True)
@@ -80,7 +104,10 @@ class StepInputs:
         }
         arrays[targets.INPUT_IDS][...] = tokens
         arrays[targets.POSITION_IDS][...] = starts[:, None] + np.arange(step.tokens)
+        last = np.arange(1, step.rows + 1) * step.tokens - 1  # of the rows' tokens one by one
+        arrays[STATE_INDEX][...] = last if step.asked is Asked.LAST else np.arange(step.states)
         arrays[targets.LAST_INDEX][...] = step.tokens - 1
+        arrays[LOGITS_INDEX][...] = np.arange(step.logits)
         gates = [arrays[name][:, 0] for name in self._gates]
         for gate in gates:
             gate[...] = 0

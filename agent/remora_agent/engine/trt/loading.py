@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import psutil
 
+from remora_agent.engine import places
 from remora_agent.engine.cache import CacheEntry
 from remora_agent.engine.protocol import Engine, EngineLimits
 from remora_agent.engine.trt import files, sampling, sizes
@@ -23,6 +24,8 @@ from remora_agent.engine.trt.device import Device, DeviceSpec
 from remora_agent.engine.trt.engine import TrtEngine
 from remora_agent.engine.trt.kv import KvShape, present_name
 from remora_agent.engine.trt.module import TRT_BACKENDS, TrtBackend, TrtModule, load_module
+from remora_agent.engine.trt.positions import LOGITS_INDEX, STATE_INDEX, STATES
+from remora_agent.engine.trt.profiles import positions_of
 from remora_contract import targets
 from remora_contract.bundle import Bundle, bank_groups
 from remora_contract.errors import (
@@ -73,17 +76,18 @@ def load_on(
         short = _plan(module, entry.directory / sampling.PLAN)
         sampling.check_plan(short, size, limits.rows)
         limits = replace(limits, shortlist=size.shortlist, watched=size.watched)
-    _check_memory(cuda, [plan] if short is None else [plan, short], bundle, limits.rows)
+    chunk = facts.profiles[facts.index("prefill")].tokens
+    _check_memory(cuda, [plan] if short is None else [plan, short], bundle, limits.rows, chunk)
     spec = DeviceSpec(bundle.decoder, bundle.graph, facts, limits.rows, limits.context, size)
     device = Device(cuda, plan, spec, short)
     return TrtEngine(module.backend, entry.manifest.digest, limits, device)
 
 
-def _check_memory(cuda: Cuda, plans: list[Plan], bundle: Bundle, rows: int) -> None:
+def _check_memory(cuda: Cuda, plans: list[Plan], bundle: Bundle, rows: int, chunk: int) -> None:
     """With the weights already there, which deserialising has put there. Raises Exhausted naming
     every part and what would fit."""
     scratch = max(plan.scratch_bytes for plan in plans)
-    plan = sizes.memory_plan(bundle, rows, weights=0, workspace=scratch)
+    plan = sizes.memory_plan(bundle, rows, weights=0, workspace=scratch, chunk=chunk)
     if refused := sizes.refusals(plan, bundle, rows, cuda.available_memory(_of_system())):
         raise Exhausted(str(refused[0]))
 
@@ -139,6 +143,8 @@ def limits_of(bundle: Bundle, facts: files.EngineFacts, options: RunOptions) -> 
         context,
         decoder.vocab,
         bundle.graph.max_bank_rank,
+        scored=places.most_scored(decoder.vocab),
+        hidden=decoder.hidden,
         kv_token_bytes=shape.token_bytes,
         copies_kv=True,
     )
@@ -148,7 +154,8 @@ def check_plan(plan: Plan, facts: files.EngineFacts, bundle: Bundle, limits: Eng
     """The engine has the tensors that the bundle promises, as large as the facts say. Raises
     ArtifactInvalid, EngineFault."""
     inputs, outputs = expected_tensors(bundle)
-    if plan.inputs != inputs or plan.outputs != outputs:
+    # Which rotations depend on a row's length is the exporter's to know.
+    if plan.inputs - {targets.LAST_INDEX} != inputs or plan.outputs != outputs:
         odd = sorted((plan.inputs ^ inputs) | (plan.outputs ^ outputs))
         raise ArtifactInvalid(
             f"the engine's tensors are not the bundle's: {odd[0]} (and {len(odd) - 1} more); "
@@ -162,19 +169,29 @@ def check_plan(plan: Plan, facts: files.EngineFacts, bundle: Bundle, limits: Eng
         most = plan.most(targets.INPUT_IDS, index)
         if most != (profile.rows, profile.tokens):
             raise ArtifactInvalid(f"profile {index} takes {list(most)} tokens; build it again")
+        states, logits = (plan.most(name, index) for name in (STATE_INDEX, LOGITS_INDEX))
+        if (*states, *logits) != positions_of(profile, bundle.decoder.vocab):
+            raise ArtifactInvalid(
+                f"profile {index} gives states of {list(states)} tokens and logits of "
+                f"{list(logits)}; build it again"
+            )
     cache = plan.most(targets.past_key(0), facts.index("decode"))[2]
     if cache != bundle.graph.context or facts.context != cache:
         raise ArtifactInvalid(f"the engine's cache holds {cache} tokens; build it again")
-    for name, dtype in ((targets.past_key(0), bundle.graph.dtype), (targets.LOGITS, "float32")):
+    for name, dtype in (
+        (targets.past_key(0), bundle.graph.dtype),
+        (targets.LOGITS, "float32"),
+        (STATES, "float32"),
+    ):
         if plan.dtype(name) != np.dtype(dtype):
             raise EngineFault(f"the engine's {name} is {plan.dtype(name)}, not {dtype}")
 
 
 def expected_tensors(bundle: Bundle) -> tuple[frozenset[str], frozenset[str]]:
-    """Names of the graph's inputs and outputs."""
+    """Names of the built graph's inputs, but for `last_index`, and outputs."""
     decoder, graph = bundle.decoder, bundle.graph
-    inputs = {targets.INPUT_IDS, targets.POSITION_IDS, targets.LAST_INDEX}
-    outputs = {targets.LOGITS}
+    inputs = {targets.INPUT_IDS, targets.POSITION_IDS, STATE_INDEX, LOGITS_INDEX}
+    outputs = {targets.LOGITS, STATES}
     for layer in range(decoder.layers):
         past = (targets.past_key(layer), targets.past_value(layer))
         inputs.update(past)

@@ -4,6 +4,8 @@
     decode    b = 1..rows, s = 1
     both      t_GROUP = 0..max_bank_rank x parts of the group
 
+Of a prompt's tokens n have states and k logits (`positions`), of a decode step's each.
+
 Pure: from the portable graph's inputs and numbers to shapes. TensorRT takes a profile that exceeds
 the static cache without a word, so the numbers are checked here.
 """
@@ -15,6 +17,7 @@ from dataclasses import dataclass
 import onnx
 
 from remora_agent.engine.trt.files import Profile
+from remora_agent.engine.trt.positions import most_logits
 from remora_contract.bundle import GraphSpec
 from remora_contract.errors import ArtifactInvalid, EngineFault, RequestInvalid
 from remora_contract.targets import ALL_GROUPS, PARTS, past_key
@@ -60,9 +63,21 @@ def check_capacity(graph: onnx.GraphProto, spec: GraphSpec, profiles: tuple[Prof
             )
 
 
-def ranges(graph: onnx.GraphProto, profile: Profile, max_bank_rank: int) -> dict[str, Range]:
+def positions_of(profile: Profile, vocab: int) -> tuple[int, int]:
+    """Of how many positions a step gives states and logits, at most."""
+    if profile.kind == "decode":
+        return profile.rows, profile.rows
+    return profile.tokens, most_logits(vocab, profile.tokens)
+
+
+def ranges(
+    graph: onnx.GraphProto, profile: Profile, max_bank_rank: int, vocab: int
+) -> dict[str, Range]:
     """By input name. Raises EngineFault for a dimension whose name says nothing."""
     sizes = {"b": (1, profile.rows, profile.rows), "s": (1, profile.tokens, profile.tokens)}
+    for name, most in zip("nk", positions_of(profile, vocab), strict=True):
+        # Of most prompts only the last position is asked for.
+        sizes[name] = (1, 1 if profile.kind == "prefill" else most, most)
     for group in ALL_GROUPS:
         parts = len(PARTS[group])
         most = max_bank_rank * parts

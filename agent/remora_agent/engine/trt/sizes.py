@@ -11,6 +11,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from remora_agent.engine.memory_plan import MemoryPlan, Shape, plan_refusals
+from remora_agent.engine.trt.positions import most_logits
+from remora_agent.engine.trt.profiles import PREFILL_TOKENS
 from remora_contract.bundle import Bundle, GraphSpec, bank_groups
 from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import Refusal
@@ -35,14 +37,23 @@ def bank_bytes(decoder: DecoderSpec, graph: GraphSpec) -> int:
     return (factors + layout) * _item(graph)
 
 
-def memory_plan(bundle: Bundle, rows: int, weights: int, workspace: int) -> MemoryPlan:
-    """`workspace`: what layers take while they run, as the builder or the engine said."""
+def outputs_bytes(decoder: DecoderSpec, rows: int, chunk: int) -> int:
+    """Of a prompt's step of `chunk` tokens: its logits, and states, which decode steps have too."""
+    logits = most_logits(decoder.vocab, chunk) * decoder.vocab
+    return _FLOAT32 * (logits + max(chunk, rows) * decoder.hidden)
+
+
+def memory_plan(
+    bundle: Bundle, rows: int, weights: int, workspace: int, chunk: int = PREFILL_TOKENS
+) -> MemoryPlan:
+    """`workspace`: what layers take while they run, as the builder or the engine said; `chunk`:
+    tokens of a prompt's step."""
     decoder, graph = bundle.decoder, bundle.graph
     return MemoryPlan(
         weights=weights,
         kv=cache_bytes(decoder, graph, rows),
         bank=bank_bytes(decoder, graph),
-        workspace=workspace,
+        workspace=workspace + outputs_bytes(decoder, rows, min(chunk, graph.context)),
         logits=rows * decoder.vocab * _FLOAT32,
         floor=FLOOR_BYTES,
     )

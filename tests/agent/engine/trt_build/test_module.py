@@ -56,7 +56,7 @@ def test_what_the_table_says_of_tensorrt_rtx_is_there(rtx: TrtModule):
         "IExecutionContext.execute_async_v3",
         "IExecutionContext.set_tensor_address",
         "IExecutionContext.set_input_shape",
-        "OnnxParser.parse_from_file",
+        "OnnxParser.parse",
     ],
 )
 def test_what_all_modules_share_is_there(rtx: TrtModule, name: str):

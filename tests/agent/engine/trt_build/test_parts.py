@@ -13,11 +13,18 @@ import pytest
 from remora_agent.engine.recipe import build_key
 from remora_agent.engine.trt import recipe as recipes
 from remora_agent.engine.trt import timing
+from remora_agent.engine.trt.builder import check
 from remora_agent.engine.trt.files import Profile
 from remora_agent.engine.trt.log import BuildLog
 from remora_agent.engine.trt.module import APIS, TrtModule
 from remora_agent.engine.trt.monitor import Monitor
-from remora_agent.engine.trt.profiles import Range, check_capacity, profiles_of, ranges
+from remora_agent.engine.trt.profiles import (
+    Range,
+    check_capacity,
+    positions_of,
+    profiles_of,
+    ranges,
+)
 from remora_agent.engine.trt.target import (
     Gpu,
     check_processors,
@@ -137,20 +144,29 @@ def test_prompts_are_read_in_chunks_no_longer_than_the_context():
 
 
 def test_every_input_has_a_range_and_a_bank_begins_at_nothing(bundle_dir):
-    graph = onnx.load(str(bundle_dir / GRAPH_FILE), load_external_data=False).graph
+    graph = check(bundle_dir / GRAPH_FILE, load_bundle(bundle_dir)).graph
     prefill, decode = profiles_of(4, 48)
-    found = ranges(graph, decode, 256)
+    found = ranges(graph, decode, 256, vocab=160)
     assert set(found) == {v.name for v in graph.input}
     assert found["input_ids"] == Range((1, 1), (4, 1), (4, 1))
     assert found["lora_gate.qkv"] == Range((1, 1, 0), (4, 1, 48), (4, 1, 768))
-    assert ranges(graph, prefill, 256)["input_ids"] == Range((1, 1), (1, 48), (1, 48))
+    assert found["state_index"] == found["logits_index"] == Range((1,), (4,), (4,))
+    assert ranges(graph, prefill, 256, vocab=160)["input_ids"] == Range((1, 1), (1, 48), (1, 48))
+
+
+def test_a_prompt_gives_logits_of_as_many_positions_as_a_bounded_part_of_memory_holds():
+    prefill, decode = profiles_of(8, 4096)
+    assert positions_of(prefill, vocab=160) == (256, 256)
+    assert positions_of(prefill, vocab=151_936) == (256, 27)
+    assert positions_of(prefill, vocab=1 << 24) == (256, 1)
+    assert positions_of(decode, vocab=1 << 24) == (8, 8)
 
 
 def test_a_dimension_that_no_profile_knows_is_refused():
     value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["q"])
     graph = onnx.helper.make_graph([], "g", [value], [])
     with pytest.raises(EngineFault, match="input x has a dimension 'q'"):
-        ranges(graph, Profile("decode", 1, 1), 0)
+        ranges(graph, Profile("decode", 1, 1), 0, vocab=160)
 
 
 def test_a_profile_beyond_the_cache_is_refused(bundle_dir):

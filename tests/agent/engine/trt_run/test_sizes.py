@@ -14,7 +14,7 @@ from remora_contract.bundle import load_bundle
 from remora_contract.errors import Exhausted
 from tests.agent.engine.portable import FLOAT16, QWEN2
 from tests.support.cuda_emulator import CudaEmulator
-from tests.support.trt_engines import Bench
+from tests.support.trt_engines import CHUNK, Bench
 
 ROWS = 3
 STEP_INPUTS = 64 << 10  # tokens, positions, gates of this model, each piece rounded up
@@ -23,7 +23,7 @@ STEP_INPUTS = 64 << 10  # tokens, positions, gates of this model, each piece rou
 def test_the_estimate_is_what_is_allocated(gpu: Bench):
     engine = gpu.open(rows=ROWS)
     bundle = load_bundle(gpu.bundle_dir)
-    plan = sizes.memory_plan(bundle, ROWS, weights=0, workspace=0)
+    plan = sizes.memory_plan(bundle, ROWS, weights=0, workspace=0, chunk=CHUNK)
     estimated = plan.total - plan.floor
     assert estimated <= gpu.cuda.used <= estimated + STEP_INPUTS
     engine.close()
