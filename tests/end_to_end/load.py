@@ -1,4 +1,4 @@
-"""Clients that ask without a pause while something changes underneath, and what they heard.
+"""Clients that ask again and again while something changes underneath, and what they heard.
 
 Owns the threads and the record. What an answer has to be is the caller's matter; that there is one
 is `complaints`.
@@ -16,6 +16,8 @@ from typing import Any
 from examples.demo.fleet import Agent
 from remora_agent.client import Client, Result
 from remora_contract.errors import RemoraError
+
+_PAUSE_S = 0.05  # the processor is not the matter here, and others want it too
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,9 @@ class Load:
     def _ask(self, agent: Agent) -> None:
         with agent.client() as client:
             for ask in itertools.cycle(self.asks):
-                if self._stop.is_set():
-                    return
                 self.heard.append(_heard(client, agent.name, ask))
+                if self._stop.wait(_PAUSE_S):
+                    return
 
 
 def _heard(client: Client, agent: str, ask: Mapping[str, Any]) -> Heard:

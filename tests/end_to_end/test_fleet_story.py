@@ -28,7 +28,7 @@ def test_a_slow_release_is_caught_while_it_soaks_and_a_good_one_passes_the_same_
         better = stage.ended(stage.start("better", "--soak", "4", "--gate", PACE))
         assert better["state"] == "COMPLETED", better
         stage.release("slow", DEEP)
-        slow = stage.ended(stage.start("slow", "--wave", "1", "--soak", "60", "--gate", PACE))
+        slow = stage.ended(stage.start("slow", "--wave", "1", "--soak", "25", "--gate", PACE))
     assert (slow["state"], load.complaints()) == ("ROLLED_BACK", []), slow
     assert "gate pace fails on wave 1" in slow["reason"]
     assert sorted(d["outcome"] for d in slow["devices"]) == ["reverted", "waiting"]
