@@ -24,10 +24,10 @@ from remora_agent.bank.weights import AdapterWeights
 from remora_agent.engine.protocol import Mix
 from remora_agent.engine.trt.columns import Columns, bucket, runs
 from remora_agent.engine.trt.cuda import Cuda
-from remora_agent.engine.trt.factors import check, group_width, in_dtype, part_columns
+from remora_agent.engine.trt.factors import check, group_width, in_dtype, part_columns, places
 from remora_agent.engine.trt.memory import Memory
 from remora_contract import targets
-from remora_contract.bundle import GraphSpec, bank_groups
+from remora_contract.bundle import GraphSpec
 from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import Exhausted, NotFound
 from remora_contract.targets import PARTS, AdapterTarget, Group
@@ -263,18 +263,17 @@ class Bank:
 def _allocate(memory: Memory, decoder: DecoderSpec, graph: GraphSpec) -> list[GroupBank]:
     found: dict[Group, GroupBank] = {}
     item = np.dtype(graph.dtype).itemsize
-    for layer in range(decoder.layers):
-        for group in bank_groups(decoder, graph, layer):
-            if group not in found:
-                most = graph.max_bank_rank * len(PARTS[group])
-                found[group] = GroupBank(decoder, group, most)
-            g = found[group]
-            size = g.columns.most * item
-            g.layers.append(
-                LayerFactors(
-                    layer,
-                    memory.device(g.k * size, f"the bank's A of layer {layer}, {group}"),
-                    memory.device(g.n * size, f"the bank's B of layer {layer}, {group}"),
-                )
+    for layer, group in places(decoder, graph):
+        if group not in found:
+            most = graph.max_bank_rank * len(PARTS[group])
+            found[group] = GroupBank(decoder, group, most)
+        g = found[group]
+        size = g.columns.most * item
+        g.layers.append(
+            LayerFactors(
+                layer,
+                memory.device(g.k * size, f"the bank's A of layer {layer}, {group}"),
+                memory.device(g.n * size, f"the bank's B of layer {layer}, {group}"),
             )
+        )
     return list(found.values())

@@ -9,9 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from remora_agent.bank.weights import AdapterWeights, Factors
+from remora_contract.bundle import GraphSpec, bank_groups, model_bank_groups
 from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import AdapterInvalid
 from remora_contract.targets import PARTS, AdapterTarget, Group, Projection
+
+
+def places(decoder: DecoderSpec, graph: GraphSpec) -> Iterator[tuple[int, Group]]:
+    """Layer and group of everything that the bank holds; of `embed` and `head` the layer is 0."""
+    for layer in range(decoder.layers):
+        for group in bank_groups(decoder, graph, layer):
+            yield layer, group
+    for outside in model_bank_groups(graph):
+        yield 0, outside
 
 
 def check(decoder: DecoderSpec, weights: AdapterWeights, groups: Collection[Group]) -> None:

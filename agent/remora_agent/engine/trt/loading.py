@@ -17,7 +17,7 @@ import psutil
 from remora_agent.engine import places
 from remora_agent.engine.cache import CacheEntry
 from remora_agent.engine.protocol import Engine, EngineLimits
-from remora_agent.engine.trt import files, sampling, sizes
+from remora_agent.engine.trt import factors, files, sampling, sizes
 from remora_agent.engine.trt.contexts import Plan
 from remora_agent.engine.trt.cuda import Cuda, load_bindings
 from remora_agent.engine.trt.device import Device, DeviceSpec
@@ -27,7 +27,7 @@ from remora_agent.engine.trt.module import TRT_BACKENDS, TrtBackend, TrtModule, 
 from remora_agent.engine.trt.positions import LOGITS_INDEX, STATE_INDEX, STATES
 from remora_agent.engine.trt.profiles import positions_of
 from remora_contract import targets
-from remora_contract.bundle import Bundle, bank_groups
+from remora_contract.bundle import Bundle
 from remora_contract.errors import (
     ArtifactInvalid,
     EngineFault,
@@ -114,7 +114,7 @@ def check_graph(bundle: Bundle) -> None:
     wanted = {
         "--dora": graph.dora,
         "--adapter-bias": graph.adapter_bias,
-        **{f"--adapt {part}": True for part in graph.adapt},
+        "--adapt experts": "experts" in graph.adapt,
     }
     if found := [flag for flag, has in wanted.items() if has]:
         raise Unsupported(
@@ -196,9 +196,9 @@ def expected_tensors(bundle: Bundle) -> tuple[frozenset[str], frozenset[str]]:
         past = (targets.past_key(layer), targets.past_value(layer))
         inputs.update(past)
         outputs.update(present_name(name) for name in past)
-        for group in bank_groups(decoder, graph, layer):
-            inputs.add(targets.lora_gate(group))
-            inputs.update((targets.lora_a(layer, group), targets.lora_b(layer, group)))
+    for layer, group in factors.places(decoder, graph):
+        inputs.add(targets.lora_gate(group))
+        inputs.update((targets.lora_a(layer, group), targets.lora_b(layer, group)))
     return frozenset(inputs), frozenset(outputs)
 
 

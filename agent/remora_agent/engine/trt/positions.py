@@ -5,8 +5,8 @@
     logits [b, vocab]  ->  logits [k, vocab], and states [n, hidden] float32 beside it
 
 With n = k = b it computes what the portable graph does. A rotation that depends on a row's length
-goes on reading last_index. Changes the graph before TensorRT reads it;
-bundles stay as they are. What is not as the exporter writes it is an EngineFault naming the node.
+goes on reading last_index. Changes the graph before TensorRT reads it; bundles stay as they are.
+What is not as the exporter writes it is an EngineFault naming the node.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ STATES = "states"
 _INT64 = ir.DataType.INT64
 _NORM = "norm"  # the final norm; in parts, its last node or the one that adds its bias
 _NORM_NAMES = (f"{_NORM}.bias", _NORM)
-Uses = tuple[tuple[ir.Node, int], ...]  # who reads a value, at which of its inputs
-
 _MOST_BYTES = 16 << 20  # of a prompt's logits on the device
+
+Uses = tuple[tuple[ir.Node, int], ...]  # who reads a value, at which of its inputs
 
 
 def most_logits(vocab: int, chunk: int) -> int:

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from remora_agent.engine.memory_plan import MemoryPlan, Shape, plan_refusals
+from remora_agent.engine.trt.factors import places
 from remora_agent.engine.trt.positions import most_logits
 from remora_agent.engine.trt.profiles import PREFILL_TOKENS
-from remora_contract.bundle import Bundle, GraphSpec, bank_groups
+from remora_contract.bundle import Bundle, GraphSpec
 from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import Refusal
 from remora_contract.targets import PARTS
@@ -66,11 +67,10 @@ def refusals(plan: MemoryPlan, bundle: Bundle, rows: int, free: int) -> list[Ref
 
 def _groups(decoder: DecoderSpec, graph: GraphSpec) -> Iterator[tuple[int, int, int]]:
     """(columns, k, n) of each layer and group."""
-    for layer in range(decoder.layers):
-        for group in bank_groups(decoder, graph, layer):
-            parts = PARTS[group]
-            n = sum(decoder.out_features(p) for p in parts)
-            yield graph.max_bank_rank * len(parts), decoder.in_features(parts[0]), n
+    for _, group in places(decoder, graph):
+        parts = PARTS[group]
+        n = sum(decoder.out_features(p) for p in parts)
+        yield graph.max_bank_rank * len(parts), decoder.in_features(parts[0]), n
 
 
 def _item(graph: GraphSpec) -> int:

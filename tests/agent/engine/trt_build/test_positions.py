@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 import pytest
@@ -69,18 +70,9 @@ def test_another_end_than_the_exporters_is_refused_by_name(tmp_path: Path, chang
         choose_positions(model, QWEN3.hidden)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
-    find_spec("tensorrt_rtx") is None,
-    reason="tensorrt-rtx is not installed: pip install 'remora[tensorrt]'",
-)
-@pytest.mark.parametrize("dialect", ["native", "legacy"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_tensorrt_builds_it_for_every_family(tmp_path: Path, family: str, dialect):
+def tensorrt_builds(tmp_path: Path, family: str, **more: Any) -> None:
     checkpoint = make_checkpoint(tmp_path / "checkpoint", family)
-    options = ExportOptions(
-        max_context=64, max_bank_rank=32, golden=False, dialect=dialect, int4_block=32
-    )
+    options = ExportOptions(max_context=64, max_bank_rank=32, golden=False, int4_block=32, **more)
     directory = tmp_path / "bundle"
     export_checkpoint(checkpoint, directory, options)
     bundle = load_bundle(directory)
@@ -88,3 +80,24 @@ def test_tensorrt_builds_it_for_every_family(tmp_path: Path, family: str, dialec
     cache = EngineCache(tmp_path / "engines", 1 << 40)
     result = build_engine(directory, bundle, recipe, cache, BuildControl())
     assert (result.entry.directory / PLAN).stat().st_size > 1000
+
+
+needs_tensorrt = pytest.mark.skipif(
+    find_spec("tensorrt_rtx") is None,
+    reason="tensorrt-rtx is not installed: pip install 'remora[tensorrt]'",
+)
+
+
+@needs_tensorrt
+@pytest.mark.slow
+@pytest.mark.parametrize("dialect", ["native", "legacy"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tensorrt_builds_it_for_every_family(tmp_path: Path, family: str, dialect: str):
+    tensorrt_builds(tmp_path, family, dialect=dialect)
+
+
+@needs_tensorrt
+@pytest.mark.slow
+@pytest.mark.parametrize("dialect", ["native", "legacy"])
+def test_tensorrt_builds_it_with_adapters_on_embedding_and_head(tmp_path: Path, dialect: str):
+    tensorrt_builds(tmp_path, "llama", dialect=dialect, adapt=("embed", "head"))
