@@ -34,7 +34,7 @@ from remora_controller.services.access import AccessInterceptor
 from remora_controller.services.admission import Admission
 from remora_controller.services.artifacts import ArtifactsService
 from remora_controller.services.enrolment import EnrolmentService
-from remora_controller.services.fleet import FleetParts, FleetService
+from remora_controller.services.fleet import FleetParts, FleetService, watched_interval_s
 from remora_controller.services.governance import GovernedOperatorService
 from remora_controller.services.operator import OperatorParts
 from remora_controller.store.sqlite import SqliteStore
@@ -84,7 +84,11 @@ class Controller:
         self._watchers = Watchers()
         self._repository = Repository(repository, time.monotonic)
         self._presence = Presence(time.time(), config.offline_after_s)
-        self._presence.load(self._store.devices(), self._store.latest_metrics())
+        self._presence.load(
+            self._store.devices(),
+            self._store.latest_metrics(),
+            watched_interval_s(config.sync_interval_s),
+        )
         self._admission = Admission(self._store, self._thread, self._presence, time.time)
         self._operations = Operations(
             self._store,
@@ -94,11 +98,11 @@ class Controller:
             secrets.token_bytes,
             always_approve=config.rollouts_need_approval,
         )
-        driver = RolloutDriver(self._store, self._presence, self._operations.contents_of)
+        self._driver = RolloutDriver(self._store, self._presence, self._operations.contents_of)
         self._loop = DecisionLoop(
             self._store,
             self._thread,
-            driver,
+            self._driver,
             self._presence,
             self._watchers,
             self._counters,
@@ -180,6 +184,7 @@ class Controller:
             clock=time.time,
             sync_interval_s=self._config.sync_interval_s,
             on_news=self._loop.wake,
+            is_moving=lambda: self._driver.is_moving,
         )
 
     def _operator_parts(self) -> OperatorParts:

@@ -21,15 +21,24 @@ class Watchers:
             _replace(previous, None)
         return queue
 
-    def close(self, device_id: str, queue: asyncio.Queue[int | None]) -> None:
-        if self._queues.get(device_id) is queue:
+    def close(self, device_id: str, queue: asyncio.Queue[int | None]) -> bool:
+        """False when another stream of the device has taken its place, or it was ended."""
+        is_current = self._queues.get(device_id) is queue
+        if is_current:
             del self._queues[device_id]
+        return is_current
 
     def poke(self, assignments: Iterable[Assignment]) -> None:
         for assignment in assignments:
             queue = self._queues.get(assignment.device_id)
             if queue is not None:
                 _replace(queue, assignment.generation)
+
+    def nudge(self, device_id: str) -> None:
+        """Something else than its assignment changed that the next Sync tells."""
+        queue = self._queues.get(device_id)
+        if queue is not None and queue.empty():  # a poke that waits does the same
+            queue.put_nowait(0)
 
     def end(self, device_id: str) -> None:
         queue = self._queues.pop(device_id, None)
@@ -39,6 +48,9 @@ class Watchers:
     def end_all(self) -> None:
         for device_id in list(self._queues):
             self.end(device_id)
+
+    def __contains__(self, device_id: str) -> bool:
+        return device_id in self._queues
 
     def __len__(self) -> int:
         return len(self._queues)
