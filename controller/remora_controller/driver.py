@@ -9,7 +9,13 @@ import logging
 from collections.abc import Callable, Iterable
 
 from remora_contract.errors import InvalidInput, NotFound
-from remora_controller.domain import Assignment, Device, RolloutRecord, StoredEvent
+from remora_controller.domain import (
+    Assignment,
+    Device,
+    RolloutRecord,
+    RolloutState,
+    StoredEvent,
+)
 from remora_controller.gates.watch import GateWatch
 from remora_controller.groups import bind_live
 from remora_controller.late import Completed, missed_rollout
@@ -34,6 +40,7 @@ class RolloutDriver:
         self._contents_of = contents_of
         self._gates = GateWatch(presence.samples)
         self._late: set[str] = set()
+        self.is_moving = False  # a rollout ran at the last tick
         self._told: dict[str, str] = {}  # late devices refused: device -> release
 
     def check_late(self, device_ids: Iterable[str]) -> None:
@@ -44,6 +51,7 @@ class RolloutDriver:
         """Everything there is to do now; returns the new assignments, so that devices are poked."""
         made: list[Assignment] = []
         rollouts = self._store.open_rollouts()
+        self.is_moving = any(r.state is RolloutState.RUNNING for r in rollouts)
         self._gates.follow(self._store, rollouts, now)
         for rollout in rollouts:
             made += self._drive(rollout, now)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
@@ -15,7 +16,6 @@ from remora_controller.counters import Counters
 from remora_controller.domain import Assignment, MetricPoint, Sighting
 from remora_controller.driver import RolloutDriver
 from remora_controller.presence import Presence
-from remora_controller.services.operator_wire import status_of
 from remora_controller.store.protocol import Store
 from remora_controller.store_thread import StoreThread
 from remora_controller.watchers import Watchers
@@ -23,6 +23,9 @@ from remora_controller.watchers import Watchers
 log = logging.getLogger(__name__)
 TICK_S = 1.0
 GATHER_S = 0.02
+# Looking at a rollout costs with its size, while news comes with the size too: of the time at most
+# this share, or a large wave would be spent on looking at it.
+DECIDING_SHARE = 0.2
 FLUSH_EVERY = 5  # ticks
 PRUNE_EVERY = 300
 
@@ -52,6 +55,7 @@ class DecisionLoop:
         self._late: set[str] = set()
         self._is_stopping = False
         self._is_full = False
+        self._gather_s = GATHER_S
 
     def wake(self, late_device: str | None = None) -> None:
         """Something changed; `late_device` may have missed a rollout."""
@@ -95,19 +99,23 @@ class DecisionLoop:
         """For news, or the next beat. News that comes in a burst is decided about once."""
         try:
             await asyncio.wait_for(self._news.wait(), max(0.0, limit_s))
-            await asyncio.sleep(GATHER_S)
+            await asyncio.sleep(self._gather_s)
         except asyncio.TimeoutError:
             pass  # the beat is due
         self._news.clear()
 
     async def _decide(self) -> None:
         late, self._late = self._late, set()
-        made = await self._thread.call(self._tick, late)
+        made, seconds = await self._thread.call(self._tick, late)
         self._watchers.poke(made)
+        self._gather_s = gather_s(seconds)
 
-    def _tick(self, late: set[str]) -> list[Assignment]:
+    def _tick(self, late: set[str]) -> tuple[list[Assignment], float]:
+        """The new assignments, and how long it took to make them."""
+        started = time.monotonic()
         self._driver.check_late(late)
-        return self._driver.tick(self._clock())
+        made = self._driver.tick(self._clock())
+        return made, time.monotonic() - started
 
     async def _housekeep(self, beat: int) -> None:
         if beat % FLUSH_EVERY == 0:
@@ -131,9 +139,15 @@ class DecisionLoop:
     def _count(self) -> None:
         now = self._clock()
         statuses = Counter(
-            status_of(d, self._presence.is_online(d.device_id, now)) for d in self._store.devices()
+            standing or ("online" if self._presence.is_online(device_id, now) else "offline")
+            for device_id, standing in self._store.standings()
         )
         states = Counter(r.state.value for r in self._store.rollouts(1000))
         self._counters.devices_by_status = dict(statuses)
         self._counters.rollouts_by_state = dict(states)
         self._counters.watchers = len(self._watchers)
+
+
+def gather_s(decision_s: float) -> float:
+    """How long to let news gather after a decision that took so long."""
+    return min(TICK_S, max(GATHER_S, decision_s * (1 / DECIDING_SHARE - 1)))

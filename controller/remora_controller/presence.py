@@ -22,6 +22,7 @@ class Presence:
         self._started_at = started_at
         self.offline_after_s = offline_after_s
         self._seen: dict[str, float] = {}
+        self._awaited: dict[str, float] = {}  # until when a device's silence means nothing
         self._trails: dict[str, BootTrail] = {}
         self._dirty: set[str] = set()
         self._metrics: dict[str, dict[str, MetricPoint]] = {}
@@ -32,13 +33,18 @@ class Presence:
         self.samples = SampleKeeper()  # of metrics that gates look at
 
     def load(
-        self, devices: Iterable[Device], metrics: Mapping[str, dict[str, MetricPoint]]
+        self,
+        devices: Iterable[Device],
+        metrics: Mapping[str, dict[str, MetricPoint]],
+        longest_wait_s: float = 0.0,
     ) -> None:
-        """What the store knew when this process began."""
+        """What the store knew when this process began; the former process asked nobody to stay
+        away for longer than `longest_wait_s`."""
         for device in devices:
             self._trails[device.device_id] = device.trail
             if device.last_seen is not None:
                 self._seen[device.device_id] = device.last_seen
+                self.awaits(device.device_id, device.last_seen, longest_wait_s)
         self._metrics = {device_id: dict(points) for device_id, points in metrics.items()}
 
     def trail(self, device_id: str) -> BootTrail:
@@ -54,6 +60,19 @@ class Presence:
             else:
                 self._dirty.add(device_id)
 
+    def awaits(self, device_id: str, now: float, wait_s: float) -> None:
+        """It was asked to speak again in `wait_s`, or earlier. Late is who exceeds that by half
+        of `offline_after_s`; nobody is late before `offline_after_s` itself."""
+        with self._lock:
+            patience_s = max(self.offline_after_s, wait_s + self.offline_after_s / 2)
+            self._awaited[device_id] = now + patience_s
+
+    def left(self, device_id: str, now: float) -> None:
+        """Its stream ended: it has `offline_after_s` to return, whatever it was asked."""
+        with self._lock:
+            until = now + self.offline_after_s
+            self._awaited[device_id] = min(until, self._awaited.get(device_id, until))
+
     def last_seen(self, device_id: str) -> float | None:
         return self._seen.get(device_id)
 
@@ -64,7 +83,9 @@ class Presence:
 
     def is_online(self, device_id: str, now: float) -> bool:
         seen = self._seen.get(device_id)
-        return seen is not None and now - seen < self.offline_after_s
+        if seen is None:
+            return False
+        return now < max(seen + self.offline_after_s, self._awaited.get(device_id, seen))
 
     def is_gone(self, device_id: str, now: float) -> bool:
         """Surely away: also this process has listened for long enough to have heard it."""
@@ -73,7 +94,7 @@ class Presence:
         return not self.is_online(device_id, now)
 
     def online(self, now: float) -> frozenset[str]:
-        return frozenset(d for d, at in self.sightings().items() if now - at < self.offline_after_s)
+        return frozenset(d for d in self.sightings() if self.is_online(d, now))
 
     def count(self) -> int:
         """Devices seen at any time: what the Sync interval is spread over."""
@@ -83,6 +104,7 @@ class Presence:
         self.samples.forget(device_id)
         with self._lock:
             self._seen.pop(device_id, None)
+            self._awaited.pop(device_id, None)
             self._trails.pop(device_id, None)
             self._metrics.pop(device_id, None)
             self._dirty.discard(device_id)

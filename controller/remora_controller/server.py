@@ -38,7 +38,7 @@ from remora_controller.services.artifacts import ArtifactsService
 from remora_controller.services.diagnostics import Asking, DiagnosticsService
 from remora_controller.services.engines import WholeOperatorService
 from remora_controller.services.enrolment import EnrolmentService
-from remora_controller.services.fleet import FleetParts, FleetService
+from remora_controller.services.fleet import FleetParts, FleetService, watched_interval_s
 from remora_controller.services.operator import OperatorParts
 from remora_controller.services.sharing import EngineSharingService
 from remora_controller.sharing.depot import Depot
@@ -101,7 +101,9 @@ class Controller:
         self._questions = Questions()
         self._repository = Repository(repository, time.monotonic)
         self._presence = Presence(time.time(), config.offline_after_s)
-        self._presence.load(self._store.devices(), self._store.latest_metrics())
+        devices = self._store.devices()
+        longest_wait_s = watched_interval_s(config.sync_interval_s, len(devices))
+        self._presence.load(devices, self._store.latest_metrics(), longest_wait_s)
         self._admission = Admission(self._store, self._thread, self._presence, time.time)
         self._operations = Operations(
             self._store,
@@ -114,11 +116,11 @@ class Controller:
         )
         self._depot = Depot(home.shared_engines, config.shared_engines_bytes)
         self._desk = self._make_desk()
-        driver = RolloutDriver(self._store, self._presence, self._operations.contents_of)
+        self._driver = RolloutDriver(self._store, self._presence, self._operations.contents_of)
         self._loop = DecisionLoop(
             self._store,
             self._thread,
-            driver,
+            self._driver,
             self._presence,
             self._watchers,
             self._counters,
@@ -225,6 +227,7 @@ class Controller:
             clock=time.time,
             sync_interval_s=self._config.sync_interval_s,
             on_news=self._loop.wake,
+            is_moving=lambda: self._driver.is_moving,
         )
 
     def _asking(self) -> Asking:

@@ -21,9 +21,12 @@ class Watchers:
             _replace(previous, None)
         return queue
 
-    def close(self, device_id: str, queue: asyncio.Queue[int | None]) -> None:
-        if self._queues.get(device_id) is queue:
+    def close(self, device_id: str, queue: asyncio.Queue[int | None]) -> bool:
+        """False when another stream of the device has taken its place, or it was ended."""
+        is_current = self._queues.get(device_id) is queue
+        if is_current:
             del self._queues[device_id]
+        return is_current
 
     def poke(self, assignments: Iterable[Assignment]) -> None:
         for assignment in assignments:
@@ -45,6 +48,9 @@ class Watchers:
     def end_all(self) -> None:
         for device_id in list(self._queues):
             self.end(device_id)
+
+    def __contains__(self, device_id: str) -> bool:
+        return device_id in self._queues
 
     def __len__(self) -> int:
         return len(self._queues)

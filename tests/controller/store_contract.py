@@ -103,6 +103,13 @@ class StoreContract:
         assert store.devices() == []
         assert store.device("d1").removed_at == 20.0
 
+    def test_standings_tell_the_quarantined_and_leave_out_the_removed(self, store):
+        for name in ("well", "held", "gone"):
+            enrol(store, name)
+        store.quarantine("held", "two machines", 20.0)
+        store.remove_device("gone", 20.0)
+        assert sorted(store.standings()) == [("held", "quarantined"), ("well", None)]
+
     def test_the_first_reason_of_a_quarantine_stays(self, store):
         enrol(store)
         store.quarantine("d1", "first", 20.0)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from remora_contract.errors import Exhausted
 from remora_controller import loop as loops
 from remora_controller.counters import Counters
@@ -16,6 +19,14 @@ from remora_controller.store.sqlite import SqliteStore
 from remora_controller.store_thread import StoreThread
 from remora_controller.watchers import Watchers
 from tests.controller.store_contract import enrol
+
+
+@given(st.floats(0, 100))
+def test_decisions_take_a_bounded_share_of_the_stores_time(seconds):
+    wait_s = loops.gather_s(seconds)
+    assert loops.GATHER_S <= wait_s <= loops.TICK_S
+    share = seconds / (seconds + wait_s) if seconds else 0.0
+    assert share <= loops.DECIDING_SHARE + 1e-9 or wait_s == loops.TICK_S
 
 
 async def flood_until(decisions: DecisionLoop, done) -> None:

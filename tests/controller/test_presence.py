@@ -2,6 +2,9 @@
 
 import threading
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from remora_controller import presence as presences
 from remora_controller.domain import BootTrail, Device, MetricPoint, Sighting
 from remora_controller.presence import Presence
@@ -23,6 +26,63 @@ def test_nobody_is_surely_gone_before_the_controller_has_listened_long_enough():
     assert not presence.is_online("d", 110.0)
     assert not presence.is_gone("d", 110.0)
     assert presence.is_gone("d", 130.0)
+
+
+def test_a_device_asked_to_stay_away_longer_is_missed_later():
+    presence = Presence(0.0, 45.0)
+    presence.seen("d", TRAIL, 10.0, is_stored=False)
+    presence.awaits("d", 10.0, 60.0)
+    assert presence.is_online("d", 92.0)
+    assert not presence.is_online("d", 92.5)
+    assert presence.online(92.0) == {"d"}
+    assert not presence.is_gone("d", 92.0)
+
+
+def test_a_device_whose_stream_ended_is_missed_as_if_it_had_spoken_then():
+    presence = Presence(0.0, 45.0)
+    presence.seen("d", TRAIL, 10.0, is_stored=False)
+    presence.awaits("d", 10.0, 60.0)
+    presence.left("d", 20.0)
+    assert presence.is_online("d", 64.0)
+    assert not presence.is_online("d", 65.0)
+
+
+def test_a_device_that_never_spoke_is_not_online_because_a_stream_ended():
+    presence = Presence(0.0, 45.0)
+    presence.awaits("d", 10.0, 60.0)
+    presence.left("d", 11.0)
+    assert not presence.is_online("d", 12.0)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(("sync", "stream", "left")), st.floats(0, 100), st.floats(0, 600))
+    )
+)
+def test_whoever_comes_when_it_was_asked_to_is_never_missed(story):
+    """Every contact comes within the time the one before it asked for; a stream that ends only
+    shortens that."""
+    presence, now, limit = Presence(0.0, 45.0), 0.0, 44.0
+    presence.seen("d", TRAIL, now, is_stored=False)
+    presence.awaits("d", now, 0.0)
+    for what, after_s, wait_s in story:
+        now = min(now + after_s, limit)
+        assert presence.is_online("d", now)
+        if what == "left":
+            presence.left("d", now)
+            limit = min(limit, now + 44.0)
+            continue
+        if what == "sync":
+            presence.seen("d", TRAIL, now, is_stored=False)
+        presence.awaits("d", now, wait_s)
+        limit = now + max(44.0, wait_s)
+
+
+def test_after_a_start_nobody_is_missed_that_the_former_process_asked_to_stay_away():
+    presence = Presence(100.0, 45.0)
+    presence.load([Device("d", 0.0, "k", last_seen=45.0)], {}, longest_wait_s=60.0)
+    assert presence.is_online("d", 120.0)
+    assert not presence.is_online("d", 128.0)
 
 
 def test_heartbeats_are_handed_over_once_and_not_when_stored_otherwise():

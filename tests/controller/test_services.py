@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import grpc
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from remora_contract import errors
 from remora_contract.digests import canonical_json, digest_bytes
 from remora_contract.rpc import from_rpc_error
+from remora_controller.services.fleet import watched_interval_s
 from remora_protos.control.v1 import control_pb2 as cp
 from remora_protos.control.v1 import control_pb2_grpc as cp_grpc
 from remora_protos.operator.v1 import operator_pb2 as op
@@ -327,6 +329,87 @@ def test_a_watch_opened_after_the_assignment_is_told_at_once(world):
     wait_for("it is assigned", lambda: device.sync() and device.generation == 1)
     watch = device.fleet.Watch(cp.WatchRequest(), timeout=WAIT_S)
     assert next(watch).generation == 1
+    watch.cancel()
+
+
+@pytest.mark.parametrize(
+    ("devices", "expected"),
+    [(0, 10.0), (1, 10.0), (55, 10.0), (110, 20.0), (990, 180.0), (9**9, 180.0)],
+)
+def test_at_rest_a_fleet_asks_so_often_together_and_each_device_often_enough(devices, expected):
+    assert watched_interval_s(10.0, devices) == expected
+
+
+def test_no_device_is_asked_to_wait_for_longer_than_agents_take():
+    assert watched_interval_s(3600.0, 9**9) == 3600.0
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One device counts as a large fleet."""
+    monkeypatch.setattr("remora_controller.services.fleet.CALM_SYNCS_PER_S", 1e-3)
+
+
+def test_a_device_that_can_be_poked_is_asked_to_sync_less_often(home, large):
+    with fleet(home, sync_interval_s=10.0, offline_after_s=45.0) as world:
+        (device,) = online(world, 1)
+        assert device.sync().next_sync_after_s == 10.0
+        watch = device.fleet.Watch(cp.WatchRequest(), timeout=WAIT_S)
+        wait_for("the stream counts", lambda: device.sync().next_sync_after_s == 180.0)
+        start(world, create_release(world))
+        next(watch)
+        assert device.sync().next_sync_after_s == 2.0
+        device.phase = "COMMITTED"
+        assert device.sync().next_sync_after_s in (10.0, 180.0)  # 10 while the rollout runs
+        wait_for("it is calm again", lambda: device.sync().next_sync_after_s == 180.0)
+        watch.cancel()
+        wait_for("its end counts", lambda: device.sync().next_sync_after_s == 10.0)
+
+
+def test_a_device_at_rest_reports_often_while_a_rollout_runs(home, large):
+    """Gates judge by metrics, which come with Sync."""
+    with fleet(home, sync_interval_s=10.0, offline_after_s=45.0) as world:
+        (device,) = online(world, 1)
+        watch = device.fleet.Watch(cp.WatchRequest(), timeout=WAIT_S)
+        wait_for("the stream counts", lambda: device.sync().next_sync_after_s == 180.0)
+        other = world.device(site="other")
+        other.sync()
+        release = create_release(world)
+        request = op.StartRolloutRequest(
+            release=release, selector="site=other", spec=op.RolloutSpec(waves=[op.Wave(count=1)])
+        )
+        world.operator.StartRollout(request, timeout=WAIT_S)
+        wait_for("it counts", lambda: device.sync().next_sync_after_s == 10.0)
+        watch.cancel()
+
+
+def test_a_silent_device_with_an_open_stream_is_noticed_later_and_one_without_at_once(home):
+    with fleet(home, sync_interval_s=0.2, offline_after_s=0.5) as world:
+        stays, goes = online(world, 2)
+        streams = [d.fleet.Watch(cp.WatchRequest(), timeout=WAIT_S) for d in (stays, goes)]
+
+        def status(device) -> str:
+            return devices_by_id(world)[device.device_id].status
+
+        for device in (stays, goes):
+            wait_for("the stream counts", lambda d=device: d.sync().next_sync_after_s > 1.0)
+        last_heard = time.monotonic()
+        streams[1].cancel()
+        wait_for("one is missed", lambda: status(goes) == "offline")
+        if time.monotonic() - last_heard < 3.0:  # a busy machine proves nothing here
+            assert status(stays) == "online"
+        wait_for("the other is missed as well", lambda: status(stays) == "offline")
+        assert time.monotonic() - last_heard > 3.0
+        streams[0].cancel()
+
+
+def test_a_device_is_poked_when_its_labels_change(world):
+    (device,) = online(world, 1)
+    watch = device.fleet.Watch(cp.WatchRequest(), timeout=WAIT_S)
+    wait_for("the stream counts", lambda: device.sync().next_sync_after_s > 0.5)
+    request = op.LabelDeviceRequest(device_id=device.device_id, set={"site": "oslo"})
+    world.operator.LabelDevice(request, timeout=WAIT_S)
+    next(watch)
     watch.cancel()
 
 

@@ -79,9 +79,13 @@ class Database:
         return None if not found else str(found[0][0])
 
     def set_facts(self, facts: dict[str, str]) -> None:
-        rows = [{"name": k, "value": v} for k, v in facts.items()]
+        # Plain SQL: sqlite-utils would read the schema again for each of these small writes.
+        sql = (
+            "insert into facts (name, value) values (?, ?)"
+            " on conflict (name) do update set value = excluded.value"
+        )
         with self.transaction() as db:
-            db["facts"].upsert_all(rows, pk="name")
+            db.conn.executemany(sql, list(facts.items()))
 
     def close(self) -> None:
         with self._lock:

@@ -106,6 +106,7 @@ class OperatorService(pb_grpc.OperatorServicer):
             list(request.remove),
         )
         self._parts.may_be_late(device.device_id)
+        self._parts.watchers.nudge(device.device_id)  # its maintenance windows hold at once
         assignment = await self._parts.thread.call(self._parts.store.assignment, device.device_id)
         return self._device(device, assignment, {})
 

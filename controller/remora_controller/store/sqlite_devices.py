@@ -52,6 +52,13 @@ class SqliteDevices(SqliteBase):
         rows = self._rows("SELECT * FROM devices WHERE removed_at IS NULL ORDER BY device_id")
         return [device_of(row) for row in rows]
 
+    def standings(self) -> list[tuple[str, str | None]]:
+        sql = (
+            "SELECT device_id, CASE WHEN quarantine IS NOT NULL THEN 'quarantined' END AS standing"
+            " FROM devices WHERE removed_at IS NULL"
+        )
+        return [(row["device_id"], row["standing"]) for row in self._rows(sql)]
+
     def set_operator_labels(self, device_id: str, labels: dict[str, str]) -> None:
         sql = "UPDATE devices SET operator_labels = ? WHERE device_id = ?"
         with self._atomic():
