@@ -383,7 +383,7 @@ def test_a_device_at_rest_reports_often_while_a_rollout_runs(home, large):
         watch.cancel()
 
 
-def test_a_silent_device_with_an_open_stream_is_noticed_later_and_one_without_at_once(home):
+def test_a_silent_device_with_an_open_stream_is_noticed_later_and_one_without_at_once(home, large):
     with fleet(home, sync_interval_s=0.2, offline_after_s=0.5) as world:
         stays, goes = online(world, 2)
         streams = [d.fleet.Watch(cp.WatchRequest(), timeout=WAIT_S) for d in (stays, goes)]
@@ -403,7 +403,7 @@ def test_a_silent_device_with_an_open_stream_is_noticed_later_and_one_without_at
         streams[0].cancel()
 
 
-def test_a_device_is_poked_when_its_labels_change(world):
+def test_a_device_is_poked_when_its_labels_change(world, large):
     (device,) = online(world, 1)
     watch = device.fleet.Watch(cp.WatchRequest(), timeout=WAIT_S)
     wait_for("the stream counts", lambda: device.sync().next_sync_after_s > 0.5)
