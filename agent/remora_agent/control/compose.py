@@ -123,18 +123,11 @@ def compose(
 
     reconciler.on_change = changed
     sync.on_windows = holds.set_windows
-    diagnostics = Diagnostics(
-        {
-            "doctor": lambda request: doctor_report(config),
-            "logs": lambda request: kept_lines(layout.kept_log, request.since_unix_s),
-        }
-    )
+    diagnostics = _diagnostics(config, layout)
     sync.on_questions = diagnostics.take
     watch = Watcher(client, sync.poke, random.random, timing.backoff)
     sampler = Sampler(openers or device_openers(layout.root), host.metrics, time.monotonic)
-    telemetry = Telemetry(
-        sampler, metrics, config.telemetry.interval_s, time.time, lambda: events.dropped
-    )
+    interval_s = config.telemetry.interval_s
     parts = Parts(
         database=database,
         state=state,
@@ -142,7 +135,7 @@ def compose(
         host=host,
         sync=sync,
         watch=watch,
-        telemetry=telemetry,
+        telemetry=Telemetry(sampler, metrics, interval_s, time.time, lambda: events.dropped),
         sharer=sharer,
         client=client,
         diagnostics=diagnostics,
@@ -153,6 +146,15 @@ def compose(
     keeper = _keeper(config, identity, layout, parts, source)
     sync.after_sync, sync.after_failure = keeper.after_sync, keeper.after_failure
     return parts
+
+
+def _diagnostics(config: AgentConfig, layout: StateLayout) -> Diagnostics:
+    return Diagnostics(
+        {
+            "doctor": lambda request: doctor_report(config),
+            "logs": lambda request: kept_lines(layout.kept_log, request.since_unix_s),
+        }
+    )
 
 
 def _stager(
