@@ -147,6 +147,8 @@ class SimulatedDevice:
     running: str = ""
     bundle_digest: str = ""
     bad_releases: set[str] = field(default_factory=set)
+    certificate: bytes = b""
+    key: bytes = b""
 
     @property
     def fleet(self) -> cp_grpc.FleetStub:
@@ -225,7 +227,9 @@ class Fleet:
 
     def device(self, **labels: str) -> SimulatedDevice:
         answer, key = join(self.home, self.ports, self.token(**labels))
-        return SimulatedDevice(answer.device_id, self.channel(answer.certificate_pem, key))
+        certificate = answer.certificate_pem
+        channel = self.channel(certificate, key)
+        return SimulatedDevice(answer.device_id, channel, certificate=certificate, key=key)
 
     def rollout(self, rollout_id: str) -> op.Rollout:
         return self.operator.GetRollout(op.GetRolloutRequest(rollout_id=rollout_id), timeout=WAIT_S)
