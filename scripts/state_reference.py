@@ -17,6 +17,8 @@ from remora_contract.device_phase import FINAL, Phase
 from remora_controller.domain import RolloutState
 from remora_controller.gates.judge import Outcome
 from remora_controller.phases import ORDER
+from remora_controller.sharing.tickets import NEXT as TICKETS
+from remora_controller.sharing.tickets import Event as Happening
 from remora_controller.transitions import BY_ITSELF, Request
 from remora_controller.transitions import NEXT as ROLLOUT
 from scripts.markdown import table
@@ -40,6 +42,15 @@ _GATES = {
     Outcome.PASS: "goes on",
     Outcome.FAIL: "stops at once: `on_fail: pause` pauses, `on_fail: rollback` rolls back",
     Outcome.INCONCLUSIVE: "waits up to `--wave-timeout` at the wave's end, then pauses",
+}
+
+
+_TICKETS = {
+    Happening.CLAIMED: "a device asks, and is to build it (again: it renews its lease)",
+    Happening.ENDED: "the attempt gave nothing that others can use, or the bytes went",
+    Happening.SPENT: "likewise, and it was the last of three attempts",
+    Happening.UPLOADED: "the builder has uploaded it, whole and verified",
+    Happening.FORGIVEN: "a day has passed",
 }
 
 
@@ -69,7 +80,19 @@ is told.
 ## A gate
 
 {table(("verdict", "the rollout"), ((o.value, text) for o, text in _GATES.items()))}
+
+## An engine that devices share, by build key and circle
+
+{_tickets()}
+
+A builder that was silent for `engine_lease_s` is replaced; who waited for `engine_wait_s` builds for itself.
+[engines.md](engines.md) says the rest.
 """
+
+
+def _tickets() -> str:
+    rows = [(at.value, _TICKETS[event], to.value) for (at, event), to in TICKETS.items()]
+    return table(("state", "what happens", "leads to"), rows)
 
 
 def _device() -> str:
