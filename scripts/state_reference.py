@@ -85,8 +85,8 @@ is told.
 
 {_tickets()}
 
-A builder that was silent for `engine_lease_s` is replaced; who waited for `engine_wait_s` builds for
-itself. [engines.md](engines.md) says the rest.
+A builder that was silent for `engine_lease_s` is replaced. Who waited for `engine_wait_s`
+builds for itself; [engines.md](engines.md) says the rest.
 """
 
 
