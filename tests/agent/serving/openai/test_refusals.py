@@ -244,7 +244,7 @@ def test_only_json_is_read(http):
         ({"best_of": 2}, "best_of"),
         ({"logprobs": -1}, "logprobs"),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens"),
-        ({"response_format": {"type": "text"}, "guided_regex": "x"}, "guided_regex"),
+        ({"response_format": {"type": "json_object"}, "guided_regex": "x"}, "guided_regex"),
         ({"structured_outputs": {"regex": "a", "json": {}}}, "structured_outputs"),
         ({"use_case": "both", "adapters": {"a": 1}}, "use_case"),
         ({"use_case_weights": {"a": 1}}, "use_case_weights"),
