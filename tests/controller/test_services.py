@@ -152,6 +152,23 @@ def test_an_offline_device_does_not_block_and_follows_when_it_returns(home):
         wait_for("the other follows", lambda: away.settle() or away.running == release)
 
 
+def test_a_device_that_returns_by_its_stream_first_follows_too(home):
+    """The stream makes it count as online, so that its Sync tells no news."""
+    with fleet(home, sync_interval_s=0.05, offline_after_s=0.6) as world:
+        here, away = online(world, 2)
+        wait_for(
+            "one device is offline",
+            lambda: here.sync() and devices_by_id(world)[away.device_id].status == "offline",
+        )
+        release = create_release(world)
+        world.drive(start(world, release), [here], "COMPLETED")
+        watch = away.fleet.Watch(cp.WatchRequest(), timeout=WAIT_S)
+        assert next(watch).generation == 1, "it is assigned without a Sync, and poked"
+        away.settle()
+        assert away.running == release
+        watch.cancel()
+
+
 def test_pause_holds_resume_goes_on(world):
     devices = online(world, 2)
     rollout_id = start(world, create_release(world))

@@ -189,6 +189,9 @@ class FleetService(pb_grpc.FleetServicer):
         parts = self._parts
         device = await parts.admission.known_device(caller(context, pki.Role.DEVICE))
         queue = parts.watchers.open(device.device_id)
+        if not parts.presence.is_online(device.device_id, parts.clock()):
+            # From here on it counts as online: its Sync will not tell any more that it was away.
+            parts.on_news(device.device_id)
         # It may have been told of a long interval before: this contact counts like a Sync.
         interval = watched_interval_s(parts.sync_interval_s, parts.presence.count())
         parts.presence.awaits(device.device_id, parts.clock(), interval)
