@@ -17,6 +17,7 @@ from remora_contract.errors import Conflict, Incompatible, NotFound, Refused, Re
 from remora_contract.gates import merged
 from remora_contract.join_token import JoinToken
 from remora_contract.release import Release
+from remora_contract.release_rules import document_refusals, unknown_backends
 from remora_contract.strict import loads
 from remora_contract.windows import parse_windows, windows_of
 from remora_controller.build_history import build_seconds
@@ -164,7 +165,11 @@ class Operations:
         release = loads(Release, document, "release")
         for gate in release.gates.checks if release.gates else ():
             parsed(gate.check)
-        refusals = release_refusals(self._contents(release))
+        refusals = [
+            *document_refusals(release),
+            *unknown_backends(release.constraints),
+            *release_refusals(self._contents(release)),
+        ]
         if refusals:
             raise Incompatible(refusals)
         record = ReleaseRecord(

@@ -81,7 +81,7 @@ def create(
     file: Annotated[
         Path | None,
         typer.Option(
-            help="release.yaml with name, bundle, adapters, use_cases, engines, sampling, "
+            help="release.yaml with name, bundle, quant, adapters, use_cases, engines, sampling, "
             "constraints, gates, windows; instead of the options above.",
             show_default=False,
         ),
