@@ -157,6 +157,12 @@ class Operations:
         self._presence.forget(device_id)
         log.info("device.removed", extra={"device": device_id})
 
+    def events(self, device_id: str | None, limit: int) -> list[StoredEvent]:
+        """Newest first; also of removed devices. Raises NotFound for one that never was."""
+        if device_id is not None and self._store.device(device_id) is None:
+            raise NotFound(f"no device {device_id}; `remora devices` lists those there are")
+        return self._store.events(device_id, limit)
+
     # -- releases --------------------------------------------------------------------------
 
     def create_release(self, document: bytes, by: str) -> ReleaseRecord:
