@@ -17,6 +17,7 @@ from remora_contract.errors import Conflict, Incompatible, NotFound, Refused, Re
 from remora_contract.gates import merged
 from remora_contract.join_token import JoinToken
 from remora_contract.release import Release
+from remora_contract.release_rules import document_refusals, unknown_backends
 from remora_contract.strict import loads
 from remora_contract.windows import parse_windows, windows_of
 from remora_controller.build_history import build_seconds
@@ -156,6 +157,12 @@ class Operations:
         self._presence.forget(device_id)
         log.info("device.removed", extra={"device": device_id})
 
+    def events(self, device_id: str | None, limit: int) -> list[StoredEvent]:
+        """Newest first; also of removed devices. Raises NotFound for one that never was."""
+        if device_id is not None and self._store.device(device_id) is None:
+            raise NotFound(f"no device {device_id}; `remora devices` lists those there are")
+        return self._store.events(device_id, limit)
+
     # -- releases --------------------------------------------------------------------------
 
     def create_release(self, document: bytes, by: str) -> ReleaseRecord:
@@ -164,7 +171,11 @@ class Operations:
         release = loads(Release, document, "release")
         for gate in release.gates.checks if release.gates else ():
             parsed(gate.check)
-        refusals = release_refusals(self._contents(release))
+        refusals = [
+            *document_refusals(release),
+            *unknown_backends(release.constraints),
+            *release_refusals(self._contents(release)),
+        ]
         if refusals:
             raise Incompatible(refusals)
         record = ReleaseRecord(

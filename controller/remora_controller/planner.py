@@ -13,7 +13,7 @@ from typing import Literal
 
 from remora_contract.artifact import Manifest
 from remora_contract.bundle import GRAPH_FILE
-from remora_contract.compat import constraint_refusals
+from remora_contract.compat import constraint_refusals, quant_refusals
 from remora_contract.dialects import dialect_refusals
 from remora_contract.digests import short
 from remora_contract.engine import (
@@ -29,6 +29,7 @@ from remora_contract.engine import (
 )
 from remora_contract.errors import Refusal
 from remora_contract.release import Release
+from remora_contract.release_rules import document_refusals
 from remora_controller.domain import Device, Wave
 from remora_controller.waves import assign_waves, wave_order, wave_sizes
 
@@ -199,13 +200,16 @@ def device_refusals(device: Device, contents: Contents) -> list[Refusal]:
     found = []
     facts = device.facts
     if device.quarantine is not None:
-        found.append(Refusal("quarantined", "one machine per identity", device.quarantine))
+        by = device.quarantined_by
+        need = "a device that nobody cut off" if by else "one machine per identity"
+        found.append(Refusal("quarantined", need, device.quarantine))
     if device.pin is not None:
         found.append(Refusal("pinned", "a device that is not pinned", device.pin))
+    found += document_refusals(contents.release)
     found += constraint_refusals(
         contents.release.constraints,
         memory_bytes=facts.memory_bytes,
-        disk_free_bytes=facts.disk_free_bytes if ship_bytes(device, contents) else 0,
+        disk_free_bytes=facts.disk_free_bytes if ship_bytes(device, contents) else None,
         agent_version=facts.agent_version,
         backends=facts.backends,
         engine_key=facts.engine_key,
@@ -225,6 +229,7 @@ def release_refusals(contents: Contents) -> list[Refusal]:
     found = []
     if bundle.kind != "bundle":
         found.append(Refusal("bundle", "a bundle", f"{bundle.kind} {bundle.name}"))
+    found += quant_refusals(contents.release.quant, bundle.facts.get("quant"))
     capacity = bundle.facts.get("max_bank_rank")
     ranks: dict[str, int] = {}
     for adapter in contents.release.adapters:

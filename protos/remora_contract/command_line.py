@@ -1,5 +1,5 @@
 """How every Remora command begins and ends: no telemetry to third parties; one line on stderr, exit
-1 when refused or failed, 2 on usage.
+1 when refused or failed, 2 on usage, 4 when the time to wait is up.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ import sys
 
 import typer
 
-from remora_contract.errors import RemoraError, UsageWrong
+from remora_contract.errors import DeadlineExceeded, RemoraError, UsageWrong
+
+TIME_IS_UP = 4
 
 
 def run(app: typer.Typer) -> None:
@@ -20,10 +22,16 @@ def run(app: typer.Typer) -> None:
         app()
     except RemoraError as e:
         sys.stderr.write(f"error: {printable(str(e))}\n")
-        sys.exit(2 if isinstance(e, UsageWrong) else 1)
+        sys.exit(exit_status(e))
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(130)
+
+
+def exit_status(error: RemoraError) -> int:
+    if isinstance(error, UsageWrong):
+        return 2
+    return TIME_IS_UP if isinstance(error, DeadlineExceeded) else 1
 
 
 def printable(text: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from remora_contract.adapter import Adapter, TargetRank
 from remora_contract.bundle import Bundle
@@ -11,7 +11,9 @@ from remora_contract.engine import PROCESSORS
 from remora_contract.errors import Refusal
 from remora_contract.release import Constraints
 from remora_contract.targets import MODEL_GROUPS, Projection
-from remora_contract.versions import version_numbers
+from remora_contract.versions import is_in_range, version_numbers
+
+_UNKNOWN = "unknown: the device does not say"
 
 
 def adapter_refusals(bundle: Bundle, adapter: Adapter) -> list[Refusal]:
@@ -81,47 +83,83 @@ def feature_refusal(code: str, option: str) -> Refusal:
     return Refusal(code, f"a bundle that remora-build exported with {option}", "one without")
 
 
+def quant_refusals(wanted: str | None, stored: object) -> list[Refusal]:
+    """Where a release says how its bundle's weights are stored, they are."""
+    if wanted is None or wanted == stored:
+        return []
+    return [Refusal("quant", f"a bundle of {wanted} weights", f"one of {stored}")]
+
+
 def constraint_refusals(
     wants: Constraints,
     *,
     memory_bytes: int,
-    disk_free_bytes: int,
+    disk_free_bytes: int | None,
     agent_version: str,
     backends: Mapping[str, str],
     engine_key: Mapping[str, str],
 ) -> list[Refusal]:
-    """What of a release's constraints a device does not meet. The controller asks before it ships,
-    the device before it fetches. `backends` has their versions, `engine_key` the fields of the
-    engines that fit (`remora_contract.engine`); 0 bytes of free disk mean that it did not say."""
-    refusals = []
+    """What of a release's constraints a device does not meet, or did not tell: compatibility, then
+    disk, then memory. The controller asks before it ships, the device before it fetches. `backends`
+    has their versions, `engine_key` the fields of the engines that fit (`remora_contract.engine`);
+    0 bytes, as "" for a version, mean that the device did not say. `disk_free_bytes` None: nothing
+    has to be fetched."""
+    refusals = [
+        *_agent_refusals(wants, agent_version),
+        *_backend_refusals(wants, backends),
+        *_sm_refusals(wants, engine_key.get(PROCESSORS)),
+    ]
+    disk = wants.min_disk_free_bytes
+    if disk is not None and disk_free_bytes is not None and disk_free_bytes < disk:
+        refusals.append(Refusal("disk", f"{_mib(disk)} free", _mib(disk_free_bytes)))
     if wants.min_memory_bytes is not None and memory_bytes < wants.min_memory_bytes:
         refusals.append(Refusal("memory", _mib(wants.min_memory_bytes), _mib(memory_bytes)))
-    disk = wants.min_disk_free_bytes
-    if disk is not None and 0 < disk_free_bytes < disk:
-        refusals.append(Refusal("disk", f"{_mib(disk)} free", _mib(disk_free_bytes)))
+    return refusals
+
+
+def _agent_refusals(wants: Constraints, have: str) -> Iterator[Refusal]:
     need = wants.min_agent_version
-    if need is not None and version_numbers(agent_version) < version_numbers(need):
-        refusals.append(Refusal("agent_version", f">= {need}", agent_version or "unknown"))
+    if need is not None and version_numbers(have) < version_numbers(need):
+        yield Refusal("agent_version", f">= {need}", have or _UNKNOWN)
+    versions = wants.agent_version
+    if versions is not None and not is_in_range(have, versions):
+        yield Refusal("agent_version", versions, have or _UNKNOWN)
+
+
+def _backend_refusals(wants: Constraints, backends: Mapping[str, str]) -> Iterator[Refusal]:
     if wants.backends and not set(wants.backends) & set(backends):
         have = ", ".join(sorted(backends)) or "none"
-        refusals.append(Refusal("backend", " or ".join(wants.backends), have))
-    sm = engine_key.get(PROCESSORS)
+        yield Refusal("backend", " or ".join(wants.backends), have)
+    yield from _version_refusals(wants.min_backend_versions or {}, backends, ">= ", _is_new_enough)
+    yield from _version_refusals(wants.backend_versions or {}, backends, "", is_in_range)
+
+
+def _sm_refusals(wants: Constraints, sm: str | None) -> Iterator[Refusal]:
     if wants.sm is not None and sm not in [str(wanted) for wanted in wants.sm]:
         need = " or ".join(f"SM {wanted}" for wanted in wants.sm)
         have = "no GPU that its agent serves with" if sm is None else f"SM {sm}"
-        refusals.append(Refusal("sm", need, have))
-    return [*refusals, *_version_refusals(wants.min_backend_versions or {}, backends)]
+        yield Refusal("sm", need, have)
 
 
-def _version_refusals(wants: Mapping[str, str], backends: Mapping[str, str]) -> list[Refusal]:
-    """One backend that is new enough will do: a device runs with one of them."""
+def _is_new_enough(have: str, need: str) -> bool:
+    return version_numbers(have) >= version_numbers(need)
+
+
+def _version_refusals(
+    wants: Mapping[str, str],
+    backends: Mapping[str, str],
+    sign: str,
+    fits: Callable[[str, str], bool | None],
+) -> Iterator[Refusal]:
+    """One backend that fits will do: a device runs with one of them."""
     have = {name: backends[name] for name in sorted(wants) if name in backends}
-    if not wants or any(version_numbers(v) >= version_numbers(wants[n]) for n, v in have.items()):
-        return []
-    need = " or ".join(f"{name} >= {version}" for name, version in sorted(wants.items()))
+    if not wants or any(fits(version, wants[name]) for name, version in have.items()):
+        return
+    need = " or ".join(f"{name} {sign}{version}" for name, version in sorted(wants.items()))
     shown = ", ".join(f"{name} {version or 'unknown'}" for name, version in have.items())
-    return [Refusal("backend_version", need, shown or "none of them")]
+    yield Refusal("backend_version", need, shown or "none of them")
 
 
 def _mib(count: int) -> str:
-    return f"{count / (1 << 20):.0f} MiB"
+    """0 is how a device says nothing."""
+    return f"{count / (1 << 20):.0f} MiB" if count else _UNKNOWN

@@ -10,7 +10,8 @@ from remora_contract.artifact import check_name
 from remora_contract.digests import check_digest, digest_document, short
 from remora_contract.errors import DocumentInvalid
 from remora_contract.gates import GateSet
-from remora_contract.versions import version_numbers
+from remora_contract.quant import QuantKind
+from remora_contract.versions import check_range, version_numbers
 from remora_contract.windows import parse_windows
 
 FORMAT_VERSION = 1
@@ -86,6 +87,9 @@ class Constraints:
     # By name, for example {"tensorrt": "10.3"}; of those named a device must have one, new enough.
     min_backend_versions: dict[str, str] | None = None
     sm: tuple[int, ...] | None = None  # GPUs: one of these, 87 for compute capability 8.7
+    agent_version: str | None = None  # a range, ">=0.3,<0.5"
+    # Ranges by name, {"tensorrt": ">=10.3,<11"}; as for min_backend_versions one will do.
+    backend_versions: dict[str, str] | None = None
 
     def __post_init__(self) -> None:
         if self.sm is not None and not (self.sm and all(10 <= sm <= 999 for sm in self.sm)):
@@ -95,6 +99,10 @@ class Constraints:
         for name, version in (self.min_backend_versions or {}).items():
             if not version_numbers(version):
                 raise ValueError(f"{version[:40]!r} is no version of {name[:40]}: write 10.3")
+        if self.agent_version is not None:
+            check_range(self.agent_version)
+        for versions in (self.backend_versions or {}).values():
+            check_range(versions)
 
 
 @dataclass(frozen=True)
@@ -111,6 +119,7 @@ class Release:
     # Engines built elsewhere, by digest: a device takes the one whose key is its own. None, not
     # empty: a release without them is the same document as before there were any.
     engines: tuple[str, ...] | None = None
+    quant: QuantKind | None = None  # what the bundle's weights must be stored as; None: as they are
 
     def __post_init__(self) -> None:
         if self.format_version != FORMAT_VERSION:

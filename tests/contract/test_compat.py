@@ -7,11 +7,16 @@ import pytest
 from remora_agent.engine.recipe import GpuBuild
 from remora_contract.compat import constraint_refusals
 from remora_contract.engine import PROCESSORS, flat
+from remora_contract.errors import Refusal
 from remora_contract.release import Constraints
 from remora_contract.strict import plain
 
 
 def codes(wants: Constraints, **have: object) -> list[str]:
+    return [r.code for r in refusals(wants, **have)]
+
+
+def refusals(wants: Constraints, **have: object) -> list[Refusal]:
     facts = {
         "memory_bytes": 8 << 30,
         "disk_free_bytes": 4 << 30,
@@ -19,7 +24,7 @@ def codes(wants: Constraints, **have: object) -> list[str]:
         "backends": {"onnxruntime": "1.20.1"},
         "engine_key": {"backend": "onnxruntime"},
     }
-    return [r.code for r in constraint_refusals(wants, **{**facts, **have})]
+    return constraint_refusals(wants, **{**facts, **have})
 
 
 @pytest.mark.parametrize(
@@ -39,7 +44,7 @@ def test_versions_are_compared_by_their_leading_numbers(have, need, refused):
 
 def test_all_refusals_come_at_once():
     wants = Constraints(16 << 30, "99.0", ("tensorrt",))
-    assert codes(wants) == ["memory", "agent_version", "backend"]
+    assert codes(wants) == ["agent_version", "backend", "memory"]
     assert codes(Constraints()) == []
 
 
@@ -61,9 +66,55 @@ def test_one_backend_that_is_new_enough_will_do(need, have, refused):
     assert bool(codes(Constraints(min_backend_versions=need), backends=have)) is refused
 
 
-@pytest.mark.parametrize(("free", "refused"), [(1 << 30, True), (2 << 30, False), (0, False)])
-def test_free_disk_is_wanted_where_it_is_known(free, refused):
+@pytest.mark.parametrize(
+    ("free", "refused"), [(1 << 30, True), (2 << 30, False), (0, True), (None, False)]
+)
+def test_free_disk_is_wanted_where_something_is_fetched(free, refused):
     assert bool(codes(Constraints(min_disk_free_bytes=2 << 30), disk_free_bytes=free)) is refused
+
+
+def test_what_a_device_does_not_tell_is_refused_and_named():
+    wants = Constraints(1, "0.1", (), 1, agent_version=">=0.1", backend_versions={"tensorrt": "<9"})
+    unknown = {"memory_bytes": 0, "disk_free_bytes": 0, "agent_version": ""}
+    found = refusals(wants, **unknown, backends={"tensorrt": ""})
+    assert [(r.code, "unknown" in r.have) for r in found] == [
+        ("agent_version", True),
+        ("agent_version", True),
+        ("backend_version", True),
+        ("disk", True),
+        ("memory", True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("need", "have", "refused"),
+    [
+        (">=0.12", "0.12.1", False),
+        (">=0.3,<0.12", "0.12.1", True),
+        (">=0.13", "0.13.0.dev3", True),
+        (">=0.12", "0.13.0rc1", False),
+        ("==0.12.*", "0.12.1", False),
+        ("~=0.12.0", "0.13.0", True),
+        (">=0.1", "built by hand", True),
+    ],
+)
+def test_an_agent_is_wanted_by_a_range_of_versions(need, have, refused):
+    assert bool(codes(Constraints(agent_version=need), agent_version=have)) is refused
+
+
+@pytest.mark.parametrize("text", ["", "0.3", "newest", ">=", ">=0.3;<0.4", ">=1," * 99 + ">=1"])
+def test_what_is_no_range_of_versions_is_refused(text):
+    with pytest.raises(ValueError, match="no range of versions"):
+        Constraints(agent_version=text)
+    with pytest.raises(ValueError, match="no range of versions"):
+        Constraints(backend_versions={"tensorrt": text})
+
+
+def test_one_backend_in_range_will_do():
+    wants = Constraints(backend_versions={"tensorrt": ">=10.3,<11", "onnxruntime": ">=1.20"})
+    assert codes(wants, backends={"tensorrt": "10.3.0.26"}) == []
+    assert codes(wants, backends={"tensorrt": "11.0", "onnxruntime": "1.32"}) == []
+    assert codes(wants, backends={"tensorrt": "11.0"}) == ["backend_version"]
 
 
 @pytest.mark.parametrize(

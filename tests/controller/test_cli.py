@@ -12,7 +12,13 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from remora_contract.errors import NotFound, Refused, RemoraError, RequestInvalid, Unavailable
+from remora_contract.errors import (
+    DeadlineExceeded,
+    NotFound,
+    Refused,
+    RemoraError,
+    RequestInvalid,
+)
 from remora_contract.join_token import JoinToken
 from remora_contract.yaml_text import load_yaml
 from remora_controller.operator_cli import reference, release_document, top
@@ -51,6 +57,10 @@ class Remora:
 
     def json(self, *words: str):
         return json.loads(self(*words, "--json"))
+
+
+def exit_code(world, *words: str) -> int:
+    return CliRunner().invoke(app, [*Remora(world)._globals, *words]).exit_code
 
 
 @pytest.fixture
@@ -173,10 +183,10 @@ def test_pause_resume_abort_from_the_command_line(world, remora):
     create(remora)
     remora("rollout", "start", "assistant")
     assert "PAUSED" in remora("rollout", "pause")
-    with pytest.raises(Refused, match="is PAUSED"):
-        remora("rollout", "wait")
+    for words in (("wait",), ("status", "--watch")):
+        assert exit_code(world, "rollout", *words) == 5
     assert "RUNNING" in remora("rollout", "resume")
-    with pytest.raises(Unavailable, match="still RUNNING after 0 s"):
+    with pytest.raises(DeadlineExceeded, match="still RUNNING after 0 s"):
         remora("rollout", "wait", "--timeout", "0")
     assert "ABORTING" in remora("rollout", "abort", "--keep")
 
@@ -450,7 +460,16 @@ releases:
     adapters: {{sql: sql@1}}
     sampling: {{temperature: 0.2}}
 rollouts:
-  canaries: {{release: assistant, selector: group=canary, waves: [1, 50%], needs_approval: true}}
+  canaries:
+    release: assistant
+    selector: group=canary
+    waves: [1, 50%]
+    needs_approval: true
+    gates: [{{name: ttft, check: p95(ttft_s) < 0.8}}]
+    stratify: [site]
+    windows: ["02:00-05:00"]
+    not_before: "2026-05-01T00:00+00:00"
+    device_bandwidth: 500K
 """
 
 
@@ -478,6 +497,10 @@ def test_applying_files_changes_what_differs_and_then_nothing(world, remora, tmp
     (rollout,) = remora.json("rollout", "list")
     assert (rollout["state"], rollout["selector"]) == ("AWAITING_APPROVAL", "group=canary")
     assert remora.json("devices", "show", other.device_id)["pin"] == "on show (by operator)"
+    (spec,) = [r["spec"] for r in remora.json("rollout", "list")]
+    assert spec["gates"][0]["check"] == "p95(ttft_s) < 0.8"
+    assert (spec["stratify"], spec["windows"]) == (["site"], ["02:00-05:00"])
+    assert (spec["download_bytes_per_s"], spec["not_before_unix_s"]) == (500 << 10, 1777593600.0)
     (folder / "more.yaml").write_text("pins: {" + other.device_id + ": null}")
     with pytest.raises(RemoraError, match="is in another file too"):
         apply(world, "-f", str(folder))
@@ -493,6 +516,11 @@ def test_applying_files_changes_what_differs_and_then_nothing(world, remora, tmp
         ("releases: {a: {bundel: x}}", "bundel"),
         ("labels: {d-none: {a: b}}", "no device d-none"),
         ("rollouts: {a: {release: nowhere}}", "no release nowhere"),
+        ("rollouts: {a: {release: r, waves: ['0']}}", "rollouts.a: --wave '0'"),
+        ("rollouts: {a: {release: r, not_before: soon}}", "rollouts.a: --not-before 'soon'"),
+        ("rollouts: {a: {release: r, windows: ['25-26']}}", "rollouts.a: --window"),
+        ("rollouts: {a: {release: r, device_bandwidth: fast}}", "rollouts.a: --device-bandwidth"),
+        ("rollouts: {a: {release: r, gates: [{name: g, check: 'ttft <'}]}}", "rollouts.a: check"),
         ("- a", "a table of groups"),
     ],
 )

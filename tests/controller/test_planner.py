@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from remora_contract.release import Constraints
+from remora_contract.release import Constraints, SamplingDefaults
 from remora_controller.domain import Device, Facts, Report, ServingAdapter, Wave
 from remora_controller.planner import (
     Contents,
@@ -122,6 +122,35 @@ def test_all_reasons_are_told_at_once(things):
 def test_an_unknown_free_disk_is_not_held_against_a_device(things):
     bundle, _, _, manifests = things
     assert device_refusals(device(disk_free_bytes=0), contents(manifests, bundle)) == []
+
+
+def test_disk_and_memory_come_after_what_no_room_would_help(things):
+    bundle, _, _, manifests = things
+    limits = Constraints(16 << 30, "9", ("tensorrt",), min_disk_free_bytes=1 << 40)
+    found = device_refusals(device(), contents(manifests, bundle, constraints=limits))
+    assert [r.code for r in found] == ["agent_version", "backend", "disk", "memory"]
+
+
+def test_a_release_of_before_its_values_were_checked_is_refused_to_every_device(things):
+    bundle, _, _, manifests = things
+    wanted = contents(manifests, bundle, sampling=SamplingDefaults(top_p=7.0))
+    (refusal,) = device_refusals(device(), wanted)
+    assert str(refusal) == "sampling.top_p: needs above 0 and at most 1 (1 keeps all), has 7"
+
+
+def test_a_bundle_of_other_weights_than_the_release_says_is_refused(tmp_path):
+    int4 = artifacts.publish(tmp_path, "bundle", "tiny", "1", [b"x"], quant="int4")
+    manifests = {int4.digest: int4}
+    assert release_refusals(contents(manifests, int4, quant="int4")) == []
+    (refusal,) = release_refusals(contents(manifests, int4, quant="nvfp4"))
+    assert (refusal.code, refusal.have) == ("quant", "one of int4")
+
+
+def test_an_operators_quarantine_is_told_from_a_cloned_identity(things):
+    bundle, _, _, manifests = things
+    cut_off = replace(device(), quarantine="odd", quarantined_by="ann")
+    (refusal,) = device_refusals(cut_off, contents(manifests, bundle))
+    assert refusal.need == "a device that nobody cut off"
 
 
 def test_refused_devices_are_in_no_wave_and_cost_nothing(things):

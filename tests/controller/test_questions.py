@@ -66,6 +66,14 @@ class Answering:
                 stub.Deliver(cp.DeliverRequest(id=question.id, gzip=packed, error=self._error))
 
 
+@pytest.mark.parametrize("path", ["missing/x.jsonl", "."])
+def test_a_log_that_could_not_be_written_is_not_asked_for(world, tmp_path, path):
+    device = world.device()
+    with pytest.raises(Refused, match="cannot be written"):
+        Remora(world)("logs", "fetch", device.device_id, "-o", str(tmp_path / path))
+    assert Remora(world).json("audit")[-1]["what"] != "AskDevice"
+
+
 def test_a_devices_log_is_fetched(world, remora: Remora, tmp_path: Path):
     answering = Answering(world.device(), b'{"event": "agent.started"}\n')
     device_id, target = answering.device.device_id, tmp_path / "log"

@@ -35,6 +35,7 @@ from remora_contract.errors import (
     Unsupported,
 )
 from remora_contract.release import Release
+from remora_contract.release_rules import document_refusals
 
 log = logging.getLogger(__name__)
 # Of an engine: the device builds one instead.
@@ -76,10 +77,10 @@ class Effects:
         facts = machine_facts(self.layout.root)
         # A way back needs no room: what it leads to is still here.
         is_here = all(self.layout.artifact(d).exists() for d in release.artifact_digests())
-        refusals = constraint_refusals(
+        refusals = document_refusals(release) + constraint_refusals(
             release.constraints,
             memory_bytes=facts.memory_bytes,
-            disk_free_bytes=0 if is_here else facts.disk_free_bytes,
+            disk_free_bytes=None if is_here else facts.disk_free_bytes,
             agent_version=facts.agent_version,
             backends=facts.backends,
             engine_key=self.host.engine_key(),

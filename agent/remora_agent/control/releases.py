@@ -13,7 +13,7 @@ from remora_agent.control.staging import Wanted
 from remora_agent.host import AssignedAdapter, Assignment
 from remora_contract.adapter import load_adapter
 from remora_contract.bundle import load_bundle, read_document
-from remora_contract.compat import adapter_refusals
+from remora_contract.compat import adapter_refusals, quant_refusals
 from remora_contract.digests import canonical_json
 from remora_contract.errors import DocumentInvalid, Incompatible, Refusal
 from remora_contract.release import Release
@@ -63,9 +63,10 @@ def make_assignment(layout: StateLayout, release: Release) -> Assignment:
 
 
 def check_fits_together(layout: StateLayout, release: Release) -> None:
-    """Every adapter goes on the bundle. Raises Incompatible with all refusals of all adapters."""
+    """The bundle is what the release says, and every adapter goes on it. Raises Incompatible with
+    all refusals of all adapters."""
     bundle = load_bundle(layout.artifact(release.bundle))
-    refusals = []
+    refusals = quant_refusals(release.quant, bundle.graph.quant.kind)
     for adapter in release.adapters:
         document = load_adapter(layout.artifact(adapter.digest))
         refusals += [

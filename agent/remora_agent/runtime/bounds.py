@@ -4,12 +4,11 @@ client uses it too.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from remora_agent.runtime.api import SamplingOverrides, SamplingParams, Scoring
 from remora_contract.errors import RequestInvalid
+from remora_contract.sampling_bounds import RANGES, Range
 
 MAX_LOGIT_BIASES = 1024
 MAX_LOGIT_BIAS = 100.0  # either way
@@ -17,35 +16,6 @@ MAX_TOP_LOGPROBS = 20
 MAX_PROMPT_LOGPROBS = 100_000  # values about the prompts of one call: about 1.3 MB of a message
 MAX_CHOICES = 64  # answers to one request
 _MAX_SEED = (1 << 64) - 1
-
-
-@dataclass(frozen=True)
-class Range:
-    least: float
-    most: float
-    meaning: str = ""
-    open: bool = False  # without `least` itself
-
-    def check(self, name: str, value: float) -> None:
-        """Raises RequestInvalid; NaN is in no range."""
-        inside = self.least < value if self.open else self.least <= value
-        if not (inside and value <= self.most and value != math.inf):
-            least = "above " if self.open else ""
-            upper = f" and at most {self.most:g}" if math.isfinite(self.most) else ""
-            lower = f"{least}{self.least:g}" if self.open else f"{self.least:g} or more"
-            meaning = f" ({self.meaning})" if self.meaning else ""
-            raise RequestInvalid(f"{name} must be {lower}{upper}{meaning}, not {value}")
-
-
-RANGES = {
-    "temperature": Range(0, math.inf, "0 is greedy"),
-    "top_k": Range(0, math.inf, "0 keeps all"),
-    "top_p": Range(0, 1, "1 keeps all", open=True),
-    "min_p": Range(0, 1, "0 keeps all"),
-    "repetition_penalty": Range(0.01, 100, "1 changes nothing"),
-    "presence_penalty": Range(-2, 2, "0 changes nothing"),
-    "frequency_penalty": Range(-2, 2, "0 changes nothing"),
-}
 
 
 def check_sampling(sampling: SamplingParams | SamplingOverrides, prefix: str = "") -> None:

@@ -17,11 +17,11 @@ from remora_agent.runtime.api import (
     StoppingOverrides,
     StoppingParams,
 )
-from remora_agent.runtime.bounds import RANGES
 from remora_agent.text.files import read_json_table
 from remora_contract.bundle import GENERATION_CONFIG
 from remora_contract.errors import ArtifactInvalid
 from remora_contract.release import SamplingDefaults
+from remora_contract.sampling_bounds import RANGES
 
 # transformers samples among 50 when a config samples and does not say how many.
 _UNSAID_TOP_K = 50

@@ -6,7 +6,6 @@ import math
 
 from remora_agent.runtime import bounds
 from remora_agent.runtime.api import AdapterRef, SamplingOverrides, StoppingOverrides
-from remora_agent.runtime.bounds import Range
 from remora_agent.runtime.grammar import check_constraint
 from remora_agent.runtime.options import MAX_ID_CHARS, MAX_STOP_TOKENS, RuntimeOptions
 from remora_agent.runtime.sharing import check_share
@@ -23,6 +22,7 @@ from remora_agent.serving.chat_prompt import check_chat_tools
 from remora_contract.artifact import check_name
 from remora_contract.errors import RequestInvalid
 from remora_contract.release import MAX_WEIGHT, WeightedName, check_use_case_name
+from remora_contract.sampling_bounds import Range
 
 MAX_MESSAGE_BYTES = 4 << 20  # of one gRPC message, in either direction
 MAX_MESSAGES = 1024

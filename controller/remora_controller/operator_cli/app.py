@@ -22,6 +22,7 @@ from remora_controller.operator_cli import (
     releases,
     rollouts,
     top,
+    usecases,
 )
 from remora_controller.operator_cli.session import Settings
 
@@ -63,6 +64,7 @@ releases.register(app)
 plan.register(app)
 rollouts.register(app)
 artifacts.register(app)
+usecases.register(app)
 top.register(app)
 events.register(app)
 logs.register(app)

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from remora_contract.digests import canonical_json
-from remora_contract.errors import DocumentInvalid, NotFound
+from remora_contract.errors import DocumentInvalid, NotFound, RequestInvalid, UsageWrong
+from remora_controller.gates.syntax import parse_check
 from remora_controller.operator_cli import render
 from remora_controller.operator_cli.fleet_file import (
     FleetFile,
@@ -19,6 +20,7 @@ from remora_controller.operator_cli.fleet_file import (
     merged,
     read_fleet_file,
 )
+from remora_controller.operator_cli.gate_options import add_to
 from remora_controller.operator_cli.release_document import to_release
 from remora_controller.operator_cli.releases import create_release, list_artifacts
 from remora_controller.operator_cli.session import Session, connect
@@ -58,6 +60,8 @@ def apply(
     """Bring groups, releases, labels, pins and rollouts to what files say. What they do not name is
     left alone. Exit code 0: nothing had to change; 3: something did (with --dry-run: would)."""
     wanted = merged((str(p), read_fleet_file(_read(p), str(p))) for p in _files(file))
+    for name, rollout in wanted.rollouts.items():
+        _start(name, rollout, rollout.release)  # before anything is changed
     session = connect(context)
     shown = []
     for change in changes(session, wanted):
@@ -172,23 +176,32 @@ def _rollout_changes(
         if newest is not None and newest.release_id == release_id:
             continue
         before = f"{newest.release_id} ({newest.state})" if newest else ""
-        call = _call(session, session.stub.StartRollout, _start(rollout, release_id))
+        call = _call(session, session.stub.StartRollout, _start(name, rollout, release_id))
         yield Change(f"rollout {name}", before, release_id, call)
 
 
-def _start(rollout: WantedRollout, release_id: str) -> pb.StartRolloutRequest:
-    spec = spec_message(
-        list(rollout.waves),
-        rollout.soak_s,
-        rollout.success_threshold,
-        rollout.wave_timeout_s,
-        rollout.max_unavailable,
-    )
+def _start(name: str, rollout: WantedRollout, release_id: str) -> pb.StartRolloutRequest:
+    """Raises DocumentInvalid for what cannot be read."""
+    try:
+        spec = spec_message(
+            list(rollout.waves),
+            rollout.soak_s,
+            rollout.success_threshold,
+            rollout.wave_timeout_s,
+            rollout.max_unavailable,
+        )
+        for gate in rollout.gates:
+            parse_check(gate.check)
+        schedule = (rollout.not_before, rollout.windows, rollout.device_bandwidth)
+        add_to(spec, rollout.gates, rollout.stratify, *schedule)
+    except (UsageWrong, RequestInvalid) as e:
+        raise DocumentInvalid(f"rollouts.{name}: {e}") from e
     return pb.StartRolloutRequest(
         release=release_id,
         selector=rollout.selector,
         spec=spec,
         skip_refused=rollout.skip_refused,
+        supersede=rollout.supersede,
         needs_approval=rollout.needs_approval,
     )
 

@@ -11,6 +11,7 @@ import typer
 from remora_contract.digests import short
 from remora_controller.operator_cli import render
 from remora_controller.operator_cli import spec_options as spec
+from remora_controller.operator_cli.alone import is_alone
 from remora_controller.operator_cli.devices import Selector
 from remora_controller.operator_cli.release_document import pairs
 from remora_controller.operator_cli.releases import list_artifacts
@@ -29,10 +30,10 @@ def register(root: typer.Typer) -> None:
 
 
 @app.callback(invoke_without_command=True)
-def adapters(context: typer.Context) -> None:
+def adapters(context: typer.Context, as_json: render.Json = None) -> None:
     """List published adapters; ship one to devices. Alone: list them."""
-    if context.invoked_subcommand is None:
-        list_(context)
+    if is_alone(context, as_json):
+        list_(context, as_json)
 
 
 @app.command("list")

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from remora_contract.errors import Refused, UsageWrong
+from remora_contract.errors import Refused
 from remora_controller.operator_cli import render
+from remora_controller.operator_cli.logs import span_s
 from remora_controller.operator_cli.session import Session, connect
 from remora_protos.operator.v1 import operator_pb2 as pb
 
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _PAGE = 1000
 
 
@@ -39,7 +39,7 @@ def audit(
 ) -> None:
     """List who changed what, when, from where, and what came of it. Fails when the log was changed
     or cut."""
-    start = time.time() - _seconds(since) if since else 0.0
+    start = max(0.0, time.time() - span_s(since)) if since else 0.0
     session = connect(context)
     entries, newest, broken = _all(session, start)
     if head:
@@ -82,13 +82,6 @@ def _print(entries: list[pb.AuditEntry]) -> None:
         )
     columns = (">SEQ", "AT", "WHO", "FROM", "WHAT", "RESULT", "DETAIL")
     render.console().print(render.table(columns, rows))
-
-
-def _seconds(text: str) -> float:
-    unit = _UNITS.get(text[-1:])
-    if unit is None or not text[:-1].isdigit():
-        raise UsageWrong(f"--since {text!r}: write a time like 30m, 12h or 7d")
-    return float(text[:-1]) * unit
 
 
 def whoami(context: typer.Context, as_json: render.Json = None) -> None:

@@ -11,6 +11,7 @@ from rich.text import Text
 from remora_contract.command_line import printable
 from remora_contract.errors import NotFound, UsageWrong
 from remora_controller.operator_cli import completion, render
+from remora_controller.operator_cli.alone import is_alone
 from remora_controller.operator_cli.release_document import pairs
 from remora_controller.operator_cli.session import connect
 from remora_protos.operator.v1 import operator_pb2 as pb
@@ -38,10 +39,10 @@ def register(root: typer.Typer) -> None:
 
 
 @app.callback(invoke_without_command=True)
-def devices(context: typer.Context) -> None:
+def devices(context: typer.Context, selector: Selector = "", as_json: render.Json = None) -> None:
     """List, label, remove devices; make join tokens. Alone: list them."""
-    if context.invoked_subcommand is None:
-        list_(context)
+    if is_alone(context, selector, as_json):
+        list_(context, selector, as_json)
 
 
 @app.command("list")

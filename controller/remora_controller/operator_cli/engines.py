@@ -10,6 +10,7 @@ import typer
 from remora_contract.digests import short
 from remora_contract.errors import Conflict, NotFound
 from remora_controller.operator_cli import render
+from remora_controller.operator_cli.alone import is_alone
 from remora_controller.operator_cli.session import Session, connect
 from remora_protos.operator.v1 import operator_pb2 as pb
 
@@ -21,10 +22,10 @@ def register(root: typer.Typer) -> None:
 
 
 @app.callback(invoke_without_command=True)
-def engines(context: typer.Context) -> None:
+def engines(context: typer.Context, as_json: render.Json = None) -> None:
     """Engines that devices built and share: see docs/engines.md. Alone: list them."""
-    if context.invoked_subcommand is None:
-        list_(context)
+    if is_alone(context, as_json):
+        list_(context, as_json)
 
 
 @app.command("list")

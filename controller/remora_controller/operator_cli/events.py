@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from remora_controller.operator_cli import render
+from remora_controller.operator_cli import completion, render
 from remora_controller.operator_cli.session import connect
 from remora_protos.operator.v1 import operator_pb2 as pb
 
@@ -20,7 +20,12 @@ def register(root: typer.Typer) -> None:
 def events(
     context: typer.Context,
     device: Annotated[
-        str, typer.Option(help="Only of this device (default: all).", show_default=False)
+        str,
+        typer.Option(
+            help="Only of this device (default: all).",
+            show_default=False,
+            autocompletion=completion.devices,
+        ),
     ] = "",
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many, newest first.")] = 50,
     as_json: render.Json = None,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from remora_contract.errors import DocumentInvalid
+from remora_contract.gates import Gate
 from remora_contract.strict import parse
 from remora_contract.yaml_text import load_yaml
 from remora_controller.operator_cli.release_document import ReleaseFile, parse_release_table
@@ -40,6 +41,12 @@ class WantedRollout:
     max_unavailable: int = 0
     needs_approval: bool = False
     skip_refused: bool = False
+    gates: tuple[Gate, ...] = ()  # beside the release's own
+    stratify: tuple[str, ...] = ()
+    not_before: str | None = None
+    windows: tuple[str, ...] = ()
+    device_bandwidth: str | None = None  # "500K"
+    supersede: bool = False
 
 
 @dataclass(frozen=True)

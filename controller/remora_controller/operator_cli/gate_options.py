@@ -70,14 +70,14 @@ _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 def add_to(
     spec: pb.RolloutSpec,
-    gates: Sequence[str],
+    gates: Sequence[Gate],
     stratify: Sequence[str],
     not_before: str | None,
     windows: Sequence[str],
     bandwidth: str | None,
 ) -> pb.RolloutSpec:
     """The spec with these. Raises UsageWrong for what cannot be read."""
-    spec.gates.extend(gate_message(gate_of_text(text)) for text in gates)
+    spec.gates.extend(map(gate_message, gates))
     spec.stratify.extend(stratify)
     spec.not_before_unix_s = 0.0 if not_before is None else _time(not_before)
     spec.windows.extend(map(_window, windows))

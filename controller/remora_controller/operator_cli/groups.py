@@ -9,6 +9,7 @@ import typer
 
 from remora_contract.errors import NotFound, UsageWrong
 from remora_controller.operator_cli import completion, render
+from remora_controller.operator_cli.alone import is_alone
 from remora_controller.operator_cli.session import Session, connect
 from remora_protos.operator.v1 import operator_pb2 as pb
 
@@ -21,10 +22,10 @@ def register(root: typer.Typer) -> None:
 
 
 @app.callback(invoke_without_command=True)
-def groups(context: typer.Context) -> None:
+def groups(context: typer.Context, as_json: render.Json = None) -> None:
     """Name sets of devices, for selectors: group=NAME. Alone: list them."""
-    if context.invoked_subcommand is None:
-        list_(context)
+    if is_alone(context, as_json):
+        list_(context, as_json)
 
 
 @app.command()

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from remora_contract.errors import DocumentInvalid, NotFound, UsageWrong
+from remora_contract.errors import DocumentInvalid, Incompatible, NotFound, UsageWrong
 from remora_contract.gates import GateSet
+from remora_contract.quant import QuantKind
 from remora_contract.release import (
     FORMAT_VERSION,
     Constraints,
@@ -21,6 +22,7 @@ from remora_contract.release import (
     SamplingDefaults,
     WeightedName,
 )
+from remora_contract.release_rules import document_refusals, unknown_backends
 from remora_contract.strict import loads, parse
 from remora_contract.use_case_forms import parse_use_cases, written_use_cases
 from remora_contract.use_cases import UseCaseDocument
@@ -55,6 +57,7 @@ class ReleaseFile:
     gates: GateSet | None = None
     windows: tuple[str, ...] | None = None
     engines: tuple[str, ...] = ()  # references
+    quant: QuantKind | None = None  # what the bundle must be
 
 
 def read_release_file(data: bytes, where: str) -> ReleaseFile:
@@ -125,7 +128,16 @@ def _weights(text: str) -> dict[str, float]:
 
 
 def to_release(wanted: ReleaseFile, published: Sequence[Named]) -> Release:
-    """Raises NotFound for an unknown reference, DocumentInvalid."""
+    """Raises NotFound for an unknown reference, DocumentInvalid, Incompatible for values that no
+    device could honour."""
+    release = _resolved(wanted, published)
+    refusals = [*document_refusals(release), *unknown_backends(release.constraints)]
+    if refusals:
+        raise Incompatible(refusals)
+    return release
+
+
+def _resolved(wanted: ReleaseFile, published: Sequence[Named]) -> Release:
     adapters = [adapter_entry(n, ref, published) for n, ref in wanted.adapters.items()]
     try:
         return Release(
@@ -139,6 +151,7 @@ def to_release(wanted: ReleaseFile, published: Sequence[Named]) -> Release:
             gates=wanted.gates,
             windows=wanted.windows,
             engines=tuple(resolve(e, "engine", published).digest for e in wanted.engines) or None,
+            quant=wanted.quant,
         )
     except ValueError as e:
         raise DocumentInvalid(f"release {wanted.name}: {e}") from e

@@ -19,7 +19,8 @@ from remora_contract.use_cases import (
     UseCaseDocument,
     only_for_qairt,
 )
-from remora_controller.operator_cli import render
+from remora_controller.operator_cli import completion, render
+from remora_controller.operator_cli.alone import is_alone
 from remora_controller.operator_cli.release_document import (
     ReleaseFile,
     from_flags,
@@ -31,6 +32,12 @@ from remora_controller.operator_cli.session import Session, connect
 from remora_protos.operator.v1 import operator_pb2 as pb
 
 app = typer.Typer(help="Create and list releases.")
+ReleaseName = Annotated[
+    str,
+    typer.Argument(
+        help="A release id, or a name for its newest.", autocompletion=completion.releases
+    ),
+]
 
 
 def register(root: typer.Typer) -> None:
@@ -38,10 +45,10 @@ def register(root: typer.Typer) -> None:
 
 
 @app.callback(invoke_without_command=True)
-def releases(context: typer.Context) -> None:
+def releases(context: typer.Context, as_json: render.Json = None) -> None:
     """Create and list releases. Alone: list them."""
-    if context.invoked_subcommand is None:
-        list_(context)
+    if is_alone(context, as_json):
+        list_(context, as_json)
 
 
 @app.command()
@@ -81,7 +88,7 @@ def create(
     file: Annotated[
         Path | None,
         typer.Option(
-            help="release.yaml with name, bundle, adapters, use_cases, engines, sampling, "
+            help="release.yaml with name, bundle, quant, adapters, use_cases, engines, sampling, "
             "constraints, gates, windows; instead of the options above.",
             show_default=False,
         ),
@@ -161,7 +168,7 @@ def list_(context: typer.Context, as_json: render.Json = None) -> None:
 @app.command()
 def show(
     context: typer.Context,
-    release: Annotated[str, typer.Argument(help="A release id, or a name for its newest.")],
+    release: ReleaseName,
     as_json: render.Json = True,
 ) -> None:
     """Show a release's document, as JSON if nothing else is asked for."""
@@ -171,8 +178,11 @@ def show(
 @app.command()
 def diff(
     context: typer.Context,
-    before: Annotated[str, typer.Argument(help="A release id, or a name for its newest.")],
-    after: Annotated[str, typer.Argument(help="The release to compare it with.")],
+    before: ReleaseName,
+    after: Annotated[
+        str,
+        typer.Argument(help="The release to compare it with.", autocompletion=completion.releases),
+    ],
     as_json: render.Json = None,
 ) -> None:
     """Show what differs between two releases, artifact by artifact and rule by rule."""
@@ -181,6 +191,9 @@ def diff(
     found = session.call(session.stub.DiffReleases, request).differences
     if as_json is not None:
         render.print_data(render.plain(found), as_json)
+        return
+    if not found:
+        render.console().print("no difference")
         return
     rows = [(d.path, d.before or "-", d.after or "-") for d in found]
     render.console().print(render.table(("WHAT", "BEFORE", "AFTER"), rows))

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Annotated
 
 import typer
-from rich.live import Live
 from rich.text import Text
 
 from remora_contract.command_line import printable
-from remora_contract.errors import NotFound, Refused, Unavailable, UsageWrong
-from remora_controller.domain import FINAL_STATES, RolloutState
+from remora_contract.errors import UsageWrong
+from remora_controller.domain import RolloutState
 from remora_controller.operator_cli import completion, render
 from remora_controller.operator_cli import gate_options as more
 from remora_controller.operator_cli import spec_options as spec
 from remora_controller.operator_cli.devices import Selector
 from remora_controller.operator_cli.events import print_events
+from remora_controller.operator_cli.following import (
+    await_final,
+    check_completed,
+    follow,
+    get_rollout,
+)
 from remora_controller.operator_cli.release_document import pairs
 from remora_controller.operator_cli.rollout_view import rollout_view
 from remora_controller.operator_cli.session import Session, connect
@@ -25,8 +29,6 @@ from remora_controller.operator_cli.shipping import ship_release
 from remora_protos.operator.v1 import operator_pb2 as pb
 
 _APPROVAL = "somebody else: `remora rollout approve"
-FINAL = frozenset(state.value for state in FINAL_STATES)
-WATCH_S = 0.5
 app = typer.Typer(help="Start, watch, pause, abort rollouts.", no_args_is_help=True)
 RolloutId = Annotated[
     str | None,
@@ -51,6 +53,7 @@ def start(
         typer.Argument(
             help="A release id, or a name for its newest (with --adapter: left out).",
             show_default=False,
+            autocompletion=completion.releases,
         ),
     ] = None,
     adapter: Annotated[
@@ -83,7 +86,8 @@ def start(
 ) -> None:
     """Start a rollout: wave by wave, stopping and going back by itself when too many fail."""
     wanted = spec.spec_message(wave, soak, threshold, wave_timeout, max_unavailable)
-    more.add_to(wanted, gate or [], stratify or [], not_before, window or [], device_bandwidth)
+    gates = [more.gate_of_text(text) for text in gate or []]
+    more.add_to(wanted, gates, stratify or [], not_before, window or [], device_bandwidth)
     session = connect(context)
     request = pb.StartRolloutRequest(
         release=_chosen_release(session, release, adapter or [], selector),
@@ -101,16 +105,21 @@ def launch(
 ) -> None:
     """Starts, says so, and follows if asked."""
     made = session.call(session.stub.StartRollout, request)
-    if as_json is not None:
-        render.print_data(render.plain(made), as_json)
-    else:
+    if as_json is None:
         render.console().print(
             f"started rollout {made.rollout_id} of {made.release_id} on {len(made.devices)} "
             f"devices in {made.waves} waves"
             + (f"; it waits for {_APPROVAL} {made.rollout_id}`" if _waits(made) else "")
         )
+    _then(session, made, watch, as_json)
+
+
+def _then(session: Session, made: pb.Rollout, watch: bool, as_json: bool | None) -> None:
+    """One document on standard output: how it began, or, watched, how it ended."""
     if watch:
-        follow(session, made.rollout_id)
+        follow(session, made.rollout_id, as_json)
+    elif as_json is not None:
+        render.print_data(render.plain(made), as_json)
 
 
 def _waits(made: pb.Rollout) -> bool:
@@ -138,29 +147,12 @@ def status(
     """Show where each device of a rollout is."""
     session = connect(context)
     found = get_rollout(session, rollout)
-    if as_json is not None:
+    if watch:
+        follow(session, found.rollout_id, as_json)
+    elif as_json is not None:
         render.print_data(render.plain(found), as_json)
-    elif watch:
-        follow(session, found.rollout_id)
     else:
         render.console().print(rollout_view(found))
-
-
-def follow(session: Session, rollout_id: str) -> None:
-    """Redraws until the rollout ends; a pipe gets the end alone. Raises Refused unless it
-    completed."""
-    console = render.console()
-    if not console.is_terminal:
-        found = await_final(session, rollout_id, None, lambda _: None)
-        console.print(rollout_view(found))
-        check_completed(found)
-        return
-    with Live(console=console, auto_refresh=False) as live:
-
-        def show(found: pb.Rollout) -> None:
-            live.update(rollout_view(found), refresh=True)
-
-        check_completed(await_final(session, rollout_id, None, show))
 
 
 @app.command()
@@ -172,41 +164,13 @@ def wait(
         typer.Option(min=0, help="Seconds to wait (default: for ever).", show_default=False),
     ] = None,
 ) -> None:
-    """Wait until a rollout ends; succeed only if it completed."""
+    """Wait until a rollout ends. Exits 0 if it completed, 1 if it ended otherwise, 4 if the time is
+    up, 5 if it is paused."""
     session = connect(context)
     rollout_id = get_rollout(session, rollout).rollout_id
     found = await_final(session, rollout_id, timeout, lambda _: None)
     check_completed(found)
     render.console().print(f"{rollout_id} is {found.state}: {printable(found.reason)}")
-
-
-def await_final(
-    session: Session,
-    rollout_id: str,
-    timeout_s: float | None,
-    show: Callable[[pb.Rollout], None],
-) -> pb.Rollout:
-    """Also ends when it pauses by itself: nothing would change any more. Raises Unavailable."""
-    deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    while True:
-        found = get_rollout(session, rollout_id)
-        show(found)
-        if found.state in FINAL or found.state == "PAUSED":
-            return found
-        if deadline is not None and time.monotonic() >= deadline:
-            raise Unavailable(
-                f"rollout {rollout_id} is still {found.state} after {timeout_s:.0f} s; see "
-                f"`remora rollout status {rollout_id}`"
-            )
-        time.sleep(WATCH_S)
-
-
-def check_completed(found: pb.Rollout) -> None:
-    if found.state != "COMPLETED":
-        raise Refused(
-            f"rollout {found.rollout_id} is {found.state}: {found.reason}; see `remora rollout "
-            f"status {found.rollout_id}` and `remora events`"
-        )
 
 
 @app.command("list")
@@ -244,7 +208,12 @@ def pause(context: typer.Context, rollout: RolloutId = None) -> None:
 @app.command()
 def approve(
     context: typer.Context,
-    rollout: Annotated[str, typer.Argument(help="The rollout's id: say which you looked at.")],
+    rollout: Annotated[
+        str,
+        typer.Argument(
+            help="The rollout's id: say which you looked at.", autocompletion=completion.rollouts
+        ),
+    ],
 ) -> None:
     """Let a rollout begin that somebody else started with --needs-approval."""
     session = connect(context)
@@ -292,6 +261,7 @@ def retry(
         bool, typer.Option("--supersede", help="Take devices over from rollouts still open.")
     ] = False,
     watch: Watch = False,
+    as_json: render.Json = None,
 ) -> None:
     """Try an ended rollout again: a new rollout of the same release with the same options."""
     session = connect(context)
@@ -301,12 +271,12 @@ def retry(
         supersede=supersede,
     )
     made = session.call(session.stub.RetryRollout, request)
-    render.console().print(
-        f"started rollout {made.rollout_id}, attempt {made.attempt} of {made.release_id} on "
-        f"{len(made.devices)} devices in {made.waves} waves"
-    )
-    if watch:
-        follow(session, made.rollout_id)
+    if as_json is None:
+        render.console().print(
+            f"started rollout {made.rollout_id}, attempt {made.attempt} of {made.release_id} on "
+            f"{len(made.devices)} devices in {made.waves} waves"
+        )
+    _then(session, made, watch, as_json)
 
 
 @app.command()
@@ -328,17 +298,3 @@ def _say(found: pb.Rollout) -> None:
     render.console().print(
         Text.assemble(f"rollout {found.rollout_id} is ", render.styled(found.state))
     )
-
-
-def get_rollout(session: Session, rollout_id: str | None) -> pb.Rollout:
-    """The newest when no id is given. Raises NotFound."""
-    if rollout_id is not None:
-        request = pb.GetRolloutRequest(rollout_id=rollout_id)
-        found: pb.Rollout = session.call(session.stub.GetRollout, request)
-        return found
-    answer: pb.ListRolloutsResponse = session.call(
-        session.stub.ListRollouts, pb.ListRolloutsRequest()
-    )
-    if not answer.rollouts:
-        raise NotFound("there is no rollout yet; start one with `remora rollout start`")
-    return get_rollout(session, answer.rollouts[0].rollout_id)

@@ -26,6 +26,7 @@ DEFAULT_CREDENTIALS = Path("~/.config/remora")
 _OPTIONS = (
     ("grpc.ssl_target_name_override", SERVER_NAME),
     ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.max_reconnect_backoff_ms", 2000),  # somebody waits
 )
 
 

@@ -256,7 +256,6 @@ class OperatorService(pb_grpc.OperatorServicer):
     ) -> pb.ListEventsResponse:
         caller(context, pki.Role.OPERATOR)
         limit = min(request.limit or DEFAULT_EVENTS, MAX_EVENTS)
-        events = await self._parts.thread.call(
-            self._parts.store.events, request.device_id or None, limit
-        )
+        operations = self._parts.operations
+        events = await self._parts.thread.call(operations.events, request.device_id or None, limit)
         return pb.ListEventsResponse(events=map(wire.event_message, events))

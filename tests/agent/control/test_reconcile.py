@@ -10,7 +10,7 @@ import pytest
 from remora_agent.control.reconcile import Reconciler
 from remora_contract.device_phase import Phase
 from remora_contract.errors import EngineFault, Exhausted, Unavailable
-from remora_contract.release import Constraints
+from remora_contract.release import Constraints, SamplingDefaults
 from tests.agent.control.device import Crash, Device
 from tests.support.repository import Repository, make_release
 
@@ -146,6 +146,7 @@ def test_a_first_release_that_is_unwell_fails_because_there_is_no_way_back(devic
         (Constraints(min_memory_bytes=1 << 60), "memory"),
         (Constraints(min_agent_version="99.0"), "agent_version"),
         (Constraints(backends=("abacus",)), "backend"),
+        (Constraints(agent_version="<0.0.1"), "agent_version"),
     ],
 )
 def test_what_the_device_cannot_run_is_refused_before_a_byte_is_shipped(
@@ -155,6 +156,23 @@ def test_what_the_device_cannot_run_is_refused_before_a_byte_is_shipped(
     record = device.settle()
     assert (record.phase, record.error_code) == (Phase.REFUSED, code)
     assert device.source.asked == []
+
+
+@pytest.mark.parametrize("value", [0.0, 7.0])
+def test_defaults_that_no_request_could_have_are_refused_before_a_byte_is_shipped(
+    device, first, value
+):
+    device.assign(replace(first, sampling=SamplingDefaults(top_p=value)))
+    record = device.settle()
+    assert (record.phase, record.error_code) == (Phase.REFUSED, "sampling.top_p")
+    assert device.source.asked == []
+
+
+def test_a_bundle_stored_otherwise_than_the_release_says_never_serves(device, first):
+    device.assign(replace(first, quant="nvfp4"))
+    record = device.settle()
+    assert (record.phase, record.error_code) == (Phase.FAILED, "quant")
+    assert device.host.calls == []
 
 
 def test_a_release_document_that_is_not_what_its_id_says_is_refused(device, first, second):
