@@ -116,7 +116,7 @@ class ServingConfig:
         if self.unix_socket is not None:
             _check_listen(f"unix:{self.unix_socket}", "serving.unix_socket")
         _at_least(self.rows, 1, "serving.rows")
-        _at_least(self.context, 1, "serving.context")
+        _at_least(self.context, 2, "serving.context")
         _at_least(self.threads, 1, "serving.threads")
         _at_least(self.drain_s, 0, "serving.drain_s")
         if self.prefill not in CHOICES:

@@ -10,7 +10,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
 
 from remora_agent.config import AgentConfig
@@ -46,7 +46,7 @@ class Diagnostics:
                 if not is_new or self._is_stopping:
                     continue
                 self._open.add(question.id)
-            self._pool.submit(self._answer, question)
+            self._pool.submit(self._answer, question).add_done_callback(_tell_fault)
 
     def stop(self) -> None:
         """Questions that wait are asked again after the next start."""
@@ -71,10 +71,16 @@ class Diagnostics:
             return _refused(question, f"this agent gives {known}, not {question.kind[:40]!r}")
         try:
             text = kind(question)
-        except (RemoraError, OSError) as e:
-            return _refused(question, str(e))
+        except (RemoraError, OSError, ValueError) as e:  # ValueError: checks that are no JSON
+            return _refused(question, f"{type(e).__name__}: {e}")
         most = min(question.max_bytes or MAX_TEXT_BYTES, MAX_TEXT_BYTES)
         return _packed(question.id, text, most)
+
+
+def _tell_fault(answered: Future[None]) -> None:
+    """What no error of ours is would be lost with the future."""
+    if not answered.cancelled() and (fault := answered.exception()) is not None:
+        log.error("diagnostic.failed", exc_info=fault)
 
 
 def _nowhere(answer: DeliverRequest) -> None:

@@ -25,6 +25,7 @@ from remora_contract.engine import flat
 from remora_contract.errors import Incompatible, RequestInvalid, Unsupported
 
 MAX_THREADS = 1024
+LEAST_CONTEXT = 2  # a token of the prompt and one of the answer
 
 
 @dataclass(frozen=True)
@@ -169,10 +170,10 @@ def int8_file(entry: CacheEntry) -> str:
 def limits_of(bundle: Bundle, options: EngineOptions) -> EngineLimits:
     """What an engine of `bundle` with these options will offer. Raises RequestInvalid."""
     context = options.context if options.context is not None else bundle.graph.context
-    if not 1 <= context <= bundle.graph.context:
+    if not LEAST_CONTEXT <= context <= bundle.graph.context:
         raise RequestInvalid(
-            f"a context of {context} is outside 1..{bundle.graph.context}, what the bundle "
-            "was exported for; export it with a larger --max-context"
+            f"a context of {context} is outside {LEAST_CONTEXT}..{bundle.graph.context}, what the "
+            "bundle was exported for; export it with a larger --max-context"
         )
     decoder = bundle.decoder
     return EngineLimits(

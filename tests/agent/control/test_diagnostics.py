@@ -166,8 +166,29 @@ def test_what_is_unknown_or_not_there_is_answered_with_the_reason():
     delivered.next()
     delivered.next()
     errors = {a.id: a.error for a in delivered.all}
-    assert errors["a"] == "this agent keeps no log"
+    assert errors["a"] == "Refused: this agent keeps no log"
     assert "gives logs" in errors["b"]
+
+
+def test_checks_that_cannot_be_read_are_answered_with_the_reason():
+    made, delivered = asked({"doctor": lambda _: json.dumps(json.loads("no json")).encode()})
+    made.take([DiagnosticRequest(id="q", kind="doctor")])
+    delivered.next()
+    assert delivered.all[0].error.startswith("JSONDecodeError: Expecting value")
+
+
+def test_a_fault_of_ours_is_logged_and_the_next_question_answered(
+    caplog: pytest.LogCaptureFixture,
+):
+    def broken(_: DiagnosticRequest) -> bytes:
+        raise KeyError("a bug")
+
+    made, delivered = asked({"doctor": broken, "logs": lambda _: b"text\n"})
+    made.take([DiagnosticRequest(id="a", kind="doctor"), DiagnosticRequest(id="b", kind="logs")])
+    delivered.next()
+    assert [a.id for a in delivered.all] == ["b"]
+    (told,) = [r for r in caplog.records if r.getMessage() == "diagnostic.failed"]
+    assert told.exc_info is not None and "a bug" in str(told.exc_info[1])
 
 
 def test_more_questions_than_are_answered_at_once_wait_for_the_next_sync():

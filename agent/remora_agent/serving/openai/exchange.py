@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
 from dataclasses import replace
+from email.message import Message
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -36,10 +37,12 @@ _SSE_HEADERS = [
 
 
 async def read_body(request: Request) -> bytes:
-    """Raises FieldInvalid (not said to be JSON), BodyTooLarge, Cancelled (the caller left)."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise FieldInvalid("send the body with the header Content-Type: application/json")
+    """Raises FieldInvalid (not said to be JSON in UTF-8), BodyTooLarge, Cancelled (the caller
+    left)."""
+    _check_type(request.headers.get("content-type", ""))
+    told = request.headers.get("content-length", "")
+    if told.isdecimal() and int(told) > MAX_BODY_BYTES:
+        raise BodyTooLarge(f"the body has more than {MAX_BODY_BYTES} bytes")
     parts, size = [], 0
     while True:
         message = await request.receive()
@@ -51,6 +54,14 @@ async def read_body(request: Request) -> bytes:
         parts.append(message.get("body", b""))
         if not message.get("more_body", False):
             return b"".join(parts)
+
+
+def _check_type(header: str) -> None:
+    message = Message()
+    message["content-type"] = header
+    charset = message.get_content_charset("utf-8")
+    if message.get_content_type() != "application/json" or charset not in ("utf-8", "us-ascii"):
+        raise FieldInvalid("send JSON in UTF-8 with the header Content-Type: application/json")
 
 
 def share_of_caller(share: Share, request: Request) -> Share:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from contextlib import suppress
 
 import openai
@@ -222,10 +223,27 @@ def test_a_body_beyond_the_bound_is_refused_before_it_is_kept(http):
     assert http.raw.get("/health").status_code == 200
 
 
-def test_only_json_is_read(http):
-    reply = http.raw.post("/v1/completions", content=b'{"model": "base", "prompt": "x"}')
+def test_a_body_that_says_it_is_beyond_the_bound_is_not_waited_for(http):
+    address = http.stack.openai_address
+    with socket.create_connection((address.host, address.port), timeout=20) as caller:
+        caller.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 1000000000000\r\n\r\n{"
+        )
+        assert caller.recv(100).startswith(b"HTTP/1.1 413")
+
+
+@pytest.mark.parametrize(
+    "kind", [None, "text/plain", "application/json; charset=utf-16", "application/json;charset=x"]
+)
+def test_only_json_in_utf_8_is_read(http, kind):
+    body = b'{"model": "base", "prompt": "x", "max_tokens": 1}'
+    headers = {} if kind is None else {"content-type": kind}
+    reply = http.raw.post("/v1/completions", content=body, headers=headers)
     assert reply.status_code == 400
     assert "Content-Type" in reply.json()["error"]["message"]
+    named = {"content-type": 'application/JSON; charset="UTF-8"'}
+    assert http.raw.post("/v1/completions", content=body, headers=named).status_code == 200
 
 
 @pytest.mark.parametrize(
