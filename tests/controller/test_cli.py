@@ -25,16 +25,10 @@ from remora_controller.operator_cli import reference, release_document, top
 from remora_controller.operator_cli.app import app
 from remora_protos.control.v1 import control_pb2 as cp
 from tests.controller import artifacts
-from tests.controller.harness import SimulatedDevice, fleet, make_home, wait_for
+from tests.controller.harness import SimulatedDevice, wait_for
 
 MAIN = "from remora_controller.operator_cli.app import main; main()"
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def world(tmp_path):
-    with fleet(make_home(tmp_path / "controller")) as made:
-        yield made
 
 
 class Remora:

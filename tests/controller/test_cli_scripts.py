@@ -7,14 +7,7 @@ import yaml
 
 from remora_contract.errors import NotFound, Unavailable, UsageWrong
 from remora_controller.operator_cli.following import PATIENCE_S, patiently
-from tests.controller.harness import fleet, make_home
 from tests.controller.test_cli import Remora, create, online, publish_first, run
-
-
-@pytest.fixture
-def world(tmp_path):
-    with fleet(make_home(tmp_path / "controller")) as made:
-        yield made
 
 
 @pytest.fixture

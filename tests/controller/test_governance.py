@@ -17,15 +17,9 @@ from remora_controller.services.access import PERMISSIONS
 from remora_protos.operator.v1 import operator_pb2 as op
 from remora_protos.operator.v1 import operator_pb2_grpc as op_grpc
 from tests.controller.harness import OPTIONS, WAIT_S, fleet, make_home, new_key, wait_for
-from tests.controller.test_services import create_release, online, refused, start
+from tests.controller.operating import create_release, online, refused, start
 
 CALLS = op.DESCRIPTOR.services_by_name["Operator"].methods
-
-
-@pytest.fixture
-def world(tmp_path):
-    with fleet(make_home(tmp_path / "controller")) as made:
-        yield made
 
 
 @contextmanager

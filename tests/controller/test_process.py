@@ -24,10 +24,9 @@ from tests.controller.harness import (
     Fleet,
     SimulatedDevice,
     join,
-    make_home,
     wait_for,
 )
-from tests.controller.test_services import create_release, online, start
+from tests.controller.operating import create_release, online, start
 
 MAIN = "from remora_controller.cli import main; main()"
 ANY = "127.0.0.1:0"
@@ -69,11 +68,6 @@ def process(home: Home, fleet: str = ANY, **environment: str):
     finally:
         if running.process.poll() is None:
             running.end(signal.SIGKILL)
-
-
-@pytest.fixture
-def home(tmp_path):
-    return make_home(tmp_path / "controller")
 
 
 def test_a_controller_killed_in_the_middle_of_a_rollout_goes_on(home):

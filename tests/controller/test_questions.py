@@ -28,19 +28,13 @@ from remora_controller.questions import Answer, Questions
 from remora_protos.control.v1 import control_pb2 as control
 from remora_protos.control.v1 import diagnostics_pb2 as cp
 from remora_protos.control.v1.diagnostics_pb2_grpc import DiagnosticsStub
-from tests.controller.harness import SimulatedDevice, fleet, make_home
+from tests.controller.harness import SimulatedDevice
 from tests.controller.test_cli import Remora
 
 CHECKS = [
     {"name": "disk", "verdict": "ok", "found": "40 GiB free", "next_step": ""},
     {"name": "clock", "verdict": "fail", "found": "1970", "next_step": "set the [red]clock[/]"},
 ]
-
-
-@pytest.fixture
-def world(tmp_path: Path):
-    with fleet(make_home(tmp_path / "controller")) as made:
-        yield made
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from remora_controller.operator_cli.release_document import (
     read_use_cases,
 )
 from tests.controller import artifacts
-from tests.controller.harness import fleet, make_home
 from tests.controller.test_cli import Remora
 
 QAIRT = {
@@ -40,12 +39,6 @@ WANTED = [
         "adapters": [{"name": "sql", "weight": 0.7}, {"name": "chat", "weight": -0.3}],
     },
 ]
-
-
-@pytest.fixture
-def world(tmp_path):
-    with fleet(make_home(tmp_path / "controller")) as made:
-        yield made
 
 
 @pytest.fixture

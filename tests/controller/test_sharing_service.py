@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import grpc
 import pytest
@@ -23,7 +22,7 @@ from remora_protos.control.v1 import control_pb2_grpc as cp_grpc
 from remora_protos.control.v1 import sharing_pb2 as sp
 from remora_protos.control.v1.sharing_pb2_grpc import EngineSharingStub
 from remora_protos.operator.v1 import operator_pb2 as op
-from tests.controller.harness import WAIT_S, Fleet, SimulatedDevice, fleet, make_home
+from tests.controller.harness import WAIT_S, Fleet, SimulatedDevice, fleet
 
 CHUNK = 1000
 
@@ -138,11 +137,6 @@ class Device:
             }
         except grpc.RpcError as e:
             raise from_rpc_error(e) from e
-
-
-@pytest.fixture
-def home(tmp_path: Path):
-    return make_home(tmp_path / "controller")
 
 
 @pytest.fixture

@@ -21,19 +21,12 @@ from tests.controller.harness import (
     WAIT_S,
     Fleet,
     SimulatedDevice,
-    fleet,
     join,
     join_with,
     make_home,
     new_key,
     wait_for,
 )
-
-
-@pytest.fixture
-def world(tmp_path):
-    with fleet(make_home(tmp_path / "controller")) as made:
-        yield made
 
 
 def refused(call, request) -> errors.RemoraError:
