@@ -170,10 +170,13 @@ def int8_file(entry: CacheEntry) -> str:
 def limits_of(bundle: Bundle, options: EngineOptions) -> EngineLimits:
     """What an engine of `bundle` with these options will offer. Raises RequestInvalid."""
     context = options.context if options.context is not None else bundle.graph.context
-    if not LEAST_CONTEXT <= context <= bundle.graph.context:
+    most = bundle.graph.context
+    if context < LEAST_CONTEXT:
+        raise RequestInvalid(f"a context holds {LEAST_CONTEXT} to {most} tokens, not {context}")
+    if context > most:
         raise RequestInvalid(
-            f"a context of {context} is outside {LEAST_CONTEXT}..{bundle.graph.context}, what the "
-            "bundle was exported for; export it with a larger --max-context"
+            f"a context of {context} is more than {most}, what the bundle was exported for; export "
+            "it with a larger --max-context"
         )
     decoder = bundle.decoder
     return EngineLimits(

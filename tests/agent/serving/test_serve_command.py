@@ -105,7 +105,7 @@ def test_it_serves_adapters_and_use_cases_and_ends_cleanly_on_sigterm(real_bundl
     [
         (["--listen", "0.0.0.0:0"], 1, "--tls-cert"),
         (["--context", "100000"], 1, "context"),
-        (["--context", "1"], 1, "outside 2.."),
+        (["--context", "1"], 1, "2 to "),
         (["--rows", "many"], 2, "rows"),
         (["--threads", "0"], 1, "threads must be 1"),
         (["--drain-s", "-1"], 2, "drain-s"),
