@@ -25,7 +25,6 @@ from remora_contract.engine import flat
 from remora_contract.errors import Incompatible, RequestInvalid, Unsupported
 
 MAX_THREADS = 1024
-LEAST_CONTEXT = 2  # a token of the prompt and one of the answer
 
 
 @dataclass(frozen=True)
@@ -169,15 +168,7 @@ def int8_file(entry: CacheEntry) -> str:
 
 def limits_of(bundle: Bundle, options: EngineOptions) -> EngineLimits:
     """What an engine of `bundle` with these options will offer. Raises RequestInvalid."""
-    context = options.context if options.context is not None else bundle.graph.context
-    most = bundle.graph.context
-    if context < LEAST_CONTEXT:
-        raise RequestInvalid(f"a context holds {LEAST_CONTEXT} to {most} tokens, not {context}")
-    if context > most:
-        raise RequestInvalid(
-            f"a context of {context} is more than {most}, what the bundle was exported for; export "
-            "it with a larger --max-context"
-        )
+    context = places.context_of(options.context, bundle.graph.context)
     decoder = bundle.decoder
     return EngineLimits(
         options.rows,

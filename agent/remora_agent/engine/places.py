@@ -17,6 +17,21 @@ from remora_contract.errors import PromptTooLong, RequestInvalid
 Lengths = NDArray[np.int64]
 _SCORED_BYTES = 32 << 20  # logits of one `Engine.score`, in host memory
 _MOST_SCORED = 512
+_LEAST_CONTEXT = 2  # a token of the prompt and one of the answer
+
+
+def context_of(asked: int | None, most: int) -> int:
+    """Tokens a row holds; `most`: what the bundle was exported for. Raises RequestInvalid."""
+    if asked is None:
+        return most
+    if asked < _LEAST_CONTEXT:
+        raise RequestInvalid(f"a context holds {_LEAST_CONTEXT} to {most} tokens, not {asked}")
+    if asked > most:
+        raise RequestInvalid(
+            f"a context of {asked} is more than {most}, what the bundle was exported for; export "
+            "it with a larger --max-context"
+        )
+    return asked
 
 
 def most_scored(vocab: int) -> int:

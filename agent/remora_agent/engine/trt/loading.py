@@ -125,12 +125,7 @@ def check_graph(bundle: Bundle) -> None:
 
 def limits_of(bundle: Bundle, facts: files.EngineFacts, options: RunOptions) -> EngineLimits:
     """Raises RequestInvalid."""
-    context = options.context if options.context is not None else bundle.graph.context
-    if not 1 <= context <= bundle.graph.context:
-        raise RequestInvalid(
-            f"a context of {context} is outside 1..{bundle.graph.context}, what the bundle "
-            "was exported for; export it with a larger --max-context"
-        )
+    context = places.context_of(options.context, bundle.graph.context)
     built = facts.profiles[facts.index("decode")].rows
     if options.rows > built:
         raise RequestInvalid(
