@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 
 from remora_agent.telemetry.histograms import HistogramReading
 from remora_contract.engine import EngineKey, Wanted
+from remora_contract.experiments import Experiment
 from remora_contract.gates import GoldenQuestion
 from remora_contract.release import ReleaseUseCase, SamplingDefaults
 
@@ -39,6 +40,7 @@ class Assignment:
     use_cases: tuple[ReleaseUseCase, ...] = ()
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
     golden: tuple[GoldenQuestion, ...] = ()  # asked in a child process before it serves
+    experiments: tuple[Experiment, ...] = ()
     engines: tuple[Path, ...] = ()  # built elsewhere and staged; used where the build key is ours
 
 

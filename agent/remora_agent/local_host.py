@@ -26,6 +26,7 @@ from remora_agent.hosting.retiring import Retiring, added, counted
 from remora_agent.runtime.model_runtime import ModelRuntime
 from remora_agent.runtime.options import RuntimeOptions
 from remora_agent.runtime.status import RuntimeState
+from remora_agent.serving.experiment_counts import ExperimentCounts
 from remora_agent.serving.held_calls import HeldCalls
 from remora_agent.serving.router import Router
 from remora_agent.serving.served_model import ServedModel
@@ -84,6 +85,7 @@ class LocalHost:
         self._faults = FaultCount()
         self._ended_held = EndCount()
         self._use_cases = UseCaseCounts()
+        self._experiments = ExperimentCounts()
         self._observers = observers or Observers(Observing())
 
     def build(self, assignment: Assignment, progress: Progress) -> BuildOutcome:
@@ -163,9 +165,11 @@ class LocalHost:
         with self._books:
             now, past = self._serving, self._retiring.counters()
             metrics = dict(now.model.runtime.metrics()) if now is not None else {}
+        directory = None if now is None else now.model.runtime.adapters.directory
+        told = self._experiments.metrics(() if directory is None else directory.experiments())
         counters = added(added(counted(metrics), past), self._ended_held.counters())
         faults = {"engine_faults": float(self._faults.count)}
-        return {**metrics, **counters, **faults, **self._use_cases.metrics()}
+        return {**metrics, **counters, **faults, **self._use_cases.metrics(), **told}
 
     def histograms(self) -> list[HistogramReading]:
         return self._observers.histograms.readings()
@@ -281,6 +285,7 @@ class LocalHost:
             self._use_cases,
             self._observers.records,
             self._settings.tool_format,
+            self._experiments,
         )
         try:
             runtime.probe()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from remora_contract.artifact import check_name
 from remora_contract.digests import check_digest, digest_document, short
 from remora_contract.errors import DocumentInvalid
+from remora_contract.experiments import Experiment, arm_identity, arm_mix, check_experiments
 from remora_contract.gates import GateSet
 from remora_contract.quant import QuantKind
 from remora_contract.versions import check_range, version_numbers
@@ -120,6 +121,7 @@ class Release:
     # empty: a release without them is the same document as before there were any.
     engines: tuple[str, ...] | None = None
     quant: QuantKind | None = None  # what the bundle's weights must be stored as; None: as they are
+    experiments: tuple[Experiment, ...] | None = None  # None for the same reason
 
     def __post_init__(self) -> None:
         if self.format_version != FORMAT_VERSION:
@@ -132,6 +134,8 @@ class Release:
         check_use_cases(self.use_cases, names)
         _check_gates(self)
         _check_engines(self.engines)
+        if self.experiments is not None:
+            check_experiments(self.experiments, names, [u.name for u in self.use_cases])
 
     @property
     def digest(self) -> str:
@@ -149,6 +153,19 @@ class Release:
     def all_digests(self) -> tuple[str, ...]:
         """With the engines, of which a device fetches one at most."""
         return (*self.artifact_digests(), *(self.engines or ()))
+
+
+def arm_identities(
+    experiment: Experiment,
+    adapters: Mapping[str, str],
+    use_cases: Iterable[ReleaseUseCase],
+) -> dict[str, str]:
+    """Of each arm by name; `adapters`: digests by name. See `arm_identity`."""
+    mixes = {u.name: [(a.name, a.weight) for a in u.adapters] for u in use_cases}
+    return {
+        arm.name: arm_identity(experiment, arm, arm_mix(arm, adapters, mixes))
+        for arm in experiment.arms
+    }
 
 
 def _check_engines(engines: tuple[str, ...] | None) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from remora_contract.bundle import Bundle
 from remora_contract.compat import adapter_refusals
 from remora_contract.digests import short
 from remora_contract.errors import Conflict, Exhausted, Incompatible, NotFound, RequestInvalid
+from remora_contract.experiments import Experiment
 from remora_contract.release import BASE_USE_CASES, WeightedName, check_use_case_name
 
 MAX_REVISIONS = 4096
@@ -62,6 +63,16 @@ class UseCase:
     adapters: tuple[WeightedName, ...]
 
 
+@dataclass(frozen=True)
+class Declared:
+    """An experiment of the release that serves. `mixes`: what each arm runs, as digests with
+    weights; an arm is counted under its identity only while it really runs that."""
+
+    experiment: Experiment
+    identities: Mapping[str, str]  # by arm
+    mixes: Mapping[str, tuple[tuple[str, float], ...]]
+
+
 class AdapterDirectory:
     """Thread-safe. Everything but `register`'s reading of adapter.json is a dictionary look-up."""
 
@@ -72,6 +83,7 @@ class AdapterDirectory:
         self._aliases: dict[str, Alias] = {}
         self._epochs: dict[str, int] = {}  # survives `forget`: an epoch is never seen twice
         self._use_cases: dict[str, UseCase] = {}
+        self._experiments: dict[str, Declared] = {}
         self._swaps = 0
 
     @property
@@ -185,6 +197,21 @@ class AdapterDirectory:
         """Sorted by name."""
         with self._lock:
             return tuple(self._use_cases[name] for name in sorted(self._use_cases))
+
+    def set_experiments(self, declared: Iterable[Declared]) -> None:
+        """These and no others. Their names win over adapters and use cases of the same name, where
+        a request says nothing more than the name."""
+        with self._lock:
+            self._experiments = {d.experiment.name: d for d in declared}
+
+    def experiment(self, name: str) -> Declared | None:
+        with self._lock:
+            return self._experiments.get(name)
+
+    def experiments(self) -> tuple[Declared, ...]:
+        """Sorted by name."""
+        with self._lock:
+            return tuple(self._experiments[name] for name in sorted(self._experiments))
 
     def _record(
         self, name: str, revision: str | None, directory: Path, adapter: Adapter

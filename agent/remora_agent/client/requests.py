@@ -60,6 +60,7 @@ class Options(TypedDict, total=False):
     priority: int  # higher goes first among those that wait
     client: str  # who shares the rows fairly with other clients; missing: the connection's identity
     cache_salt: str  # prefixes are cached apart for each
+    session: str  # whose arm of an experiment it gets; missing: the client's, else drawn
 
 
 _SAMPLING = (
@@ -77,7 +78,7 @@ _OF_MESSAGES = frozenset({"role", "content", "tool_calls", "tool_call_id", "name
 _STOPPING = ("max_tokens", "ignore_eos", "min_tokens")
 _POOLING = {"last": pb.POOLING_LAST, "mean": pb.POOLING_MEAN}
 _CONSTRAINTS = ("json_schema", "json_object", "regex", "lark", "choice")
-_SHARE = ("priority", "client", "cache_salt")
+_SHARE = ("priority", "client", "cache_salt", "session")
 _KNOWN = frozenset(Options.__annotations__)
 
 

@@ -9,6 +9,7 @@ from remora_agent.runtime.api import (
     AnsweringAdapter,
     FinishReason,
     Provenance,
+    ServedArm,
     Timings,
     TokenLogprob,
     ToolCall,
@@ -220,6 +221,7 @@ def provenance(message: pb.Provenance) -> Provenance:
             )
             for a in message.adapters
         ),
+        arm=ServedArm(message.experiment, message.arm) if message.experiment else None,
     )
 
 

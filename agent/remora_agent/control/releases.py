@@ -58,6 +58,7 @@ def make_assignment(layout: StateLayout, release: Release) -> Assignment:
         use_cases=release.use_cases,
         sampling=release.sampling,
         golden=release.gates.golden if release.gates else (),
+        experiments=release.experiments or (),
         engines=tuple(p for p in map(layout.artifact, release.engines or ()) if p.is_dir()),
     )
 

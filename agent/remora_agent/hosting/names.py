@@ -7,7 +7,9 @@ it started with. Knows no engines.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
+from remora_agent.bank.directory import Declared
 from remora_agent.host import AssignedAdapter, Assignment
 from remora_agent.runtime.adapters import Adapters, UnloadMode
 from remora_agent.runtime.api import AdapterRef
@@ -25,6 +27,8 @@ from remora_contract.errors import (
     RequestInvalid,
     Unavailable,
 )
+from remora_contract.experiments import Experiment, arm_mix
+from remora_contract.release import arm_identities
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +125,21 @@ def _swap(model: ServedModel, old: Assignment | None, new: Assignment) -> None:
             directory.set_use_case(use_case.name, use_case.adapters)
         for name in gone:
             directory.delete_use_case(name)
+        directory.set_experiments(map(declared_by(new), new.experiments))
         model.runtime.set_sampling_defaults(new.sampling)
+
+
+def declared_by(new: Assignment) -> Callable[[Experiment], Declared]:
+    """An experiment of the assignment with what its arms run."""
+    digests = {a.name: a.digest for a in new.adapters}
+    use_cases = {u.name: [(a.name, a.weight) for a in u.adapters] for u in new.use_cases}
+
+    def declared(experiment: Experiment) -> Declared:
+        identities = arm_identities(experiment, digests, new.use_cases)
+        mixes = {a.name: tuple(arm_mix(a, digests, use_cases)) for a in experiment.arms}
+        return Declared(experiment, identities, mixes)
+
+    return declared
 
 
 def _forget(adapters: Adapters, adapter: AssignedAdapter) -> None:

@@ -106,6 +106,17 @@ class Share:
 
 
 @dataclass(frozen=True)
+class ServedArm:
+    """The arm of an experiment that answers; see remora_contract.experiments. `mix`: what the
+    release says that it runs, as digests with weights; `identity` stands for it in statistics."""
+
+    experiment: str
+    name: str
+    identity: str = ""
+    mix: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class GenerationRequest:
     request_id: str
     prompt: tuple[int, ...]
@@ -116,6 +127,7 @@ class GenerationRequest:
     constraint: Constraint | None = None
     scoring: Scoring = field(default_factory=Scoring)
     share: Share = field(default_factory=Share)
+    arm: ServedArm | None = None  # of the experiment that chose the adapters
     visible_tokens: tuple[int, ...] = ()  # special tokens whose text the answer shows
 
 
@@ -141,6 +153,7 @@ class Provenance:
     bundle_digest: str
     engine_digest: str
     adapters: tuple[AnsweringAdapter, ...] = ()
+    arm: ServedArm | None = None
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ class Intake:
     ) -> Answer:
         return Answer(
             request,
-            self._provenance(acting),
+            replace(self._provenance(acting), arm=request.arm),
             Sampler(request.sampling, self.seeds(), request.prompt),
             self.text.detokenizer(request.prompt, request.visible_tokens),
             frozenset(self.bundle.eos_token_ids),

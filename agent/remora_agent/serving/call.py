@@ -91,3 +91,5 @@ class GenerateCall:
     echo: bool = False  # the answer's text begins with the prompt's
     share: Share = field(default_factory=Share)
     trace_parent: str = ""  # W3C traceparent of the caller
+    session: str = ""  # whose arm of an experiment it gets; empty: the client's
+    lot: str = ""  # drawn by the agent, where neither is given

@@ -21,6 +21,7 @@ from remora_agent.serving.call import (
 from remora_agent.serving.chat_prompt import check_chat_tools
 from remora_contract.artifact import check_name
 from remora_contract.errors import RequestInvalid
+from remora_contract.experiments import MAX_SESSION
 from remora_contract.release import MAX_WEIGHT, WeightedName, check_use_case_name
 from remora_contract.sampling_bounds import Range
 
@@ -39,6 +40,7 @@ def check_call(call: GenerateCall) -> GenerateCall:
     check_sampling(call.sampling)
     check_stopping(call.stopping)
     check_share(call.share)
+    check_session(call.session)
     bounds.check_scoring(call.scoring)
     bounds.check_choices(call.n)
     _check_constraint(call)
@@ -62,6 +64,12 @@ def check_request_id(request_id: str) -> str:
             f"request_id must be 1 to {MAX_ID_CHARS} printable characters, not {request_id[:40]!r}"
         )
     return request_id
+
+
+def check_session(session: str) -> str:
+    if len(session) > MAX_SESSION:
+        raise RequestInvalid(f"session: at most {MAX_SESSION} characters, not {len(session)}")
+    return session
 
 
 def check_prompt(prompt: PromptInput) -> PromptInput:

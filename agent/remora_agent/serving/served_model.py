@@ -6,6 +6,7 @@ other, so a request sees the names of one release, never some of each. Knows no 
 
 from __future__ import annotations
 
+import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -35,6 +36,8 @@ from remora_agent.serving.call import (
 from remora_agent.serving.chat_prompt import template_arguments, template_messages
 from remora_agent.serving.choices import choice_call
 from remora_agent.serving.embedding import EmbedCall, as_event, joined
+from remora_agent.serving.experiment_counts import ExperimentCounts
+from remora_agent.serving.experiments import Assigned, assigned, drawn, refuse_embedding
 from remora_agent.serving.held_calls import HeldCall, HeldCalls
 from remora_agent.serving.tool_calls import ToolPlan, constrained, tool_plan
 from remora_agent.serving.use_case_counts import UseCaseCounts
@@ -46,9 +49,10 @@ from remora_contract.errors import RequestInvalid
 
 
 class ServedModel:
-    """`observe` sees every event on the step thread, before the request's own listener; `counts`
-    and `records` are those of the process (default: this model's own); `tool_format` is how it
-    writes calls of tools (default: what its chat template says)."""
+    """`observe` sees every event on the step thread, before the request's own listener; `counts`,
+    `experiments` and `records` are those of the process (default: this model's own); `tool_format`
+    is how it writes calls of tools (default: what its chat template says); `draw` stands for the
+    session of a call without one."""
 
     def __init__(
         self,
@@ -57,9 +61,13 @@ class ServedModel:
         counts: UseCaseCounts | None = None,
         records: RequestRecords | None = None,
         tool_format: ToolFormat | None = None,
+        experiments: ExperimentCounts | None = None,
+        draw: Callable[[], str] = lambda: secrets.token_hex(16),
     ) -> None:
         self.runtime = runtime
         self.counts = counts or UseCaseCounts()
+        self._experiments = experiments or ExperimentCounts()
+        self._draw = draw
         self._records = records or RequestRecords()
         self._names = threading.Lock()
         self._observe = observe
@@ -139,12 +147,16 @@ class ServedModel:
         """
         check_prompt_scores(call.scoring.prompt_top, [len(tokens)] * len(request_ids))
         deadline_s = None if timeout_s is None else self.runtime.now() + timeout_s
+        call = drawn(call, self._draw())
         with self._names, ExitStack() as adding:
+            arm = assigned(call, self.runtime.adapters.directory)
             pairs = []
             for i, (request_id, on_event) in enumerate(zip(request_ids, on_events, strict=True)):
                 one = choice_call(call, i)
-                request = self._request(request_id, one, tokens, deadline_s)
+                request = self._request(request_id, one, tokens, deadline_s, arm)
                 listener = self._told(one, request, AcceptedOnce(on_event))
+                if arm is not None:
+                    listener = self._experiments.listening(arm.is_keyed, listener)
                 pairs.append(self._adding(adding, one, request, listener))
             self.runtime.submit_all(pairs, grammar)
 
@@ -159,7 +171,8 @@ class ServedModel:
         as `submit_choices`."""
         deadline_s = None if timeout_s is None else self.runtime.now() + timeout_s
         with self._names, ExitStack() as adding:
-            request = self._request(held.request_id, held.call, tokens, deadline_s)
+            arm = assigned(held.call, self.runtime.adapters.directory)
+            request = self._request(held.request_id, held.call, tokens, deadline_s, arm)
             pair = self._adding(adding, held.call, request, held.on_event)
             self.runtime.submit_all([pair], grammar)
 
@@ -178,19 +191,21 @@ class ServedModel:
         call: GenerateCall,
         tokens: tuple[int, ...],
         deadline_s: float | None,
+        arm: Assigned | None,
     ) -> GenerationRequest:
         plan, runtime = self.tool_plan(call), self.runtime
         call = constrained(call, plan)
         return GenerationRequest(
             request_id=request_id,
             prompt=tokens,
-            adapters=self._adapters(call.selection),
+            adapters=self._adapters(call.selection if arm is None else arm.selection),
             sampling=runtime.sampling(call.sampling),
             stopping=runtime.stopping(call.stopping),
             deadline_s=deadline_s,
             constraint=call.constraint,
             scoring=call.scoring,
             share=call.share,
+            arm=None if arm is None else arm.served,
             visible_tokens=runtime.text.special_ids(plan.form.markers) if plan else (),
         )
 
@@ -223,6 +238,7 @@ class ServedModel:
         """
         runtime = self.runtime
         with self._names:
+            refuse_embedding(call.selection, runtime.adapters.directory)
             request = EmbeddingRequest(
                 request_id,
                 tuple(prompts),

@@ -61,6 +61,7 @@ def generate_call(request: pb.GenerateRequest) -> GenerateCall:
         scoring=_scoring(request),
         n=request.n or 1,
         echo=request.echo,
+        session=request.session,
     )
     return check_call(call)
 
@@ -264,7 +265,10 @@ def finished(event: api.Finished) -> pb.Finished:
 
 
 def provenance(provenance: api.Provenance) -> pb.Provenance:
+    arm = provenance.arm
     return pb.Provenance(
+        experiment="" if arm is None else arm.experiment,
+        arm="" if arm is None else arm.name,
         bundle_digest=provenance.bundle_digest,
         engine_digest=provenance.engine_digest,
         adapters=[

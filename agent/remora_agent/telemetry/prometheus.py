@@ -19,8 +19,10 @@ from prometheus_client.registry import Collector
 from remora_agent.telemetry.histograms import HistogramReading
 from remora_agent.telemetry.source import Reading
 from remora_contract.errors import Refused
+from remora_contract.experiments import ARM_PREFIX, SHADOW_PREFIX
 
 PREFIX = "remora_"
+_OF_ARMS = ("experiment", "arm", "identity")
 
 
 class ReadingsCollector(Collector):
@@ -86,12 +88,19 @@ class MetricsServer:
 
 
 def _family(readings: Sequence[Reading]) -> Metric:
-    """One name; a label only where there are several to tell apart: `use_case` or `sensor`."""
+    """One name; labels only where there are several to tell apart."""
     first, labelled = readings[0], any(r.label for r in readings)
     kind = CounterMetricFamily if first.is_counter else GaugeMetricFamily
     help_text = first.name.replace("_", " ")
-    label = "use_case" if first.name.startswith("use_case_") else "sensor"
-    family = kind(PREFIX + first.name, help_text, labels=[label] if labelled else [])
+    labels = _labels(first.name) if labelled else ()
+    family = kind(PREFIX + first.name, help_text, labels=labels)
     for reading in readings:
-        family.add_metric([reading.label] if labelled else [], reading.value)
+        values = reading.label.split("/", len(labels) - 1) if labels else []
+        family.add_metric(values, reading.value)
     return family
+
+
+def _labels(name: str) -> Sequence[str]:
+    if name.startswith((ARM_PREFIX, SHADOW_PREFIX)):
+        return _OF_ARMS
+    return ("use_case",) if name.startswith("use_case_") else ("sensor",)

@@ -5,6 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from remora_agent.telemetry.source import Reading
+from remora_contract.experiments import (
+    ARM_COUNTS,
+    ARM_PREFIX,
+    SHADOW_COUNTS,
+    SHADOW_PREFIX,
+    TOTAL,
+)
 
 REQUESTS = "requests_total"
 REQUESTS_FAILED = "requests_failed_total"
@@ -35,6 +42,8 @@ COUNTERS = {
     "use_case_requests": "use_case_requests_total",
     "use_case_failures": "use_case_failures_total",
     "use_case_tokens": "use_case_tokens_total",
+    **{ARM_PREFIX + name: ARM_PREFIX + name + TOTAL for name in ARM_COUNTS},
+    **{SHADOW_PREFIX + name: SHADOW_PREFIX + name + TOTAL for name in SHADOW_COUNTS},
 }
 
 

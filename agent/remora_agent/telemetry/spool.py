@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from remora_agent.control.state import Database
 from remora_agent.telemetry.source import Reading
 from remora_contract.errors import Exhausted
+from remora_contract.experiments import ARM_PREFIX, SHADOW_PREFIX
 
 log = logging.getLogger(__name__)
 _FLUSH_SAMPLES = 500
@@ -39,9 +40,12 @@ class MetricSpool:
         self._base = {str(n): float(v) for n, v in database.rows("select * from counters")}
         self._last: dict[str, float] = {}
         self._totals: dict[str, Sample] = {}
+        self._told: frozenset[str] = frozenset()  # names of the last readings
 
     def add(self, readings: Iterable[Reading], at_unix_s: float) -> None:
+        readings = tuple(readings)
         with self._lock:
+            self._told = frozenset(reading.wire_name for reading in readings)
             for reading in readings:
                 name = reading.wire_name
                 if reading.is_counter:
@@ -70,7 +74,8 @@ class MetricSpool:
             # What is on disk is older than what is in memory: memory only once the disk is empty.
             if fresh := self._fresh[: limit - len(levels)]:
                 mark = self._first_fresh() + len(fresh) - 1
-            return [*self._totals.values(), *levels, *fresh], mark
+            totals = [t for n, t in self._totals.items() if n in self._told or not _passes(n)]
+            return [*totals, *levels, *fresh], mark
 
     def sent(self, mark: int) -> None:
         """The controller has the levels up to `mark`, whatever was flushed or dropped since."""
@@ -114,3 +119,9 @@ class MetricSpool:
 
     def _spooled(self) -> int:
         return int(self._database.rows("select count(*) from samples")[0][0])
+
+
+def _passes(name: str) -> bool:
+    """Whether the counter is of something that comes and goes with releases: told only as long as
+    it is counted."""
+    return name.startswith((ARM_PREFIX, SHADOW_PREFIX))

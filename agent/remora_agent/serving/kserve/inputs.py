@@ -82,6 +82,7 @@ INPUTS = {
         _text("use_case"),
         _text("client"),
         _text("cache_salt"),
+        _text("session"),
         _flag("exclude_input_in_output"),
         _flag("return_finish_reason"),
         _flag("return_num_input_tokens"),

@@ -1,7 +1,8 @@
-"""Model names of this surface: BASE (also by its aliases), BASE:ADAPTER, BASE:USE_CASE.
+"""Model names of this surface: BASE (also by its aliases), BASE:ADAPTER, BASE:USE_CASE and
+BASE:EXPERIMENT.
 
-A version is "1" for a base and its use cases, and a revision for an adapter; empty is the one that
-answers by default. Pure: reads the directory that it is given.
+A version is "1" for a base and its use cases, "experiment" for an experiment, and a revision for an
+adapter; empty is the one that answers by default. Pure: reads the directory that it is given.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from remora_contract.errors import NotFound, RequestInvalid
 
 BASE_ALIASES = ("ensemble", "tensorrt_llm_bls")
 BASE_VERSION = "1"
+EXPERIMENT_VERSION = "experiment"
 SEPARATOR = ":"
 
 
@@ -61,6 +63,9 @@ def has_use_case(name: str, directory: AdapterDirectory) -> bool:
 
 def _composed(part: str, version: str, base: str, directory: AdapterDirectory) -> Target:
     full = f"{base}{SEPARATOR}{part}"
+    if version in ("", EXPERIMENT_VERSION) and directory.experiment(part) is not None:
+        # Its arms answer, whatever else has the name; another version asks for that.
+        return Target(full, EXPERIMENT_VERSION, UseCaseRef(part))
     if not has_use_case(part, directory):
         record = directory.resolve(part, version or None)
         return Target(full, record.revision, (AdapterRef(part, version or None),))

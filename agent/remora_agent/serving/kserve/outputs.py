@@ -40,6 +40,8 @@ OUTPUTS = {
         Output("time_to_first_token_s", "FP32"),
         Output("bundle_digest", "BYTES"),
         Output("adapter_digests", "BYTES", many=True),
+        Output("experiment", "BYTES", many=True),  # none outside experiments
+        Output("arm", "BYTES", many=True),
         Output(CUM_LOG_PROBS, "FP32", costs=True),
         Output(OUTPUT_LOG_PROBS, "FP32", many=True, costs=True),
         Output(CUMULATIVE_LOGPROB, "FP32", costs=True),

@@ -12,7 +12,13 @@ from remora_agent.bank.directory import UseCase
 from remora_agent.runtime.adapters import AdapterInfo, Tier
 from remora_agent.runtime.api import AdapterRef
 from remora_agent.serving.call import AdapterSelection, UseCaseRef
-from remora_agent.serving.kserve.names import BASE_VERSION, SEPARATOR, resolve
+from remora_agent.serving.experiments import arm_selection
+from remora_agent.serving.kserve.names import (
+    BASE_VERSION,
+    EXPERIMENT_VERSION,
+    SEPARATOR,
+    resolve,
+)
 from remora_agent.serving.served_model import ServedModel
 from remora_contract.errors import Refused, RequestInvalid, Unsupported
 from remora_protos.kserve.v2 import grpc_service_pb2 as pb
@@ -37,6 +43,9 @@ def index(model: ServedModel, *, ready_only: bool) -> pb.RepositoryIndexResponse
         state, reason = _use_case_state(use_case, resident)
         name = f"{base}{SEPARATOR}{use_case.name}"
         response.models.add(name=name, version=BASE_VERSION, state=state, reason=reason)
+    for declared in adapters.directory.experiments():
+        name = f"{base}{SEPARATOR}{declared.experiment.name}"
+        response.models.add(name=name, version=EXPERIMENT_VERSION, state=READY)
     if ready_only:
         kept = [m for m in response.models if m.state == READY]
         return pb.RepositoryIndexResponse(models=kept)
@@ -85,7 +94,10 @@ def check_repository(name: str) -> None:
 def versions(model: ServedModel, name: str, version: str) -> tuple[str, ...]:
     """All that the model of this name has. Raises NotFound."""
     selection = _resolved(model, name, version)
-    if isinstance(selection, UseCaseRef) or not selection:
+    if isinstance(selection, UseCaseRef):
+        known = model.runtime.adapters.directory.experiment(selection.name)
+        return (BASE_VERSION,) if known is None else (EXPERIMENT_VERSION,)
+    if not selection:
         return (BASE_VERSION,)
     records = model.runtime.adapters.directory.revisions()
     return tuple(r.revision for r in records if r.name == selection[0].name)
@@ -93,6 +105,16 @@ def versions(model: ServedModel, name: str, version: str) -> tuple[str, ...]:
 
 def _adapters_of(model: ServedModel, name: str) -> Sequence[AdapterRef]:
     selection = _resolved(model, name, "")
+    if not isinstance(selection, UseCaseRef):
+        return selection
+    declared = model.runtime.adapters.directory.experiment(selection.name)
+    if declared is not None:
+        arms = [arm_selection(arm) for arm in declared.experiment.arms]
+        return tuple(ref for arm in arms for ref in _parts(model, arm))
+    return _parts(model, selection)
+
+
+def _parts(model: ServedModel, selection: AdapterSelection) -> Sequence[AdapterRef]:
     if not isinstance(selection, UseCaseRef):
         return selection
     use_case = model.runtime.adapters.directory.use_case(selection.name)

@@ -129,6 +129,7 @@ def _call(
         constraint=_constraint(values),
         echo=not exclude_prompt,
         share=Share(parameters.priority, values.get("client", ""), values.get("cache_salt", "")),
+        session=values.get("session", ""),
     )
 
 

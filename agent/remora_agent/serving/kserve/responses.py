@@ -84,6 +84,8 @@ class Responses:
             "time_to_first_token_s": [timings.time_to_first_token_s],
             "bundle_digest": [provenance.bundle_digest],
             "adapter_digests": [a.digest for a in provenance.adapters],
+            "experiment": [] if provenance.arm is None else [provenance.arm.experiment],
+            "arm": [] if provenance.arm is None else [provenance.arm.name],
         }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from remora_agent.runtime.api import Accepted, Delta, Finished, TokenLogprob
+from remora_agent.runtime.api import Accepted, Delta, Finished, Provenance, TokenLogprob
 from remora_agent.serving.openai import usage
 from remora_agent.serving.openai.logprobs import IsSpecial, TokenBytes, chat_logprobs
 from remora_agent.serving.tool_calls import ToolEvent
@@ -30,13 +30,13 @@ class Reply:
     def usage(self) -> dict[str, Any]:
         return usage.usage([self.ended[i] for i in sorted(self.ended)], self.n)
 
-    def head(self, kind: str, fingerprint: str | None) -> dict[str, Any]:
+    def head(self, kind: str, origin: Provenance | None) -> dict[str, Any]:
         return {
             "id": self.id,
             "object": kind,
             "created": self.created,
             "model": self.model,
-            "system_fingerprint": fingerprint,
+            **usage.origin(origin),
         }
 
 
@@ -45,12 +45,12 @@ class ChatChunks:
 
     def __init__(self, reply: Reply, include_usage: bool) -> None:
         self._reply, self._include_usage = reply, include_usage
-        self._fingerprint: str | None = None
+        self._origin: Provenance | None = None
 
     def chunks(self, index: int, event: ToolEvent) -> list[dict[str, Any]]:
         """Raises Unavailable when the request was cancelled on the device."""
         if isinstance(event, Accepted):
-            self._fingerprint = usage.fingerprint(event.provenance)
+            self._origin = event.provenance
             return [self._chunk(index, {"role": "assistant", "content": ""})]
         if isinstance(event, Delta):
             if not event.text and not event.logprobs:
@@ -71,7 +71,7 @@ class ChatChunks:
     def last(self) -> list[dict[str, Any]]:
         if not self._include_usage:
             return []
-        head = self._reply.head("chat.completion.chunk", self._fingerprint)
+        head = self._reply.head("chat.completion.chunk", self._origin)
         return [{**head, "choices": [], "usage": self._reply.usage()}]
 
     def _chunk(
@@ -83,7 +83,7 @@ class ChatChunks:
     ) -> dict[str, Any]:
         logprobs = chat_logprobs(scored, self._reply.token_bytes) if scored else None
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
-        head = self._reply.head("chat.completion.chunk", self._fingerprint)
+        head = self._reply.head("chat.completion.chunk", self._origin)
         last = {"usage": None} if self._include_usage else {}
         return {**head, "choices": [choice], **last}
 
@@ -95,11 +95,11 @@ class ChatResponse:
         self._reply = reply
         self._texts: list[list[str]] = [[] for _ in range(answers)]
         self._scored: list[list[TokenLogprob]] = [[] for _ in range(answers)]
-        self._fingerprint: str | None = None
+        self._origin: Provenance | None = None
 
     def add(self, index: int, event: ToolEvent) -> None:
         if isinstance(event, Accepted):
-            self._fingerprint = usage.fingerprint(event.provenance)
+            self._origin = event.provenance
         elif isinstance(event, Delta):
             self._texts[index].append(event.text)
             self._scored[index].extend(event.logprobs)
@@ -111,7 +111,7 @@ class ChatResponse:
         if len(self._reply.ended) < len(self._texts):
             raise InternalFault("an answer has no end; this is a bug, report it")
         return {
-            **self._reply.head("chat.completion", self._fingerprint),
+            **self._reply.head("chat.completion", self._origin),
             "choices": [self._choice(i) for i in range(len(self._texts))],
             "usage": self._reply.usage(),
         }

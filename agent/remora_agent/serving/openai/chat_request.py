@@ -65,6 +65,7 @@ def chat_request(body: Mapping[str, Any]) -> ChatRequest:
             constraint=options.constraint,
             scoring=scoring,
             share=options.share,
+            session=options.session,
         )
         for i in range(options.n)
     )

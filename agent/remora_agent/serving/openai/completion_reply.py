@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from remora_agent.runtime.api import Accepted, Delta, Finished, PromptScored
+from remora_agent.runtime.api import Accepted, Delta, Finished, PromptScored, Provenance
 from remora_agent.serving.openai import usage
 from remora_agent.serving.openai.chat_reply import Reply
 from remora_agent.serving.openai.logprobs import CompletionLogprobs, joined
@@ -27,13 +27,13 @@ class CompletionParts:
         self._logprobs = [
             CompletionLogprobs(reply.token_bytes, reply.is_special, top) for _ in range(answers)
         ]
-        self.fingerprint: str | None = None
+        self.origin: Provenance | None = None
 
     def parts(self, index: int, event: ToolEvent) -> list[dict[str, Any]]:
         """Raises Unavailable when the request was cancelled on the device."""
         scored = self._reply.scored
         if isinstance(event, Accepted):
-            self.fingerprint = usage.fingerprint(event.provenance)
+            self.origin = event.provenance
             # With logprobs the prompt comes with its own, a moment later.
             return [self._part(index, self._echo[index].text)] if self._echo and not scored else []
         if isinstance(event, PromptScored) and self._echo:
@@ -75,7 +75,7 @@ class CompletionChunks:
         return [{**self._head(), "choices": [], "usage": self._reply.usage()}]
 
     def _head(self) -> dict[str, Any]:
-        return self._reply.head(_KIND, self._parts.fingerprint)
+        return self._reply.head(_KIND, self._parts.origin)
 
 
 class CompletionResponse:
@@ -90,7 +90,7 @@ class CompletionResponse:
         if len(self._reply.ended) < len(self._made):
             raise InternalFault("an answer has no end; this is a bug, report it")
         return {
-            **self._reply.head(_KIND, self._parts.fingerprint),
+            **self._reply.head(_KIND, self._parts.origin),
             "choices": [_whole(i, parts) for i, parts in enumerate(self._made)],
             "usage": self._reply.usage(),
         }

@@ -58,6 +58,7 @@ def completion_request(body: Mapping[str, Any]) -> CompletionRequest:
             constraint=options.constraint,
             scoring=scoring,
             share=options.share,
+            session=options.session,
         )
         for prompt in prompts
         for i in range(options.n)

@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from remora_agent.serving.call import GenerateCall
 from remora_agent.serving.callers import TRACE_PARENT
+from remora_agent.serving.limits import check_session
 from remora_agent.serving.openai.body import json_object
 from remora_agent.serving.openai.chat_reply import ChatChunks, ChatResponse, Reply
 from remora_agent.serving.openai.chat_request import ChatRequest, chat_request
@@ -21,6 +22,7 @@ from remora_agent.serving.openai.completion_reply import (
     CompletionResponse,
 )
 from remora_agent.serving.openai.completion_request import CompletionRequest, completion_request
+from remora_agent.serving.openai.errors import FieldInvalid
 from remora_agent.serving.openai.exchange import (
     Chunks,
     ServerSentEvents,
@@ -33,6 +35,7 @@ from remora_agent.serving.served_model import ServedModel
 from remora_agent.serving.tool_calls import ToolEvent
 from remora_agent.text.pipeline import Encoded
 
+SESSION = "x-session-id"
 Wanted = ChatRequest | CompletionRequest
 Answering = AbstractAsyncContextManager[Generation]
 
@@ -113,9 +116,18 @@ class Completions:
 
 
 def as_called(call: GenerateCall, request: Request) -> GenerateCall:
-    """The call in its caller's trace, and in its share."""
+    """The call in its caller's trace, share and session. Raises FieldInvalid for two sessions,
+    RequestInvalid for one that is too long."""
     trace = request.headers.get(TRACE_PARENT, "")
-    return replace(call, trace_parent=trace, share=share_of_caller(call.share, request))
+    session = request.headers.get(SESSION, "")
+    if session and call.session not in ("", session):
+        raise FieldInvalid(f"session: the header {SESSION} says another; give one", "session")
+    return replace(
+        call,
+        trace_parent=trace,
+        share=share_of_caller(call.share, request),
+        session=check_session(session or call.session),
+    )
 
 
 def _streamed(wanted: Wanted, reply: Reply, generation: Generation) -> _Streamed:

@@ -16,6 +16,7 @@ from remora_agent.runtime.bounds import check_prompt_scores
 from remora_agent.serving.call import GenerateCall, PromptInput
 from remora_agent.serving.driver import compiled
 from remora_agent.serving.event_stream import EventStream
+from remora_agent.serving.experiments import drawn
 from remora_agent.serving.openai.naming import ModelChoice, select
 from remora_agent.serving.router import Router
 from remora_agent.serving.served_model import ServedModel
@@ -60,6 +61,7 @@ class Generator:
         eager: bool,
     ) -> AsyncIterator[Generation]:
         """All of `calls`, or none. Raises as ServedModel.encode and submit do, ModelUnknown."""
+        lot = self._new_id()  # for all of them: they are answers to one request
         streams = [EventStream(asyncio.get_running_loop()) for _ in calls]
         ids = [self._new_id() for _ in calls]
         async with AsyncExitStack() as leaving:
@@ -76,7 +78,7 @@ class Generator:
                 for request_id, call, prompt, stream in zip(
                     ids, calls, prompts, streams, strict=True
                 ):
-                    chosen = replace(call, selection=selection)
+                    chosen = drawn(replace(call, selection=selection), lot)
                     model.submit(request_id, chosen, prompt.token_ids, None, stream.put, grammar)
             each = [_read(s, CallReading(plan, self._new_id, eager=eager)) for s in streams]
             events = await leaving.enter_async_context(aclosing(_merged(each)))

@@ -9,6 +9,7 @@ from remora_agent.bank.directory import AdapterDirectory
 from remora_agent.serving.call import AdapterSelection, UseCaseRef
 from remora_agent.serving.openai.naming import listed_names, meaning_of
 from remora_contract.errors import NotFound
+from remora_contract.experiments import Arm
 
 _OWNER = "remora"
 
@@ -48,6 +49,10 @@ def _model(
         "parent": base if selection != () else None,
         "max_model_len": context,
     }
+    declared = directory.experiment(selection.name) if isinstance(selection, UseCaseRef) else None
+    if declared is not None:
+        arms = {arm.name: _arm(arm) for arm in declared.experiment.arms}
+        return {**made, "experiment": {"arms": arms}}
     if isinstance(selection, UseCaseRef):
         return {**made, "use_case": _mix(selection.name, directory)}
     for ref in selection:
@@ -58,6 +63,11 @@ def _model(
             "digest": record.digest,
         }
     return made
+
+
+def _arm(arm: Arm) -> dict[str, Any]:
+    target = {"use_case": arm.use_case} if arm.use_case else {"adapter": arm.adapter}
+    return {**target, "percent": arm.percent}
 
 
 def _mix(use_case: str, directory: AdapterDirectory) -> dict[str, float]:

@@ -4,8 +4,10 @@
     <base>:<adapter>    one adapter, also <base>:<adapter>@<revision>
     <adapter>           the same, also <adapter>@<revision>
     <use case>          a use case, also use_case:<use case>
+    <experiment>        an experiment's arm for the session, also <base>:<experiment>
 
-A name with two meanings is refused; the longer forms tell them apart.
+An experiment has its name before an adapter or a use case of the same name. Any other name with two
+meanings is refused; the longer forms tell them apart.
 """
 
 from __future__ import annotations
@@ -97,8 +99,9 @@ def meaning_of(name: str, base: str, directory: AdapterDirectory) -> AdapterSele
 
 def listed_names(base: str, directory: AdapterDirectory) -> dict[str, AdapterSelection]:
     """The shortest name that means one thing, of each: base, adapters, use cases."""
-    adapters = [alias.name for alias in directory.aliases()]
-    use_cases = [use_case.name for use_case in directory.use_cases()]
+    running = [declared.experiment.name for declared in directory.experiments()]
+    adapters = [a.name for a in directory.aliases() if a.name not in running]
+    use_cases = [u.name for u in directory.use_cases() if u.name not in running] + running
     once = [n for n, times in Counter((base, *adapters, *use_cases)).items() if times == 1]
     alone = set(once)
     names: dict[str, AdapterSelection] = {base if base in alone else f"{base}:": ()}
@@ -113,6 +116,9 @@ def _meanings(name: str, base: str, directory: AdapterDirectory) -> dict[str, Ad
     """By the name that means this alone."""
     found: dict[str, AdapterSelection] = {}
     adapter, use_case = name.removeprefix(f"{base}:"), name.removeprefix(USE_CASE)
+    for experiment in (adapter, use_case):
+        if name != base and directory.experiment(experiment) is not None:
+            return {name: UseCaseRef(experiment)}
     if name in (base, f"{base}:"):
         found[f"{base}:"] = ()
     with suppress(NotFound, RequestInvalid):  # no such adapter, or no name of one

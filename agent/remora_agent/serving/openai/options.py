@@ -14,6 +14,7 @@ from remora_agent.serving.openai.constraints import constraint
 from remora_agent.serving.openai.errors import FieldInvalid
 from remora_agent.serving.openai.fields import Fields, Refusals
 from remora_agent.serving.openai.naming import ModelChoice, model_choice
+from remora_contract.experiments import MAX_SESSION
 
 MAX_CHOICES = 128  # answers of one request: n for each of its prompts
 MAX_TOP_LOGPROBS = 20
@@ -58,6 +59,7 @@ class CommonOptions:
     stopping: StoppingOverrides
     constraint: Constraint | None
     share: Share
+    session: str
     n: int
     stream: bool
     include_usage: bool
@@ -80,6 +82,7 @@ def common_options(fields: Fields) -> CommonOptions:
         stopping=_stopping(fields),
         constraint=constraint(fields),
         share=share_of(fields),
+        session=fields.text("session", MAX_SESSION) or "",
         n=fields.whole("n", 1, MAX_CHOICES) or 1,
         stream=stream,
         include_usage=_include_usage(fields, stream),

@@ -23,6 +23,22 @@ def usage(ended: Sequence[Finished], n: int) -> dict[str, Any]:
     }
 
 
+def origin(provenance: Provenance | None) -> dict[str, Any]:
+    """What a reply says of who answers: its fingerprint and, in an experiment, the arm with its
+    adapters. None while nobody does."""
+    if provenance is None:
+        return {"system_fingerprint": None}
+    said: dict[str, Any] = {"system_fingerprint": fingerprint(provenance)}
+    if provenance.arm is not None:
+        adapters = [
+            {"name": a.name, "revision": a.revision, "digest": a.digest, "weight": a.weight}
+            for a in provenance.adapters
+        ]
+        arm = provenance.arm
+        said["experiment"] = {"name": arm.experiment, "arm": arm.name, "adapters": adapters}
+    return said
+
+
 def fingerprint(provenance: Provenance) -> str:
     """The same as long as bundle, engine and adapters (with their weights) are the same bytes."""
     parts = [provenance.bundle_digest, provenance.engine_digest]

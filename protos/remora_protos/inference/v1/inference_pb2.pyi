@@ -49,7 +49,7 @@ UNLOAD_MODE_CANCEL: UnloadMode
 UNLOAD_MODE_REFUSE_IF_BUSY: UnloadMode
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "text", "chat", "token_ids", "none", "adapters", "use_case", "sampling", "stopping", "use_case_weights", "constraint", "logprobs", "prompt_logprobs", "n", "echo", "priority", "client", "cache_salt")
+    __slots__ = ("request_id", "text", "chat", "token_ids", "none", "adapters", "use_case", "sampling", "stopping", "use_case_weights", "constraint", "logprobs", "prompt_logprobs", "n", "echo", "priority", "client", "cache_salt", "session")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     CHAT_FIELD_NUMBER: _ClassVar[int]
@@ -68,6 +68,7 @@ class GenerateRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     text: str
     chat: Chat
@@ -86,7 +87,8 @@ class GenerateRequest(_message.Message):
     priority: int
     client: str
     cache_salt: str
-    def __init__(self, request_id: _Optional[str] = ..., text: _Optional[str] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., none: _Optional[_Union[NoAdapter, _Mapping]] = ..., adapters: _Optional[_Union[AdapterMix, _Mapping]] = ..., use_case: _Optional[str] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stopping: _Optional[_Union[Stopping, _Mapping]] = ..., use_case_weights: _Optional[_Iterable[_Union[WeightedAdapter, _Mapping]]] = ..., constraint: _Optional[_Union[Constraint, _Mapping]] = ..., logprobs: _Optional[_Union[Logprobs, _Mapping]] = ..., prompt_logprobs: _Optional[_Union[Logprobs, _Mapping]] = ..., n: _Optional[int] = ..., echo: bool = ..., priority: _Optional[int] = ..., client: _Optional[str] = ..., cache_salt: _Optional[str] = ...) -> None: ...
+    session: str
+    def __init__(self, request_id: _Optional[str] = ..., text: _Optional[str] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., none: _Optional[_Union[NoAdapter, _Mapping]] = ..., adapters: _Optional[_Union[AdapterMix, _Mapping]] = ..., use_case: _Optional[str] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stopping: _Optional[_Union[Stopping, _Mapping]] = ..., use_case_weights: _Optional[_Iterable[_Union[WeightedAdapter, _Mapping]]] = ..., constraint: _Optional[_Union[Constraint, _Mapping]] = ..., logprobs: _Optional[_Union[Logprobs, _Mapping]] = ..., prompt_logprobs: _Optional[_Union[Logprobs, _Mapping]] = ..., n: _Optional[int] = ..., echo: bool = ..., priority: _Optional[int] = ..., client: _Optional[str] = ..., cache_salt: _Optional[str] = ..., session: _Optional[str] = ...) -> None: ...
 
 class Constraint(_message.Message):
     __slots__ = ("json_schema", "regex", "lark", "choice", "json_object")
@@ -252,14 +254,18 @@ class Timings(_message.Message):
     def __init__(self, queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., decode_s: _Optional[float] = ..., time_to_first_token_s: _Optional[float] = ...) -> None: ...
 
 class Provenance(_message.Message):
-    __slots__ = ("bundle_digest", "engine_digest", "adapters")
+    __slots__ = ("bundle_digest", "engine_digest", "adapters", "experiment", "arm")
     BUNDLE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     ENGINE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
+    ARM_FIELD_NUMBER: _ClassVar[int]
     bundle_digest: str
     engine_digest: str
     adapters: _containers.RepeatedCompositeFieldContainer[AnsweringAdapter]
-    def __init__(self, bundle_digest: _Optional[str] = ..., engine_digest: _Optional[str] = ..., adapters: _Optional[_Iterable[_Union[AnsweringAdapter, _Mapping]]] = ...) -> None: ...
+    experiment: str
+    arm: str
+    def __init__(self, bundle_digest: _Optional[str] = ..., engine_digest: _Optional[str] = ..., adapters: _Optional[_Iterable[_Union[AnsweringAdapter, _Mapping]]] = ..., experiment: _Optional[str] = ..., arm: _Optional[str] = ...) -> None: ...
 
 class AnsweringAdapter(_message.Message):
     __slots__ = ("name", "revision", "digest", "weight", "active_from", "not_invoked")
