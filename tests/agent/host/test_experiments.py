@@ -1,4 +1,4 @@
-"""A/B on the real engine (ONNX Runtime): over all three surfaces, with clients that others wrote."""
+"""A/B on the real engine, over all three surfaces, with clients that others wrote."""
 
 from __future__ import annotations
 
