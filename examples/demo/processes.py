@@ -11,11 +11,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import Any
 
 _BIN = Path(sys.executable).parent
 _TAIL_BYTES = 4000
@@ -58,9 +59,7 @@ class Daemon:
 
     def kill(self) -> None:
         """Ends the whole group at once, whatever it is doing."""
-        with contextlib.suppress(ProcessLookupError):  # it has ended, and so have its children
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        end_group(self.process)
 
     def tail(self) -> str:
         """The end of its log."""
@@ -80,6 +79,8 @@ class Workshop:
     showing: Callable[[Sequence[str]], AbstractContextManager[None]] = lambda _: nullcontext()
     daemons: list[Daemon] = field(default_factory=list)
     patience_s: float = 300.0  # for one command
+    _commands: list[subprocess.Popen[str]] = field(default_factory=list)
+    _interrupts: _Interrupts = field(default_factory=lambda: _Interrupts())
 
     def run(
         self,
@@ -103,20 +104,24 @@ class Workshop:
     def _finish(
         self, argv: Sequence[str], timeout_s: float, secret: Mapping[str, str]
     ) -> subprocess.CompletedProcess[str]:
-        try:
-            return subprocess.run(
+        with self._interrupts.held():
+            command = subprocess.Popen(
                 _resolved(argv),
                 cwd=self.folder,
                 env={**self._environment(), **secret},
                 stdin=subprocess.DEVNULL,
-                capture_output=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
                 text=True,
-                timeout=timeout_s,
-                check=False,
                 start_new_session=True,
             )
+            self._commands.append(command)
+        try:
+            stdout, stderr = command.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired as e:
             raise DemoFailed(f"`{' '.join(argv)}` did not end within {timeout_s:.0f} s") from e
+        self._commands.remove(command)
+        return subprocess.CompletedProcess(argv, command.returncode, stdout, stderr)
 
     def start(self, name: str, *argv: str) -> Daemon:
         """Starts a program that stays; its output goes to logs/NAME.log."""
@@ -126,7 +131,7 @@ class Workshop:
     def _start(self, name: str, argv: Sequence[str]) -> Daemon:
         log = self.folder / "logs" / f"{name}.log"
         log.parent.mkdir(exist_ok=True)
-        with log.open("ab") as output:
+        with log.open("ab") as output, self._interrupts.held():
             process = subprocess.Popen(
                 _resolved(argv),
                 cwd=self.folder,
@@ -136,8 +141,8 @@ class Workshop:
                 stderr=output,
                 start_new_session=True,
             )
-        daemon = Daemon(name, process, log)
-        self.daemons.append(daemon)
+            daemon = Daemon(name, process, log)
+            self.daemons.append(daemon)
         return daemon
 
     def check_daemons(self) -> None:
@@ -152,9 +157,7 @@ class Workshop:
         return {**os.environ, **self.environment}
 
     def __enter__(self) -> Workshop:
-        ends = (signal.SIGTERM, signal.SIGHUP)
-        wanted = [n for n in ends if signal.getsignal(n) is not signal.SIG_IGN]  # nohup ignores
-        self._before = {n: signal.signal(n, _interrupt) for n in wanted}
+        self._interrupts.take()
         return self
 
     def __exit__(
@@ -163,10 +166,58 @@ class Workshop:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        for process in self._commands:
+            end_group(process)
         for daemon in self.daemons:
             daemon.kill()
+        self._interrupts.give_back()
+
+
+class _Interrupts:
+    """Ctrl-C, SIGTERM and SIGHUP as KeyboardInterrupt, but never between the start of a process
+    and the line that notes it: nobody would end that one."""
+
+    def __init__(self) -> None:
+        self._before: dict[signal.Signals, Any] = {}
+        self._holding = False
+        self._came = False
+
+    def take(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores
+                self._before[number] = signal.signal(number, self._on_signal)
+
+    def give_back(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        self._before.clear()
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """What comes meanwhile is raised at the end."""
+        self._holding = True
+        try:
+            yield
+        finally:
+            self._holding = False
+        if self._came:
+            self._came = False
+            raise KeyboardInterrupt
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if not self._holding:
+            raise KeyboardInterrupt
+        self._came = True
+
+
+def end_group(process: subprocess.Popen[Any]) -> None:
+    """Ends a process and all of its group at once, whatever they are doing."""
+    with contextlib.suppress(ProcessLookupError):  # it has ended, and so have its children
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for pipe in (process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()
 
 
 def await_value(
@@ -190,7 +241,3 @@ def _resolved(argv: Sequence[str]) -> list[str]:
     """The console scripts of this very installation; `python` is its interpreter."""
     program = sys.executable if argv[0] == "python" else str(_BIN / argv[0])
     return [program, *argv[1:]]
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
