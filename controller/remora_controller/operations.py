@@ -208,7 +208,6 @@ class Operations:
         return self.differences_of(old, new)
 
     def differences_of(self, before: Release, after: Release) -> list[Difference]:
-        """Of releases that may not be stored."""
         return release_differences(before, after, self._repository.index().manifests)
 
     def contents_of(self, release_id: str) -> Contents:

@@ -177,7 +177,7 @@ def test_arms_with_dashes_stand_in_quotes() -> None:
     wanted = Experiment("x", arms, promote=(rule,), min_requests=1)
     check_rules([wanted])
     assert judge_rules(wanted, {"new-1": arm(5)})[0].outcome is Outcome.PASS
-    with pytest.raises(RequestInvalid, match='write "old-1.requests" with'):
+    with pytest.raises(RequestInvalid, match=r'write "old-1\.requests" with'):
         check_rules([Experiment("x", arms, promote=(PromotionRule("r", "new-1.failures < 1"),))])
 
 
