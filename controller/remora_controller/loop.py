@@ -27,6 +27,7 @@ GATHER_S = 0.02
 # this share, or a large wave would be spent on looking at it.
 DECIDING_SHARE = 0.2
 FLUSH_EVERY = 5  # ticks
+PROMOTE_EVERY = 10  # looks at every device of an experiment that promotes itself
 PRUNE_EVERY = 300
 
 
@@ -44,7 +45,7 @@ class DecisionLoop:
         promote: Callable[[], bool] = lambda: False,
     ) -> None:
         """Both run on the store's thread: `also_prune` whenever the store is pruned, `promote`
-        every few seconds; it says whether it started a rollout."""
+        every ten seconds; it says whether it started a rollout."""
         self._also_prune = also_prune
         self._promote = promote
         self._store = store
@@ -124,8 +125,8 @@ class DecisionLoop:
         if beat % FLUSH_EVERY == 0:
             await self.flush()
             await self._thread.call(self._count)
-            if await self._thread.call(self._promote):
-                self.wake()
+        if beat % PROMOTE_EVERY == 0 and await self._thread.call(self._promote):
+            self.wake()
         if beat % PRUNE_EVERY == 0:
             await self._thread.call(self._store.prune, self._clock())
             await self._thread.call(self._also_prune)

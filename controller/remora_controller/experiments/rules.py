@@ -80,7 +80,7 @@ def _unknown(experiment: Experiment, name: str) -> str:
 def _quoting(experiment: Experiment) -> str:
     """Advice where it may be needed: a dash is a minus, unless it is quoted."""
     odd = [arm.name for arm in experiment.arms if not _WORD.fullmatch(arm.name)]
-    return f"; write \"{odd[0]}.requests\" with its quotes" if odd else ""
+    return f'; write "{odd[0]}.requests" with its quotes' if odd else ""
 
 
 def named_by(rule: PromotionRule) -> frozenset[str]:

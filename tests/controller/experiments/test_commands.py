@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import textwrap
 import time
+from pathlib import Path
 
 import pytest
 
@@ -11,13 +13,15 @@ from remora_contract.errors import Forbidden, NotFound, Refused, RemoraError, Re
 from remora_contract.release import Release
 from remora_contract.strict import loads
 from remora_controller.experiments.overview import labels_of
+from remora_controller.experiments.rules import check_rules
+from remora_controller.operator_cli.release_document import read_release_file
 from remora_controller.pki import OperatorRole
 from remora_protos.control.v1 import control_pb2 as cp
 from remora_protos.operator.v1 import operator_pb2 as op
 from tests.controller import artifacts
 from tests.controller.harness import WAIT_S, fleet
 from tests.controller.operating import online, refused
-from tests.controller.test_cli import Remora
+from tests.controller.test_cli import Remora, apply
 from tests.controller.test_governance import acting
 
 FILE = """
@@ -85,6 +89,29 @@ def test_a_release_file_declares_experiments_and_releases_show_and_compare_them(
         "experiments.sql.arms.control.percent": ("90.0", "50.0"),
         "experiments.sql.arms.candidate.percent": ("10.0", "50.0"),
     }
+
+
+def test_a_fleet_file_takes_them_and_the_same_file_again_changes_nothing(world, remora, tmp_path):
+    release = textwrap.indent((FILE % (90, 10)).replace("name: assistant\n", ""), "    ")
+    file = tmp_path / "fleet.yaml"
+    file.write_text(f"releases:\n  assistant:{release}")
+    code, shown = apply(world, "-f", str(file))
+    assert code == 3 and '"salt":"spring"' in shown
+    assert apply(world, "-f", str(file)) == (0, "nothing to change\n")
+    assert document(remora, "assistant").experiments[0].arm("candidate").percent == 10
+    file.write_text(file.read_text().replace("90", "91"))
+    with pytest.raises(RemoraError, match=r"releases.assistant: .*add up to 101"):
+        apply(world, "-f", str(file))
+
+
+def test_the_page_about_them_begins_with_a_release_that_can_be_made():
+    page = (Path(__file__).parents[3] / "docs" / "experiments.md").read_text().splitlines()
+    start = next(i for i, line in enumerate(page) if line.startswith("    name: assistant"))
+    example = textwrap.dedent("\n".join(page[start : page.index("", start)]))
+    release = read_release_file(example.encode(), "docs/experiments.md")
+    (experiment,) = release.experiments
+    check_rules([experiment])
+    assert (experiment.promote_when, experiment.min_requests) == ("pass", 500)
 
 
 @pytest.mark.parametrize(
