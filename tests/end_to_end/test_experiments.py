@@ -108,6 +108,13 @@ def test_sessions_are_split_counted_and_the_winner_becomes_the_name_without_a_lo
     with agents[1].client() as client:
         client.generate(**asks[0])
     await_counted(stage, answers + 1)
+    agents[1].daemon.kill()  # it forgets what it had not written down; the controller does not
+    stage.fleet.restart(agents[1])
+    await_value(lambda: agents[1].events("release.switched"), "it serves again", 60.0)
+    with agents[1].client() as client:
+        for _ in range(5):
+            client.generate(**asks[0])
+            assert answers + 1 <= sum(counted(stage).values()) <= answers + 6
 
     (shown,) = stage.fleet.operator("experiments", "list")
     assert (shown["devices"], shown["verdict"], shown["candidate"]) == (2, "PASS", "candidate")

@@ -1,7 +1,7 @@
 """Promotion by the controller itself: `promote_when: pass` of an experiment whose rules all pass.
 
-It acts once for each release: on the newest rollout of a selector, once that has COMPLETED and as
-long as its devices are assigned what it brought. Whatever is rolled out there afterwards, by
+It acts once for each rollout of an experiment: on the newest of a selector, once that has COMPLETED
+and as long as its devices are assigned what it brought. Whatever is rolled out there afterwards, by
 whomever and however it ends, is newer, so a promotion that went back is not tried again. Runs on
 the store's thread.
 """
@@ -86,7 +86,7 @@ class AutoPromotion:
         found = self._laboratory.proposal(request)
         if found.refusal is not None:
             return False
-        if any(r.release_id == found.release.release_id for r in rollouts):
+        if any(_is_later(r, case.rollout, found.release.release_id) for r in rollouts):
             return False
         spec = replace(request.start.spec, gates=gates_after(case.rollout.spec.gates, found))
         self._promote(replace(request, start=replace(request.start, spec=spec)))
@@ -140,6 +140,11 @@ def is_in_place(
         if d.pin is None and d.quarantine is None
     }
     return assigned == {rollout.release_id}
+
+
+def _is_later(rollout: RolloutRecord, than: RolloutRecord, release_id: str) -> bool:
+    """Of that release: of a part of the devices, or of more than these."""
+    return rollout.release_id == release_id and rollout.created_at > than.created_at
 
 
 def _request(case: _Case) -> PromotionRequest:

@@ -33,6 +33,30 @@ Ended = Annotated[
     bool, typer.Option("--all", help="Also experiments of releases that no device runs now.")
 ]
 
+WinningArm = Annotated[
+    str | None,
+    typer.Option("--arm", help="The arm that wins (default: the candidate).", show_default=False),
+]
+Base = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        help="Release to derive from (default: the one that all matching devices run).",
+        show_default=False,
+    ),
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Although its rules do not pass; needs a --reason.")
+]
+Reason = Annotated[
+    str,
+    typer.Option("--reason", help="Why it is forced, for the audit log.", show_default=False),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Show the rules, the release and the plan; change nothing."),
+]
+
 
 def register(root: typer.Typer) -> None:
     root.add_typer(app, name="experiments")
@@ -87,45 +111,21 @@ def show(
 def promote(
     context: typer.Context,
     name: Name,
-    arm: Annotated[
-        str | None,
-        typer.Option(help="The arm that wins (default: the candidate).", show_default=False),
-    ] = None,
+    arm: WinningArm = None,
     selector: Selector = "",
-    base: Annotated[
-        str | None,
-        typer.Option(
-            "--from",
-            help="Release to derive from (default: the one that all matching devices run).",
-            show_default=False,
-        ),
-    ] = None,
+    base: Base = None,
     wave: spec.Wave = None,
     soak: spec.Soak = spec.DEFAULT_SOAK_S,
     threshold: spec.Threshold = 1.0,
     wave_timeout: spec.WaveTimeout = None,
     max_unavailable: spec.MaxUnavailable = 0,
     gate: more.GateOption = None,
-    skip_refused: Annotated[
-        bool, typer.Option("--skip-refused", help="Leave out devices that the plan refuses.")
-    ] = False,
-    supersede: Annotated[
-        bool, typer.Option("--supersede", help="Take devices over from rollouts still open.")
-    ] = False,
-    needs_approval: Annotated[
-        bool,
-        typer.Option("--needs-approval", help="Touch nothing before somebody else approves."),
-    ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Although its rules do not pass; needs a --reason.")
-    ] = False,
-    reason: Annotated[
-        str, typer.Option(help="Why it is forced, for the audit log.", show_default=False)
-    ] = "",
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Show the rules, the release and the plan; change nothing."),
-    ] = False,
+    skip_refused: spec.SkipRefused = False,
+    supersede: spec.Supersede = False,
+    needs_approval: spec.NeedsApproval = False,
+    force: Force = False,
+    reason: Reason = "",
+    dry_run: DryRun = False,
     watch: Watch = False,
     as_json: render.Json = None,
 ) -> None:

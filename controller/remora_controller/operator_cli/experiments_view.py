@@ -80,10 +80,10 @@ def experiment_view(found: pb.Experiment) -> Group:
 
 def rules_table(rules: Iterable[pb.GateVerdict]) -> RenderableType:
     rows = [
-        (v.gate.name, render.styled(v.verdict), v.gate.check, v.detail[:160], _numbers(v.numbers))
+        (v.gate.name, render.styled(v.verdict), v.gate.check, v.detail[:160], _counts(v.numbers))
         for v in rules
     ]
-    return render.table(("RULE", "VERDICT", "CHECK", "BECAUSE", "NUMBERS"), rows)
+    return render.table(("RULE", "VERDICT", "CHECK", "BECAUSE", "COUNTS"), rows)
 
 
 def _arm_row(arm: pb.ExperimentArm) -> tuple[str, ...]:
@@ -129,8 +129,10 @@ def _advice(found: pb.Experiment) -> Text:
     return said.append(f"; {by_itself if found.promote_when else command}")
 
 
-def _numbers(numbers: Iterable[pb.GateNumber]) -> str:
-    return ", ".join(f"{n.expression} = {n.value:.6g}" for n in numbers)
+def _counts(numbers: Iterable[pb.GateNumber]) -> str:
+    """What the verdict's own numbers were computed from."""
+    counts = [n for n in numbers if " " not in n.expression]
+    return ", ".join(f"{n.expression} = {n.value:.6g}" for n in counts)
 
 
 def _count(value: float | None) -> str:

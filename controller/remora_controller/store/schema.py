@@ -229,11 +229,11 @@ CREATE TABLE experiment_counts (
 """
 
 
-def m0005_experiments(db: Database) -> None:
+def m0006_experiments(db: Database) -> None:
     db.executescript(_EXPERIMENTS)
 
 
-migrations(name="m0005_experiments")(m0005_experiments)
+migrations(name="m0006_experiments")(m0006_experiments)
 
 MIGRATION_NAMES = frozenset(
     {
@@ -241,7 +241,7 @@ MIGRATION_NAMES = frozenset(
         "m0002_gates",
         "m0003_governance",
         "m0004_engine_sharing",
-        "m0005_experiments",
+        "m0006_experiments",
     }
 )
 

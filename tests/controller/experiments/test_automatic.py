@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from remora_contract.digests import canonical_json
 from remora_contract.experiments import Arm, Experiment, PromotionRule
@@ -176,6 +178,43 @@ def test_what_stands_in_the_way_is_told_once_and_tried_again_later(world):
     assert not world.auto.tick(), "not at once"
     world.now += HELD_S
     assert world.auto.tick()
+
+
+_DEEDS = st.lists(
+    st.one_of(
+        st.tuples(st.just("tell"), st.integers(0, 80), st.integers(0, 2)),
+        st.tuples(st.sampled_from(("rounds", "break", "operator", "tick"))),
+    ),
+    max_size=14,
+)
+
+
+@given(_DEEDS)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_whatever_happens_it_promotes_on_evidence_alone_and_once_a_rollout(tmp_path_factory, deeds):
+    world = Fleet(tmp_path_factory.mktemp("fleet"))
+    world.run(world.first)
+    requests, failures, brought = 0, 0, 1
+    for what, *numbers in deeds:
+        world.now += 1
+        if what == "tell":
+            requests, failures = requests + sum(numbers), failures + numbers[1]
+            world.tell(requests, failures)
+        elif what == "rounds":
+            for _ in range(40):
+                world.round()
+        elif what == "break":
+            world.broken = set(world.ids)
+        elif what == "operator":
+            start = StartRequest(world.declared.release_id, "", spec(), supersede=True)
+            world.operations.start(start, "op")
+            brought += 1
+        elif world.auto.tick():
+            assert requests >= 100 and failures / requests < 0.01
+            assert not world.auto.tick()
+        own = [r for r in world.rollouts() if r.created_by == "controller"]
+        assert len(own) <= brought
+    world.store.close()
 
 
 def test_of_each_selector_only_the_newest_rollout_counts() -> None:
