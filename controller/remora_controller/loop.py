@@ -27,6 +27,7 @@ GATHER_S = 0.02
 # this share, or a large wave would be spent on looking at it.
 DECIDING_SHARE = 0.2
 FLUSH_EVERY = 5  # ticks
+PROMOTE_EVERY = 10  # looks at every device of an experiment that promotes itself
 PRUNE_EVERY = 300
 
 
@@ -41,9 +42,12 @@ class DecisionLoop:
         counters: Counters,
         clock: Callable[[], float],
         also_prune: Callable[[], None] = lambda: None,
+        promote: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`also_prune` runs on the store's thread whenever the store is pruned."""
+        """Both run on the store's thread: `also_prune` whenever the store is pruned, `promote`
+        every ten seconds; it says whether it started a rollout."""
         self._also_prune = also_prune
+        self._promote = promote
         self._store = store
         self._thread = thread
         self._driver = driver
@@ -121,6 +125,8 @@ class DecisionLoop:
         if beat % FLUSH_EVERY == 0:
             await self.flush()
             await self._thread.call(self._count)
+        if beat % PROMOTE_EVERY == 0 and await self._thread.call(self._promote):
+            self.wake()
         if beat % PRUNE_EVERY == 0:
             await self._thread.call(self._store.prune, self._clock())
             await self._thread.call(self._also_prune)
@@ -135,6 +141,9 @@ class DecisionLoop:
             self._store.record_sightings(sightings)
         if points:
             self._store.add_metrics(points)
+        counted, dropped = self._presence.tally.take_unsaved()
+        if counted or dropped:
+            self._store.save_arm_counts(counted, dropped)
 
     def _count(self) -> None:
         now = self._clock()

@@ -31,6 +31,7 @@ from remora_controller.domain import (
     StoredEvent,
 )
 from remora_controller.driver import load_view
+from remora_controller.experiments.rules import check_rules
 from remora_controller.gates.judge import parsed
 from remora_controller.gates.watch import GateWatch
 from remora_controller.groups import bind
@@ -166,22 +167,29 @@ class Operations:
     # -- releases --------------------------------------------------------------------------
 
     def create_release(self, document: bytes, by: str) -> ReleaseRecord:
-        """Raises DocumentInvalid, RequestInvalid (a gate's check cannot be read), NotFound (an
-        artifact is not published), Incompatible."""
+        """Raises DocumentInvalid, RequestInvalid (the check of a gate or of an experiment's rule
+        cannot be read), NotFound (an artifact is not published), Incompatible."""
         release = loads(Release, document, "release")
-        for gate in release.gates.checks if release.gates else ():
-            parsed(gate.check)
-        refusals = [
-            *document_refusals(release),
-            *unknown_backends(release.constraints),
-            *release_refusals(self._contents(release)),
-        ]
-        if refusals:
-            raise Incompatible(refusals)
+        self.checked_contents(release)
         record = ReleaseRecord(
             release.release_id, release.name, canonical_json(release), self._clock(), by
         )
         return self._store.add_release(record)
+
+    def checked_contents(self, release: Release) -> Contents:
+        """Of a release that may not be stored yet. Raises what `create_release` raises."""
+        for gate in release.gates.checks if release.gates else ():
+            parsed(gate.check)
+        check_rules(release.experiments or ())
+        contents = self._contents(release)
+        refusals = [
+            *document_refusals(release),
+            *unknown_backends(release.constraints),
+            *release_refusals(contents),
+        ]
+        if refusals:
+            raise Incompatible(refusals)
+        return contents
 
     def release(self, name_or_id: str) -> ReleaseRecord:
         """Raises NotFound."""
@@ -195,12 +203,12 @@ class Operations:
 
     def differences(self, before: str, after: str) -> list[Difference]:
         """Between two releases, by id or name. Raises NotFound."""
-        old, new = (self.release(name) for name in (before, after))
-        return release_differences(
-            loads(Release, old.document, old.release_id),
-            loads(Release, new.document, new.release_id),
-            self._repository.index().manifests,
-        )
+        records = map(self.release, (before, after))
+        old, new = (loads(Release, r.document, r.release_id) for r in records)
+        return self.differences_of(old, new)
+
+    def differences_of(self, before: Release, after: Release) -> list[Difference]:
+        return release_differences(before, after, self._repository.index().manifests)
 
     def contents_of(self, release_id: str) -> Contents:
         """Raises NotFound when an artifact is not (or no longer) published."""
@@ -218,7 +226,10 @@ class Operations:
 
     def plan(self, release: str, selector: str, spec: RolloutSpec) -> Plan:
         """Raises NotFound, RequestInvalid; Refused when no device matches."""
-        contents = self.contents_of(release)
+        return self.plan_of(self.contents_of(release), selector, spec)
+
+    def plan_of(self, contents: Contents, selector: str, spec: RolloutSpec) -> Plan:
+        """Raises RequestInvalid; Refused when no device matches."""
         devices = self.devices(selector)
         if not devices:
             raise Refused(

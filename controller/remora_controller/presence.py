@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterable, Mapping
 
 from remora_controller.domain import BootTrail, Device, MetricPoint, Sighting
+from remora_controller.experiments.tally import ExperimentTally
 from remora_controller.gates.samples import SampleKeeper
 
 MAX_PENDING_POINTS = 50_000
@@ -31,6 +32,7 @@ class Presence:
         # The event loop writes while decisions, on the store's thread, read.
         self._lock = threading.Lock()
         self.samples = SampleKeeper()  # of metrics that gates look at
+        self.tally = ExperimentTally()  # of arms: apart from a device's other metrics
 
     def load(
         self,
@@ -102,6 +104,7 @@ class Presence:
 
     def forget(self, device_id: str) -> None:
         self.samples.forget(device_id)
+        self.tally.forget(device_id)
         with self._lock:
             self._seen.pop(device_id, None)
             self._awaited.pop(device_id, None)
@@ -124,9 +127,11 @@ class Presence:
 
     def add_metrics(self, device_id: str, points: Iterable[MetricPoint]) -> None:
         """Newest value of each name; names beyond the bound are dropped, so is history that the
-        store cannot keep up with (oldest first)."""
+        store cannot keep up with (oldest first). What arms counted is in the tally alone, but for
+        gates that look at it."""
         points = list(points)
         self.samples.add(points)
+        points = self.tally.take(points)
         with self._lock:
             latest = self._metrics.setdefault(device_id, {})
             for point in points:

@@ -24,6 +24,8 @@ from remora_contract.errors import Refused, RequestInvalid
 from remora_controller.build_history import build_seconds
 from remora_controller.counters import Counters
 from remora_controller.driver import RolloutDriver
+from remora_controller.experiments.automatic import AutoPromotion
+from remora_controller.experiments.laboratory import Laboratory
 from remora_controller.governance import Governance
 from remora_controller.home import ControllerConfig, Home
 from remora_controller.loop import DecisionLoop
@@ -36,8 +38,8 @@ from remora_controller.services.access import AccessInterceptor
 from remora_controller.services.admission import Admission
 from remora_controller.services.artifacts import ArtifactsService
 from remora_controller.services.diagnostics import Asking, DiagnosticsService
-from remora_controller.services.engines import WholeOperatorService
 from remora_controller.services.enrolment import EnrolmentService
+from remora_controller.services.experiments import WholeOperatorService
 from remora_controller.services.fleet import FleetParts, FleetService, watched_interval_s
 from remora_controller.services.operator import OperatorParts
 from remora_controller.services.sharing import EngineSharingService
@@ -104,6 +106,7 @@ class Controller:
         devices = self._store.devices()
         longest_wait_s = watched_interval_s(config.sync_interval_s, len(devices))
         self._presence.load(devices, self._store.latest_metrics(), longest_wait_s)
+        self._presence.tally.load(self._store.arm_counts())
         self._admission = Admission(self._store, self._thread, self._presence, time.time)
         self._operations = Operations(
             self._store,
@@ -116,6 +119,8 @@ class Controller:
         )
         self._depot = Depot(home.shared_engines, config.shared_engines_bytes)
         self._desk = self._make_desk()
+        self._laboratory = Laboratory(self._store, self._operations, self._presence, time.time)
+        auto = AutoPromotion(self._store, self._operations, self._laboratory, time.time)
         self._driver = RolloutDriver(self._store, self._presence, self._operations.contents_of)
         self._loop = DecisionLoop(
             self._store,
@@ -126,6 +131,7 @@ class Controller:
             self._counters,
             time.time,
             also_prune=self._desk.prune,
+            promote=auto.tick,
         )
         self._health = health.aio.HealthServicer()
         self._servers: list[grpc.aio.Server] = []
@@ -183,7 +189,7 @@ class Controller:
         sharing_pb2_grpc.add_EngineSharingServicer_to_server(sharing, server)
         governance = Governance(self._store, self._operations, time.time)
         operator = WholeOperatorService(
-            self._operator_parts(), governance, self._asking(), self._desk
+            self._operator_parts(), governance, self._asking(), self._desk, self._laboratory
         )
         operator_pb2_grpc.add_OperatorServicer_to_server(operator, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)

@@ -17,7 +17,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Context, Decimal
-from typing import Any
+from typing import Any, Literal
 
 from remora_contract.digests import digest_document, short
 from remora_contract.errors import DocumentInvalid
@@ -119,6 +119,8 @@ class Experiment:
     shadow: Shadow | None = None
     promote: tuple[PromotionRule, ...] = ()
     min_requests: int = 100  # of each arm that a rule names, or comparisons; fewer prove nothing
+    # pass: the controller promotes by itself. None says no more than documents that never knew it.
+    promote_when: Literal["pass"] | None = None
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -142,6 +144,8 @@ class Experiment:
             raise ValueError(
                 f"experiment {self.name}: at most {MAX_RULES} rules, each with its own name"
             )
+        if self.promote_when is not None and not self.promote:
+            raise ValueError(f"experiment {self.name}: promote_when needs rules under promote")
 
     def _check_shadow(self, names: Sequence[str]) -> None:
         shadow = self.shadow
@@ -208,11 +212,18 @@ def _time(experiment: Experiment, session: str, arm: Arm) -> Decimal:
 Mix = Sequence[tuple[str, float]]  # adapters' digests with their weights
 
 
-def arm_identity(experiment: Experiment, arm: Arm, mix: Mix) -> str:
+def arm_identity(experiment: Experiment, arm: Arm, mix: Mix, compared: Mix | None = None) -> str:
     """12 hex digits for what the arm is: other bytes, weights or salt are another arm, whose
-    statistics begin anew; another share is not."""
-    parts = [experiment.name, experiment.salt, arm.name, [[d, float(w)] for d, w in mix]]
+    statistics begin anew; another share is not. `compared`: what the arm is the shadow of, for it
+    is counted how the two agree."""
+    parts = [experiment.name, experiment.salt, arm.name, _plain(mix)]
+    if compared is not None:
+        parts.append(_plain(compared))
     return short(digest_document(parts))
+
+
+def _plain(mix: Mix) -> list[list[object]]:
+    return [[digest, float(weight)] for digest, weight in mix]
 
 
 def arm_mix(

@@ -161,9 +161,12 @@ def arm_identities(
     use_cases: Iterable[ReleaseUseCase],
 ) -> dict[str, str]:
     """Of each arm by name; `adapters`: digests by name. See `arm_identity`."""
-    mixes = {u.name: [(a.name, a.weight) for a in u.adapters] for u in use_cases}
+    named = {u.name: [(a.name, a.weight) for a in u.adapters] for u in use_cases}
+    mixes = {arm.name: arm_mix(arm, adapters, named) for arm in experiment.arms}
+    shadow = experiment.shadow
+    compared = {} if shadow is None else {shadow.candidate: mixes[shadow.incumbent]}
     return {
-        arm.name: arm_identity(experiment, arm, arm_mix(arm, adapters, mixes))
+        arm.name: arm_identity(experiment, arm, mixes[arm.name], compared.get(arm.name))
         for arm in experiment.arms
     }
 

@@ -22,7 +22,13 @@ from remora_contract.experiments import (
     check_experiments,
     written_experiments,
 )
-from remora_contract.release import Release, ReleaseAdapter, ReleaseUseCase, WeightedName
+from remora_contract.release import (
+    Release,
+    ReleaseAdapter,
+    ReleaseUseCase,
+    WeightedName,
+    arm_identities,
+)
 from remora_contract.strict import loads, plain
 
 _DIGEST = {name: digest_bytes(name.encode()) for name in ("bundle", "sql", "sql-2", "poems")}
@@ -138,6 +144,19 @@ def test_other_bytes_weights_or_salt_are_another_arm_and_another_share_is_not() 
     }
     assert known not in others
     assert len(others) == 4
+
+
+def test_the_shadow_of_other_bytes_is_counted_anew() -> None:
+    """How two agree is of two: another incumbent is another comparison."""
+    shadowed = Experiment("sql", _ARMS, shadow=Shadow("control", "candidate", 25))
+    known = arm_identities(shadowed, _DIGEST, ())
+    other = arm_identities(shadowed, {**_DIGEST, "sql": _DIGEST["poems"]}, ())
+    assert known["candidate"] != other["candidate"]
+    plain_ = Experiment("sql", _ARMS)
+    alone = arm_identities(plain_, _DIGEST, ())
+    changed = arm_identities(plain_, {**_DIGEST, "sql": _DIGEST["poems"]}, ())
+    assert alone["candidate"] == changed["candidate"] != known["candidate"]
+    assert alone["control"] == known["control"]
 
 
 def test_a_release_with_experiments_reads_back_and_one_without_is_as_it_was() -> None:

@@ -26,6 +26,7 @@ from remora_controller.domain import (
     SyncRecord,
     Wave,
 )
+from remora_controller.experiments.tally import ArmRow, Counted
 from remora_controller.rollout import AdvanceWave, Assign, SetState
 from remora_controller.store.protocol import JoinTokenRecord, Store
 
@@ -332,3 +333,21 @@ class StoreContract:
         new = rollout(store, release(store, "n").release_id, "d1", rollout_id="r-2")
         store.apply(new, [Assign("d1", new.release_id, False)], 24.0)
         assert store.member_states("r-2")[0].last_good == good.release_id
+
+    # -- experiments -----------------------------------------------------------------------
+
+    def test_what_arms_counted_is_kept_in_place_of_what_was_and_goes_with_the_device(self, store):
+        enrol(store, "d1")
+        enrol(store, "d2")
+        rows = [
+            ArmRow(d, "x/a/1", 5.0, {"experiment_requests": Counted(3, 1)}) for d in ("d1", "d2")
+        ]
+        store.save_arm_counts(rows)
+        newer = ArmRow("d1", "x/a/1", 6.0, {"experiment_requests": Counted(4, 1)})
+        other = ArmRow("d1", "x/b/2", 6.0, {"shadow_exact": Counted(0.5)})
+        store.save_arm_counts([newer, other])
+        assert store.arm_counts() == [newer, other, rows[1]]
+        store.save_arm_counts([], [("d1", "x/b/2")])
+        store.remove_device("d2", 7.0)
+        store.save_arm_counts([rows[1]])
+        assert store.arm_counts() == [newer], "a removed device's counts do not come back"

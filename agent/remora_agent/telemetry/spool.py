@@ -64,8 +64,10 @@ class MetricSpool:
         return self._base.get(name, 0.0) + reading.value
 
     def batch(self, limit: int) -> tuple[list[Sample], int]:
-        """Counters as they stand and the oldest levels, and a mark for `sent`."""
+        """Counters as they stand and the oldest levels, `limit` together, and a mark for `sent`."""
         with self._lock:
+            totals = [t for n, t in self._totals.items() if n in self._told or not _passes(n)]
+            limit = max(1, limit - len(totals))  # of levels: some go on whatever else is told
             spooled = self._database.rows(
                 "select id, name, value, at_s from samples order by id limit ?", (limit,)
             )
@@ -74,7 +76,6 @@ class MetricSpool:
             # What is on disk is older than what is in memory: memory only once the disk is empty.
             if fresh := self._fresh[: limit - len(levels)]:
                 mark = self._first_fresh() + len(fresh) - 1
-            totals = [t for n, t in self._totals.items() if n in self._told or not _passes(n)]
             return [*totals, *levels, *fresh], mark
 
     def sent(self, mark: int) -> None:

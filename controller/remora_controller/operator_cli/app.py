@@ -16,6 +16,7 @@ from remora_controller.operator_cli import (
     doctor,
     engines,
     events,
+    experiments,
     groups,
     logs,
     plan,
@@ -65,6 +66,7 @@ plan.register(app)
 rollouts.register(app)
 artifacts.register(app)
 usecases.register(app)
+experiments.register(app)
 top.register(app)
 events.register(app)
 logs.register(app)

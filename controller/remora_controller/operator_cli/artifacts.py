@@ -110,9 +110,7 @@ def ship(
     threshold: spec.Threshold = 1.0,
     wave_timeout: spec.WaveTimeout = None,
     max_unavailable: spec.MaxUnavailable = 0,
-    supersede: Annotated[
-        bool, typer.Option("--supersede", help="Take devices over from rollouts still open.")
-    ] = False,
+    supersede: spec.Supersede = False,
     watch: Watch = False,
     as_json: render.Json = None,
 ) -> None:

@@ -31,6 +31,10 @@ def groups(context: typer.Context, incomplete: str) -> list[str]:
     return _offered(context, incomplete, _groups)
 
 
+def experiments(context: typer.Context, incomplete: str) -> list[str]:
+    return _offered(context, incomplete, _experiments)
+
+
 def _offered(context: typer.Context, incomplete: str, ask: Ask) -> list[str]:
     session = completing(context)
     if session is None:
@@ -60,3 +64,9 @@ def _releases(session: Session) -> Iterable[str]:
 def _groups(session: Session) -> Iterable[str]:
     found = session.call(session.stub.ListGroups, pb.ListGroupsRequest()).groups
     return [g.name for g in found]
+
+
+def _experiments(session: Session) -> Iterable[str]:
+    request = pb.ListExperimentsRequest()
+    found = session.call(session.stub.ListExperiments, request).experiments
+    return [e.name for e in found]

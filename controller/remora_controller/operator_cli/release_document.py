@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from remora_contract.errors import DocumentInvalid, Incompatible, NotFound, UsageWrong
+from remora_contract.experiments import Experiment, written_experiments
 from remora_contract.gates import GateSet
 from remora_contract.quant import QuantKind
 from remora_contract.release import (
@@ -58,6 +59,7 @@ class ReleaseFile:
     windows: tuple[str, ...] | None = None
     engines: tuple[str, ...] = ()  # references
     quant: QuantKind | None = None  # what the bundle must be
+    experiments: tuple[Experiment, ...] | None = None
 
 
 def read_release_file(data: bytes, where: str) -> ReleaseFile:
@@ -67,11 +69,12 @@ def read_release_file(data: bytes, where: str) -> ReleaseFile:
 
 def parse_release_table(table: object, where: str) -> ReleaseFile:
     """Decoded YAML, strictly. Raises DocumentInvalid naming the key."""
-    use_cases: tuple[ReleaseUseCase, ...] = ()
-    if isinstance(table, dict) and "use_cases" in table:
-        use_cases = written_use_cases(table["use_cases"], f"{where}: use_cases")
-        table = {**table, "use_cases": []}
-    return replace(parse(ReleaseFile, table, where), use_cases=use_cases)
+    read: dict[str, Any] = {}
+    for key, written in (("use_cases", written_use_cases), ("experiments", written_experiments)):
+        if isinstance(table, dict) and key in table:
+            read[key] = written(table[key], f"{where}: {key}")
+            table = {**table, key: []}
+    return replace(parse(ReleaseFile, table, where), **read)
 
 
 def read_use_cases(data: bytes, where: str) -> UseCaseDocument:
@@ -152,6 +155,7 @@ def _resolved(wanted: ReleaseFile, published: Sequence[Named]) -> Release:
             windows=wanted.windows,
             engines=tuple(resolve(e, "engine", published).digest for e in wanted.engines) or None,
             quant=wanted.quant,
+            experiments=wanted.experiments,
         )
     except ValueError as e:
         raise DocumentInvalid(f"release {wanted.name}: {e}") from e

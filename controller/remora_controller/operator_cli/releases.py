@@ -88,8 +88,8 @@ def create(
     file: Annotated[
         Path | None,
         typer.Option(
-            help="release.yaml with name, bundle, quant, adapters, use_cases, engines, sampling, "
-            "constraints, gates, windows; instead of the options above.",
+            help="release.yaml with name, bundle, quant, adapters, use_cases, experiments, "
+            "engines, sampling, constraints, gates, windows; instead of the options above.",
             show_default=False,
         ),
     ] = None,

@@ -71,16 +71,9 @@ def start(
     not_before: more.NotBefore = None,
     window: more.WindowOption = None,
     device_bandwidth: more.DeviceBandwidth = None,
-    skip_refused: Annotated[
-        bool, typer.Option("--skip-refused", help="Leave out devices that the plan refuses.")
-    ] = False,
-    supersede: Annotated[
-        bool, typer.Option("--supersede", help="Take devices over from rollouts still open.")
-    ] = False,
-    needs_approval: Annotated[
-        bool,
-        typer.Option("--needs-approval", help="Touch nothing before somebody else approves."),
-    ] = False,
+    skip_refused: spec.SkipRefused = False,
+    supersede: spec.Supersede = False,
+    needs_approval: spec.NeedsApproval = False,
     watch: Watch = False,
     as_json: render.Json = None,
 ) -> None:
@@ -254,12 +247,8 @@ def resume(
 def retry(
     context: typer.Context,
     rollout: RolloutId = None,
-    skip_refused: Annotated[
-        bool, typer.Option("--skip-refused", help="Leave out devices that the plan refuses.")
-    ] = False,
-    supersede: Annotated[
-        bool, typer.Option("--supersede", help="Take devices over from rollouts still open.")
-    ] = False,
+    skip_refused: spec.SkipRefused = False,
+    supersede: spec.Supersede = False,
     watch: Watch = False,
     as_json: render.Json = None,
 ) -> None:

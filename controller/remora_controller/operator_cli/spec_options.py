@@ -36,6 +36,15 @@ WaveTimeout = Annotated[
 MaxUnavailable = Annotated[
     int, typer.Option(min=0, help="Devices that may change at the same time; 0: a whole wave.")
 ]
+SkipRefused = Annotated[
+    bool, typer.Option("--skip-refused", help="Leave out devices that the plan refuses.")
+]
+Supersede = Annotated[
+    bool, typer.Option("--supersede", help="Take devices over from rollouts still open.")
+]
+NeedsApproval = Annotated[
+    bool, typer.Option("--needs-approval", help="Touch nothing before somebody else approves.")
+]
 DEFAULT_SOAK_S = 60.0
 
 

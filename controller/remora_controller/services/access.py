@@ -63,6 +63,8 @@ PERMISSIONS: dict[str, Permission] = {
     "Top": _READ,
     "ListEvents": _READ,
     "ListSharedEngines": _READ,
+    "ListExperiments": _READ,
+    "PlanPromotion": _READ,
     "ListAudit": _REVIEW,
     "AskDevice": _CHANGE,  # changes nothing; whose log was read is written down
     "GetAnswer": _READ_DEVICE,
@@ -76,6 +78,7 @@ PERMISSIONS: dict[str, Permission] = {
     "RemoveSharedEngine": _CHANGE,
     "CreateRelease": _CHANGE,
     "StartRollout": _CHANGE,
+    "PromoteExperiment": _CHANGE,
     "RetryRollout": _CHANGE,
     "ResumeRollout": _CHANGE,
     "PauseRollout": _STOP,

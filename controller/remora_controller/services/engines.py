@@ -14,8 +14,8 @@ from remora_controller.store.sharing import TicketRecord
 from remora_protos.operator.v1 import operator_pb2 as pb
 
 
-class WholeOperatorService(GovernedOperatorService):
-    """All of remora.operator.v1.Operator."""
+class EngineOperatorService(GovernedOperatorService):
+    """With the calls about shared engines."""
 
     def __init__(
         self, parts: OperatorParts, governance: Governance, asking: Asking, desk: Desk

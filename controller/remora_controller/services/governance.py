@@ -18,7 +18,7 @@ from remora_protos.operator.v1 import operator_pb2 as pb
 
 
 class GovernedOperatorService(OperatorService):
-    """The whole of remora.operator.v1.Operator."""
+    """With the calls that govern."""
 
     def __init__(self, parts: OperatorParts, governance: Governance, asking: Asking) -> None:
         super().__init__(parts)
@@ -77,12 +77,7 @@ class GovernedOperatorService(OperatorService):
         found = await self._parts.thread.call(
             self._parts.operations.differences, request.before, request.after
         )
-        return pb.DiffReleasesResponse(
-            differences=[
-                pb.ReleaseDifference(path=d.path, before=d.before or "", after=d.after or "")
-                for d in found
-            ]
-        )
+        return pb.DiffReleasesResponse(differences=map(wire.difference_message, found))
 
     @unary
     async def SaveGroup(self, request: pb.SaveGroupRequest, context: Context) -> pb.Group:

@@ -18,6 +18,7 @@ from remora_controller.domain import (
 )
 from remora_controller.operations import RolloutDetail
 from remora_controller.planner import DevicePlan, Plan
+from remora_controller.release_diff import Difference
 from remora_controller.repository import Published
 from remora_controller.rollout import Attempt, MemberView, Standing, standing
 from remora_controller.services.gate_wire import gate_message, gate_of, verdict_message
@@ -122,6 +123,12 @@ def artifact_message(published: Published) -> pb.Artifact:
         bytes=published.bytes,
         base_digest=published.base_digest,
         published_at_unix_s=published.published_at,
+    )
+
+
+def difference_message(difference: Difference) -> pb.ReleaseDifference:
+    return pb.ReleaseDifference(
+        path=difference.path, before=difference.before or "", after=difference.after or ""
     )
 
 

@@ -25,6 +25,7 @@ from remora_controller.domain import (
 )
 from remora_controller.gates.evaluate import Series
 from remora_controller.rollout import Action, Attempt
+from remora_controller.store.experiments import ExperimentStore
 from remora_controller.store.governance import GovernanceStore
 from remora_controller.store.sharing import SharingStore
 
@@ -199,5 +200,13 @@ class JournalStore(Protocol):
         ...
 
 
-class Store(DeviceStore, RolloutStore, JournalStore, GovernanceStore, SharingStore, Protocol):
+class Store(
+    DeviceStore,
+    RolloutStore,
+    JournalStore,
+    GovernanceStore,
+    SharingStore,
+    ExperimentStore,
+    Protocol,
+):
     def close(self) -> None: ...

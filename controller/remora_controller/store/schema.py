@@ -217,8 +217,32 @@ def m0004_engine_sharing(db: Database) -> None:
 
 migrations(name="m0004_engine_sharing")(m0004_engine_sharing)
 
+# What arms of experiments counted: newest totals alone, counts as JSON by name.
+_EXPERIMENTS = """
+CREATE TABLE experiment_counts (
+  device_id TEXT NOT NULL REFERENCES devices (device_id),
+  label TEXT NOT NULL,
+  at REAL NOT NULL,
+  counts TEXT NOT NULL,
+  PRIMARY KEY (device_id, label)
+) WITHOUT ROWID;
+"""
+
+
+def m0006_experiments(db: Database) -> None:
+    db.executescript(_EXPERIMENTS)
+
+
+migrations(name="m0006_experiments")(m0006_experiments)
+
 MIGRATION_NAMES = frozenset(
-    {"m0001_first", "m0002_gates", "m0003_governance", "m0004_engine_sharing"}
+    {
+        "m0001_first",
+        "m0002_gates",
+        "m0003_governance",
+        "m0004_engine_sharing",
+        "m0006_experiments",
+    }
 )
 
 

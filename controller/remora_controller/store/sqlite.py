@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from remora_controller.domain import MetricPoint, StoredEvent
 from remora_controller.store.rows import Row
 from remora_controller.store.sqlite_devices import SqliteDevices
+from remora_controller.store.sqlite_experiments import SqliteExperiments
 from remora_controller.store.sqlite_governance import SqliteGovernance
 from remora_controller.store.sqlite_rollouts import SqliteRollouts
 from remora_controller.store.sqlite_sharing import SqliteSharing
@@ -31,7 +32,9 @@ WHERE a.generation <= (SELECT MAX(b.generation) - ? FROM assignments b
 """
 
 
-class SqliteStore(SqliteDevices, SqliteRollouts, SqliteGovernance, SqliteSharing):
+class SqliteStore(
+    SqliteDevices, SqliteRollouts, SqliteGovernance, SqliteSharing, SqliteExperiments
+):
     """Implements `store.protocol.Store`."""
 
     def add_events(self, events: Sequence[StoredEvent]) -> None:

@@ -75,6 +75,7 @@ class SqliteDevices(SqliteBase):
         with self._atomic():
             self._write("UPDATE devices SET removed_at = ? WHERE device_id = ?", at, device_id)
             self._write("DELETE FROM metrics_latest WHERE device_id = ?", device_id)
+            self._write("DELETE FROM experiment_counts WHERE device_id = ?", device_id)
             self._insert("events", _event(at, device_id, "device.removed", "{}"))
 
     def record_syncs(self, records: Sequence[SyncRecord]) -> None:

@@ -171,6 +171,19 @@ def test_samples_that_were_sent_are_gone_and_the_others_stay_in_order(database):
     assert [s.value for s in spool.batch(100)[0]] == [7, 8, 9]
 
 
+def test_a_batch_with_its_counters_is_no_larger_than_the_controller_takes(database):
+    """More is refused, and the device would send the same for ever."""
+    spool = MetricSpool(database, 100)
+    for i in range(30):
+        counters = [Reading(f"c{n}_total", float(i)) for n in range(8)]
+        spool.add([Reading("cpu_load", float(i)), *counters], float(i))
+    samples, mark = spool.batch(20)
+    assert len(samples) == 20
+    spool.sent(mark)
+    assert next(s.value for s in spool.batch(20)[0] if s.name == "cpu_load") == 12.0
+    assert len(spool.batch(5)[0]) == 9, "counters are whole, and one level goes on"
+
+
 def levels_of(spool, limit=1000):
     return [s.value for s in spool.batch(limit)[0]]
 

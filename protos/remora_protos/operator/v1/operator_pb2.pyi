@@ -762,3 +762,127 @@ class RemoveSharedEngineResponse(_message.Message):
     REMOVED_FIELD_NUMBER: _ClassVar[int]
     removed: int
     def __init__(self, removed: _Optional[int] = ...) -> None: ...
+
+class ListExperimentsRequest(_message.Message):
+    __slots__ = ("selector", "name", "with_ended")
+    SELECTOR_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    WITH_ENDED_FIELD_NUMBER: _ClassVar[int]
+    selector: str
+    name: str
+    with_ended: bool
+    def __init__(self, selector: _Optional[str] = ..., name: _Optional[str] = ..., with_ended: bool = ...) -> None: ...
+
+class ListExperimentsResponse(_message.Message):
+    __slots__ = ("experiments",)
+    EXPERIMENTS_FIELD_NUMBER: _ClassVar[int]
+    experiments: _containers.RepeatedCompositeFieldContainer[Experiment]
+    def __init__(self, experiments: _Optional[_Iterable[_Union[Experiment, _Mapping]]] = ...) -> None: ...
+
+class Experiment(_message.Message):
+    __slots__ = ("name", "release_ids", "salt", "devices", "arms", "rules", "min_requests", "promote_when", "incumbent", "candidate", "verdict")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_IDS_FIELD_NUMBER: _ClassVar[int]
+    SALT_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    ARMS_FIELD_NUMBER: _ClassVar[int]
+    RULES_FIELD_NUMBER: _ClassVar[int]
+    MIN_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    PROMOTE_WHEN_FIELD_NUMBER: _ClassVar[int]
+    INCUMBENT_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATE_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    release_ids: _containers.RepeatedScalarFieldContainer[str]
+    salt: str
+    devices: int
+    arms: _containers.RepeatedCompositeFieldContainer[ExperimentArm]
+    rules: _containers.RepeatedCompositeFieldContainer[GateVerdict]
+    min_requests: int
+    promote_when: str
+    incumbent: str
+    candidate: str
+    verdict: str
+    def __init__(self, name: _Optional[str] = ..., release_ids: _Optional[_Iterable[str]] = ..., salt: _Optional[str] = ..., devices: _Optional[int] = ..., arms: _Optional[_Iterable[_Union[ExperimentArm, _Mapping]]] = ..., rules: _Optional[_Iterable[_Union[GateVerdict, _Mapping]]] = ..., min_requests: _Optional[int] = ..., promote_when: _Optional[str] = ..., incumbent: _Optional[str] = ..., candidate: _Optional[str] = ..., verdict: _Optional[str] = ...) -> None: ...
+
+class ExperimentArm(_message.Message):
+    __slots__ = ("name", "percent", "adapter", "use_case", "identity", "devices", "counts", "shadow")
+    class CountsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class ShadowEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PERCENT_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    USE_CASE_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    SHADOW_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    percent: float
+    adapter: str
+    use_case: str
+    identity: str
+    devices: int
+    counts: _containers.ScalarMap[str, float]
+    shadow: _containers.ScalarMap[str, float]
+    def __init__(self, name: _Optional[str] = ..., percent: _Optional[float] = ..., adapter: _Optional[str] = ..., use_case: _Optional[str] = ..., identity: _Optional[str] = ..., devices: _Optional[int] = ..., counts: _Optional[_Mapping[str, float]] = ..., shadow: _Optional[_Mapping[str, float]] = ...) -> None: ...
+
+class PromotionRequest(_message.Message):
+    __slots__ = ("name", "arm", "release", "selector", "spec", "skip_refused", "supersede", "needs_approval", "force", "reason")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ARM_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    SELECTOR_FIELD_NUMBER: _ClassVar[int]
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    SKIP_REFUSED_FIELD_NUMBER: _ClassVar[int]
+    SUPERSEDE_FIELD_NUMBER: _ClassVar[int]
+    NEEDS_APPROVAL_FIELD_NUMBER: _ClassVar[int]
+    FORCE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    arm: str
+    release: str
+    selector: str
+    spec: RolloutSpec
+    skip_refused: bool
+    supersede: bool
+    needs_approval: bool
+    force: bool
+    reason: str
+    def __init__(self, name: _Optional[str] = ..., arm: _Optional[str] = ..., release: _Optional[str] = ..., selector: _Optional[str] = ..., spec: _Optional[_Union[RolloutSpec, _Mapping]] = ..., skip_refused: bool = ..., supersede: bool = ..., needs_approval: bool = ..., force: bool = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Promotion(_message.Message):
+    __slots__ = ("experiment", "arm", "from_release_id", "release_id", "rules", "refusal", "notes", "differences", "plan", "rollout")
+    EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
+    ARM_FIELD_NUMBER: _ClassVar[int]
+    FROM_RELEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    RULES_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    NOTES_FIELD_NUMBER: _ClassVar[int]
+    DIFFERENCES_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    ROLLOUT_FIELD_NUMBER: _ClassVar[int]
+    experiment: str
+    arm: str
+    from_release_id: str
+    release_id: str
+    rules: _containers.RepeatedCompositeFieldContainer[GateVerdict]
+    refusal: str
+    notes: _containers.RepeatedScalarFieldContainer[str]
+    differences: _containers.RepeatedCompositeFieldContainer[ReleaseDifference]
+    plan: PlanResponse
+    rollout: Rollout
+    def __init__(self, experiment: _Optional[str] = ..., arm: _Optional[str] = ..., from_release_id: _Optional[str] = ..., release_id: _Optional[str] = ..., rules: _Optional[_Iterable[_Union[GateVerdict, _Mapping]]] = ..., refusal: _Optional[str] = ..., notes: _Optional[_Iterable[str]] = ..., differences: _Optional[_Iterable[_Union[ReleaseDifference, _Mapping]]] = ..., plan: _Optional[_Union[PlanResponse, _Mapping]] = ..., rollout: _Optional[_Union[Rollout, _Mapping]] = ...) -> None: ...

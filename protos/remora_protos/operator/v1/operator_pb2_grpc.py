@@ -169,6 +169,21 @@ class OperatorStub(object):
                 request_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.RemoveSharedEngineRequest.SerializeToString,
                 response_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.RemoveSharedEngineResponse.FromString,
                 )
+        self.ListExperiments = channel.unary_unary(
+                '/remora.operator.v1.Operator/ListExperiments',
+                request_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.ListExperimentsRequest.SerializeToString,
+                response_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.ListExperimentsResponse.FromString,
+                )
+        self.PlanPromotion = channel.unary_unary(
+                '/remora.operator.v1.Operator/PlanPromotion',
+                request_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.PromotionRequest.SerializeToString,
+                response_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.Promotion.FromString,
+                )
+        self.PromoteExperiment = channel.unary_unary(
+                '/remora.operator.v1.Operator/PromoteExperiment',
+                request_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.PromotionRequest.SerializeToString,
+                response_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.Promotion.FromString,
+                )
 
 
 class OperatorServicer(object):
@@ -365,6 +380,26 @@ class OperatorServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListExperiments(self, request, context):
+        """Experiments of releases, summed over devices; and making a winning arm what the name means:
+        first what would come of it, then a release and a rollout.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PlanPromotion(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PromoteExperiment(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -522,6 +557,21 @@ def add_OperatorServicer_to_server(servicer, server):
                     servicer.RemoveSharedEngine,
                     request_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.RemoveSharedEngineRequest.FromString,
                     response_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.RemoveSharedEngineResponse.SerializeToString,
+            ),
+            'ListExperiments': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListExperiments,
+                    request_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.ListExperimentsRequest.FromString,
+                    response_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.ListExperimentsResponse.SerializeToString,
+            ),
+            'PlanPromotion': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlanPromotion,
+                    request_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.PromotionRequest.FromString,
+                    response_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.Promotion.SerializeToString,
+            ),
+            'PromoteExperiment': grpc.unary_unary_rpc_method_handler(
+                    servicer.PromoteExperiment,
+                    request_deserializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.PromotionRequest.FromString,
+                    response_serializer=remora__protos_dot_operator_dot_v1_dot_operator__pb2.Promotion.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1057,5 +1107,56 @@ class Operator(object):
         return grpc.experimental.unary_unary(request, target, '/remora.operator.v1.Operator/RemoveSharedEngine',
             remora__protos_dot_operator_dot_v1_dot_operator__pb2.RemoveSharedEngineRequest.SerializeToString,
             remora__protos_dot_operator_dot_v1_dot_operator__pb2.RemoveSharedEngineResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ListExperiments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/remora.operator.v1.Operator/ListExperiments',
+            remora__protos_dot_operator_dot_v1_dot_operator__pb2.ListExperimentsRequest.SerializeToString,
+            remora__protos_dot_operator_dot_v1_dot_operator__pb2.ListExperimentsResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def PlanPromotion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/remora.operator.v1.Operator/PlanPromotion',
+            remora__protos_dot_operator_dot_v1_dot_operator__pb2.PromotionRequest.SerializeToString,
+            remora__protos_dot_operator_dot_v1_dot_operator__pb2.Promotion.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def PromoteExperiment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/remora.operator.v1.Operator/PromoteExperiment',
+            remora__protos_dot_operator_dot_v1_dot_operator__pb2.PromotionRequest.SerializeToString,
+            remora__protos_dot_operator_dot_v1_dot_operator__pb2.Promotion.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
