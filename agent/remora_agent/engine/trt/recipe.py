@@ -63,7 +63,7 @@ def _bound(build: GpuBuild, gpu: Gpu, bundle: Bundle) -> GpuBuild:
         gpu.memory_bytes,
         sum(f.size for f in graph_files(bundle)),
         cache_bytes(bundle.decoder, bundle.graph, build.rows),
-        bank_bytes(bundle.decoder, bundle.graph),
+        bank_bytes(bundle.decoder, bundle.graph, build.rows),
     )
     return GpuBuild(
         build.processors,

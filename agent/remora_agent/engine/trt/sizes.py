@@ -1,17 +1,16 @@
 """What an engine takes on the device, before it is there. Pure; bytes.
 
 A bank's group of p parts has T_max = max_bank_rank * p columns in A and in B, each as wide as all
-parts together: more than the adapters' own numbers, since B is block-diagonal.
+parts together: more than the adapters' own numbers, since B is block-diagonal. Experts have one of
+each for every expert.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from remora_agent.engine.memory_plan import MemoryPlan, Shape, plan_refusals
-from remora_agent.engine.trt.factors import places
+from remora_agent.engine.trt.factors import factor_shape, places, vector_inputs
 from remora_agent.engine.trt.positions import most_logits
 from remora_agent.engine.trt.profiles import PREFILL_TOKENS
 from remora_contract.bundle import Bundle, GraphSpec
@@ -29,13 +28,18 @@ def cache_bytes(decoder: DecoderSpec, graph: GraphSpec, rows: int) -> int:
     return tokens * decoder.kv_heads * decoder.head_dim * _item(graph)
 
 
-def bank_bytes(decoder: DecoderSpec, graph: GraphSpec) -> int:
-    """A and B of every layer and group, and room to lay out the largest A anew."""
+def bank_bytes(decoder: DecoderSpec, graph: GraphSpec, rows: int) -> int:
+    """A and B of every layer and group, room to lay the largest out anew, and for each row of a
+    step and for a prompt's the vectors that stand around them."""
     factors, layout = 0, 0
-    for columns, k, n in _groups(decoder, graph):
-        factors += columns * (k + n)
-        layout = max(layout, columns * k)
-    return (factors + layout) * _item(graph)
+    for _, group in places(decoder, graph):
+        columns = graph.max_bank_rank * len(PARTS[group])
+        copies, k, n = factor_shape(decoder, group)
+        factors += copies * columns * (k + n)
+        # One expert's B begins where the one before it ends.
+        layout = max(layout, copies * columns * (k if copies == 1 else max(k, n)))
+    vectors = sum(v.width for v in vector_inputs(decoder, graph))
+    return (factors + layout + (rows + 1) * vectors) * _item(graph)
 
 
 def outputs_bytes(decoder: DecoderSpec, rows: int, chunk: int) -> int:
@@ -53,7 +57,7 @@ def memory_plan(
     return MemoryPlan(
         weights=weights,
         kv=cache_bytes(decoder, graph, rows),
-        bank=bank_bytes(decoder, graph),
+        bank=bank_bytes(decoder, graph, rows),
         workspace=workspace + outputs_bytes(decoder, rows, min(chunk, graph.context)),
         logits=rows * decoder.vocab * _FLOAT32,
         floor=FLOOR_BYTES,
@@ -63,14 +67,6 @@ def memory_plan(
 def refusals(plan: MemoryPlan, bundle: Bundle, rows: int, free: int) -> list[Refusal]:
     graph = bundle.graph
     return plan_refusals(plan, Shape(rows, graph.context, graph.max_bank_rank), free)
-
-
-def _groups(decoder: DecoderSpec, graph: GraphSpec) -> Iterator[tuple[int, int, int]]:
-    """(columns, k, n) of each layer and group."""
-    for _, group in places(decoder, graph):
-        parts = PARTS[group]
-        n = sum(decoder.out_features(p) for p in parts)
-        yield graph.max_bank_rank * len(parts), decoder.in_features(parts[0]), n
 
 
 def _item(graph: GraphSpec) -> int:
