@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from remora_contract.targets import PARTS
 from tests.support.cuda_emulator import ALIGNMENT, CudaEmulator
 
 _NUMPY = {
@@ -154,8 +155,7 @@ class CudaEngine:
             return 1, max(profile["rows"], profile["states" if dim == "n" else "logits"])
         if dim == "s":
             return 1, profile["tokens"]
-        parts = {"t_qkv": 3, "t_gate_up": 2}.get(dim, 1)
-        return 0, self._rank * parts
+        return 0, self._rank * len(PARTS[dim.removeprefix("t_")])
 
     def create_execution_context(
         self, strategy: ExecutionContextAllocationStrategy
