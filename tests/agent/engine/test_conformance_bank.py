@@ -21,12 +21,23 @@ EXPERTS = tuple(p for group in EXPERT_GROUPS for p in PARTS[group])
 Used = tuple[Weighted, ...]
 
 
-@pytest.fixture(
-    params=[*BANK_CASES, *(pytest.param(name, marks=pytest.mark.gpu) for name in GPU_BANK_CASES)],
-    scope="session",
-)
+ALL = [*BANK_CASES, *(pytest.param(name, marks=pytest.mark.gpu) for name in GPU_BANK_CASES)]
+
+
+@pytest.fixture(params=ALL, scope="session")
 def bench(request: pytest.FixtureRequest, make_bench: Callable[[Case], Bench]) -> Bench:
     return make_bench((BANK_CASES | GPU_BANK_CASES)[request.param])
+
+
+of_experts = pytest.mark.parametrize(
+    "bench",
+    [
+        *(name for name in BANK_CASES if "experts" in name),
+        *(pytest.param(n, marks=pytest.mark.gpu) for n in GPU_BANK_CASES if "experts" in n),
+    ],
+    indirect=True,
+    scope="session",
+)
 
 
 def plain(bench: Bench, seed: int, rank: int = 4) -> AdapterWeights:
@@ -180,21 +191,19 @@ def test_vectors_of_another_shape_are_refused_by_their_targets_name(bench: Bench
             engine.add_adapter(wrong)
 
 
+@of_experts
 @pytest.mark.parametrize("projections", [EXPERTS, ("expert_up",), ("expert_down",), EXPERTS[::2]])
 def test_an_adapter_on_experts_answers_as_the_graph_does(
     bench: Bench, engine: Engine, projections: tuple
 ):
-    if bench.spec.experts is None:
-        pytest.skip("a dense decoder")
     own = random_adapter(bench.spec, 24, rank=3, projections=projections, ranks={"expert_down": 5})
     assert own.tensors
     answers(engine, bench, *whole(engine, own))
 
 
+@of_experts
 def test_adapters_on_experts_compose_and_keep_apart(bench: Bench, engine: Engine):
     """The first is laid out for few columns, then moves as others come and go."""
-    if bench.spec.experts is None:
-        pytest.skip("a dense decoder")
     kinds = [
         random_adapter(bench.spec, seed, rank, projections=EXPERTS)
         for seed, rank in ((25, 2), (26, 6), (27, 20))
@@ -213,9 +222,8 @@ def test_adapters_on_experts_compose_and_keep_apart(bench: Bench, engine: Engine
     answers(engine, bench, mix, (Weighted(kinds[0]), Weighted(kinds[2], -1.0)))
 
 
+@of_experts
 def test_an_adapter_of_fewer_experts_is_refused_by_its_targets_name(bench: Bench, engine: Engine):
-    if bench.spec.experts is None:
-        pytest.skip("a dense decoder")
     good = random_adapter(bench.spec, 29, projections=EXPERTS)
     target = AdapterTarget(1, "expert_up")
     a, b = good.tensors[target]
