@@ -70,6 +70,7 @@ class TrtEmulator:
         self.plans: list[bytes | mmap] = []  # what engines were made of
         self.fail_contexts = False  # as when there is no memory for one
         self.fail_enqueue = False
+        self.fail_capture = False  # as with networks that wait for the host
         self.contexts = self.engines = 0  # alive
 
         class Logger:
@@ -222,6 +223,9 @@ class ExecutionContext:
         if self._module.fail_enqueue:
             return False
         on = self._module.cuda.stream(stream)
+        if self._module.fail_capture and on.capturing is not None:
+            on.poisoned = True
+            return False
         names = [*self._engine.inputs, *self._engine.outputs]
         if self.infer_shapes() or any(n not in self._addresses for n in names):
             return False
