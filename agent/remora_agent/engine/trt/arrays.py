@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from remora_agent.engine.trt.columns import runs
 from remora_agent.engine.trt.cuda import Cuda
-from remora_agent.engine.trt.memory import Pinned
+from remora_agent.engine.trt.memory import Pinned, aligned
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Writer:
         self._staging = staging
         self._scratch = scratch
         self._dtype = dtype
+        self._staged = 0  # bytes of the staging memory that may still be on their way
 
     def clear_all(self, place: Place, most: int) -> None:
         """Zeros, for every T."""
@@ -100,8 +101,17 @@ class Writer:
         at_once = self._staging.size // width
         for begin in range(0, len(array), at_once):
             part = array[begin : begin + at_once]
-            self._cuda.synchronize(self._stream)  # what was staged before has left
-            self._staging.array(part.shape, self._dtype)[...] = part
-            src = (self._staging.address, width)
+            src = (self._stage(part), width)
             dst = (address + begin * pitch, pitch)
             self._cuda.copy_2d(dst, src, width, len(part), "to_device", self._stream)
+
+    def _stage(self, part: NDArray[Any]) -> int:
+        """Where it lies in pinned memory. Waits only when there is no room behind what was put
+        there before."""
+        size = aligned(part.size * self._dtype.itemsize)
+        if self._staged + size > self._staging.size:
+            self._cuda.synchronize(self._stream)
+            self._staged = 0
+        at, self._staged = self._staged, self._staged + size
+        self._staging.array(part.shape, self._dtype, at)[...] = part
+        return self._staging.address + at

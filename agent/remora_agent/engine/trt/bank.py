@@ -34,6 +34,7 @@ from remora_agent.engine.trt.factors import (
     part_columns,
     places,
     vector_inputs,
+    vectors_of,
 )
 from remora_agent.engine.trt.memory import Memory
 from remora_agent.engine.trt.row_vectors import RowVectors
@@ -160,6 +161,8 @@ class Bank:
     def hold(self, vectors: RowVectors, mixes: Mapping[int, Mix]) -> None:
         """Makes the given rows hold their mixes' vectors, neutral for those without. Raises
         EngineFault."""
+        if not self._vector_inputs:
+            return
         changed = vectors.other({row: self._around(mix) for row, mix in mixes.items()})
         if changed:
             with self._writing():
@@ -199,8 +202,7 @@ class Bank:
             g.columns.take(columns.get(g.group, ()))
         handle, self._next_handle = self._next_handle, self._next_handle + 1
         index = {group: np.array(c, np.intp) for group, c in columns.items()}
-        around = replace(weights, tensors={}, prepared=None)
-        self._resident[handle] = Resident(weights.rank, columns, index, around)
+        self._resident[handle] = Resident(weights.rank, columns, index, vectors_of(weights))
         return handle
 
     def remove(self, handle: int) -> None:

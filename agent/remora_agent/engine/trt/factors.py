@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from remora_agent.bank.weights import AdapterWeights, Factors
+from remora_agent.bank.weights import AdapterWeights, Factors, Vectors
 from remora_agent.engine.vectors import Kind
 from remora_contract import targets
 from remora_contract.bundle import GraphSpec, bank_groups, model_bank_groups
@@ -148,6 +148,15 @@ def _cast(
             "export the bundle with --dtype float32"
         )
     return cast
+
+
+def vectors_of(weights: AdapterWeights) -> AdapterWeights:
+    """Without its factors, and without keeping the file alive that all of it was read from."""
+    own = {
+        target: Vectors(*(None if v is None else v.copy() for v in (pair.scale, pair.bias)))
+        for target, pair in weights.vectors.items()
+    }
+    return AdapterWeights(weights.digest, {}, own)
 
 
 def group_width(weights: AdapterWeights, group: Group) -> int:

@@ -44,8 +44,6 @@ class RowVectors:
 
     def other(self, wanted: Mapping[int, Mix]) -> dict[int, Mix]:
         """Of the mixes wanted by row, those that the rows do not hold."""
-        if not self._inputs:
-            return {}
         return {row: mix for row, mix in wanted.items() if self._held[row] != mix}
 
     def holding(self, handle: int) -> Iterator[int]:

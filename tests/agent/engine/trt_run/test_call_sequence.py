@@ -165,3 +165,12 @@ def test_what_cannot_be_captured_is_enqueued_every_time(gpu: Bench, engine: Engi
         assert np.array_equal(decode(other, range(1)), wanted)
         assert captures(gpu) - before == tries
     other.close()
+
+
+def test_an_adapter_smaller_than_the_staging_memory_is_written_without_waiting(
+    gpu: Bench, engine: Engine
+):
+    before = len(gpu.cuda.calls)
+    engine.remove_adapter(engine.add_adapter(random_adapter(QWEN2, 1)))
+    kinds = [c[0] for c in gpu.cuda.calls[before:]]
+    assert "copy" in kinds and "synchronize" not in kinds

@@ -14,6 +14,7 @@ from remora_agent.bank.weights import AdapterWeights, Vectors
 from remora_agent.engine.protocol import Engine, MixEntry, RowStep
 from remora_agent.engine.trt import sizes
 from remora_agent.engine.trt.cuda import Cuda
+from remora_agent.engine.trt.factors import vectors_of
 from remora_contract.bundle import load_bundle
 from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import AdapterInvalid, EngineFault, Exhausted
@@ -284,6 +285,15 @@ def test_a_float16_engine_answers_as_the_float16_graph(tmp_path: Path):
     logits = engine.decode([RowStep(1, 9, 3, mix)])[0]
     assert np.abs(logits - reference.logits([*PROMPT, 9], (Weighted(own),))).max() < 2e-2
     engine.close()
+
+
+def test_what_is_kept_of_an_adapter_keeps_none_of_its_file_alive():
+    own = dora(QWEN2, 1)
+    kept = vectors_of(own)
+    assert not kept.tensors and kept.dora and kept.vectors.keys() == own.vectors.keys()
+    for target, pair in kept.vectors.items():
+        assert pair.scale.base is None and np.array_equal(pair.scale, own.vectors[target].scale)
+        assert pair.bias.base is None and np.array_equal(pair.bias, own.vectors[target].bias)
 
 
 KINDS = (
