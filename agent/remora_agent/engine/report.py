@@ -95,7 +95,8 @@ def _memory(result: BuildResult, bundle: Bundle, limits: EngineLimits) -> dict[s
     facts, decoder, graph = result.entry.manifest.facts, bundle.decoder, bundle.graph
     if result.entry.manifest.key.recipe.gpu is not None:
         cache = sizes.cache_bytes(decoder, graph, limits.rows)
-        bank = sizes.bank_bytes(decoder, graph, limits.rows)
+        bank = sizes.bank_bytes(decoder, graph)
+        bank += sizes.vectors_bytes(decoder, graph, limits.rows)
     else:
         cache = kv_bytes(decoder, limits.rows, limits.context)
         bank = bank_bytes(decoder, graph.max_bank_rank, graph=graph)

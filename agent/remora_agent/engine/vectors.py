@@ -20,6 +20,7 @@ from remora_contract.errors import RequestInvalid
 from remora_contract.targets import PARTS, AdapterTarget, Group
 
 Kind = Literal["scale", "bias"]
+_FLOAT32 = np.dtype(np.float32)
 Entries = Sequence[tuple[AdapterWeights, float]]
 
 
@@ -40,10 +41,17 @@ def neutral(kind: Kind) -> float:
 
 
 def packed(
-    decoder: DecoderSpec, kind: Kind, layer: int, group: Group, entries: Entries
-) -> NDArray[np.float32] | None:
-    """[n] of a mix; None where it is neutral throughout."""
+    decoder: DecoderSpec,
+    kind: Kind,
+    layer: int,
+    group: Group,
+    entries: Entries,
+    dtype: np.dtype[np.floating] = _FLOAT32,
+) -> NDArray[np.floating] | None:
+    """[n] of a mix in `dtype`; None where it is neutral throughout. An adapter that is prepared in
+    it is only copied, where it is alone."""
     widths = [decoder.out_features(p) for p in PARTS[group]]
+    copied = kind == "scale" or [weight for _, weight in entries] == [1.0]
     found = None
     at = 0
     for part, width in zip(PARTS[group], widths, strict=True):
@@ -52,10 +60,13 @@ def packed(
             own = None if vectors is None else getattr(vectors, kind)
             if own is not None:
                 if found is None:
-                    found = np.full(sum(widths), neutral(kind), np.float32)
-                if kind == "scale":
+                    found = np.full(sum(widths), neutral(kind), dtype if copied else _FLOAT32)
+                if copied:
                     found[at : at + width] = own
                 else:
-                    found[at : at + width] += np.float32(weight) * own
+                    found[at : at + width] += np.float32(weight) * own.astype(np.float32)
         at += width
-    return found
+    if found is None:
+        return None
+    with np.errstate(over="ignore"):  # by a large weight: the row's own answer suffers
+        return found.astype(dtype, copy=False)

@@ -32,25 +32,33 @@ class Writer:
     """Queues what happens to the arrays."""
 
     def __init__(
-        self, cuda: Cuda, stream: int, staging: Pinned, scratch: int, dtype: np.dtype[Any]
+        self,
+        cuda: Cuda,
+        stream: int,
+        staging: Pinned,
+        scratch: int,
+        ones: int,
+        dtype: np.dtype[Any],
     ) -> None:
         """`staging`: what bytes from the host go through, at least one outer row of a block;
-        `scratch`: on the device, as large as the largest array that is laid out anew."""
+        `scratch`: on the device, as large as the largest array that is laid out anew; `ones`:
+        there too, for as many as `make_ones` is told."""
         self._cuda = cuda
         self._stream = stream
         self._staging = staging
         self._scratch = scratch
-        self._dtype = dtype
+        self._ones = ones
+        self.dtype = dtype
         self._staged = 0  # bytes of the staging memory that may still be on their way
 
     def clear_all(self, place: Place, most: int) -> None:
         """Zeros, for every T."""
-        size = place.outer * most * place.inner * self._dtype.itemsize
+        size = place.outer * most * place.inner * self.dtype.itemsize
         self._cuda.clear(place.address, size, self._stream)
 
     def clear(self, place: Place, bound: int, columns: tuple[int, ...]) -> None:
         """Zeros in some of T = `bound` columns."""
-        width = place.inner * self._dtype.itemsize
+        width = place.inner * self.dtype.itemsize
         for _, first, count in runs(columns):
             at = place.address + first * width
             if place.outer == 1:
@@ -63,7 +71,7 @@ class Writer:
         row they were that before."""
         if place.outer == 1:
             return
-        width = place.inner * self._dtype.itemsize
+        width = place.inner * self.dtype.itemsize
         before, after = old * width, new * width
         if old:
             size = place.outer * before
@@ -83,8 +91,8 @@ class Writer:
     ) -> None:
         """Writes block [outer, len(columns), w] to those of T = `bound` columns, behind `skipped`
         of their inner numbers."""
-        width = place.inner * self._dtype.itemsize
-        at = place.address + skipped * self._dtype.itemsize
+        width = place.inner * self.dtype.itemsize
+        at = place.address + skipped * self.dtype.itemsize
         for i, first, count in runs(columns):
             run = block[:, i : i + count]
             if place.inner == 1:
@@ -95,9 +103,22 @@ class Writer:
                 for j in range(count):
                     self.put_rows(run[:, j], at + (first + j) * width, bound * width)
 
+    def zero(self, address: int, count: int) -> None:
+        """Zeros in numbers that lie side by side."""
+        self._cuda.clear(address, count * self.dtype.itemsize, self._stream)
+
+    def make_ones(self, count: int) -> None:
+        """Before the first `one`."""
+        self.put_rows(np.ones((1, count), self.dtype), self._ones, count * self.dtype.itemsize)
+
+    def one(self, address: int, count: int) -> None:
+        """Ones in numbers that lie side by side, as zeros from the device itself."""
+        size = count * self.dtype.itemsize
+        self._cuda.copy(address, self._ones, size, "on_device", self._stream)
+
     def put_rows(self, array: NDArray[Any], address: int, pitch: int) -> None:
         """Copies array [h, w] to rows `pitch` bytes apart, through the staging memory."""
-        width = array.shape[1] * self._dtype.itemsize
+        width = array.shape[1] * self.dtype.itemsize
         at_once = self._staging.size // width
         for begin in range(0, len(array), at_once):
             part = array[begin : begin + at_once]
@@ -108,10 +129,10 @@ class Writer:
     def _stage(self, part: NDArray[Any]) -> int:
         """Where it lies in pinned memory. Waits only when there is no room behind what was put
         there before."""
-        size = aligned(part.size * self._dtype.itemsize)
+        size = aligned(part.size * self.dtype.itemsize)
         if self._staged + size > self._staging.size:
             self._cuda.synchronize(self._stream)
             self._staged = 0
         at, self._staged = self._staged, self._staged + size
-        self._staging.array(part.shape, self._dtype, at)[...] = part
+        self._staging.array(part.shape, self.dtype, at)[...] = part
         return self._staging.address + at

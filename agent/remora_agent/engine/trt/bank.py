@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from remora_agent.engine.trt.factors import (
     factor_shape,
     group_width,
     in_dtype,
+    neutral_width,
     part_columns,
     places,
     vector_inputs,
@@ -117,9 +118,10 @@ class Bank:
         item = self._dtype.itemsize
         size = max((g.laid_out for g in self._groups), default=0) * item
         scratch = memory.device(size, "the bank's layout")
+        ones = memory.device(neutral_width(self._vector_inputs) * item, "rows without an adapter")
         widest = max((max(g.n, g.columns.most) for g in self._groups), default=0)
         staging = memory.pinned(max(_STAGED_BYTES, widest * item), "adapters on their way")
-        return Writer(self._cuda, self._copies, staging, scratch, self._dtype)
+        return Writer(self._cuda, self._copies, staging, scratch, ones, self._dtype)
 
     @property
     def groups(self) -> Sequence[GroupBank]:
@@ -154,9 +156,9 @@ class Bank:
 
     def row_vectors(self, rows: int) -> RowVectors:
         """Places for the vectors of a step of at most `rows` rows. Raises Exhausted."""
-        args = (self._decoder, self._vector_inputs, rows, self._dtype)
-        self._vectors.append(RowVectors(self._memory, *args))
-        return self._vectors[-1]
+        made = RowVectors(self._memory, self._decoder, self._vector_inputs, rows, self._writer)
+        self._vectors.append(made)
+        return made
 
     def hold(self, vectors: RowVectors, mixes: Mapping[int, Mix]) -> None:
         """Makes the given rows hold their mixes' vectors, neutral for those without. Raises
@@ -167,7 +169,7 @@ class Bank:
         if changed:
             with self._writing():
                 for row, mix in changed.items():
-                    vectors.write(self._writer, row, mix, self._entries(mix))
+                    vectors.write(row, mix, self._entries(mix))
 
     def fill_gate(self, index: int, gate: NDArray[Any], mix: Mix) -> None:
         """Adds a row's weights to gate [T] of the group at `index`."""
@@ -180,7 +182,7 @@ class Bank:
     def prepare(self, weights: AdapterWeights) -> AdapterWeights:
         """In the graph's dtype, checked. Touches nothing that changes. Raises AdapterInvalid."""
         self._accepted.check(weights)
-        return replace(weights, tensors=in_dtype(weights, self._dtype))
+        return in_dtype(weights, self._dtype)
 
     def add(self, weights: AdapterWeights) -> int:
         """Raises Exhausted, AdapterInvalid, EngineFault."""
@@ -213,7 +215,7 @@ class Bank:
                 self._clear(g, gone.columns.get(g.group, ()))
             for vectors in self._vectors:
                 for row in vectors.holding(handle):
-                    vectors.write(self._writer, row, (), ())
+                    vectors.write(row, (), ())
         for g in self._groups:
             g.columns.release(gone.columns.get(g.group, ()))
             if not g.columns.end:
@@ -231,8 +233,10 @@ class Bank:
                 for at in g.layers:
                     self._writer.clear_all(at.a, g.columns.most)
                     self._writer.clear_all(at.b, g.columns.most)
+            if count := neutral_width(self._vector_inputs):
+                self._writer.make_ones(count)
             for vectors in self._vectors:
-                vectors.clear(self._writer)
+                vectors.clear()
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

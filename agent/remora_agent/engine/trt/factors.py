@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from remora_agent.bank.weights import AdapterWeights, Factors, Vectors
-from remora_agent.engine.vectors import Kind
+from remora_agent.engine.vectors import Kind, neutral
 from remora_contract import targets
 from remora_contract.bundle import GraphSpec, bank_groups, model_bank_groups
 from remora_contract.decoder import DecoderSpec
@@ -54,6 +54,11 @@ def vector_inputs(decoder: DecoderSpec, graph: GraphSpec) -> tuple[VectorInput, 
             name = targets.lora_bias(layer, group)
             found.append(VectorInput(name, "bias", layer, group, width))
     return tuple(found)
+
+
+def neutral_width(inputs: tuple[VectorInput, ...]) -> int:
+    """Of the widest that is not 0 for rows without an adapter."""
+    return max((v.width for v in inputs if neutral(v.kind)), default=0)
 
 
 def factor_shape(decoder: DecoderSpec, group: Group) -> tuple[int, int, int]:
@@ -122,17 +127,20 @@ class Accepted:
             )
 
 
-def in_dtype(weights: AdapterWeights, dtype: np.dtype[Any]) -> dict[AdapterTarget, Factors]:
-    """Its factors. Raises AdapterInvalid when a number does not fit, of vectors too: infinity would
-    spoil every answer."""
-    for target, pair in weights.vectors.items():
-        for vector in (pair.scale, pair.bias):
-            if vector is not None:
-                _cast(weights, target, vector, dtype)
-    found: dict[AdapterTarget, Factors] = {}
+def in_dtype(weights: AdapterWeights, dtype: np.dtype[Any]) -> AdapterWeights:
+    """Raises AdapterInvalid when a number does not fit: infinity would spoil every answer."""
+
+    def cast(target: AdapterTarget, array: NDArray[Any] | None) -> NDArray[Any] | None:
+        return None if array is None else _cast(weights, target, array, dtype)
+
+    tensors: dict[AdapterTarget, Factors] = {}
     for target, (a, b) in weights.tensors.items():
-        found[target] = _cast(weights, target, a, dtype), _cast(weights, target, b, dtype)
-    return found
+        tensors[target] = _cast(weights, target, a, dtype), _cast(weights, target, b, dtype)
+    vectors = {
+        target: Vectors(cast(target, pair.scale), cast(target, pair.bias))
+        for target, pair in weights.vectors.items()
+    }
+    return replace(weights, tensors=tensors, vectors=vectors)
 
 
 def _cast(

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-import numpy as np
-
 from remora_agent.engine.protocol import Mix
 from remora_agent.engine.trt.arrays import Writer
 from remora_agent.engine.trt.factors import VectorInput
@@ -22,17 +20,21 @@ from remora_contract.decoder import DecoderSpec
 
 class RowVectors:
     def __init__(
-        self, memory: Memory, decoder: DecoderSpec, inputs: tuple[VectorInput, ...], rows: int,
-        dtype: np.dtype[np.floating],
-    ) -> None:  # fmt: skip
+        self,
+        memory: Memory,
+        decoder: DecoderSpec,
+        inputs: tuple[VectorInput, ...],
+        rows: int,
+        writer: Writer,
+    ) -> None:
         """Raises Exhausted."""
         self._decoder = decoder
         self._inputs = inputs
         self._rows = rows
-        self._dtype = dtype
+        self._writer = writer
         # None: it is not known what the place holds.
         self._held: list[Mix | None] = [None] * rows
-        size = rows * dtype.itemsize
+        size = rows * writer.dtype.itemsize
         self._at = {v.name: memory.device(size * v.width, f"rows' {v.name}") for v in inputs}
 
     def shapes(self, rows: int) -> dict[str, tuple[int, ...]]:
@@ -52,20 +54,23 @@ class RowVectors:
             if mix is None or any(entry.handle == handle for entry in mix):
                 yield row
 
-    def clear(self, writer: Writer) -> None:
+    def clear(self) -> None:
         """Every row without any."""
         for row in range(self._rows):
-            self.write(writer, row, (), ())
+            self.write(row, (), ())
 
-    def write(self, writer: Writer, row: int, mix: Mix, entries: Entries) -> None:
+    def write(self, row: int, mix: Mix, entries: Entries) -> None:
         """Queues what `mix`, which is `entries`, needs in a row."""
         self._held[row] = None  # until all of it is queued
         for v in self._inputs:
-            found = packed(self._decoder, v.kind, v.layer, v.group, entries)
-            if found is None:
-                found = np.full(v.width, neutral(v.kind), np.float32)
-            size = v.width * self._dtype.itemsize
-            with np.errstate(over="ignore"):  # weights may be large: the row's own answer suffers
-                cast = found.astype(self._dtype)[None]
-            writer.put_rows(cast, self._at[v.name] + row * size, size)
+            dtype = self._writer.dtype
+            size = v.width * dtype.itemsize
+            at = self._at[v.name] + row * size
+            found = packed(self._decoder, v.kind, v.layer, v.group, entries, dtype)
+            if found is not None:
+                self._writer.put_rows(found[None], at, size)
+            elif neutral(v.kind):
+                self._writer.one(at, v.width)
+            else:
+                self._writer.zero(at, v.width)
         self._held[row] = mix

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from remora_agent.engine.memory_plan import MemoryPlan, Shape, plan_refusals
-from remora_agent.engine.trt.factors import factor_shape, places, vector_inputs
+from remora_agent.engine.trt.factors import factor_shape, neutral_width, places, vector_inputs
 from remora_agent.engine.trt.positions import most_logits
 from remora_agent.engine.trt.profiles import PREFILL_TOKENS
 from remora_contract.bundle import Bundle, GraphSpec
@@ -28,9 +28,8 @@ def cache_bytes(decoder: DecoderSpec, graph: GraphSpec, rows: int) -> int:
     return tokens * decoder.kv_heads * decoder.head_dim * _item(graph)
 
 
-def bank_bytes(decoder: DecoderSpec, graph: GraphSpec, rows: int) -> int:
-    """A and B of every layer and group, room to lay the largest out anew, and for each row of a
-    step and for a prompt's the vectors that stand around them."""
+def bank_bytes(decoder: DecoderSpec, graph: GraphSpec) -> int:
+    """A and B of every layer and group, and room to lay out the largest anew."""
     factors, layout = 0, 0
     for _, group in places(decoder, graph):
         columns = graph.max_bank_rank * len(PARTS[group])
@@ -38,8 +37,15 @@ def bank_bytes(decoder: DecoderSpec, graph: GraphSpec, rows: int) -> int:
         factors += copies * columns * (k + n)
         # One expert's B begins where the one before it ends.
         layout = max(layout, copies * columns * (k if copies == 1 else max(k, n)))
-    vectors = sum(v.width for v in vector_inputs(decoder, graph))
-    return (factors + layout + (rows + 1) * vectors) * _item(graph)
+    return (factors + layout) * _item(graph)
+
+
+def vectors_bytes(decoder: DecoderSpec, graph: GraphSpec, rows: int) -> int:
+    """DoRA's factors and biases of each row of a step and of a prompt's, and ones for rows without.
+    They do not grow with the bank's rank."""
+    inputs = vector_inputs(decoder, graph)
+    numbers = (rows + 1) * sum(v.width for v in inputs) + neutral_width(inputs)
+    return numbers * _item(graph)
 
 
 def outputs_bytes(decoder: DecoderSpec, rows: int, chunk: int) -> int:
@@ -57,8 +63,10 @@ def memory_plan(
     return MemoryPlan(
         weights=weights,
         kv=cache_bytes(decoder, graph, rows),
-        bank=bank_bytes(decoder, graph, rows),
-        workspace=workspace + outputs_bytes(decoder, rows, min(chunk, graph.context)),
+        bank=bank_bytes(decoder, graph),
+        workspace=workspace
+        + outputs_bytes(decoder, rows, min(chunk, graph.context))
+        + vectors_bytes(decoder, graph, rows),
         logits=rows * decoder.vocab * _FLOAT32,
         floor=FLOOR_BYTES,
     )

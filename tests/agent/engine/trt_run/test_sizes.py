@@ -44,8 +44,8 @@ def test_the_bank_is_wider_than_its_adapters():
     """By hand: one group, gate_up of hidden 64 and 96 + 96 outputs, rank 8 in float16: 16 columns
     in A [64, 16] and B [16, 192], and once more A."""
     graph = replace(FLOAT16, max_bank_rank=8)
-    whole = sizes.bank_bytes(replace(QWEN2, layers=1), graph, rows=1)
-    twice = sizes.bank_bytes(replace(QWEN2, layers=2), graph, rows=1)
+    whole = sizes.bank_bytes(replace(QWEN2, layers=1), graph)
+    twice = sizes.bank_bytes(replace(QWEN2, layers=2), graph)
     layer = sum(
         8 * parts * (k + n)
         for parts, k, n in ((3, 64, 128), (1, 64, 64), (2, 64, 192), (1, 96, 64))

@@ -135,11 +135,13 @@ def test_vectors_travel_when_a_rows_mix_changes_and_only_then(gpu: Bench, engine
         decode(engine, range(1), mix)
     step = ["launch", "cudaMemcpyDeviceToHost", "record", "synchronize"]
     assert kinds_of(gpu, lambda: decode(engine, range(1), one)) == step
+    inputs = 2 * 4  # scale, and as many of bias, of two layers' four groups
     written = kinds_of(gpu, lambda: decode(engine, range(1), plain))
-    # Behind the last step, each vector from pinned memory; the next step waits.
-    assert written[0] == "wait" and written[-6:] == ["record", "wait", *step]
-    inputs = 2 * 2 * 4  # scale and bias of two layers' four groups
-    assert written.count("cudaMemcpyHostToDevice") == inputs
+    # Behind the last step, from the device itself; the next step waits.
+    assert written == ["wait", *["cudaMemcpyDeviceToDevice"] * inputs, "record", "wait", *step]
+    written = kinds_of(gpu, lambda: decode(engine, range(1), one))
+    assert written == ["wait", *["cudaMemcpyHostToDevice"] * 2 * inputs, "record", "wait", *step]
+    decode(engine, range(1), plain)
     for mix in ((), plain):  # neither has any
         assert kinds_of(gpu, lambda mix=mix: decode(engine, range(1), mix)) == step
 
@@ -244,15 +246,16 @@ def test_the_memory_plan_counts_them(bench: str, request: pytest.FixtureRequest)
 
 def test_their_room_by_hand():
     """One layer of experts, rank 8, 3 rows: A and B of each group; once more the largest that moves
-    with T, here B [4, 16, 96] of expert_gate_up; 4 vectors of each kind for each output."""
+    with T, here B [4, 16, 96] of expert_gate_up; 4 vectors of each kind for each output, and ones
+    for the widest."""
     spec = replace(MOE, layers=1, kinds=MOE.kinds[1:])
     graph = replace(EVERYTHING, max_bank_rank=8)
     dense = ((3, 64, 128), (1, 64, 64), (2, 64, 64), (1, 32, 64))  # qkv, o, the shared expert's
     factors = sum(8 * parts * (k + n) for parts, k, n in dense)
     factors += 4 * (16 * (64 + 96) + 8 * (48 + 64))
     outputs = sum(n for _, _, n in dense)
-    wanted = factors + 4 * 16 * 96 + (3 + 1) * 2 * outputs
-    assert sizes.bank_bytes(spec, graph, rows=3) == 4 * wanted
+    assert sizes.bank_bytes(spec, graph) == 4 * (factors + 4 * 16 * 96)
+    assert sizes.vectors_bytes(spec, graph, rows=3) == 4 * ((3 + 1) * 2 * outputs + 128)
 
 
 def test_what_does_not_fit_is_refused_with_the_bank_named(mixture: Bench):
