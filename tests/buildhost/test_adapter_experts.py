@@ -68,28 +68,33 @@ def test_experts_answer_as_peft_on_graph_and_engine(
     model = PortableModel(world.bundle_dir, rows=2)
     model.adapter_feed = feed(bundle, [sidecar], [[1.0], [0.0]])
     graph = model.forced(tokens, PROMPT)
-    handle = world.engine.add_adapter(load_weights(sidecar, bundle))
-    alone = engine_logits(world.engine, tokens[:1], [(MixEntry(handle, 1.0),)])
-    beside = engine_logits(world.engine, tokens, [(MixEntry(handle, 1.0),), ()])
-    world.engine.remove_adapter(handle)
-
     assert worst(graph[:1], wanted) <= TOLERANCE
     assert worst(graph[1:], plain[1:]) <= TOLERANCE
-    assert worst(alone, wanted) <= TOLERANCE
-    assert worst(beside[:1], wanted) <= TOLERANCE
-    assert worst(beside[1:], plain[1:]) <= TOLERANCE
-    assert worst(alone, plain[:1]) > 20 * TOLERANCE
+    for engine in world.engines:
+        handle = engine.add_adapter(load_weights(sidecar, bundle))
+        alone = engine_logits(engine, tokens[:1], [(MixEntry(handle, 1.0),)])
+        beside = engine_logits(engine, tokens, [(MixEntry(handle, 1.0),), ()])
+        engine.remove_adapter(handle)
+        after = engine_logits(engine, tokens[:1], [()])
+
+        assert worst(alone, wanted) <= TOLERANCE
+        assert worst(beside[:1], wanted) <= TOLERANCE
+        assert worst(beside[1:], plain[1:]) <= TOLERANCE
+        assert worst(alone, plain[:1]) > 20 * TOLERANCE
+        assert worst(after, plain[:1]) <= TOLERANCE
 
 
 def test_two_adapters_on_experts_answer_by_their_weights(world: World, tmp_path: Path) -> None:
     bundle, tokens = load_bundle(world.bundle_dir), some_tokens(2)
     peft_dir, out = converted(world, tmp_path, "one", **KINDS["both"])
-    handles = [world.engine.add_adapter(load_weights(out, bundle)) for _ in range(2)]
-    half = tuple(MixEntry(h, 0.5) for h in handles)
-    found = engine_logits(world.engine, tokens, [half, (MixEntry(handles[1], 1.0),)])
-    for handle in handles:
-        world.engine.remove_adapter(handle)
-    assert worst(found, reference(world.checkpoint, tokens, peft_dir)) <= TOLERANCE
+    wanted = reference(world.checkpoint, tokens, peft_dir)
+    for engine in world.engines:
+        handles = [engine.add_adapter(load_weights(out, bundle)) for _ in range(2)]
+        half = tuple(MixEntry(h, 0.5) for h in handles)
+        found = engine_logits(engine, tokens, [half, (MixEntry(handles[1], 1.0),)])
+        for handle in handles:
+            engine.remove_adapter(handle)
+        assert worst(found, wanted) <= TOLERANCE
 
 
 def test_experts_trained_one_by_one_are_carried_as_stacked_ones(

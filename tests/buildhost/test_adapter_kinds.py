@@ -1,5 +1,6 @@
 """Everything PEFT's LoraConfig trains, from a real adapter to logits: transformers + peft against
-the portable graph and the device's engine, float32 within 1e-4, rows of one batch mixed."""
+the portable graph and the device's engines (TensorRT's on the emulator), float32 within 1e-4, rows
+of one batch mixed."""
 
 from __future__ import annotations
 
@@ -24,6 +25,7 @@ from tests.support.adapters import make_peft_adapter
 from tests.support.bank_feed import feed
 from tests.support.checkpoints import make_checkpoint
 from tests.support.portable import PortableModel
+from tests.support.trt_engines import Bench, build
 
 TOLERANCE = 1e-4
 PROMPT, STEPS, VOCAB = 6, 4, 320
@@ -68,11 +70,16 @@ ONLY_TIED = {"tied embeddings"}
 
 @dataclass(frozen=True)
 class World:
-    """A checkpoint, its bundle with every adapter input, and its engine."""
+    """A checkpoint, its bundle with every adapter input, and its engines."""
 
     checkpoint: Path
     bundle_dir: Path
-    engine: Engine
+    engine: Engine  # on ONNX Runtime
+    emulated: Engine  # on TensorRT's emulator
+
+    @property
+    def engines(self) -> tuple[Engine, Engine]:
+        return self.engine, self.emulated
 
 
 def make_world(
@@ -80,13 +87,13 @@ def make_world(
 ) -> World:
     checkpoint = make_checkpoint(directory / "checkpoint", family, tied=tied, seed=3, **ck)
     export_checkpoint(checkpoint, directory / "bundle", options)
+    bundle = directory / "bundle"
     cache = EngineCache(directory / "engines", 1 << 40)
     engine_options = EngineOptions(rows=4, threads=1, accuracy_level=1)
-    return World(
-        checkpoint,
-        directory / "bundle",
-        open_engine(directory / "bundle", cache, engine_options),
-    )
+    engine = open_engine(bundle, cache, engine_options)
+    # Last: it links the weights, and no checker reads linked ones.
+    emulated = Bench(bundle, build(bundle, directory / "emulated")).open()
+    return World(checkpoint, bundle, engine, emulated)
 
 
 @pytest.fixture(scope="module", params=["qwen2 tied", "llama"])
@@ -141,52 +148,59 @@ def test_each_kind_answers_as_peft_on_graph_and_engine(
     model = PortableModel(world.bundle_dir, rows=2)
     model.adapter_feed = feed(bundle, [sidecar], [[1.0], [0.0]])
     graph = model.forced(tokens, PROMPT)
-    handle = world.engine.add_adapter(load_weights(sidecar, bundle))
-    alone = engine_logits(world.engine, tokens[:1], [(MixEntry(handle, 1.0),)])
-    beside = engine_logits(world.engine, tokens, [(MixEntry(handle, 1.0),), ()])
-    scored = world.engine.score(0, tokens[0], 0, (MixEntry(handle, 1.0),))
-    world.engine.remove_adapter(handle)
-
     assert worst(graph[:1], wanted) <= TOLERANCE
     assert worst(graph[1:], plain[1:]) <= TOLERANCE
-    assert worst(alone, wanted) <= TOLERANCE
-    assert np.abs(scored - wanted[0]).max() <= TOLERANCE
-    assert worst(beside[:1], wanted) <= TOLERANCE
-    assert worst(beside[1:], plain[1:]) <= TOLERANCE
-    assert worst(alone, plain[:1]) > 20 * TOLERANCE  # it does change something
+    for engine in world.engines:
+        handle = engine.add_adapter(load_weights(sidecar, bundle))
+        mix = (MixEntry(handle, 1.0),)
+        alone = engine_logits(engine, tokens[:1], [mix])
+        beside = engine_logits(engine, tokens, [mix, ()])
+        scored = engine.score(0, tokens[0], 0, mix)
+        engine.remove_adapter(handle)
+        after = engine_logits(engine, tokens[:1], [()])
+
+        assert worst(alone, wanted) <= TOLERANCE
+        assert np.abs(scored - wanted[0]).max() <= TOLERANCE
+        assert worst(beside[:1], wanted) <= TOLERANCE
+        assert worst(beside[1:], plain[1:]) <= TOLERANCE
+        assert worst(alone, plain[:1]) > 20 * TOLERANCE  # it does change something
+        assert worst(after, plain[:1]) <= TOLERANCE
 
 
 def test_rows_with_every_kind_of_adapter_answer_in_one_batch(world: World, tmp_path: Path) -> None:
     bundle, tokens = load_bundle(world.bundle_dir), some_tokens(4)
     kinds = ["plain", "dora bias", "tokens"]
     made = [converted(world, tmp_path, str(i), **KINDS[k]) for i, k in enumerate(kinds)]
-    handles = [world.engine.add_adapter(load_weights(out, bundle)) for _, out in made]
-
-    found = engine_logits(world.engine, tokens, [*((MixEntry(h, 1.0),) for h in handles), ()])
-
-    for handle in handles:
-        world.engine.remove_adapter(handle)
     adapters = [(peft_dir,) for peft_dir, _ in made] + [()]
-    for row, paths in enumerate(adapters):
-        wanted = reference(world.checkpoint, tokens[row : row + 1], *paths)
-        assert worst(found[row : row + 1], wanted) <= TOLERANCE
+    wanted = [
+        reference(world.checkpoint, tokens[row : row + 1], *paths)
+        for row, paths in enumerate(adapters)
+    ]
+    for engine in world.engines:
+        handles = [engine.add_adapter(load_weights(out, bundle)) for _, out in made]
+        found = engine_logits(engine, tokens, [*((MixEntry(h, 1.0),) for h in handles), ()])
+        for handle in handles:
+            engine.remove_adapter(handle)
+        for row, logits in enumerate(wanted):
+            assert worst(found[row : row + 1], logits) <= TOLERANCE
 
 
 def test_a_dora_adapter_answers_alone_and_whole_or_not_at_all(world: World, tmp_path: Path) -> None:
     bundle, tokens = load_bundle(world.bundle_dir), some_tokens(1)[0, :PROMPT]
-    handles = [
-        world.engine.add_adapter(load_weights(converted(world, tmp_path, n, **KINDS[n])[1], bundle))
-        for n in ("dora", "plain")
-    ]
-    dora, plain = handles
-    for mix in (
-        (MixEntry(dora, 0.5),),
-        (MixEntry(dora, 1.0), MixEntry(plain, 1.0)),
-    ):
-        with pytest.raises(RequestInvalid, match="DoRA adapter: it answers alone"):
-            world.engine.prefill(0, tokens, 0, mix)
-    for handle in handles:
-        world.engine.remove_adapter(handle)
+    made = [converted(world, tmp_path, n, **KINDS[n])[1] for n in ("dora", "plain")]
+    for engine in world.engines:
+        dora, plain = handles = [engine.add_adapter(load_weights(out, bundle)) for out in made]
+        for mix in (
+            (MixEntry(dora, 0.5),),
+            (MixEntry(dora, 1.0), MixEntry(plain, 1.0)),
+        ):
+            with pytest.raises(RequestInvalid, match="DoRA adapter: it answers alone"):
+                engine.prefill(0, tokens, 0, mix)
+            engine.prefill(0, tokens, 0)
+            with pytest.raises(RequestInvalid, match="DoRA adapter: it answers alone"):
+                engine.decode([RowStep(0, 1, PROMPT, mix)])
+        for handle in handles:
+            engine.remove_adapter(handle)
 
 
 def test_biases_and_tokens_take_a_weight_as_factors_do(world: World, tmp_path: Path) -> None:
@@ -194,14 +208,13 @@ def test_biases_and_tokens_take_a_weight_as_factors_do(world: World, tmp_path: P
     bundle, tokens = load_bundle(world.bundle_dir), some_tokens(1)
     kind = {"r": 2, "bias": "all", "target_modules": QV, "trainable_token_indices": [5, 200]}
     peft_dir, out = converted(world, tmp_path, "one", **kind)
-    handles = [world.engine.add_adapter(load_weights(out, bundle)) for _ in range(2)]
-    mix = tuple(MixEntry(h, 0.5) for h in handles)
-
-    found = engine_logits(world.engine, tokens, [mix])
-
-    for handle in handles:
-        world.engine.remove_adapter(handle)
-    assert worst(found, reference(world.checkpoint, tokens, peft_dir)) <= TOLERANCE
+    wanted = reference(world.checkpoint, tokens, peft_dir)
+    for engine in world.engines:
+        handles = [engine.add_adapter(load_weights(out, bundle)) for _ in range(2)]
+        found = engine_logits(engine, tokens, [tuple(MixEntry(h, 0.5) for h in handles)])
+        for handle in handles:
+            engine.remove_adapter(handle)
+        assert worst(found, wanted) <= TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -218,7 +231,7 @@ def test_a_bundle_without_the_inputs_refuses_and_says_how_to_export(
 ) -> None:
     options = replace(EVERYTHING, adapt=(), dora=False, adapter_bias=False)
     export_checkpoint(world.checkpoint, tmp_path / "bundle", options)
-    bare = World(world.checkpoint, tmp_path / "bundle", world.engine)
+    bare = replace(world, bundle_dir=tmp_path / "bundle")
     with pytest.raises(Incompatible, match=f"exported with {option}"):
         converted(bare, tmp_path, "one", **KINDS[kind])
     _, out = converted(world, tmp_path, "two", **KINDS[kind])
@@ -267,11 +280,11 @@ def test_on_quantized_weights_engine_and_graph_agree(kind: str, tmp_path: Path) 
     model = PortableModel(world.bundle_dir, rows=2)
     model.adapter_feed = feed(bundle, [tmp_path / "out"], [[1.0], [0.0]])
     graph = model.forced(tokens, PROMPT)
-    handle = world.engine.add_adapter(load_weights(tmp_path / "out", bundle))
-    found = engine_logits(world.engine, tokens, [(MixEntry(handle, 1.0),), ()])
-
-    world.engine.close()
-    assert float(np.abs(found - graph).max()) <= TOLERANCE
+    for engine in world.engines:
+        handle = engine.add_adapter(load_weights(tmp_path / "out", bundle))
+        found = engine_logits(engine, tokens, [(MixEntry(handle, 1.0),), ()])
+        engine.close()
+        assert float(np.abs(found - graph).max()) <= TOLERANCE
 
 
 def test_trained_biases_of_norms_are_refused_by_name(tmp_path: Path) -> None:

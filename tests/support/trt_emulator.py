@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from remora_contract.targets import PARTS
 from tests.support.cuda_emulator import ALIGNMENT, CudaEmulator
 
 _NUMPY = {
@@ -69,6 +70,7 @@ class TrtEmulator:
         self.plans: list[bytes | mmap] = []  # what engines were made of
         self.fail_contexts = False  # as when there is no memory for one
         self.fail_enqueue = False
+        self.fail_capture = False  # as with networks that wait for the host
         self.contexts = self.engines = 0  # alive
 
         class Logger:
@@ -154,8 +156,7 @@ class CudaEngine:
             return 1, max(profile["rows"], profile["states" if dim == "n" else "logits"])
         if dim == "s":
             return 1, profile["tokens"]
-        parts = {"t_qkv": 3, "t_gate_up": 2}.get(dim, 1)
-        return 0, self._rank * parts
+        return 0, self._rank * len(PARTS[dim.removeprefix("t_")])
 
     def create_execution_context(
         self, strategy: ExecutionContextAllocationStrategy
@@ -222,6 +223,9 @@ class ExecutionContext:
         if self._module.fail_enqueue:
             return False
         on = self._module.cuda.stream(stream)
+        if self._module.fail_capture and on.capturing is not None:
+            on.poisoned = True
+            return False
         names = [*self._engine.inputs, *self._engine.outputs]
         if self.infer_shapes() or any(n not in self._addresses for n in names):
             return False

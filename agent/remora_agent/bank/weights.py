@@ -35,10 +35,11 @@ _DTYPES: dict[str, tuple[str, np.dtype[np.floating]]] = {
 
 @dataclass(frozen=True)
 class Vectors:
-    """What stands around a target's factors, [n] float32 each; None: 1 and 0."""
+    """What stands around a target's factors, [n] each; None: 1 and 0. float32 as read; an engine
+    may prepare them in its own dtype."""
 
-    scale: NDArray[np.float32] | None = None
-    bias: NDArray[np.float32] | None = None
+    scale: NDArray[np.floating] | None = None
+    bias: NDArray[np.floating] | None = None
 
 
 @dataclass(frozen=True)

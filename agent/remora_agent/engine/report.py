@@ -96,6 +96,7 @@ def _memory(result: BuildResult, bundle: Bundle, limits: EngineLimits) -> dict[s
     if result.entry.manifest.key.recipe.gpu is not None:
         cache = sizes.cache_bytes(decoder, graph, limits.rows)
         bank = sizes.bank_bytes(decoder, graph)
+        bank += sizes.vectors_bytes(decoder, graph, limits.rows)
     else:
         cache = kv_bytes(decoder, limits.rows, limits.context)
         bank = bank_bytes(decoder, graph.max_bank_rank, graph=graph)

@@ -17,9 +17,11 @@ from remora_contract.bundle import GraphSpec, load_bundle
 from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import Unavailable, Unsupported
 from tests.agent.engine.portable import (
+    EVERYTHING,
     FLOAT32,
     INT4,
     LLAMA,
+    MOE,
     NO_BANK,
     QWEN2,
     QWEN3,
@@ -57,6 +59,19 @@ GPU_CASES = {
     f"gpu-{backend}-{name}": Case(spec, in_legacy(graph), backend=backend, gpu=True)
     for backend in TRT_BACKENDS
     for name, spec, graph in (("float32", QWEN2, FLOAT32), ("int4", LLAMA, INT4))
+}
+# With every input that an adapter may have within the layers; for test_conformance_bank.py.
+BANK_CASES = {
+    "ort-everything": Case(QWEN2, EVERYTHING),
+    "ort-experts": Case(MOE, EVERYTHING),
+    "tensorrt-everything": Case(QWEN2, EVERYTHING, backend="tensorrt"),
+    "tensorrt-experts": Case(MOE, EVERYTHING, backend="tensorrt"),
+    "tensorrt-legacy-experts": Case(MOE, in_legacy(EVERYTHING), backend="tensorrt"),
+}
+GPU_BANK_CASES = {
+    f"gpu-{backend}-{name}": Case(spec, in_legacy(EVERYTHING), backend=backend, gpu=True)
+    for backend in TRT_BACKENDS
+    for name, spec in (("everything", QWEN2), ("experts", MOE))
 }
 GPU_CLOSE = 5e-4  # float32 sums in another order, beside what emulated engines get
 

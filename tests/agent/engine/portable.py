@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from remora_agent.bank.weights import AdapterWeights
+from remora_agent.bank.weights import AdapterWeights, Vectors
 from remora_build.graph import layout, rope
 from remora_build.graph.data_file import DataFile
 from remora_build.graph.decoder import DATA_FILE, build_graph
@@ -29,11 +29,12 @@ from remora_contract.bundle import (
     GraphSpec,
     QuantSpec,
     SourceInfo,
+    bank_groups,
     load_bundle,
 )
-from remora_contract.decoder import DecoderSpec, RopeSpec
+from remora_contract.decoder import DecoderSpec, ExpertsSpec, LayerKind, RopeSpec
 from remora_contract.digests import canonical_json, digest_bytes, digest_file
-from remora_contract.targets import GROUPS, PARTS, PROJECTIONS, AdapterTarget
+from remora_contract.targets import EXPERT_GROUPS, PARTS, PROJECTIONS, AdapterTarget
 
 QWEN2 = DecoderSpec(
     family="qwen2",
@@ -51,11 +52,20 @@ QWEN2 = DecoderSpec(
 )
 QWEN3 = replace(QWEN2, family="qwen3", qkv_bias=False, qk_norm="head", head_dim=32)
 LLAMA = replace(QWEN2, family="llama", qkv_bias=False, tied_embeddings=False)
+# A layer of experts behind a dense one.
+MOE = replace(
+    LLAMA,
+    family="qwen2_moe",
+    kinds=(LayerKind(), LayerKind(experts=True)),
+    experts=ExpertsSpec(4, 2, 48, renormalize=True, shared_intermediate=32, shared_gate=True),
+)
 
 FLOAT32 = GraphSpec("native", "float32", context=48, max_bank_rank=256, opset=24)
 FLOAT16 = replace(FLOAT32, dtype="float16")
 INT4 = replace(FLOAT32, quant=QuantSpec("int4", 32))
 NO_BANK = replace(FLOAT32, max_bank_rank=0)
+# Whatever an adapter may change within the layers.
+EVERYTHING = replace(FLOAT32, max_bank_rank=64, adapt=("experts",), dora=True, adapter_bias=True)
 
 
 def in_legacy(graph: GraphSpec) -> GraphSpec:
@@ -112,7 +122,7 @@ def _values(rng: np.random.Generator, slot: layout.Slot, spec: DecoderSpec, grap
     noise = rng.standard_normal(slot.shape)
     if len(slot.shape) == 1:
         return ((0.2 if "bias" in slot.name else 1.0) + 0.2 * noise).astype(graph.dtype)
-    scale = 0.5 if slot.name == layout.EMBED else slot.shape[0] ** -0.5
+    scale = 0.5 if slot.name == layout.EMBED else slot.shape[-2] ** -0.5
     return (scale * noise).astype(graph.dtype)
 
 
@@ -124,17 +134,43 @@ def random_adapter(
     dtype: type[np.floating] = np.float32,
     ranks: dict[targets.Projection, int] | None = None,
 ) -> AdapterWeights:
-    """An adapter that changes answers a good deal."""
+    """An adapter that changes answers a good deal; only what a layer has."""
     rng = np.random.default_rng(seed)
     tensors = {}
     for layer in range(spec.layers):
-        for p in projections:
+        for p in (p for p in projections if p in spec.projections(layer)):
             r = (ranks or {}).get(p, rank)
             k, n = spec.in_features(p), spec.out_features(p)
-            a = rng.standard_normal((k, r)) / k**0.5
-            b = 0.5 * rng.standard_normal((r, n)) / r**0.5
+            lead = (spec.copies(p),) if p.startswith("expert_") else ()
+            a = rng.standard_normal((*lead, k, r)) / k**0.5
+            b = 0.5 * rng.standard_normal((*lead, r, n)) / r**0.5
             tensors[AdapterTarget(layer, p)] = (a.astype(dtype), b.astype(dtype))
     return AdapterWeights(digest_bytes(str(seed).encode()), tensors)
+
+
+def with_vectors(
+    weights: AdapterWeights,
+    spec: DecoderSpec,
+    seed: int,
+    *,
+    dora: bool = False,
+    bias: bool = False,
+    projections: tuple[targets.Projection, ...] = PROJECTIONS,
+) -> AdapterWeights:
+    """The same with DoRA's factors or biases, or both, around some projections."""
+    rng = np.random.default_rng(seed)
+
+    def drawn(n: int, middle: float) -> np.ndarray:
+        return (middle + 0.3 * rng.standard_normal(n)).astype(np.float32)
+
+    vectors = {}
+    for layer in range(spec.layers):
+        for p in (p for p in projections if p in spec.projections(layer)):
+            n = spec.out_features(p)
+            scale, own = drawn(n, 1) if dora else None, drawn(n, 0) if bias else None
+            vectors[AdapterTarget(layer, p)] = Vectors(scale, own)
+    digest = digest_bytes(f"{weights.digest}{seed}{dora}{bias}".encode())
+    return AdapterWeights(digest, weights.tensors, vectors)
 
 
 @dataclass(frozen=True)
@@ -178,29 +214,51 @@ class Reference:
     def _bank(self, mix: tuple[Weighted, ...]) -> dict[str, np.ndarray]:
         """The rank-concatenated bank of docs/graph.md, B block-diagonal over the parts."""
         feed: dict[str, np.ndarray] = {}
-        for group in GROUPS:
-            parts = PARTS[group]
-            columns = [(w, p, w.weights.rank_of(p)) for w in mix for p in parts]
-            gate = np.concatenate([np.full(r, w.weight) for w, _, r in columns] or [np.zeros(0)])
-            feed[targets.lora_gate(group)] = gate[None, None].astype(self.graph.dtype)
-            for layer in range(self.spec.layers):
+        for layer in range(self.spec.layers):
+            for group in bank_groups(self.spec, self.graph, layer):
+                parts = PARTS[group]
+                columns = [(w, p, w.weights.rank_of(p)) for w in mix for p in parts]
+                gate = [np.full(r, w.weight) for w, _, r in columns]
+                feed[targets.lora_gate(group)] = np.concatenate([*gate, np.zeros(0)])[None, None]
                 a, b = self._factors(layer, group, columns)
-                feed[targets.lora_a(layer, group)] = a.astype(self.graph.dtype)
-                feed[targets.lora_b(layer, group)] = b.astype(self.graph.dtype)
-        return feed
+                feed[targets.lora_a(layer, group)] = a
+                feed[targets.lora_b(layer, group)] = b
+                feed |= self._vectors(layer, group, mix)
+        return {name: array.astype(self.graph.dtype) for name, array in feed.items()}
 
     def _factors(self, layer, group, columns):
         parts = PARTS[group]
         total = sum(r for _, _, r in columns)
         sizes = [self.spec.out_features(p) for p in parts]
-        a = np.zeros((self.spec.in_features(parts[0]), total))
-        b = np.zeros((total, sum(sizes)))
+        lead = (self.spec.copies(parts[0]),) if group in EXPERT_GROUPS else ()
+        a = np.zeros((*lead, self.spec.in_features(parts[0]), total))
+        b = np.zeros((*lead, total, sum(sizes)))
         at = 0
         for w, p, r in columns:
             found = w.weights.tensors.get(AdapterTarget(layer, p))
             if found is not None:
-                begin = sum(sizes[: parts.index(p)])
-                a[:, at : at + found[0].shape[1]] = found[0]
-                b[at : at + found[1].shape[0], begin : begin + found[1].shape[1]] = found[1]
+                begin, own = sum(sizes[: parts.index(p)]), found[0].shape[-1]
+                a[..., at : at + own] = found[0]
+                b[..., at : at + own, begin : begin + found[1].shape[-1]] = found[1]
             at += r
         return a, b
+
+    def _vectors(self, layer, group, mix):
+        if group in EXPERT_GROUPS:
+            return {}
+        scale, bias = [], []
+        for p in PARTS[group]:
+            own_scale = np.ones(self.spec.out_features(p))
+            own_bias = np.zeros(self.spec.out_features(p))
+            for w in mix:
+                found = w.weights.vectors.get(AdapterTarget(layer, p), Vectors())
+                own_scale = own_scale if found.scale is None else found.scale
+                own_bias = own_bias + (0 if found.bias is None else w.weight * found.bias)
+            scale.append(own_scale)
+            bias.append(own_bias)
+        found = {}
+        if self.graph.dora:
+            found[targets.lora_scale(layer, group)] = np.concatenate(scale)[None, None]
+        if self.graph.adapter_bias:
+            found[targets.lora_bias(layer, group)] = np.concatenate(bias)[None, None]
+        return found

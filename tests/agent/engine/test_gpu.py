@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from remora_agent.engine.trt.cuda import Cuda
 from remora_agent.engine.trt.graphs import StepGraphs
 from remora_agent.engine.trt.inputs import StepShape
 from remora_agent.engine.trt.module import TRT_BACKENDS
+from remora_contract.bundle import GraphSpec
 from remora_contract.errors import Unavailable, Unsupported
 from tests.agent.engine.portable import (
     FLOAT16,
@@ -29,6 +31,7 @@ from tests.agent.engine.portable import (
     Weighted,
     random_adapter,
     random_bundle,
+    with_vectors,
 )
 from tests.support import gpu
 
@@ -52,13 +55,23 @@ class GpuBench:
 
 @pytest.fixture(scope="module", params=TRT_BACKENDS)
 def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> GpuBench:
-    root = tmp_path_factory.mktemp(request.param)
-    directory = random_bundle(root / "bundle", SPEC, GRAPH)
+    return made(request.param, tmp_path_factory.mktemp(request.param), GRAPH)
+
+
+@pytest.fixture(scope="module", params=TRT_BACKENDS)
+def around(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> GpuBench:
+    """Of a bundle with what may stand around factors."""
+    graph = replace(GRAPH, dora=True, adapter_bias=True)
+    return made(request.param, tmp_path_factory.mktemp(f"{request.param}-around"), graph)
+
+
+def made(backend: str, root: Path, graph: GraphSpec) -> GpuBench:
+    directory = random_bundle(root / "bundle", SPEC, graph)
     try:
-        made = gpu.engines(request.param, directory, root)
+        engines = gpu.engines(backend, directory, root)
     except (Unavailable, Unsupported) as e:
         pytest.skip(str(e))
-    return GpuBench(Reference(directory), made.cuda, made.open)
+    return GpuBench(Reference(directory), engines.cuda, engines.open)
 
 
 @pytest.fixture
@@ -112,6 +125,32 @@ def test_rows_with_different_adapters_answer_as_alone(bench: GpuBench, engine: E
     logits = engine.decode([RowStep(r, 9, 8, mix) for r, (mix, _) in enumerate(mixes)])
     for row, (_, weighted) in enumerate(mixes):
         assert close(logits[row], bench.reference.logits([*PROMPT, 9], weighted))
+
+
+def test_rows_with_dora_and_biases_answer_as_alone(around: GpuBench):
+    """The same engine's rows, and each again once the first has left."""
+    engine = around.open()
+    kinds = [
+        with_vectors(random_adapter(SPEC, 5), SPEC, 5, dora=True, bias=True),
+        with_vectors(random_adapter(SPEC, 6, rank=9), SPEC, 6, bias=True),
+        random_adapter(SPEC, 7, rank=2),
+    ]
+    handles = [engine.add_adapter(kind) for kind in kinds]
+    rows = [((MixEntry(h, 1.0),), (Weighted(k),)) for h, k in zip(handles, kinds, strict=True)]
+    plain = ((), ())
+
+    def check(turn: list[tuple]) -> None:
+        for row, (mix, _) in enumerate(turn):
+            engine.prefill(row, ids(PROMPT), 0, mix)
+        logits = engine.decode([RowStep(r, 9, 8, mix) for r, (mix, _) in enumerate(turn)])
+        for row, (_, weighted) in enumerate(turn):
+            assert close(logits[row], around.reference.logits([*PROMPT, 9], weighted))
+
+    check([*rows, plain])
+    check([plain, *rows[::-1]])
+    engine.remove_adapter(handles[0])
+    check([plain, plain, *rows[1:]])
+    engine.close()
 
 
 def test_adapters_may_be_swapped_while_another_row_decodes(bench: GpuBench, engine: Engine):

@@ -23,12 +23,12 @@ from remora_agent.engine.ort import names
 from remora_agent.engine.ort.extras import (
     Extras,
     Vectors,
-    check_together,
     embedding_change,
     uses_extras,
 )
 from remora_agent.engine.ort.values import Buffer
 from remora_agent.engine.protocol import Mix, MixEntry
+from remora_agent.engine.vectors import check_together
 from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import AdapterInvalid, Exhausted, NotFound
 from remora_contract.targets import EXPERT_GROUPS, PARTS, AdapterTarget, Group

@@ -9,7 +9,6 @@ Owns which of them a bundle's graph has; runs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,12 +17,11 @@ from numpy.typing import NDArray
 from remora_agent.bank.weights import AdapterWeights
 from remora_agent.engine.ort import names
 from remora_agent.engine.ort.values import Buffer
+from remora_agent.engine.vectors import Entries, Kind, neutral, packed
 from remora_contract.bundle import GraphSpec
 from remora_contract.decoder import DecoderSpec
-from remora_contract.errors import RequestInvalid
 from remora_contract.targets import EXPERT_GROUPS, MODEL_GROUPS, PARTS, AdapterTarget, Group
 
-Entries = Sequence[tuple[AdapterWeights, float]]
 _EMBED = AdapterTarget(0, "embed")
 
 
@@ -58,9 +56,9 @@ class Extras:
             found.append((0, "head"))
         return found
 
-    def vectors(self, decoder: DecoderSpec) -> list[tuple[str, str, int, Group]]:
-        """(input name, "scale" or "bias", layer, group) of every vector that a row binds."""
-        found: list[tuple[str, str, int, Group]] = []
+    def vectors(self, decoder: DecoderSpec) -> list[tuple[str, Kind, int, Group]]:
+        """(input name, kind, layer, group) of every vector that a row binds."""
+        found: list[tuple[str, Kind, int, Group]] = []
         places = self.groups(decoder)
         if self.embed:
             places.append((0, "embed"))
@@ -78,24 +76,13 @@ def uses_extras(weights: AdapterWeights) -> bool:
     return bool(weights.vectors or beyond)
 
 
-def check_together(entries: Entries) -> None:
-    """Raises RequestInvalid for a mix in which DoRA is not alone and whole: its factors were made
-    for these very weights, and no scaled or summed ones are right for others."""
-    for weights, weight in entries:
-        if weights.dora and (len(entries) > 1 or weight != 1.0):
-            raise RequestInvalid(
-                f"adapter {weights.digest[:19]} is a DoRA adapter: it answers alone and with "
-                f"weight 1, not with weight {weight:g} beside {len(entries) - 1} other(s)"
-            )
-
-
 class Vectors:
     """Makes the vectors of mixes; those of mixes without any are shared by all."""
 
     def __init__(self, decoder: DecoderSpec, extras: Extras) -> None:
         self._decoder = decoder
         self._places = extras.vectors(decoder)
-        self._neutral: dict[tuple[str, int], Buffer] = {}
+        self._neutral: dict[tuple[Kind, int], Buffer] = {}
 
     def packed(self, entries: Entries) -> dict[str, Buffer]:
         return {
@@ -103,32 +90,17 @@ class Vectors:
             for name, kind, layer, group in self._places
         }
 
-    def _one(self, kind: str, layer: int, group: Group, entries: Entries) -> Buffer:
-        parts = PARTS[group]
-        widths = [self._decoder.out_features(p) for p in parts]
-        found = None
-        at = 0
-        for part, width in zip(parts, widths, strict=True):
-            for weights, weight in entries:
-                vectors = weights.vectors.get(AdapterTarget(layer, part))
-                own = None if vectors is None else getattr(vectors, kind)
-                if own is not None:
-                    found = self._blank(kind, sum(widths)) if found is None else found
-                    if kind == "scale":
-                        found[0, 0, at : at + width] = own
-                    else:
-                        found[0, 0, at : at + width] += np.float32(weight) * own
-            at += width
-        return self._shared(kind, sum(widths)) if found is None else Buffer(found)
+    def _one(self, kind: Kind, layer: int, group: Group, entries: Entries) -> Buffer:
+        found = packed(self._decoder, kind, layer, group, entries)
+        if found is not None:
+            return Buffer(found[None, None])
+        return self._shared(kind, sum(self._decoder.out_features(p) for p in PARTS[group]))
 
-    def _shared(self, kind: str, width: int) -> Buffer:
+    def _shared(self, kind: Kind, width: int) -> Buffer:
         if (kind, width) not in self._neutral:
-            self._neutral[kind, width] = Buffer(self._blank(kind, width))
+            blank = np.full((1, 1, width), neutral(kind), np.float32)
+            self._neutral[kind, width] = Buffer(blank)
         return self._neutral[kind, width]
-
-    @staticmethod
-    def _blank(kind: str, width: int) -> NDArray[np.float32]:
-        return np.full((1, 1, width), kind == "scale", np.float32)
 
 
 def embedding_change(entries: Entries, tokens: NDArray[np.int64]) -> NDArray[np.float32] | None:

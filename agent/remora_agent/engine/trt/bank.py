@@ -1,20 +1,21 @@
 """The adapter bank on the device: every resident adapter's factors side by side, at addresses that
-never change. Owns columns and their bytes; knows no rows' tokens.
+never change. Owns columns and what is in them; knows no rows' tokens.
 
     y = x W + ((x A) * gate) B      A [k, T]   B [T, n]   gate [b, 1, T]
+                           experts: A [E, k, T]   B [E, T, n]
 
-A and B of a layer and group have memory for T_max = max_bank_rank * parts columns. A is row-major
-and T its inner dimension, so its bytes lie as the bound T says: T is one of few sizes (`columns`),
-and when adapters need a larger one, A is laid out anew on the device, B only grows at its end.
-Layouts shrink when a group has no adapter left. Writes go through a copy stream: they wait for the
-last step, and the next step waits for them, so the host never does.
+A and B of a layer and group have memory for T_max = max_bank_rank * parts columns. T is one of few
+sizes (`columns`), and when adapters need a larger one, what depends on it is laid out anew on the
+device (`arrays`). Layouts shrink when a group has no adapter left. DoRA's factors and biases are
+not of columns but of rows (`row_vectors`). Writes go through a copy stream: they wait for the last
+step, and the next step waits for them, so the host never does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,15 +23,28 @@ from numpy.typing import NDArray
 
 from remora_agent.bank.weights import AdapterWeights
 from remora_agent.engine.protocol import Mix
-from remora_agent.engine.trt.columns import Columns, bucket, runs
+from remora_agent.engine.trt.arrays import Place, Writer
+from remora_agent.engine.trt.columns import Columns, bucket
 from remora_agent.engine.trt.cuda import Cuda
-from remora_agent.engine.trt.factors import check, group_width, in_dtype, part_columns, places
+from remora_agent.engine.trt.factors import (
+    Accepted,
+    factor_shape,
+    group_width,
+    in_dtype,
+    neutral_width,
+    part_columns,
+    places,
+    vector_inputs,
+    vectors_of,
+)
 from remora_agent.engine.trt.memory import Memory
+from remora_agent.engine.trt.row_vectors import RowVectors
+from remora_agent.engine.vectors import check_together
 from remora_contract import targets
 from remora_contract.bundle import GraphSpec
 from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import Exhausted, NotFound
-from remora_contract.targets import PARTS, AdapterTarget, Group
+from remora_contract.targets import EXPERT_GROUPS, PARTS, AdapterTarget, Group
 
 _STAGED_BYTES = 4 << 20  # pinned memory through which factors travel
 
@@ -40,6 +54,7 @@ class Resident:
     rank: int
     columns: dict[Group, tuple[int, ...]]  # by part, in the packed order
     index: dict[Group, NDArray[np.intp]]  # the same
+    around: AdapterWeights  # its vectors alone: they are written with the rows that use them
 
 
 @dataclass(frozen=True)
@@ -47,8 +62,8 @@ class LayerFactors:
     """Where one layer's A and B of a group lie."""
 
     layer: int
-    a: int
-    b: int
+    a: Place
+    b: Place
 
 
 class GroupBank:
@@ -56,11 +71,21 @@ class GroupBank:
 
     def __init__(self, decoder: DecoderSpec, group: Group, most: int) -> None:
         self.group = group
-        self.k = decoder.in_features(PARTS[group][0])
-        self.n = sum(decoder.out_features(p) for p in PARTS[group])
+        self.copies, self.k, self.n = factor_shape(decoder, group)
         self.columns = Columns(most)
-        self.bound = 0  # T for which A is laid out
+        self.bound = 0  # T for which A, and experts' B, are laid out
         self.layers: list[LayerFactors] = []
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """Of experts' arrays the first dimension."""
+        return (self.copies,) if self.group in EXPERT_GROUPS else ()
+
+    @property
+    def laid_out(self) -> int:
+        """Numbers of the largest array that moves with T."""
+        widest = max(self.k, self.n) if self.copies > 1 else self.k
+        return self.copies * widest * self.columns.most
 
 
 class Bank:
@@ -74,20 +99,29 @@ class Bank:
     ) -> None:
         """`streams`: that of the steps and that of the copies. Raises Exhausted."""
         self._cuda = cuda
+        self._memory = memory
         self._decoder = decoder
         self._max_rank = graph.max_bank_rank
         self._dtype = np.dtype(graph.dtype)
+        self._accepted = Accepted(decoder, graph)
+        self._vector_inputs = vector_inputs(decoder, graph)
+        self._vectors: list[RowVectors] = []
         self._steps, self._copies = streams
         self._resident: dict[int, Resident] = {}
         self._next_handle = 1
         self._groups = _allocate(memory, decoder, graph)
-        size = max((g.k * g.columns.most for g in self._groups), default=0) * self._dtype.itemsize
-        self._scratch = memory.device(size, "the bank's layout")
-        widest = max((max(g.n, g.columns.most) for g in self._groups), default=0)
-        staged = max(_STAGED_BYTES, widest * self._dtype.itemsize)
-        self._staging = memory.pinned(staged, "adapters on their way")
+        self._writer = self._make_writer(memory)
         self._stepped = memory.event()
         self._written = memory.event()
+
+    def _make_writer(self, memory: Memory) -> Writer:
+        item = self._dtype.itemsize
+        size = max((g.laid_out for g in self._groups), default=0) * item
+        scratch = memory.device(size, "the bank's layout")
+        ones = memory.device(neutral_width(self._vector_inputs) * item, "rows without an adapter")
+        widest = max((max(g.n, g.columns.most) for g in self._groups), default=0)
+        staging = memory.pinned(max(_STAGED_BYTES, widest * item), "adapters on their way")
+        return Writer(self._cuda, self._copies, staging, scratch, ones, self._dtype)
 
     @property
     def groups(self) -> Sequence[GroupBank]:
@@ -104,22 +138,38 @@ class Bank:
         found = {}
         for g in self._groups:
             for at in g.layers:
-                found[targets.lora_a(at.layer, g.group)] = at.a
-                found[targets.lora_b(at.layer, g.group)] = at.b
+                found[targets.lora_a(at.layer, g.group)] = at.a.address
+                found[targets.lora_b(at.layer, g.group)] = at.b.address
         return found
 
     def shapes(self, bound: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         found: dict[str, tuple[int, ...]] = {}
         for g, t in zip(self._groups, bound, strict=True):
             for at in g.layers:
-                found[targets.lora_a(at.layer, g.group)] = (g.k, t)
-                found[targets.lora_b(at.layer, g.group)] = (t, g.n)
+                found[targets.lora_a(at.layer, g.group)] = (*g.lead, g.k, t)
+                found[targets.lora_b(at.layer, g.group)] = (*g.lead, t, g.n)
         return found
 
     def check_mix(self, mix: Mix) -> None:
-        """Raises NotFound."""
-        for entry in mix:
-            self._find(entry.handle)
+        """Raises NotFound, RequestInvalid."""
+        check_together(self._entries(mix))
+
+    def row_vectors(self, rows: int) -> RowVectors:
+        """Places for the vectors of a step of at most `rows` rows. Raises Exhausted."""
+        made = RowVectors(self._memory, self._decoder, self._vector_inputs, rows, self._writer)
+        self._vectors.append(made)
+        return made
+
+    def hold(self, vectors: RowVectors, mixes: Mapping[int, Mix]) -> None:
+        """Makes the given rows hold their mixes' vectors, neutral for those without. Raises
+        EngineFault."""
+        if not self._vector_inputs:
+            return
+        changed = vectors.other({row: self._around(mix) for row, mix in mixes.items()})
+        if changed:
+            with self._writing():
+                for row, mix in changed.items():
+                    vectors.write(row, mix, self._entries(mix))
 
     def fill_gate(self, index: int, gate: NDArray[Any], mix: Mix) -> None:
         """Adds a row's weights to gate [T] of the group at `index`."""
@@ -131,8 +181,8 @@ class Bank:
 
     def prepare(self, weights: AdapterWeights) -> AdapterWeights:
         """In the graph's dtype, checked. Touches nothing that changes. Raises AdapterInvalid."""
-        check(self._decoder, weights, {g.group for g in self._groups})
-        return replace(weights, tensors=in_dtype(weights, self._dtype))
+        self._accepted.check(weights)
+        return in_dtype(weights, self._dtype)
 
     def add(self, weights: AdapterWeights) -> int:
         """Raises Exhausted, AdapterInvalid, EngineFault."""
@@ -147,14 +197,14 @@ class Bank:
         with self._writing():
             for g in self._groups:
                 if chosen := columns.get(g.group):
-                    self._lay_out(g, bucket(max(g.columns.end, chosen[-1] + 1), g.columns.most))
+                    self._widen(g, bucket(max(g.columns.end, chosen[-1] + 1), g.columns.most))
                     self._clear(g, chosen)
                     self._write(g, chosen, weights)
         for g in self._groups:
             g.columns.take(columns.get(g.group, ()))
         handle, self._next_handle = self._next_handle, self._next_handle + 1
         index = {group: np.array(c, np.intp) for group, c in columns.items()}
-        self._resident[handle] = Resident(weights.rank, columns, index)
+        self._resident[handle] = Resident(weights.rank, columns, index, vectors_of(weights))
         return handle
 
     def remove(self, handle: int) -> None:
@@ -163,6 +213,9 @@ class Bank:
         with self._writing():
             for g in self._groups:
                 self._clear(g, gone.columns.get(g.group, ()))
+            for vectors in self._vectors:
+                for row in vectors.holding(handle):
+                    vectors.write(row, (), ())
         for g in self._groups:
             g.columns.release(gone.columns.get(g.group, ()))
             if not g.columns.end:
@@ -174,13 +227,16 @@ class Bank:
         self._cuda.record(self._stepped, self._steps)
 
     def clear(self) -> None:
-        """Queues zeros everywhere."""
+        """Queues zeros everywhere, and rows without vectors."""
         with self._writing():
             for g in self._groups:
                 for at in g.layers:
-                    size = g.columns.most * self._dtype.itemsize
-                    self._cuda.clear(at.a, g.k * size, self._copies)
-                    self._cuda.clear(at.b, g.n * size, self._copies)
+                    self._writer.clear_all(at.a, g.columns.most)
+                    self._writer.clear_all(at.b, g.columns.most)
+            if count := neutral_width(self._vector_inputs):
+                self._writer.make_ones(count)
+            for vectors in self._vectors:
+                vectors.clear()
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -208,33 +264,29 @@ class Bank:
             raise NotFound(f"no resident adapter has handle {handle}")
         return self._resident[handle]
 
-    def _lay_out(self, g: GroupBank, bound: int) -> None:
-        """Makes A [k, bound] of A [k, g.bound]; the new columns are zeros."""
+    def _entries(self, mix: Mix) -> list[tuple[AdapterWeights, float]]:
+        """Without factors. Raises NotFound."""
+        return [(self._find(entry.handle).around, entry.weight) for entry in mix]
+
+    def _around(self, mix: Mix) -> Mix:
+        """The part of it that has vectors."""
+        return tuple(e for e in mix if self._find(e.handle).around.vectors)
+
+    def _widen(self, g: GroupBank, bound: int) -> None:
         if bound <= g.bound:
             return
-        item = self._dtype.itemsize
-        old, new = g.bound * item, bound * item
         for at in g.layers:
-            if old:
-                self._cuda.copy(self._scratch, at.a, g.k * old, "on_device", self._copies)
-            self._cuda.clear(at.a, g.k * new, self._copies)
-            if old:
-                ends = (at.a, new), (self._scratch, old)
-                self._cuda.copy_2d(*ends, old, g.k, "on_device", self._copies)
+            for place in (at.a, at.b):
+                self._writer.widen(place, g.bound, bound)
         g.bound = bound
 
     def _clear(self, g: GroupBank, columns: tuple[int, ...]) -> None:
         """Zeros in A's columns and B's rows, in every layer."""
-        item = self._dtype.itemsize
         for at in g.layers:
-            for _, first, count in runs(columns):
-                a = at.a + first * item
-                self._cuda.clear_2d(a, g.bound * item, count * item, g.k, self._copies)
-                row = g.n * item
-                self._cuda.clear(at.b + first * row, count * row, self._copies)
+            for place in (at.a, at.b):
+                self._writer.clear(place, g.bound, columns)
 
     def _write(self, g: GroupBank, columns: tuple[int, ...], weights: AdapterWeights) -> None:
-        item = self._dtype.itemsize
         outputs = {p: self._decoder.out_features(p) for p in PARTS[g.group]}
         for part, own, skipped in part_columns(weights, g.group, columns, outputs):
             for at in g.layers:
@@ -242,22 +294,11 @@ class Bank:
                 if factors is None:
                     continue
                 a, b = factors
-                for i, first, count in runs(own[: a.shape[1]]):
-                    self._put(a[:, i : i + count], at.a + first * item, g.bound * item)
-                    place = at.b + (first * g.n + skipped) * item
-                    self._put(b[i : i + count], place, g.n * item)
-
-    def _put(self, array: NDArray[Any], address: int, pitch: int) -> None:
-        """Copies array [h, w] to rows `pitch` bytes apart, through the staging memory."""
-        width = array.shape[1] * self._dtype.itemsize
-        at_once = self._staging.size // width
-        for begin in range(0, len(array), at_once):
-            part = array[begin : begin + at_once]
-            self._cuda.synchronize(self._copies)  # what was staged before has left
-            self._staging.array(part.shape, self._dtype)[...] = part
-            src = (self._staging.address, width)
-            dst = (address + begin * pitch, pitch)
-            self._cuda.copy_2d(dst, src, width, len(part), "to_device", self._copies)
+                rank = a.shape[-1]
+                block = a.reshape(g.copies * g.k, rank, 1)
+                self._writer.put(at.a, g.bound, own[:rank], block)
+                block = b.reshape(g.copies, rank, outputs[part])
+                self._writer.put(at.b, g.bound, own[:rank], block, skipped)
 
 
 def _allocate(memory: Memory, decoder: DecoderSpec, graph: GraphSpec) -> list[GroupBank]:
@@ -268,12 +309,9 @@ def _allocate(memory: Memory, decoder: DecoderSpec, graph: GraphSpec) -> list[Gr
             most = graph.max_bank_rank * len(PARTS[group])
             found[group] = GroupBank(decoder, group, most)
         g = found[group]
-        size = g.columns.most * item
-        g.layers.append(
-            LayerFactors(
-                layer,
-                memory.device(g.k * size, f"the bank's A of layer {layer}, {group}"),
-                memory.device(g.n * size, f"the bank's B of layer {layer}, {group}"),
-            )
-        )
+        size = g.columns.most * g.copies * item
+        a = memory.device(g.k * size, f"the bank's A of layer {layer}, {group}")
+        b = memory.device(g.n * size, f"the bank's B of layer {layer}, {group}")
+        factors = LayerFactors(layer, Place(a, g.copies * g.k, 1), Place(b, g.copies, g.n))
+        g.layers.append(factors)
     return list(found.values())

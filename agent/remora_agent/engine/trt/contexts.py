@@ -15,6 +15,8 @@ import numpy as np
 from remora_agent.engine.trt.module import TrtModule
 from remora_contract.errors import EngineFault, Exhausted
 
+_NOT_ENQUEUED = "TensorRT could not enqueue a step; its log says why"
+
 
 class Plan:
     """A deserialised engine."""
@@ -74,8 +76,12 @@ class Chain:
 
     def enqueue(self, stream: int) -> None:
         """Raises EngineFault."""
-        for context in self._contexts:
-            context.enqueue(stream)
+        if not self.try_enqueue(stream):
+            raise EngineFault(_NOT_ENQUEUED)
+
+    def try_enqueue(self, stream: int) -> bool:
+        """Whether TensorRT took all of them."""
+        return all(context.try_enqueue(stream) for context in self._contexts)
 
 
 class Context:
@@ -107,5 +113,8 @@ class Context:
 
     def enqueue(self, stream: int) -> None:
         """Raises EngineFault."""
-        if not self._context.execute_async_v3(stream):
-            raise EngineFault("TensorRT could not enqueue a step; its log says why")
+        if not self.try_enqueue(stream):
+            raise EngineFault(_NOT_ENQUEUED)
+
+    def try_enqueue(self, stream: int) -> bool:
+        return bool(self._context.execute_async_v3(stream))

@@ -71,8 +71,9 @@ class Device:
         groups = [g.group for g in self.bank.groups]
         widest = tuple(g.columns.most for g in self.bank.groups)
         most = StepShape(spec.rows, 1, widest), StepShape(1, self.chunk, widest, Asked.EVERY)
-        self.steps = StepInputs(cuda, memory, most[0], groups, dtype)
-        self.prompt = StepInputs(cuda, memory, most[1], groups, dtype)
+        own = [self.bank.row_vectors(shape.rows) for shape in most]
+        self.steps = StepInputs(cuda, memory, most[0], groups, dtype, own[0])
+        self.prompt = StepInputs(cuda, memory, most[1], groups, dtype, own[1])
         self._make_outputs(spec)
         self._sampling = None
         if spec.sampling is not None:
@@ -111,6 +112,7 @@ class Device:
         mixes: Mapping[int, Mix],
     ) -> None:
         """Writes a step's inputs; `mixes` by index in the batch."""
+        self.bank.hold(inputs.vectors, mixes)
         gates = inputs.write(shape, tokens, starts)
         if any(shape.bound):
             for i, gate in enumerate(gates):

@@ -1,18 +1,23 @@
-"""An adapter's factors as the bank takes them: checked, in the graph's dtype, by part. Pure."""
+"""An adapter as the bank takes it: checked, in the graph's dtype, by part. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from remora_agent.bank.weights import AdapterWeights, Factors
+from remora_agent.bank.weights import AdapterWeights, Factors, Vectors
+from remora_agent.engine.vectors import Kind, neutral
+from remora_contract import targets
 from remora_contract.bundle import GraphSpec, bank_groups, model_bank_groups
 from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import AdapterInvalid
-from remora_contract.targets import PARTS, AdapterTarget, Group, Projection
+from remora_contract.targets import EXPERT_GROUPS, PARTS, AdapterTarget, Group, Projection
+
+_EXPORTED_WITH: dict[Kind, str] = {"scale": "--dora", "bias": "--adapter-bias"}
 
 
 def places(decoder: DecoderSpec, graph: GraphSpec) -> Iterator[tuple[int, Group]]:
@@ -24,39 +29,118 @@ def places(decoder: DecoderSpec, graph: GraphSpec) -> Iterator[tuple[int, Group]
         yield 0, outside
 
 
-def check(decoder: DecoderSpec, weights: AdapterWeights, groups: Collection[Group]) -> None:
-    """Raises AdapterInvalid for a target that the engine has no input for, or of another shape."""
-    who = f"adapter {weights.digest[:19]}"
-    if weights.vectors:
-        name = next(iter(weights.vectors)).name()
-        raise AdapterInvalid(
-            f"{who}: {name} has DoRA factors or a bias, which TensorRT engines do not take; "
-            "merge it, or serve it on ONNX Runtime"
-        )
-    for target, (a, b) in weights.tensors.items():
-        if not 0 <= target.layer < decoder.layers:
+@dataclass(frozen=True)
+class VectorInput:
+    """An input [rows, 1, width] of DoRA's factors or biases."""
+
+    name: str
+    kind: Kind
+    layer: int
+    group: Group
+    width: int
+
+
+def vector_inputs(decoder: DecoderSpec, graph: GraphSpec) -> tuple[VectorInput, ...]:
+    """All that the graph has; experts have none, and the embedding no bias."""
+    found: list[VectorInput] = []
+    for layer, group in places(decoder, graph):
+        if group in EXPERT_GROUPS:
+            continue
+        width = sum(decoder.out_features(p) for p in PARTS[group])
+        if graph.dora:
+            name = targets.lora_scale(layer, group)
+            found.append(VectorInput(name, "scale", layer, group, width))
+        if graph.adapter_bias and group != "embed":
+            name = targets.lora_bias(layer, group)
+            found.append(VectorInput(name, "bias", layer, group, width))
+    return tuple(found)
+
+
+def neutral_width(inputs: tuple[VectorInput, ...]) -> int:
+    """Of the widest that is not 0 for rows without an adapter."""
+    return max((v.width for v in inputs if neutral(v.kind)), default=0)
+
+
+def factor_shape(decoder: DecoderSpec, group: Group) -> tuple[int, int, int]:
+    """(copies, k, n) of a packed group's A [copies * k, T] and B [copies, T, n]; one copy but for
+    experts."""
+    parts = PARTS[group]
+    copies = decoder.copies(parts[0]) if group in EXPERT_GROUPS else 1
+    return copies, decoder.in_features(parts[0]), sum(decoder.out_features(p) for p in parts)
+
+
+class Accepted:
+    """What the graph has inputs for."""
+
+    def __init__(self, decoder: DecoderSpec, graph: GraphSpec) -> None:
+        self._decoder = decoder
+        self._factors = frozenset(places(decoder, graph))
+        self._vectors = frozenset((v.kind, v.layer, v.group) for v in vector_inputs(decoder, graph))
+
+    def check(self, weights: AdapterWeights) -> None:
+        """Raises AdapterInvalid for a target that the engine has no input for, or of another
+        shape."""
+        who = f"adapter {weights.digest[:19]}"
+        for target, (a, b) in weights.tensors.items():
+            self._check_target(who, target)
+            self._check_factors(who, target, a, b)
+        for target, vectors in weights.vectors.items():
+            self._check_target(who, target)
+            self._check_vector(who, target, "scale", vectors.scale)
+            self._check_vector(who, target, "bias", vectors.bias)
+
+    def _check_target(self, who: str, target: AdapterTarget) -> None:
+        layers = self._decoder.layers
+        if not 0 <= target.layer < layers:
             raise AdapterInvalid(
-                f"{who}: {target.name()} does not exist; the model has {decoder.layers} layers"
+                f"{who}: {target.name()} does not exist; the model has {layers} layers"
             )
-        if groups and target.group not in groups:
+        if self._factors and (target.layer, target.group) not in self._factors:
             raise AdapterInvalid(
                 f"{who} changes {target.name()}, for which the engine has no input"
             )
-        k, n = decoder.in_features(target.projection), decoder.out_features(target.projection)
+
+    def _check_factors(
+        self, who: str, target: AdapterTarget, a: NDArray[Any], b: NDArray[Any]
+    ) -> None:
+        decoder, part = self._decoder, target.projection
+        k, n = decoder.in_features(part), decoder.out_features(part)
+        lead = (decoder.copies(part),) if target.group in EXPERT_GROUPS else ()
         rank = a.shape[-1] if a.ndim else 0
-        if not rank or a.shape != (k, rank) or b.shape != (rank, n):
+        if not rank or a.shape != (*lead, k, rank) or b.shape != (*lead, rank, n):
+            before = "".join(f"{count}, " for count in lead)
             raise AdapterInvalid(
                 f"{who}: {target.name()} has A {list(a.shape)} and B {list(b.shape)}, "
-                f"not [{k}, r] and [r, {n}]"
+                f"not [{before}{k}, r] and [{before}r, {n}]"
+            )
+
+    def _check_vector(
+        self, who: str, target: AdapterTarget, kind: Kind, vector: NDArray[Any] | None
+    ) -> None:
+        if vector is None:
+            return
+        n = self._decoder.out_features(target.projection)
+        if (kind, target.layer, target.group) not in self._vectors or vector.shape != (n,):
+            raise AdapterInvalid(
+                f"{who}: {target.name()} has a {kind} {list(vector.shape)}; the engine takes [{n}] "
+                f"of a bundle exported with {_EXPORTED_WITH[kind]}"
             )
 
 
-def in_dtype(weights: AdapterWeights, dtype: np.dtype[Any]) -> dict[AdapterTarget, Factors]:
+def in_dtype(weights: AdapterWeights, dtype: np.dtype[Any]) -> AdapterWeights:
     """Raises AdapterInvalid when a number does not fit: infinity would spoil every answer."""
-    found: dict[AdapterTarget, Factors] = {}
+
+    def cast(target: AdapterTarget, array: NDArray[Any] | None) -> NDArray[Any] | None:
+        return None if array is None else _cast(weights, target, array, dtype)
+
+    tensors: dict[AdapterTarget, Factors] = {}
     for target, (a, b) in weights.tensors.items():
-        found[target] = _cast(weights, target, a, dtype), _cast(weights, target, b, dtype)
-    return found
+        tensors[target] = _cast(weights, target, a, dtype), _cast(weights, target, b, dtype)
+    vectors = {
+        target: Vectors(cast(target, pair.scale), cast(target, pair.bias))
+        for target, pair in weights.vectors.items()
+    }
+    return replace(weights, tensors=tensors, vectors=vectors)
 
 
 def _cast(
@@ -72,6 +156,15 @@ def _cast(
             "export the bundle with --dtype float32"
         )
     return cast
+
+
+def vectors_of(weights: AdapterWeights) -> AdapterWeights:
+    """Without its factors, and without keeping the file alive that all of it was read from."""
+    own = {
+        target: Vectors(*(None if v is None else v.copy() for v in (pair.scale, pair.bias)))
+        for target, pair in weights.vectors.items()
+    }
+    return AdapterWeights(weights.digest, {}, own)
 
 
 def group_width(weights: AdapterWeights, group: Group) -> int:

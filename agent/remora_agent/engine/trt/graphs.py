@@ -3,11 +3,14 @@ first use, replayed after. Owns contexts and graphs; knows nothing of what a ste
 
 The first step of a shape is enqueued as it is: TensorRT wants one run after a change of shapes
 before a capture, and its answer is already the step's. Each graph has a context of its own, as
-TensorRT advises, because a replay uses what its context held when it was captured.
+TensorRT advises, because a replay uses what its context held when it was captured. What TensorRT
+does not let be captured (networks with loops, as of experts, may wait for the host) is enqueued
+every time.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -18,6 +21,8 @@ from remora_agent.engine.trt.cuda import Cuda
 from remora_agent.engine.trt.inputs import StepShape
 from remora_contract.errors import RemoraError
 
+log = logging.getLogger(__name__)
+
 # Shapes differ by powers of two: four of rows times the layouts that a device's adapters need.
 _KEPT = 32
 
@@ -25,7 +30,7 @@ _KEPT = 32
 @dataclass
 class _Captured:
     context: Chain  # lives as long as its graph
-    graph: int
+    graph: int | None  # None: TensorRT does not let it be captured
 
 
 class StepGraphs:
@@ -50,7 +55,10 @@ class StepGraphs:
         known = self._captured.get(shape)
         if known is not None:
             self._captured.move_to_end(shape)
-            self._cuda.launch(known.graph, self._stream)
+            if known.graph is None:
+                self._step(known.context)
+            else:
+                self._cuda.launch(known.graph, self._stream)
             return
         context = self._make(shape)
         self._step(context)
@@ -59,29 +67,37 @@ class StepGraphs:
             # A graph may be destroyed only once it has run; its context with it.
             self._cuda.synchronize(self._stream)
             _, old = self._captured.popitem(last=False)
-            self._cuda.destroy_graph(old.graph)
+            if old.graph is not None:
+                self._cuda.destroy_graph(old.graph)
 
     def close(self) -> None:
         """Waits for what is queued."""
         with ExitStack() as freeing:  # all of them, whichever fails
             freeing.callback(self._captured.clear)  # last: a context lives as long as its graph
             for old in self._captured.values():
-                freeing.callback(self._cuda.destroy_graph, old.graph)
+                if old.graph is not None:
+                    freeing.callback(self._cuda.destroy_graph, old.graph)
             freeing.callback(self._cuda.synchronize, self._stream)
 
     def _step(self, context: Chain) -> None:
         self._upload()
         context.enqueue(self._stream)
 
-    def _capture(self, context: Chain) -> int:
+    def _capture(self, context: Chain) -> int | None:
+        """None where TensorRT takes the same step only outside a capture."""
         try:
             self._cuda.begin_capture(self._stream)
             try:
-                self._step(context)
+                self._upload()
+                taken = context.try_enqueue(self._stream)
             except RemoraError:
                 self._cuda.abandon_capture(self._stream)
                 raise
-            return self._cuda.end_capture(self._stream)
+            if taken:
+                return self._cuda.end_capture(self._stream)
+            self._cuda.abandon_capture(self._stream)
+            log.warning("engine.step_not_captured")
+            return None
         except RemoraError:
             # The step itself is queued: its context must outlive it.
             self._cuda.synchronize(self._stream)

@@ -5,7 +5,7 @@ call, at addresses that never change.
     last_index [b, 1] int64                 lora_gate.GROUP [b, 1, T]
 
 The block has room for the most rows, tokens and columns; a smaller step packs each tensor at its
-place's beginning.
+place's beginning. What rows hold for longer (`row_vectors`) stands beside it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from remora_agent.engine.trt.cuda import Cuda
 from remora_agent.engine.trt.memory import Memory, aligned
 from remora_agent.engine.trt.positions import LOGITS_INDEX, STATE_INDEX
+from remora_agent.engine.trt.row_vectors import RowVectors
 from remora_contract import targets
 from remora_contract.targets import Group
 
@@ -63,14 +64,16 @@ class StepInputs:
         most: StepShape,
         groups: Sequence[Group],
         dtype: np.dtype[Any],
+        vectors: RowVectors,
     ) -> None:
         """Raises Exhausted."""
         self._cuda = cuda
+        self.vectors = vectors
         self._gates = tuple(targets.lora_gate(g) for g in groups)
         self._dtype = dtype
         self._places: dict[str, int] = {}
         size = 0
-        for name, shape in self.shapes(most).items():
+        for name, shape in self._block(most).items():
             self._places[name] = size
             size += aligned(int(np.prod(shape)) * self._type(name).itemsize)
         self._size = size
@@ -79,6 +82,9 @@ class StepInputs:
 
     def shapes(self, step: StepShape) -> dict[str, tuple[int, ...]]:
         """By input name."""
+        return self._block(step) | self.vectors.shapes(step.rows)
+
+    def _block(self, step: StepShape) -> dict[str, tuple[int, ...]]:
         grid = (step.rows, step.tokens)
         fixed = {
             targets.INPUT_IDS: grid,
@@ -91,7 +97,8 @@ class StepInputs:
         return {**fixed, **{name: (step.rows, 1, t) for name, t in gates}}
 
     def addresses(self) -> dict[str, int]:
-        return {name: self._device + at for name, at in self._places.items()}
+        block = {name: self._device + at for name, at in self._places.items()}
+        return block | dict(self.vectors.addresses())
 
     def write(
         self, step: StepShape, tokens: NDArray[np.int64], starts: NDArray[np.int64]
@@ -100,7 +107,7 @@ class StepInputs:
         zeros, to be filled. The step before must have run."""
         arrays = {
             name: self._host.array(shape, self._type(name), self._places[name])
-            for name, shape in self.shapes(step).items()
+            for name, shape in self._block(step).items()
         }
         arrays[targets.INPUT_IDS][...] = tokens
         arrays[targets.POSITION_IDS][...] = starts[:, None] + np.arange(step.tokens)

@@ -34,7 +34,6 @@ from remora_contract.errors import (
     Exhausted,
     Refusal,
     RequestInvalid,
-    Unsupported,
 )
 
 
@@ -51,7 +50,7 @@ class RunOptions(Protocol):
 def load(entry: CacheEntry, bundle: Bundle, options: RunOptions) -> Engine:
     """Loads a built engine on the first GPU.
 
-    Raises Unsupported (a module is missing, a graph this engine does not take), Unavailable (no
+    Raises Unsupported (a module is missing), Unavailable (no
     GPU), Exhausted (no memory), RequestInvalid (rows or context beyond the build's),
     ArtifactInvalid, EngineFault.
     """
@@ -64,7 +63,6 @@ def load_on(
 ) -> Engine:
     """The same with the modules given."""
     facts = files.read(entry.manifest.facts, str(entry.directory))
-    check_graph(bundle)
     limits = limits_of(bundle, facts, options)
     cuda = Cuda(runtime)
     cuda.open_device()
@@ -106,21 +104,6 @@ def beside_refusals(entry: CacheEntry, bundle: Bundle, rows: int, of_system: int
 
 def _of_system() -> int:
     return int(psutil.virtual_memory().available)
-
-
-def check_graph(bundle: Bundle) -> None:
-    """Raises Unsupported for what the bank takes and this engine does not, by name."""
-    graph = bundle.graph
-    wanted = {
-        "--dora": graph.dora,
-        "--adapter-bias": graph.adapter_bias,
-        "--adapt experts": "experts" in graph.adapt,
-    }
-    if found := [flag for flag, has in wanted.items() if has]:
-        raise Unsupported(
-            f"a TensorRT engine takes no bundle exported with {' '.join(found)}; export without, "
-            "or serve on ONNX Runtime"
-        )
 
 
 def limits_of(bundle: Bundle, facts: files.EngineFacts, options: RunOptions) -> EngineLimits:
@@ -194,6 +177,7 @@ def expected_tensors(bundle: Bundle) -> tuple[frozenset[str], frozenset[str]]:
     for layer, group in factors.places(decoder, graph):
         inputs.add(targets.lora_gate(group))
         inputs.update((targets.lora_a(layer, group), targets.lora_b(layer, group)))
+    inputs.update(v.name for v in factors.vector_inputs(decoder, graph))
     return frozenset(inputs), frozenset(outputs)
 
 

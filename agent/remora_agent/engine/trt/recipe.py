@@ -8,7 +8,7 @@ from dataclasses import replace
 from remora_agent.engine.recipe import GpuBuild, Machine, Recipe, graph_files
 from remora_agent.engine.trt.module import TrtBackend, TrtModule, load_module
 from remora_agent.engine.trt.profiles import profiles_of
-from remora_agent.engine.trt.sizes import bank_bytes, cache_bytes
+from remora_agent.engine.trt.sizes import bank_bytes, cache_bytes, vectors_bytes
 from remora_agent.engine.trt.target import Gpu, check_processors, this_gpu
 from remora_agent.engine.trt.workspace import workspace_bytes
 from remora_contract.bundle import Bundle
@@ -63,7 +63,8 @@ def _bound(build: GpuBuild, gpu: Gpu, bundle: Bundle) -> GpuBuild:
         gpu.memory_bytes,
         sum(f.size for f in graph_files(bundle)),
         cache_bytes(bundle.decoder, bundle.graph, build.rows),
-        bank_bytes(bundle.decoder, bundle.graph),
+        bank_bytes(bundle.decoder, bundle.graph)
+        + vectors_bytes(bundle.decoder, bundle.graph, build.rows),
     )
     return GpuBuild(
         build.processors,

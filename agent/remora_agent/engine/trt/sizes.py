@@ -1,17 +1,16 @@
 """What an engine takes on the device, before it is there. Pure; bytes.
 
 A bank's group of p parts has T_max = max_bank_rank * p columns in A and in B, each as wide as all
-parts together: more than the adapters' own numbers, since B is block-diagonal.
+parts together: more than the adapters' own numbers, since B is block-diagonal. Experts have one of
+each for every expert.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from remora_agent.engine.memory_plan import MemoryPlan, Shape, plan_refusals
-from remora_agent.engine.trt.factors import places
+from remora_agent.engine.trt.factors import factor_shape, neutral_width, places, vector_inputs
 from remora_agent.engine.trt.positions import most_logits
 from remora_agent.engine.trt.profiles import PREFILL_TOKENS
 from remora_contract.bundle import Bundle, GraphSpec
@@ -30,12 +29,23 @@ def cache_bytes(decoder: DecoderSpec, graph: GraphSpec, rows: int) -> int:
 
 
 def bank_bytes(decoder: DecoderSpec, graph: GraphSpec) -> int:
-    """A and B of every layer and group, and room to lay out the largest A anew."""
+    """A and B of every layer and group, and room to lay out the largest anew."""
     factors, layout = 0, 0
-    for columns, k, n in _groups(decoder, graph):
-        factors += columns * (k + n)
-        layout = max(layout, columns * k)
+    for _, group in places(decoder, graph):
+        columns = graph.max_bank_rank * len(PARTS[group])
+        copies, k, n = factor_shape(decoder, group)
+        factors += copies * columns * (k + n)
+        # One expert's B begins where the one before it ends.
+        layout = max(layout, copies * columns * (k if copies == 1 else max(k, n)))
     return (factors + layout) * _item(graph)
+
+
+def vectors_bytes(decoder: DecoderSpec, graph: GraphSpec, rows: int) -> int:
+    """DoRA's factors and biases of each row of a step and of a prompt's, and ones for rows without.
+    They do not grow with the bank's rank."""
+    inputs = vector_inputs(decoder, graph)
+    numbers = (rows + 1) * sum(v.width for v in inputs) + neutral_width(inputs)
+    return numbers * _item(graph)
 
 
 def outputs_bytes(decoder: DecoderSpec, rows: int, chunk: int) -> int:
@@ -54,7 +64,9 @@ def memory_plan(
         weights=weights,
         kv=cache_bytes(decoder, graph, rows),
         bank=bank_bytes(decoder, graph),
-        workspace=workspace + outputs_bytes(decoder, rows, min(chunk, graph.context)),
+        workspace=workspace
+        + outputs_bytes(decoder, rows, min(chunk, graph.context))
+        + vectors_bytes(decoder, graph, rows),
         logits=rows * decoder.vocab * _FLOAT32,
         floor=FLOOR_BYTES,
     )
@@ -63,14 +75,6 @@ def memory_plan(
 def refusals(plan: MemoryPlan, bundle: Bundle, rows: int, free: int) -> list[Refusal]:
     graph = bundle.graph
     return plan_refusals(plan, Shape(rows, graph.context, graph.max_bank_rank), free)
-
-
-def _groups(decoder: DecoderSpec, graph: GraphSpec) -> Iterator[tuple[int, int, int]]:
-    """(columns, k, n) of each layer and group."""
-    for _, group in places(decoder, graph):
-        parts = PARTS[group]
-        n = sum(decoder.out_features(p) for p in parts)
-        yield graph.max_bank_rank * len(parts), decoder.in_features(parts[0]), n
 
 
 def _item(graph: GraphSpec) -> int:

@@ -70,13 +70,16 @@ def test_another_end_than_the_exporters_is_refused_by_name(tmp_path: Path, chang
         choose_positions(model, QWEN3.hidden)
 
 
-def tensorrt_builds(tmp_path: Path, family: str, **more: Any) -> None:
+def tensorrt_builds(
+    tmp_path: Path, family: str, processors: tuple[int, ...] = (86,), **more: Any
+) -> None:
     checkpoint = make_checkpoint(tmp_path / "checkpoint", family)
-    options = ExportOptions(max_context=64, max_bank_rank=32, golden=False, int4_block=32, **more)
+    more = {"int4_block": 32} | more
+    options = ExportOptions(max_context=64, max_bank_rank=32, golden=False, **more)
     directory = tmp_path / "bundle"
     export_checkpoint(checkpoint, directory, options)
     bundle = load_bundle(directory)
-    recipe = recipe_of(bundle, EngineOptions(rows=3, backend="tensorrt_rtx"), (86,))
+    recipe = recipe_of(bundle, EngineOptions(rows=3, backend="tensorrt_rtx"), processors)
     cache = EngineCache(tmp_path / "engines", 1 << 40)
     result = build_engine(directory, bundle, recipe, cache, BuildControl())
     assert (result.entry.directory / PLAN).stat().st_size > 1000
@@ -101,3 +104,27 @@ def test_tensorrt_builds_it_for_every_family(tmp_path: Path, family: str, dialec
 @pytest.mark.parametrize("dialect", ["native", "legacy"])
 def test_tensorrt_builds_it_with_adapters_on_embedding_and_head(tmp_path: Path, dialect: str):
     tensorrt_builds(tmp_path, "llama", dialect=dialect, adapt=("embed", "head"))
+
+
+AROUND = {"dora": True, "adapter_bias": True}
+EVERYTHING = AROUND | {"adapt": ("embed", "head", "experts")}
+# Every option of the bank, alone and together.
+BANKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "dora": ("qwen3", {"dora": True}),
+    "biases": ("qwen2", {"adapter_bias": True}),
+    "ends": ("llama", AROUND | {"adapt": ("embed", "head")}),
+    "experts": ("mixtral", {"adapt": ("experts",)}),
+    "everything": ("qwen3_moe", EVERYTHING),
+    "everything-int4": ("qwen2_moe", EVERYTHING | {"int4_block": 32}),
+}
+
+
+@needs_tensorrt
+@pytest.mark.slow
+@pytest.mark.parametrize("dialect", ["native", "legacy"])
+@pytest.mark.parametrize("bank", BANKS)
+def test_tensorrt_builds_every_bank_for_every_processor(tmp_path: Path, bank: str, dialect: str):
+    family, options = BANKS[bank]
+    tensorrt_builds(
+        tmp_path, family, (80, 86, 89, 120), **{"int4_block": None, "dialect": dialect} | options
+    )

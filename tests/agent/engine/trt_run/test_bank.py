@@ -99,13 +99,16 @@ def test_a_number_that_float16_cannot_hold_is_refused_by_name(half_gpu: Bench):
     engine.close()
 
 
-def test_what_stands_around_factors_is_refused_by_name(gpu: Bench):
+def test_what_the_engine_has_no_input_for_is_refused_by_name(gpu: Bench):
     engine = gpu.open()
     plain = random_adapter(QWEN2, 8)
     target = AdapterTarget(1, "o")
-    vectors = {target: Vectors(scale=np.ones(64, np.float32))}
-    with pytest.raises(AdapterInvalid, match=r"layers\.1\.o has DoRA"):
-        engine.prepare(AdapterWeights(plain.digest, plain.tensors, vectors))
+    for vectors, option in (
+        (Vectors(scale=np.ones(64, np.float32)), "--dora"),
+        (Vectors(bias=np.ones(64, np.float32)), "--adapter-bias"),
+    ):
+        with pytest.raises(AdapterInvalid, match=rf"layers\.1\.o has a .*exported with {option}"):
+            engine.prepare(AdapterWeights(plain.digest, plain.tensors, {target: vectors}))
     head = {AdapterTarget(0, "head"): (np.ones((64, 1)), np.ones((1, 160)))}
     with pytest.raises(AdapterInvalid, match="head, for which the engine has no input"):
         engine.add_adapter(AdapterWeights(plain.digest, head))

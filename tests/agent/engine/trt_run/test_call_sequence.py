@@ -152,3 +152,25 @@ def test_a_replay_answers_with_the_same_bits_as_the_first_run(gpu: Bench, engine
     first = decode(engine, range(4))
     assert np.array_equal(decode(engine, range(4)), first)
     assert launches(gpu) == 1
+
+
+def test_what_cannot_be_captured_is_enqueued_every_time(gpu: Bench, engine: Engine):
+    """As trtexec does, with the answers of a step that was captured."""
+    wanted = decode(engine, range(1))
+    gpu.trt.fail_capture = True
+    other = gpu.open()
+    other.prefill(0, ids(1, 2), 0)
+    before = captures(gpu)
+    for tries in (1, 1, 1):
+        assert np.array_equal(decode(other, range(1)), wanted)
+        assert captures(gpu) - before == tries
+    other.close()
+
+
+def test_an_adapter_smaller_than_the_staging_memory_is_written_without_waiting(
+    gpu: Bench, engine: Engine
+):
+    before = len(gpu.cuda.calls)
+    engine.remove_adapter(engine.add_adapter(random_adapter(QWEN2, 1)))
+    kinds = [c[0] for c in gpu.cuda.calls[before:]]
+    assert "copy" in kinds and "synchronize" not in kinds

@@ -23,6 +23,7 @@ from remora_contract.errors import (
     Unavailable,
     Unsupported,
 )
+from remora_contract.targets import GROUPS
 from tests.agent.engine.portable import FLOAT32, QWEN2
 from tests.support.cuda_emulator import CudaEmulator, cudaError_t
 from tests.support.trt_engines import Bench, RunSize
@@ -112,26 +113,20 @@ def test_an_engine_that_is_not_as_its_facts_say_is_refused(gpu: Bench, fact: str
     assert changed.cuda.live == []
 
 
-@pytest.mark.parametrize(
-    ("change", "flag"),
-    [
-        ({"dora": True}, "--dora"),
-        ({"adapter_bias": True}, "--adapter-bias"),
-        ({"adapt": ("head", "experts")}, "exported with --adapt experts"),
-    ],
-)
-def test_what_the_bank_does_not_take_is_refused_by_the_flag(gpu: Bench, change: dict, flag: str):
-    bundle = load_bundle(gpu.bundle_dir)
-    with pytest.raises(Unsupported, match=flag):
-        loading.check_graph(replace(bundle, graph=replace(bundle.graph, **change)))
-
-
 def test_a_graph_with_other_tensors_than_the_bundles_is_refused(gpu: Bench):
     bundle = load_bundle(gpu.bundle_dir)
     inputs, outputs = loading.expected_tensors(bundle)
     assert "lora_gate.qkv" in inputs and "present_value.1" in outputs
     fewer = replace(bundle, graph=replace(FLOAT32, max_bank_rank=0))
     assert not any(n.startswith("lora_") for n in loading.expected_tensors(fewer)[0])
+    more = replace(bundle, graph=replace(bundle.graph, dora=True, adapter_bias=True))
+    around = loading.expected_tensors(more)[0] - inputs
+    assert around == {
+        f"lora_{kind}.{layer}.{group}"
+        for kind in ("scale", "bias")
+        for layer in range(QWEN2.layers)
+        for group in GROUPS
+    }
 
 
 def test_a_row_that_tensorrt_could_not_bind_is_refused():
