@@ -1,8 +1,8 @@
 """Which adapters are resident in the engine, and who uses them.
 
 Tiers DISK -> HOST (HostCache) -> BANK (engine handles). One thread, the step thread, calls
-everything but `snapshot` and `check_fits`. The decisions are those of `admission` and `reading`;
-this module carries them out and counts.
+everything but `snapshot`, `check_fits` and `read_ahead`. The decisions are those of `admission` and
+`reading`; this module carries them out and counts.
 """
 
 from __future__ import annotations
@@ -183,6 +183,14 @@ class Bank:
         for digest, error in failures.items():
             self._preloads.settle(digest, error)
         return failures
+
+    def read_ahead(self, adapter: Registered) -> None:
+        """Starts reading what is going to be preloaded, while the step thread computes. Any thread.
+        Raises Exhausted when it can never fit."""
+        self.check_fits([Wanted(adapter, 1.0)])
+        snapshot = self._snapshot
+        if snapshot.place(adapter.digest) is None and adapter.digest not in snapshot.in_host:
+            self._intake.read_ahead(adapter)
 
     def preload(self, adapter: Registered, done: Future[None]) -> None:
         """Makes it resident as soon as it is read; `done` tells when, or why not."""

@@ -1,5 +1,5 @@
 """From disk into host memory: what is read next, what was read, what could not be. Knows no bank.
-One thread uses it; the reading is the loader's, on its own."""
+One thread uses it but for `read_ahead`; the reading is the loader's, on its own."""
 
 from __future__ import annotations
 
@@ -32,6 +32,10 @@ class Intake:
         )
         for digest in reads:
             self._loader.start(adapters[digest])
+
+    def read_ahead(self, adapter: Registered) -> None:
+        """Starts reading what `prefetch` will soon be asked for. Any thread."""
+        self._loader.start(adapter)
 
     def loaded(self, digest: str, result: AdapterWeights | RemoraError) -> None:
         self._loader.finished(digest)

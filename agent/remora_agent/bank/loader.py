@@ -6,6 +6,7 @@ Knows files and errors; what is loaded when, and where it goes, is the bank's.
 from __future__ import annotations
 
 import logging
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -47,7 +48,8 @@ class Loads(Protocol):
     """What the bank needs of a loader."""
 
     def start(self, adapter: AdapterFiles) -> bool:
-        """False when enough is in flight, or this one already. Answers later through OnLoaded."""
+        """False when enough is in flight, this one already, or it is closed. Answers later through
+        OnLoaded. Any thread."""
         ...
 
     def finished(self, digest: str) -> None:
@@ -67,27 +69,31 @@ class _Broken:
 
 
 class Loader:
-    """`start`, `finished` and `freed` belong to one thread; `on_loaded` is called on the loading
-    thread."""
+    """`finished` and `freed` belong to one thread; `on_loaded` is called on the loading thread."""
 
     def __init__(self, load: Load, on_loaded: OnLoaded, clock: Callable[[], float]) -> None:
         self._read = VerifyingReader(load, clock)
         self._on_loaded = on_loaded
         self._clock = clock
+        self._lock = threading.Lock()
+        self._closed = False
         self._in_flight: set[str] = set()
         self._giving_back: Future[None] | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="adapter-loader")
 
     def start(self, adapter: AdapterFiles) -> bool:
-        if adapter.digest in self._in_flight or len(self._in_flight) >= MAX_IN_FLIGHT:
-            return False
-        self._in_flight.add(adapter.digest)
-        future = self._pool.submit(self._timed_read, adapter)
+        with self._lock:
+            full = len(self._in_flight) >= MAX_IN_FLIGHT
+            if self._closed or full or adapter.digest in self._in_flight:
+                return False
+            self._in_flight.add(adapter.digest)
+            future = self._pool.submit(self._timed_read, adapter)
         future.add_done_callback(lambda f: self._done(adapter.digest, f))
         return True
 
     def finished(self, digest: str) -> None:
-        self._in_flight.discard(digest)
+        with self._lock:
+            self._in_flight.discard(digest)
 
     def freed(self) -> None:
         queued = self._giving_back
@@ -96,6 +102,8 @@ class Loader:
 
     def close(self) -> None:
         """Waits for the file being read; what has not begun is dropped."""
+        with self._lock:
+            self._closed = True
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _timed_read(self, adapter: AdapterFiles) -> tuple[AdapterWeights, float]:

@@ -5,8 +5,10 @@ finite, and nothing besides. The only way adapter bytes get into an engine.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from io import FileIO
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -148,7 +150,7 @@ def bank_bytes(adapter: Adapter, decoder: DecoderSpec) -> int:
     return sum(e.bank_bytes for e in expected_tensors(adapter, decoder).values())
 
 
-def _read(path: Path, adapter: Adapter, decoder: DecoderSpec) -> bytes:
+def _read(path: Path, adapter: Adapter, decoder: DecoderSpec) -> memoryview:
     """The weight file's bytes: no larger than its targets need, and the declared digest."""
     declared = next((f for f in adapter.files if f.path == WEIGHTS_FILE), None)
     if declared is None:
@@ -156,10 +158,11 @@ def _read(path: Path, adapter: Adapter, decoder: DecoderSpec) -> bytes:
     promised = expected_tensors(adapter, decoder).values()
     limit = 8 + _MAX_HEADER_BYTES + sum(e.bytes for e in promised)
     try:
-        size = path.stat().st_size
-        if size != declared.size or size > limit:
-            raise ArtifactInvalid(f"{path} has {size} bytes, not {declared.size}: truncated?")
-        data = path.read_bytes()
+        with path.open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != declared.size or size > limit:
+                raise ArtifactInvalid(f"{path} has {size} bytes, not {declared.size}: truncated?")
+            data = _filled(file, size)
     except OSError as e:
         raise ArtifactInvalid(f"{path} cannot be read: {e.strerror or e}") from e
     if digest_bytes(data) != declared.digest:
@@ -167,23 +170,35 @@ def _read(path: Path, adapter: Adapter, decoder: DecoderSpec) -> bytes:
     return data
 
 
-def _arrays(path: Path, data: bytes, promised: Mapping[str, Expected]) -> dict[str, NDArray[Any]]:
+def _filled(file: FileIO, size: int) -> memoryview:
+    """`size` bytes of it, or what there are. In an array of numpy's, which asks the system for huge
+    pages: those of a new bytes object take longer to come by than the file to read."""
+    memory = np.empty(size, np.uint8)
+    view, at = memory.data, 0
+    while read := file.readinto(view[at:]):
+        at += read
+    return view[:at].toreadonly()
+
+
+def _arrays(
+    path: Path, data: memoryview, promised: Mapping[str, Expected]
+) -> dict[str, NDArray[Any]]:
     header, start = _header(path, data)
     if unbound := sorted(set(header) - set(promised)):
         raise AdapterInvalid(f"{path}: no declared target takes tensor {unbound[0][:80]!r}")
     if missing := sorted(set(promised) - set(header)):
         raise AdapterInvalid(f"{path}: tensor {missing[0]!r} of a declared target is missing")
-    body = memoryview(data)[start:]
+    body = data[start:]
     return {name: _tensor(path, body, name, header[name], e) for name, e in promised.items()}
 
 
-def _header(path: Path, data: bytes) -> tuple[dict[str, Any], int]:
+def _header(path: Path, data: memoryview) -> tuple[dict[str, Any], int]:
     """The safetensors header without its metadata, and where tensor bytes begin."""
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or length > min(_MAX_HEADER_BYTES, len(data) - 8):
         raise AdapterInvalid(f"{path}: its safetensors header is longer than the file")
     try:
-        header = json.loads(data[8 : 8 + length])
+        header = json.loads(bytes(data[8 : 8 + length]))
     except (ValueError, RecursionError) as e:
         raise AdapterInvalid(f"{path}: its safetensors header is not JSON: {e}") from e
     if not isinstance(header, dict):

@@ -90,6 +90,7 @@ class Adapters:
         when what is pinned or in use leaves no room, Unavailable after `timeout_s`."""
         record = self._directory.resolve(name, revision)
         done: Future[None] = Future()
+        self._bank.read_ahead(record)
         self._loop.call(lambda: self._bank.preload(record, done), timeout_s)
         wait_for(done, timeout_s)
         return self._info(record)

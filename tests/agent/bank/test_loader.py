@@ -62,6 +62,12 @@ def test_only_so_many_are_in_flight_and_none_twice(adapters):
     loader.close()
 
 
+def test_what_is_asked_of_a_closed_loader_is_not_read(adapters):
+    loader = Loader(read, lambda *result: None, never)
+    loader.close()
+    assert not loader.start(adapters[0])
+
+
 def test_an_unexpected_error_becomes_our_fault_with_its_cause(adapters):
     def broken(directory):
         raise ZeroDivisionError("oops")

@@ -11,8 +11,8 @@ import numpy as np
 
 from remora_agent.engine.child import anonymous_bytes
 from remora_agent.engine.memory import bank_bytes, engine_bytes, kv_bytes, row_slot_bytes
-from remora_agent.engine.ort.bank import pack
 from remora_agent.engine.ort.kv import KvCache
+from remora_agent.engine.ort.packing import pack
 from remora_agent.engine.ort.slots import RowSlots
 from remora_contract.bundle import QuantSpec
 from tests.agent.engine.conftest import Bench, Case

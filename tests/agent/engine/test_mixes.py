@@ -11,7 +11,8 @@ import pytest
 
 from remora_agent.engine.ort import bank as bank_module
 from remora_agent.engine.ort import names
-from remora_agent.engine.ort.bank import Bank, pack
+from remora_agent.engine.ort.bank import Bank
+from remora_agent.engine.ort.packing import pack
 from remora_agent.engine.protocol import Mix, MixEntry, RowStep
 from tests.agent.engine.conftest import Bench, Case
 from tests.agent.engine.portable import FLOAT32, QWEN2, random_adapter

@@ -1,9 +1,11 @@
 """Operating adapters while the model serves."""
 
 import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
+from remora_agent.bank.weights import load_weights
 from remora_agent.runtime.adapters import Tier, UnloadMode
 from remora_agent.runtime.api import AdapterRef, FinishReason
 from remora_agent.runtime.options import RuntimeOptions
@@ -17,7 +19,7 @@ from remora_contract.errors import (
     Refused,
     RequestInvalid,
 )
-from tests.support.runtime import add_adapter, request
+from tests.support.runtime import add_adapter, make_bundle, request
 
 
 def start(s, name, adapter, max_tokens=60):
@@ -95,6 +97,31 @@ def test_loading_brings_an_adapter_into_the_bank_before_its_first_request(serve)
     assert [i.tier for i in s.runtime.adapters.list()] == [Tier.BANK, Tier.DISK]
     with pytest.raises(NotFound):
         s.runtime.adapters.load("nobody")
+
+
+def test_loading_reads_the_file_while_the_engine_is_in_a_step(serve):
+    """Or a swap would wait for one step more."""
+    bundle, read = make_bundle(), threading.Event()
+
+    def watched(directory):
+        read.set()
+        return load_weights(directory, bundle)
+
+    s = serve({"a": 4}, load=watched)
+    heard = Future()
+
+    def during_the_step():
+        s.engine.before_step = lambda: None
+        loading = pool.submit(s.runtime.adapters.load, "a")
+        heard.set_result((read.wait(10), loading.done(), loading))
+
+    with ThreadPoolExecutor(1) as pool:
+        s.engine.before_step = during_the_step
+        s.submit(request("base", max_tokens=3)).wait()
+        was_read, done, loading = heard.result(timeout=20)
+        assert was_read and not done
+        assert loading.result(timeout=20).tier is Tier.BANK
+    assert s.runtime.metrics()["adapter_reads"] == 1
 
 
 def test_loading_what_running_requests_leave_no_room_for_is_refused(serve):

@@ -1,39 +1,30 @@
 """Resident adapters and the mixes made of them, as arrays an engine can bind. Runs nothing.
 
-One packed mix, for each layer and group:
-    a    [1, k, parts * r]       the group's A factors side by side, each r wide
-    b_p  [1, r, n_p]             for each part p; the mix's weights are folded in here
-r is the widest part's rank in that layer; narrower ones are padded with zeros. A mix of several
-adapters is their columns side by side: x [A1 A2] [w1 B1; w2 B2] = w1 x A1 B1 + w2 x A2 B2. Where
-the graph takes more than factors on projections, `extras` says what a mix binds besides.
+How a mix is packed is `packing`'s; where the graph takes more than factors on projections, `extras`
+says what a mix binds besides.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from remora_agent.bank.weights import AdapterWeights
-from remora_agent.engine.ort import names
 from remora_agent.engine.ort.extras import (
     Extras,
     Vectors,
     embedding_change,
     uses_extras,
 )
-from remora_agent.engine.ort.values import Buffer
+from remora_agent.engine.ort.packing import Packed, pack, packed_views
 from remora_agent.engine.protocol import Mix, MixEntry
 from remora_agent.engine.vectors import check_together
 from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import AdapterInvalid, Exhausted, NotFound
-from remora_contract.targets import EXPERT_GROUPS, PARTS, AdapterTarget, Group
-
-Packed = Mapping[str, Buffer]  # input name -> array with a leading axis of 1
+from remora_contract.targets import EXPERT_GROUPS
 
 _COMPOSED_KEPT = 8
 
@@ -199,93 +190,3 @@ class Bank:
                         f"{list(vector.shape)}; the engine takes [{n}] of a bundle exported with "
                         f"{what}"
                     )
-
-
-def pack(
-    decoder: DecoderSpec,
-    entries: tuple[tuple[AdapterWeights, float], ...],
-    twin: Packed | None = None,
-    extras: Extras | None = None,
-) -> Packed:
-    """One mix as bound arrays. Without entries it adds zeros. The A factors of `twin`, the same
-    adapters packed with other weights, are shared and not copied."""
-    packed: dict[str, Buffer] = {}
-    for layer, group in (extras or Extras()).groups(decoder):
-        arrays = _pack_group(decoder, layer, group, entries, twin)
-        packed |= {name: Buffer(array) for name, array in arrays.items()}
-    return packed
-
-
-def packed_views(
-    weights: AdapterWeights, packed: Packed
-) -> dict[AdapterTarget, tuple[NDArray[np.floating], NDArray[np.floating]]]:
-    """The adapter's factors where `packed`, made of it alone, holds them in float32; what it does
-    not hold stays as it is."""
-    views = dict(weights.tensors)
-    for target, (a, _) in weights.tensors.items():
-        name_a = names.slot_a(target.layer, target.group)
-        name_b = names.slot_b(target.layer, target.projection)
-        if name_a in packed and name_b in packed:
-            slot_a, slot_b = packed[name_a].array[0], packed[name_b].array[0]
-            at = PARTS[target.group].index(target.projection) * slot_b.shape[0]
-            width = a.shape[-1]
-            views[target] = (slot_a[:, at : at + width], slot_b[:width])
-    return views
-
-
-def _pack_group(
-    decoder: DecoderSpec,
-    layer: int,
-    group: Group,
-    entries: tuple[tuple[AdapterWeights, float], ...],
-    twin: Packed | None,
-) -> dict[str, NDArray[Any]]:
-    parts = PARTS[group]
-    k = decoder.in_features(parts[0])
-    name_a = names.slot_a(layer, group)
-    factors = {
-        p: [
-            (*w.tensors[t], weight)
-            for w, weight in entries
-            if (t := AdapterTarget(layer, p)) in w.tensors
-        ]
-        for p in parts
-    }
-    # ONNX Runtime 1.23 cannot split an empty axis: an unused group is one column of zeros.
-    rank = max(1, *(sum(a.shape[1] for a, _, _ in found) for found in factors.values()))
-    columns = [[a for a, _, _ in factors[p]] for p in parts]
-    packed = {name_a: _pack_a(k, rank, columns) if twin is None else twin[name_a].array}
-    for p in parts:
-        packed[names.slot_b(layer, p)] = _pack_b(rank, decoder.out_features(p), factors[p])
-    return packed
-
-
-def _pack_a(k: int, rank: int, columns: list[list[NDArray[np.floating]]]) -> NDArray[np.float32]:
-    """[1, k, parts * rank]: for each part its adapters' A factors, then zeros up to `rank`."""
-    packed = np.empty((1, k, len(columns) * rank), np.float32)
-    for i, factors in enumerate(columns):
-        at = i * rank
-        for a in factors:
-            packed[0, :, at : at + a.shape[1]] = a
-            at += a.shape[1]
-        packed[0, :, at : (i + 1) * rank] = 0
-    return packed
-
-
-def _pack_b(
-    rank: int,
-    n: int,
-    factors: list[tuple[NDArray[np.floating], NDArray[np.floating], float]],
-) -> NDArray[np.float32]:
-    """[1, rank, n]: the adapters' B factors times their weights, then zeros."""
-    packed = np.empty((1, rank, n), np.float32)
-    at = 0
-    for _, b, weight in factors:
-        rows = packed[0, at : at + b.shape[0]]
-        if weight == 1.0:
-            rows[...] = b  # only converts
-        else:
-            np.multiply(b, np.float32(weight), out=rows, dtype=np.float32)
-        at += b.shape[0]
-    packed[0, at:] = 0
-    return packed

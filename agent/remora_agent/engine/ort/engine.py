@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from remora_agent.bank.weights import AdapterWeights
 from remora_agent.engine import places
-from remora_agent.engine.ort.bank import Bank, Packed
+from remora_agent.engine.ort.bank import Bank
 from remora_agent.engine.ort.expert_slots import ExpertSlots
 from remora_agent.engine.ort.extras import Extras, uses_extras
 from remora_agent.engine.ort.kv import KvCache
 from remora_agent.engine.ort.names import BACKEND, MODEL
+from remora_agent.engine.ort.packing import Packed
 from remora_agent.engine.ort.session import Asked, Lora, Rows, Session, Step
 from remora_agent.engine.ort.slots import RowSlots
 from remora_agent.engine.protocol import EngineLimits, KvBlock, Mix, RowStep, Shortlist, Watch

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from remora_agent.engine.ort import names
-from remora_agent.engine.ort.bank import Packed
 from remora_agent.engine.ort.extras import Extras
+from remora_agent.engine.ort.packing import Packed
 from remora_agent.engine.ort.values import Buffer
 from remora_contract.decoder import DecoderSpec
 from remora_contract.targets import PARTS, Group
