@@ -35,7 +35,8 @@ ARM_PREFIX, SHADOW_PREFIX, TOTAL = "experiment_", "shadow_", "_total"
 ARM_COUNTS = (
     "requests",  # ended, failed and cancelled ones included
     "failures",
-    "tokens",  # of the answers
+    "cancelled",  # by whoever asked; seconds and tokens are of answers that went to their end
+    "tokens",
     "first_token_seconds",
     "answer_seconds",
     "unkeyed",  # requests without a session: their arm was drawn
