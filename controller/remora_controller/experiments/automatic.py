@@ -9,10 +9,10 @@ the store's thread.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from remora_contract.errors import RemoraError
+from remora_contract.errors import DocumentInvalid, RemoraError
 from remora_contract.experiments import Experiment
 from remora_contract.release import Release
 from remora_controller.audit import AuditDraft
@@ -59,24 +59,39 @@ class AutoPromotion:
     def tick(self) -> bool:
         """Whether a rollout was started."""
         rollouts = self._store.rollouts(LOOKED_AT)
+        newest = newest_completed(rollouts)
+        self._forget_all_but({r.release_id for r in newest})
         started = False
-        for case in self._cases(rollouts):
-            key = (case.release.release_id, case.experiment.name)
-            if self._clock() < self._held.get(key, 0.0):
-                continue
-            try:
-                started |= self._consider(case, rollouts)
-            except RemoraError as e:
-                self._hold(key, str(e))
+        for rollout in newest:
+            for case in self._cases(rollout):
+                started |= self._tried(case, rollouts)
         return started
 
-    def _cases(self, rollouts: list[RolloutRecord]) -> Iterator[_Case]:
-        for rollout in newest_completed(rollouts):
-            record = self._store.release(rollout.release_id)
-            release = document_of(record) if record is not None else None
-            for experiment in (release.experiments or ()) if release is not None else ():
-                if release is not None and experiment.promote_when is not None:
-                    yield _Case(rollout, release, experiment)
+    def _forget_all_but(self, release_ids: set[str]) -> None:
+        self._held = {k: until for k, until in self._held.items() if k[0] in release_ids}
+        self._told = {k: why for k, why in self._told.items() if k[0] in release_ids}
+
+    def _cases(self, rollout: RolloutRecord) -> list[_Case]:
+        record = self._store.release(rollout.release_id)
+        if record is None:
+            return []
+        try:
+            release = document_of(record)
+        except DocumentInvalid as e:  # of a newer controller
+            self._hold((rollout.release_id, ""), str(e))
+            return []
+        declared = [e for e in release.experiments or () if e.promote_when is not None]
+        return [_Case(rollout, release, experiment) for experiment in declared]
+
+    def _tried(self, case: _Case, rollouts: list[RolloutRecord]) -> bool:
+        key = (case.release.release_id, case.experiment.name)
+        if self._clock() < self._held.get(key, 0.0):
+            return False
+        try:
+            return self._consider(case, rollouts)
+        except RemoraError as e:
+            self._hold(key, str(e))
+            return False
 
     def _consider(self, case: _Case, rollouts: list[RolloutRecord]) -> bool:
         devices = self._operations.devices(case.rollout.selector)

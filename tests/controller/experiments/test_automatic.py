@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,7 +14,7 @@ from remora_contract.experiments import Arm, Experiment, PromotionRule
 from remora_contract.gates import Gate
 from remora_contract.release import Release, ReleaseAdapter
 from remora_contract.strict import loads
-from remora_controller.domain import MetricPoint, RolloutRecord, RolloutState
+from remora_controller.domain import MetricPoint, ReleaseRecord, RolloutRecord, RolloutState
 from remora_controller.experiments.automatic import HELD_S, AutoPromotion, newest_completed
 from remora_controller.experiments.laboratory import Laboratory
 from remora_controller.experiments.overview import labels_of
@@ -177,6 +178,19 @@ def test_what_stands_in_the_way_is_told_once_and_tried_again_later(world):
     assert world.run(open_) is RolloutState.COMPLETED
     assert not world.auto.tick(), "not at once"
     world.now += HELD_S
+    assert world.auto.tick()
+
+
+def test_a_release_that_cannot_be_read_ends_nothing(world):
+    world.run(world.first)
+    world.store.add_release(ReleaseRecord("odd-1", "odd", b'{"kind": "new"}', world.now, "op"))
+    record = replace(world.store.rollout(world.first), rollout_id="r-odd", release_id="odd-1")
+    record = replace(record, selector="tier=odd", created_at=world.now)
+    world.store.add_rollout(record, [], supersede=False)
+    assert not world.auto.tick()
+    (held,) = world.events("experiment.held")
+    assert "odd-1" in held["reason"]
+    world.tell(5000)
     assert world.auto.tick()
 
 
