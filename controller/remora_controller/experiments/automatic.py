@@ -1,18 +1,18 @@
 """Promotion by the controller itself: `promote_when: pass` of an experiment whose rules all pass.
 
 It acts once for each rollout of an experiment: on the newest of a selector, once that has COMPLETED
-and as long as its devices are assigned what it brought. Whatever is rolled out there afterwards, by
-whomever and however it ends, is newer, so a promotion that went back is not tried again. Runs on
-the store's thread.
+and as long as nobody gave its devices something else since. Whatever is rolled out there
+afterwards, by whomever and however it ends, is newer, so a promotion that went back is not tried
+again. Runs on the store's thread.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from remora_contract.errors import DocumentInvalid, RemoraError
+from remora_contract.errors import DocumentInvalid, Refused, RemoraError
 from remora_contract.experiments import Experiment
 from remora_contract.release import Release
 from remora_controller.audit import AuditDraft
@@ -32,6 +32,7 @@ BY = "controller"
 CALL = "PromoteExperiment"
 LOOKED_AT = 1000  # rollouts, newest first
 HELD_S = 300.0  # after something stood in the way
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -94,15 +95,19 @@ class AutoPromotion:
             return False
 
     def _consider(self, case: _Case, rollouts: list[RolloutRecord]) -> bool:
-        devices = self._operations.devices(case.rollout.selector)
-        if not is_in_place(case.rollout, devices, self._store.assignments()):
-            return False
         request = _request(case)
         found = self._laboratory.proposal(request)
         if found.refusal is not None:
             return False
         if any(_is_later(r, case.rollout, found.release.release_id) for r in rollouts):
             return False
+        devices = self._operations.devices(case.rollout.selector)
+        moved = moved_since(case.rollout, devices, self._store.assignments())
+        if moved:
+            raise Refused(
+                f"{len(moved)} devices of {case.rollout.selector!r} were assigned other releases "
+                f"since ({', '.join(moved[:_SHOWN])}): promote by hand, or start it there again"
+            )
         spec = replace(request.start.spec, gates=gates_after(case.rollout.spec.gates, found))
         self._promote(replace(request, start=replace(request.start, spec=spec)))
         return True
@@ -144,17 +149,22 @@ def newest_completed(rollouts: Iterable[RolloutRecord]) -> list[RolloutRecord]:
     return [r for r in newest.values() if r.state is RolloutState.COMPLETED]
 
 
-def is_in_place(
-    rollout: RolloutRecord, devices: Iterable[Device], assignments: dict[str, Assignment]
-) -> bool:
-    """Whether the devices of the selector, but for those that rollouts leave alone, are all
-    assigned what the rollout brought."""
-    assigned = {
-        assignments[d.device_id].release_id if d.device_id in assignments else None
+def moved_since(
+    rollout: RolloutRecord, devices: Iterable[Device], assignments: Mapping[str, Assignment]
+) -> list[str]:
+    """Devices of the selector, but for those that rollouts leave alone, which somebody gave
+    something else since the rollout began. Those that it missed are no reason to wait."""
+    newest = {
+        d.device_id: assignments[d.device_id]
         for d in devices
-        if d.pin is None and d.quarantine is None
+        if d.pin is None and d.quarantine is None and d.device_id in assignments
     }
-    return assigned == {rollout.release_id}
+    return [
+        device_id
+        for device_id, assignment in newest.items()
+        if assignment.release_id != rollout.release_id
+        and assignment.created_at >= rollout.created_at
+    ]
 
 
 def _is_later(rollout: RolloutRecord, than: RolloutRecord, release_id: str) -> bool:

@@ -14,11 +14,19 @@ from remora_contract.experiments import Arm, Experiment, PromotionRule
 from remora_contract.gates import Gate
 from remora_contract.release import Release, ReleaseAdapter
 from remora_contract.strict import loads
-from remora_controller.domain import MetricPoint, ReleaseRecord, RolloutRecord, RolloutState
+from remora_controller.domain import (
+    Device,
+    Facts,
+    MetricPoint,
+    ReleaseRecord,
+    RolloutRecord,
+    RolloutState,
+)
 from remora_controller.experiments.automatic import HELD_S, AutoPromotion, newest_completed
 from remora_controller.experiments.laboratory import Laboratory
 from remora_controller.experiments.overview import labels_of
 from remora_controller.operations import StartRequest
+from remora_controller.store.protocol import JoinTokenRecord
 from tests.controller import artifacts
 from tests.controller.test_scale import Simulation, spec
 
@@ -137,8 +145,21 @@ def test_devices_that_were_given_something_else_hold_it(world, tmp_path):
     started = world.operations.start(request, "op").record.rollout_id
     assert world.run(started) is RolloutState.COMPLETED
     assert not world.auto.tick()
+    (held,) = world.events("experiment.held")
+    assert world.ids[0] in held["reason"] and "promote by hand" in held["reason"]
     world.store.set_pin(world.ids[0], "keeps what it has")
+    world.now += HELD_S
     assert world.auto.tick(), "a pinned device is nobody's concern"
+
+
+def test_a_device_that_missed_the_experiment_holds_nothing_up(world):
+    world.run(world.first)
+    world.tell(5000)
+    token = JoinTokenRecord("late", {}, 0.0, 1e9, "op")
+    world.store.add_join_token(token)
+    world.store.enrol("late", Device("late", 0.0, "key", Facts(hostname="late")), 0.0)
+    assert world.auto.tick()
+    assert len(world.operations.rollout(world.rollouts()[0].rollout_id).view.members) == 5
 
 
 def test_an_approval_that_the_experiment_needed_is_needed_again(tmp_path):
