@@ -30,7 +30,7 @@ from remora_controller.store.rows import dumps
 log = logging.getLogger(__name__)
 BY = "controller"
 CALL = "PromoteExperiment"
-LOOKED_AT = 1000  # rollouts, newest first
+LOOKED_AT = 200  # rollouts, newest first: reading a thousand would take 1 % of a core
 HELD_S = 300.0  # after something stood in the way
 _SHOWN = 5
 
