@@ -35,7 +35,8 @@ ARM_PREFIX, SHADOW_PREFIX, TOTAL = "experiment_", "shadow_", "_total"
 ARM_COUNTS = (
     "requests",  # ended, failed and cancelled ones included
     "failures",
-    "tokens",  # of the answers
+    "cancelled",  # by whoever asked; seconds and tokens are of answers that went to their end
+    "tokens",
     "first_token_seconds",
     "answer_seconds",
     "unkeyed",  # requests without a session: their arm was drawn
@@ -212,11 +213,13 @@ def _time(experiment: Experiment, session: str, arm: Arm) -> Decimal:
 Mix = Sequence[tuple[str, float]]  # adapters' digests with their weights
 
 
-def arm_identity(experiment: Experiment, arm: Arm, mix: Mix, compared: Mix | None = None) -> str:
-    """12 hex digits for what the arm is: other bytes, weights or salt are another arm, whose
-    statistics begin anew; another share is not. `compared`: what the arm is the shadow of, for it
-    is counted how the two agree."""
-    parts = [experiment.name, experiment.salt, arm.name, _plain(mix)]
+def arm_identity(
+    experiment: Experiment, arm: Arm, bundle: str, mix: Mix, compared: Mix | None = None
+) -> str:
+    """12 hex digits for what the arm is: other bytes, of the bundle (a digest) too, other weights
+    or salt are another arm, whose statistics begin anew; another share is not. `compared`: what
+    the arm is the shadow of, for it is counted how the two agree."""
+    parts = [experiment.name, experiment.salt, arm.name, bundle, _plain(mix)]
     if compared is not None:
         parts.append(_plain(compared))
     return short(digest_document(parts))

@@ -157,16 +157,18 @@ class Release:
 
 def arm_identities(
     experiment: Experiment,
+    bundle: str,
     adapters: Mapping[str, str],
     use_cases: Iterable[ReleaseUseCase],
 ) -> dict[str, str]:
-    """Of each arm by name; `adapters`: digests by name. See `arm_identity`."""
+    """Of each arm by name; `bundle` is a digest, `adapters` are digests by name. See
+    `arm_identity`."""
     named = {u.name: [(a.name, a.weight) for a in u.adapters] for u in use_cases}
     mixes = {arm.name: arm_mix(arm, adapters, named) for arm in experiment.arms}
     shadow = experiment.shadow
     compared = {} if shadow is None else {shadow.candidate: mixes[shadow.incumbent]}
     return {
-        arm.name: arm_identity(experiment, arm, mixes[arm.name], compared.get(arm.name))
+        arm.name: arm_identity(experiment, arm, bundle, mixes[arm.name], compared.get(arm.name))
         for arm in experiment.arms
     }
 

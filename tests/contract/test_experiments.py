@@ -133,28 +133,30 @@ def test_an_arm_without_a_share_answers_nobody() -> None:
 def test_other_bytes_weights_or_salt_are_another_arm_and_another_share_is_not() -> None:
     arm = Arm("candidate", 10, adapter="sql-2")
     mix = [(_DIGEST["sql-2"], 1.0)]
-    known = arm_identity(Experiment("sql", _ARMS), arm, mix)
+    bundle = _DIGEST["bundle"]
+    known = arm_identity(Experiment("sql", _ARMS), arm, bundle, mix)
     more = Experiment("sql", (Arm("control", 50, adapter="sql"), Arm("candidate", 50, adapter="x")))
-    assert arm_identity(more, arm, mix) == known
+    assert arm_identity(more, arm, bundle, mix) == known
     others = {
-        arm_identity(Experiment("sql", _ARMS), arm, [(_DIGEST["sql"], 1.0)]),
-        arm_identity(Experiment("sql", _ARMS), arm, [(_DIGEST["sql-2"], 0.5)]),
-        arm_identity(Experiment("sql", _ARMS, "salt"), arm, mix),
-        arm_identity(Experiment("sql", _ARMS), _ARMS[0], mix),
+        arm_identity(Experiment("sql", _ARMS), arm, bundle, [(_DIGEST["sql"], 1.0)]),
+        arm_identity(Experiment("sql", _ARMS), arm, bundle, [(_DIGEST["sql-2"], 0.5)]),
+        arm_identity(Experiment("sql", _ARMS, "salt"), arm, bundle, mix),
+        arm_identity(Experiment("sql", _ARMS), _ARMS[0], bundle, mix),
+        arm_identity(Experiment("sql", _ARMS), arm, _DIGEST["poems"], mix),
     }
     assert known not in others
-    assert len(others) == 4
+    assert len(others) == 5
 
 
 def test_the_shadow_of_other_bytes_is_counted_anew() -> None:
     """How two agree is of two: another incumbent is another comparison."""
     shadowed = Experiment("sql", _ARMS, shadow=Shadow("control", "candidate", 25))
-    known = arm_identities(shadowed, _DIGEST, ())
-    other = arm_identities(shadowed, {**_DIGEST, "sql": _DIGEST["poems"]}, ())
+    known = arm_identities(shadowed, _DIGEST["bundle"], _DIGEST, ())
+    other = arm_identities(shadowed, _DIGEST["bundle"], {**_DIGEST, "sql": _DIGEST["poems"]}, ())
     assert known["candidate"] != other["candidate"]
     plain_ = Experiment("sql", _ARMS)
-    alone = arm_identities(plain_, _DIGEST, ())
-    changed = arm_identities(plain_, {**_DIGEST, "sql": _DIGEST["poems"]}, ())
+    alone = arm_identities(plain_, _DIGEST["bundle"], _DIGEST, ())
+    changed = arm_identities(plain_, _DIGEST["bundle"], {**_DIGEST, "sql": _DIGEST["poems"]}, ())
     assert alone["candidate"] == changed["candidate"] != known["candidate"]
     assert alone["control"] == known["control"]
 

@@ -135,7 +135,7 @@ def declared_by(new: Assignment) -> Callable[[Experiment], Declared]:
     use_cases = {u.name: [(a.name, a.weight) for a in u.adapters] for u in new.use_cases}
 
     def declared(experiment: Experiment) -> Declared:
-        identities = arm_identities(experiment, digests, new.use_cases)
+        identities = arm_identities(experiment, new.bundle_digest, digests, new.use_cases)
         mixes = {a.name: tuple(arm_mix(a, digests, use_cases)) for a in experiment.arms}
         return Declared(experiment, identities, mixes)
 

@@ -12,7 +12,15 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from remora_agent.bank.directory import Declared
-from remora_agent.runtime.api import Event, Failed, Finished, OnEvent, Provenance, ServedArm
+from remora_agent.runtime.api import (
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    OnEvent,
+    Provenance,
+    ServedArm,
+)
 from remora_contract.experiments import ARM_COUNTS, ARM_PREFIX, SHADOW_COUNTS, SHADOW_PREFIX
 
 MAX_KEPT = 64  # arms whose counts are kept, those told last first
@@ -74,6 +82,9 @@ class ExperimentCounts:
         more: dict[str, float] = {"requests": 1, "unkeyed": not is_keyed}
         if isinstance(event, Failed):
             more["failures"] = 1
+        elif event.reason is FinishReason.CANCELLED:
+            # Else an arm that nobody waits for would look fast.
+            more["cancelled"] = 1
         else:
             timings = event.timings
             more["tokens"] = event.usage.completion_tokens

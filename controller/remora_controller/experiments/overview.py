@@ -47,7 +47,9 @@ def labels_of(release: Release) -> dict[str, dict[str, str]]:
     return {
         experiment.name: {
             arm: f"{experiment.name}/{arm}/{identity}"
-            for arm, identity in arm_identities(experiment, digests, release.use_cases).items()
+            for arm, identity in arm_identities(
+                experiment, release.bundle, digests, release.use_cases
+            ).items()
         }
         for experiment in release.experiments or ()
     }

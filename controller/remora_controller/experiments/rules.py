@@ -22,11 +22,14 @@ from remora_contract.experiments import (
     Experiment,
     PromotionRule,
 )
+from remora_controller.experiments.statistics import answers
 from remora_controller.gates.evaluate import DeviceEvidence, Samples
 from remora_controller.gates.judge import Outcome, Verdict, WaveEvidence, judge, parsed
 from remora_controller.gates.syntax import Measured, leaves, metrics_of
 
 Counts = Mapping[str, Mapping[str, float]]  # by arm: experiment_requests and so on
+_ANSWERS = "answers"  # not told by devices: requests that neither failed nor were cancelled
+_ARM_COUNTS = (*ARM_COUNTS, _ANSWERS)
 _EVERYWHERE = "all devices"
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -62,7 +65,7 @@ def _check_rule(experiment: Experiment, rule: PromotionRule, where: str) -> None
 
 def _known(experiment: Experiment) -> set[str]:
     shadow = SHADOW_COUNTS if experiment.shadow is not None else ()
-    arms = {f"{arm.name}.{count}" for arm in experiment.arms for count in ARM_COUNTS}
+    arms = {f"{arm.name}.{count}" for arm in experiment.arms for count in _ARM_COUNTS}
     return arms | {f"{SHADOW}.{count}" for count in shadow}
 
 
@@ -73,7 +76,7 @@ def _unknown(experiment: Experiment, name: str) -> str:
         return f"{name} is counted of a shadow, and the experiment has none"
     if subject not in (*arms, SHADOW):
         return f"no arm {subject[:80]!r} (there are {', '.join(arms)}){_quoting(experiment)}"
-    counts = SHADOW_COUNTS if subject == SHADOW else ARM_COUNTS
+    counts = SHADOW_COUNTS if subject == SHADOW else _ARM_COUNTS
     return f"{subject} counts no {count[:80]!r} (it counts {', '.join(counts)})"
 
 
@@ -95,11 +98,12 @@ def judge_rules(experiment: Experiment, counts: Counts) -> tuple[Verdict, ...]:
 
 
 def _values(experiment: Experiment, counts: Counts) -> dict[str, float]:
-    values = {
-        f"{arm.name}.{count}": counts.get(arm.name, {}).get(ARM_PREFIX + count, 0.0)
-        for arm in experiment.arms
-        for count in ARM_COUNTS
-    }
+    values: dict[str, float] = {}
+    for arm in experiment.arms:
+        told = counts.get(arm.name, {})
+        own = {count: told.get(ARM_PREFIX + count, 0.0) for count in ARM_COUNTS}
+        own[_ANSWERS] = answers(own)
+        values |= {f"{arm.name}.{count}": value for count, value in own.items()}
     if experiment.shadow is not None:
         told = counts.get(experiment.shadow.candidate, {})
         values |= {f"{SHADOW}.{c}": told.get(SHADOW_PREFIX + c, 0.0) for c in SHADOW_COUNTS}

@@ -8,14 +8,19 @@ Numbers = dict[str, float | None]
 
 
 def arm_statistics(counts: Mapping[str, float]) -> Numbers:
-    """Seconds are sums over the answered requests, so means are over those."""
-    requests, failures = counts.get("requests", 0.0), counts.get("failures", 0.0)
-    answered = requests - failures
+    """Seconds are sums over answers that went to their end, so means are over those."""
+    requests, answered = counts.get("requests", 0.0), answers(counts)
     return {
-        "failure_fraction": _ratio(failures, requests),
+        "failure_fraction": _ratio(counts.get("failures", 0.0), requests),
         "mean_first_token_s": _ratio(counts.get("first_token_seconds", 0.0), answered),
         "mean_answer_s": _ratio(counts.get("answer_seconds", 0.0), answered),
     }
+
+
+def answers(counts: Mapping[str, float]) -> float:
+    """How many went to their end."""
+    ended = counts.get("failures", 0.0) + counts.get("cancelled", 0.0)
+    return max(0.0, counts.get("requests", 0.0) - ended)
 
 
 def shadow_statistics(counts: Mapping[str, float]) -> Numbers:

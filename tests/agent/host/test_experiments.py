@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,7 +21,7 @@ from remora_agent.serving.openai.settings import OpenAiOptions
 from remora_agent.serving.stack import ServingStack, StackOptions
 from remora_agent.telemetry.serving import serving_readings
 from remora_contract.errors import RequestInvalid
-from remora_contract.experiments import Arm, Experiment, assign
+from remora_contract.experiments import ARM_COUNTS, Arm, Experiment, assign
 from remora_contract.release import ReleaseUseCase, WeightedName
 from tests.support.triton import inputs
 
@@ -196,7 +197,7 @@ def test_arms_are_counted_by_what_they_run_and_only_while_they_run_it(served):
         return {n: v for n, v in told.items() if n.startswith("experiment_")}
 
     before = counts()
-    assert len(before) == 4 * 6
+    assert len(before) == 4 * len(ARM_COUNTS)
     session = next(s for s in SESSIONS if assign(AB, s).name == "new")
     client.generate("hi", adapter="a", session=session, **OPTIONS)
     grown = {n.partition(".")[0]: v - before[n] for n, v in counts().items() if v != before[n]}
@@ -211,6 +212,24 @@ def test_arms_are_counted_by_what_they_run_and_only_while_they_run_it(served):
         before["experiment_requests_total" + _label(before, "a/new")] + 1
     )
     client.set_alias("b", "r1")
+
+
+def test_a_request_that_was_given_up_is_no_fast_answer(served):
+    def counts() -> dict[str, float]:
+        told = {r.wire_name: r.value for r in serving_readings(served.host.metrics())}
+        return {n: v for n, v in told.items() if n.startswith("experiment_")}
+
+    before = counts()
+    options = {**OPTIONS, "max_tokens": 100}
+    stream = served.client.stream("hi", adapter="a", session=SESSIONS[0], **options)
+    next(iter(stream))
+    stream.cancel()
+    deadline = time.monotonic() + 20.0
+    while (now := counts()) == before:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    grown = {n.partition(".")[0]: v - before[n] for n, v in now.items() if v != before[n]}
+    assert grown == {"experiment_requests_total": 1, "experiment_cancelled_total": 1}
 
 
 def _label(counts: dict[str, float], arm: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,11 +14,19 @@ from remora_contract.experiments import Arm, Experiment, PromotionRule
 from remora_contract.gates import Gate
 from remora_contract.release import Release, ReleaseAdapter
 from remora_contract.strict import loads
-from remora_controller.domain import MetricPoint, RolloutRecord, RolloutState
+from remora_controller.domain import (
+    Device,
+    Facts,
+    MetricPoint,
+    ReleaseRecord,
+    RolloutRecord,
+    RolloutState,
+)
 from remora_controller.experiments.automatic import HELD_S, AutoPromotion, newest_completed
 from remora_controller.experiments.laboratory import Laboratory
 from remora_controller.experiments.overview import labels_of
 from remora_controller.operations import StartRequest
+from remora_controller.store.protocol import JoinTokenRecord
 from tests.controller import artifacts
 from tests.controller.test_scale import Simulation, spec
 
@@ -136,8 +145,21 @@ def test_devices_that_were_given_something_else_hold_it(world, tmp_path):
     started = world.operations.start(request, "op").record.rollout_id
     assert world.run(started) is RolloutState.COMPLETED
     assert not world.auto.tick()
+    (held,) = world.events("experiment.held")
+    assert world.ids[0] in held["reason"] and "promote by hand" in held["reason"]
     world.store.set_pin(world.ids[0], "keeps what it has")
+    world.now += HELD_S
     assert world.auto.tick(), "a pinned device is nobody's concern"
+
+
+def test_a_device_that_missed_the_experiment_holds_nothing_up(world):
+    world.run(world.first)
+    world.tell(5000)
+    token = JoinTokenRecord("late", {}, 0.0, 1e9, "op")
+    world.store.add_join_token(token)
+    world.store.enrol("late", Device("late", 0.0, "key", Facts(hostname="late")), 0.0)
+    assert world.auto.tick()
+    assert len(world.operations.rollout(world.rollouts()[0].rollout_id).view.members) == 5
 
 
 def test_an_approval_that_the_experiment_needed_is_needed_again(tmp_path):
@@ -177,6 +199,19 @@ def test_what_stands_in_the_way_is_told_once_and_tried_again_later(world):
     assert world.run(open_) is RolloutState.COMPLETED
     assert not world.auto.tick(), "not at once"
     world.now += HELD_S
+    assert world.auto.tick()
+
+
+def test_a_release_that_cannot_be_read_ends_nothing(world):
+    world.run(world.first)
+    world.store.add_release(ReleaseRecord("odd-1", "odd", b'{"kind": "new"}', world.now, "op"))
+    record = replace(world.store.rollout(world.first), rollout_id="r-odd", release_id="odd-1")
+    record = replace(record, selector="tier=odd", created_at=world.now)
+    world.store.add_rollout(record, [], supersede=False)
+    assert not world.auto.tick()
+    (held,) = world.events("experiment.held")
+    assert "odd-1" in held["reason"]
+    world.tell(5000)
     assert world.auto.tick()
 
 

@@ -154,7 +154,7 @@ def test_other_shares_ship_nothing_and_build_nothing(world, remora, tmp_path):
     assert [(d["ship_bytes"], d["builds_engine"]) for d in plan["devices"]] == [(0, False)] * 2
 
 
-def test_arms_are_summed_over_devices_and_never_mixed_with_other_bytes(world, remora, tmp_path):
+def test_arms_are_summed_over_devices(world, remora, tmp_path):
     one, _ = devices = online(world, 2)
     first = create(remora, tmp_path)
     roll_out(world, remora, first, devices)
@@ -192,6 +192,12 @@ def test_arms_are_summed_over_devices_and_never_mixed_with_other_bytes(world, re
         == 60
     )
 
+
+def test_other_shares_count_on_and_other_bytes_or_another_salt_begin_anew(world, remora, tmp_path):
+    devices = online(world, 2)
+    first = create(remora, tmp_path)
+    roll_out(world, remora, first, devices)
+    tell(remora, devices[0], first, "candidate", requests=120)
     again = create(remora, tmp_path, FILE % (50, 50))
     roll_out(world, remora, again, devices)
     (shares,) = remora.json("experiments", "show", "sql")

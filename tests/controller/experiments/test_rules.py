@@ -76,6 +76,16 @@ def test_too_few_requests_of_any_arm_that_a_rule_names_are_no_evidence() -> None
     assert "control has 2 of 50 requests" in judge_rules(wanted, counts)[0].detail
 
 
+def test_an_arm_that_nobody_waits_for_is_not_fast() -> None:
+    check = "candidate.answer_seconds / candidate.answers < 2"
+    wanted = experiment(PromotionRule("fast", check))
+    check_rules([wanted])
+    (slow,) = judge_rules(wanted, {"candidate": arm(500, cancelled=490, answer_seconds=100)})
+    assert slow.outcome is Outcome.FAIL
+    (nobody,) = judge_rules(wanted, {"candidate": arm(500, cancelled=500)})
+    assert nobody.outcome is Outcome.INCONCLUSIVE
+
+
 def test_a_shadow_is_judged_by_its_comparisons() -> None:
     wanted = experiment(ALIKE, shadow=SHADOWED)
     told = {SHADOW_PREFIX + "compared": 99.0, SHADOW_PREFIX + "exact": 99.0, **arm(5000)}
@@ -191,9 +201,10 @@ def test_promotion_by_itself_needs_to_know_whom() -> None:
 
 
 def test_means_are_over_answered_requests_and_nothing_is_made_of_nothing() -> None:
-    counts = {"requests": 12.0, "failures": 2.0, "first_token_seconds": 5.0, "answer_seconds": 20}
+    counts = {"requests": 17.0, "failures": 2.0, "cancelled": 5.0}
+    counts |= {"first_token_seconds": 5.0, "answer_seconds": 20.0}
     assert arm_statistics(counts) == {
-        "failure_fraction": 2 / 12,
+        "failure_fraction": 2 / 17,
         "mean_first_token_s": 0.5,
         "mean_answer_s": 2.0,
     }
