@@ -52,6 +52,7 @@ CASES = {
     "ort-one-graph": Case(QWEN3, INT4, base_graph=False),
     "tensorrt-float32": Case(QWEN2, FLOAT32, backend="tensorrt"),
     "tensorrt-int4": Case(LLAMA, INT4, backend="tensorrt"),
+    "tensorrt-every-input": Case(QWEN2, EVERYTHING, backend="tensorrt"),
 }
 # No fused attention exists for float32, so the graphs are of the legacy dialect; float16 is in
 # test_gpu.py, whose tolerance is its own.

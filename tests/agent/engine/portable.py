@@ -65,7 +65,7 @@ FLOAT16 = replace(FLOAT32, dtype="float16")
 INT4 = replace(FLOAT32, quant=QuantSpec("int4", 32))
 NO_BANK = replace(FLOAT32, max_bank_rank=0)
 # Whatever an adapter may change within the layers.
-EVERYTHING = replace(FLOAT32, max_bank_rank=64, adapt=("experts",), dora=True, adapter_bias=True)
+EVERYTHING = replace(FLOAT32, adapt=("experts",), dora=True, adapter_bias=True)
 
 
 def in_legacy(graph: GraphSpec) -> GraphSpec:

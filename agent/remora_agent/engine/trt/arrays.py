@@ -112,7 +112,7 @@ class Writer:
         self.put_rows(np.ones((1, count), self.dtype), self._ones, count * self.dtype.itemsize)
 
     def one(self, address: int, count: int) -> None:
-        """Ones in numbers that lie side by side, as zeros from the device itself."""
+        """Ones in numbers that lie side by side, copied on the device."""
         size = count * self.dtype.itemsize
         self._cuda.copy(address, self._ones, size, "on_device", self._stream)
 

@@ -46,7 +46,7 @@ from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import Exhausted, NotFound
 from remora_contract.targets import EXPERT_GROUPS, PARTS, AdapterTarget, Group
 
-_STAGED_BYTES = 4 << 20  # pinned memory through which factors travel
+STAGED_BYTES = 4 << 20  # pinned memory through which factors travel
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Bank:
         scratch = memory.device(size, "the bank's layout")
         ones = memory.device(neutral_width(self._vector_inputs) * item, "rows without an adapter")
         widest = max((max(g.n, g.columns.most) for g in self._groups), default=0)
-        staging = memory.pinned(max(_STAGED_BYTES, widest * item), "adapters on their way")
+        staging = memory.pinned(max(STAGED_BYTES, widest * item), "adapters on their way")
         return Writer(self._cuda, self._copies, staging, scratch, ones, self._dtype)
 
     @property

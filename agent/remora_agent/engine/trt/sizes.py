@@ -7,6 +7,8 @@ each for every expert.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from remora_agent.engine.memory_plan import MemoryPlan, Shape, plan_refusals
@@ -31,9 +33,7 @@ def cache_bytes(decoder: DecoderSpec, graph: GraphSpec, rows: int) -> int:
 def bank_bytes(decoder: DecoderSpec, graph: GraphSpec) -> int:
     """A and B of every layer and group, and room to lay out the largest anew."""
     factors, layout = 0, 0
-    for _, group in places(decoder, graph):
-        columns = graph.max_bank_rank * len(PARTS[group])
-        copies, k, n = factor_shape(decoder, group)
+    for columns, copies, k, n in _groups(decoder, graph):
         factors += copies * columns * (k + n)
         # One expert's B begins where the one before it ends.
         layout = max(layout, copies * columns * (k if copies == 1 else max(k, n)))
@@ -75,6 +75,12 @@ def memory_plan(
 def refusals(plan: MemoryPlan, bundle: Bundle, rows: int, free: int) -> list[Refusal]:
     graph = bundle.graph
     return plan_refusals(plan, Shape(rows, graph.context, graph.max_bank_rank), free)
+
+
+def _groups(decoder: DecoderSpec, graph: GraphSpec) -> Iterator[tuple[int, int, int, int]]:
+    """(columns, copies, k, n) of each layer and group."""
+    for _, group in places(decoder, graph):
+        yield graph.max_bank_rank * len(PARTS[group]), *factor_shape(decoder, group)
 
 
 def _item(graph: GraphSpec) -> int:

@@ -32,7 +32,7 @@ def test_a_step_that_does_not_wait_for_the_banks_writes_answers_wrongly(
 def test_staging_memory_written_before_its_copy_ran_is_seen(
     gpu: Bench, reference: Reference, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(bank, "_STAGED_BYTES", 1)
+    monkeypatch.setattr(bank, "STAGED_BYTES", 1)
     engine = gpu.open()
     a = random_adapter(QWEN2, 1)
     monkeypatch.setattr(Cuda, "synchronize", lambda *_: None)

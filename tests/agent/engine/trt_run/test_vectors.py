@@ -49,7 +49,9 @@ def biased(spec: DecoderSpec, seed: int, rank: int = 2) -> AdapterWeights:
 
 
 def built(directory: Path, spec: DecoderSpec, **graph: object) -> Bench:
-    bundle = random_bundle(directory / "bundle", spec, replace(EVERYTHING, **graph))
+    bundle = random_bundle(
+        directory / "bundle", spec, replace(EVERYTHING, max_bank_rank=64, **graph)
+    )
     return Bench(bundle, build(bundle, directory / "engine", rows=ROWS))
 
 
