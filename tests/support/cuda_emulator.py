@@ -120,6 +120,10 @@ class CudaEmulator:
     def used(self) -> int:
         return sum(b.size for b in self._blocks.values() if not b.pinned)
 
+    @property
+    def pinned(self) -> int:
+        return sum(b.size for b in self._blocks.values() if b.pinned)
+
     def view(self, address: int, size: int, why: str) -> np.ndarray:
         """Bytes [size] of live memory. AssertionError outside one allocation."""
         at = bisect_right(self._sorted, address) - 1

@@ -21,6 +21,7 @@ class MemoryPlan:
     workspace: int  # activations and scratch of the largest profile
     logits: int  # [rows, vocab] float32, and what sampling keeps of them
     floor: int  # stays free
+    pinned: int = 0  # host memory that a GPU reads and writes, where it is the GPU's memory too
 
     def __post_init__(self) -> None:
         for part, size in vars(self).items():

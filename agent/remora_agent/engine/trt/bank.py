@@ -32,7 +32,7 @@ from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import Exhausted, NotFound
 from remora_contract.targets import PARTS, AdapterTarget, Group
 
-_STAGED_BYTES = 4 << 20  # pinned memory through which factors travel
+STAGED_BYTES = 4 << 20  # pinned memory through which factors travel
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Bank:
         size = max((g.k * g.columns.most for g in self._groups), default=0) * self._dtype.itemsize
         self._scratch = memory.device(size, "the bank's layout")
         widest = max((max(g.n, g.columns.most) for g in self._groups), default=0)
-        staged = max(_STAGED_BYTES, widest * self._dtype.itemsize)
+        staged = max(STAGED_BYTES, widest * self._dtype.itemsize)
         self._staging = memory.pinned(staged, "adapters on their way")
         self._stepped = memory.event()
         self._written = memory.event()

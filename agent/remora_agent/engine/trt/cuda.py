@@ -62,12 +62,15 @@ class Cuda:
         """Device memory of `size` > 0 bytes, not cleared. Raises Exhausted."""
         return int(self._call("cudaMalloc", size, about=f"{size} bytes for {what}"))
 
+    def shares_memory(self) -> bool:
+        """Whether the GPU's memory is the system's, as on a Jetson."""
+        return bool(self._call("cudaGetDeviceProperties", 0).integrated)
+
     def available_memory(self, of_system: int) -> int:
         """Bytes that may be taken. Where the GPU shares the system's memory, `of_system` bytes
         count: what the kernel would give back of its caches, CUDA does not see."""
         free, _ = self.free_memory()
-        is_shared = bool(self._call("cudaGetDeviceProperties", 0).integrated)
-        return max(free, of_system) if is_shared else free
+        return max(free, of_system) if self.shares_memory() else free
 
     def free(self, address: int) -> None:
         self._call("cudaFree", address)

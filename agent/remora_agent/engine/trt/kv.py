@@ -22,7 +22,7 @@ from remora_contract import targets
 from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import RequestInvalid, Unsupported
 
-_STAGED_BYTES = 4 << 20  # pinned memory through which blocks travel
+STAGED_BYTES = 4 << 20  # pinned memory through which blocks travel
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class KvCache:
             for layer in range(shape.layers)
             for name in (targets.past_key(layer), targets.past_value(layer))
         }
-        self._piece = max(1, min(context, _STAGED_BYTES // shape.token_bytes))  # tokens
+        self._piece = max(1, min(context, STAGED_BYTES // shape.token_bytes))  # tokens
         self._block = memory.pinned(self._piece * shape.token_bytes, "copies of the cache")
         # The last position of each row, while the row is full and computed beside others.
         self._saved = memory.device(shape.rows * shape.token_bytes, "rows that are full")

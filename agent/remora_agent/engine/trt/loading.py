@@ -76,7 +76,7 @@ def load_on(
         short = _plan(module, entry.directory / sampling.PLAN)
         sampling.check_plan(short, size, limits.rows)
         limits = replace(limits, shortlist=size.shortlist, watched=size.watched)
-    chunk = facts.profiles[facts.index("prefill")].tokens
+    chunk = facts.chunk
     _check_memory(cuda, [plan] if short is None else [plan, short], bundle, limits.rows, chunk)
     spec = DeviceSpec(bundle.decoder, bundle.graph, facts, limits.rows, limits.context, size)
     device = Device(cuda, plan, spec, short)
@@ -87,7 +87,8 @@ def _check_memory(cuda: Cuda, plans: list[Plan], bundle: Bundle, rows: int, chun
     """With the weights already there, which deserialising has put there. Raises Exhausted naming
     every part and what would fit."""
     scratch = max(plan.scratch_bytes for plan in plans)
-    plan = sizes.memory_plan(bundle, rows, weights=0, workspace=scratch, chunk=chunk)
+    pinned = _pinned(cuda, bundle, rows, chunk)
+    plan = sizes.memory_plan(bundle, rows, 0, scratch, chunk, pinned)
     if refused := sizes.refusals(plan, bundle, rows, cuda.available_memory(_of_system())):
         raise Exhausted(str(refused[0]))
 
@@ -98,10 +99,19 @@ def beside_refusals(entry: CacheEntry, bundle: Bundle, rows: int, of_system: int
     facts = entry.manifest.facts
     weights = int(facts.get(files.FACT_WEIGHTS, entry.bytes))
     workspace = int(facts.get(files.FACT_ACTIVATION, 0))
-    plan = sizes.memory_plan(bundle, rows, weights, workspace)
     cuda = Cuda(load_bindings())
     cuda.open_device()
+    chunk = files.read(facts, str(entry.directory)).chunk
+    pinned = _pinned(cuda, bundle, rows, chunk)
+    plan = sizes.memory_plan(bundle, rows, weights, workspace, chunk, pinned)
     return sizes.refusals(plan, bundle, rows, cuda.available_memory(of_system))
+
+
+def _pinned(cuda: Cuda, bundle: Bundle, rows: int, chunk: int) -> int:
+    """Beside a GPU with memory of its own it is not the GPU's."""
+    if not cuda.shares_memory():
+        return 0
+    return sizes.pinned_bytes(bundle.decoder, bundle.graph, rows, chunk)
 
 
 def _of_system() -> int:

@@ -58,7 +58,7 @@ def test_any_order_of_adding_removing_and_decoding_answers_as_the_bank_alone(
 def test_factors_larger_than_the_staging_memory_arrive_whole(
     gpu: Bench, reference: Reference, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(bank, "_STAGED_BYTES", 1)
+    monkeypatch.setattr(bank, "STAGED_BYTES", 1)
     engine = gpu.open()
     a = random_adapter(QWEN2, 5, rank=48)
     handle = engine.add_adapter(a)

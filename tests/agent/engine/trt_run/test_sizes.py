@@ -9,14 +9,17 @@ from pathlib import Path
 import pytest
 
 from remora_agent.engine.cache import CacheEntry
-from remora_agent.engine.trt import sizes
+from remora_agent.engine.trt import loading, sizes
+from remora_agent.engine.trt.sampling import SamplingSize
 from remora_contract.bundle import load_bundle
 from remora_contract.errors import Exhausted
-from tests.agent.engine.portable import FLOAT16, QWEN2
+from tests.agent.engine.portable import FLOAT16, FLOAT32, QWEN2, random_bundle
+from tests.support import trt_engines
 from tests.support.cuda_emulator import CudaEmulator
 from tests.support.trt_engines import CHUNK, Bench
 
 ROWS = 3
+NO_SHORTLISTS = SamplingSize(QWEN2.vocab, 160, 1024).pinned_bytes(ROWS)  # built without
 STEP_INPUTS = 64 << 10  # tokens, positions, gates of this model, each piece rounded up
 
 
@@ -26,7 +29,36 @@ def test_the_estimate_is_what_is_allocated(gpu: Bench):
     plan = sizes.memory_plan(bundle, ROWS, weights=0, workspace=0, chunk=CHUNK)
     estimated = plan.total - plan.floor
     assert estimated <= gpu.cuda.used <= estimated + STEP_INPUTS
+    pinned = sizes.pinned_bytes(bundle.decoder, bundle.graph, ROWS, CHUNK)
+    assert pinned - NO_SHORTLISTS - STEP_INPUTS <= gpu.cuda.pinned <= pinned
     engine.close()
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+@pytest.mark.parametrize("max_bank_rank", [0, 256])
+def test_pinned_memory_is_what_is_estimated(tmp_path: Path, rows: int, max_bank_rank: int):
+    directory = random_bundle(tmp_path / "b", QWEN2, replace(FLOAT32, max_bank_rank=max_bank_rank))
+    entry = trt_engines.build(directory, tmp_path / "engine", rows=rows, shortlist=40)
+    bench, bundle = Bench(directory, entry), load_bundle(directory)
+    engine = bench.open(rows=rows)
+    size = SamplingSize(QWEN2.vocab, 40, trt_engines.WATCHED)
+    estimated = sizes.pinned_bytes(bundle.decoder, bundle.graph, rows, CHUNK, size)
+    assert estimated - (16 << 10) <= bench.cuda.pinned <= estimated
+    engine.close()
+
+
+def test_pinned_memory_is_named_where_it_is_the_gpus_and_left_out_where_it_is_not(
+    trt_bundle: Path, trt_entry: CacheEntry, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(loading, "_of_system", lambda: 1 << 20)
+    bundle = load_bundle(trt_bundle)
+    pinned = sizes.pinned_bytes(bundle.decoder, bundle.graph, 4, CHUNK)
+    assert 4 << 20 < pinned < 5 << 20
+    for is_shared in (True, False):
+        bench = Bench(trt_bundle, trt_entry, CudaEmulator(1 << 20, is_shared=is_shared))
+        with pytest.raises(Exhausted) as refused:
+            bench.open()
+        assert ("pinned 5 MiB" in str(refused.value)) == is_shared
 
 
 def test_each_row_costs_its_cache_and_its_logits(gpu: Bench):
