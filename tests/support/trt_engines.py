@@ -85,6 +85,7 @@ def _rewritten(bundle_dir: Path, bundle: Bundle, out: Path, dialect: GraphDialec
 class RunSize:
     rows: int = 4
     context: int | None = None
+    overlap: str = "auto"
 
 
 @dataclass

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from remora_agent.engine import places
-from remora_agent.engine.backends import BackendName, check_backend
+from remora_agent.engine.backends import BackendName, Overlap, check_backend, check_overlap
 from remora_agent.engine.build import BuildControl, BuildResult, build_engine, ignore, never
 from remora_agent.engine.cache import CacheEntry, EngineCache
 from remora_agent.engine.child import ChildLimits
@@ -40,6 +40,7 @@ class EngineOptions:
     accuracy_level: int = 4  # of int4 products: 4 fast, 1 keeps activations in float32
     prefill: PrefillChoice = "auto"  # how prompts are computed: see engine.prefill
     backend: BackendName = "onnxruntime"
+    overlap: Overlap = "auto"  # whether a prompt is read beside decode steps, where that can be
     build_limits: ChildLimits = field(default_factory=ChildLimits)
 
     def __post_init__(self) -> None:
@@ -51,6 +52,7 @@ class EngineOptions:
             raise RequestInvalid(f"accuracy_level must be 0, 1 or 4, not {self.accuracy_level}")
         check_choice(self.prefill, self.accuracy_level)
         check_backend(self.backend)
+        check_overlap(self.overlap)
         if self.backend != "onnxruntime":
             self._check_gpu()
 

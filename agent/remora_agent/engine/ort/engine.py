@@ -22,7 +22,15 @@ from remora_agent.engine.ort.kv import KvCache
 from remora_agent.engine.ort.names import BACKEND, MODEL
 from remora_agent.engine.ort.session import Asked, Lora, Rows, Session, Step
 from remora_agent.engine.ort.slots import RowSlots
-from remora_agent.engine.protocol import EngineLimits, KvBlock, Mix, RowStep, Shortlist, Watch
+from remora_agent.engine.protocol import (
+    EngineLimits,
+    KvBlock,
+    Mix,
+    OneThingAtATime,
+    RowStep,
+    Shortlist,
+    Watch,
+)
 from remora_contract.bundle import GraphSpec
 from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import Unavailable, Unsupported
@@ -54,7 +62,7 @@ class EngineFiles:
     prefill: PrefillForm | None = None
 
 
-class OrtEngine:
+class OrtEngine(OneThingAtATime):
     """See `engine.protocol.Engine`. Driven by one thread."""
 
     def __init__(

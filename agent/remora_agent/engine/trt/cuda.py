@@ -18,6 +18,7 @@ _KINDS: dict[Direction, str] = {
     "on_device": "cudaMemcpyDeviceToDevice",
 }
 _NO_MEMORY = "cudaErrorMemoryAllocation"
+_NOT_READY = "cudaErrorNotReady"
 _NO_DEVICE = frozenset(
     {
         "cudaErrorNoDevice",
@@ -129,6 +130,13 @@ class Cuda:
     def record(self, event: int, stream: int) -> None:
         self._call("cudaEventRecord", event, stream)
 
+    def has_happened(self, event: int) -> bool:
+        """Whether all that was queued before the event has run; raises what failed meanwhile."""
+        (error,) = self._rt.cudaEventQuery(event)
+        if int(error) and self._code(error) != _NOT_READY:
+            self._raise("cudaEventQuery", error, "")
+        return not int(error)
+
     def wait(self, stream: int, event: int) -> None:
         """What is queued on `stream` from now on runs after the event."""
         self._call("cudaStreamWaitEvent", stream, event, 0)
@@ -169,11 +177,14 @@ class Cuda:
         return results[0] if len(results) == 1 else tuple(results)
 
     def _raise(self, name: str, error: Any, about: str) -> None:
-        _, text = self._rt.cudaGetErrorName(error)
-        code = text.decode() if isinstance(text, bytes) else str(text)
+        code = self._code(error)
         said = f"{name} failed with {code}" + (f" ({about})" if about else "")
         if code == _NO_MEMORY:
             raise Exhausted(f"the GPU has no memory left: {said}; serve fewer rows or adapters")
         if code in _NO_DEVICE:
             raise Unavailable(f"no GPU can be used: {said}; is the NVIDIA driver installed?")
         raise EngineFault(said)
+
+    def _code(self, error: Any) -> str:
+        _, text = self._rt.cudaGetErrorName(error)
+        return text.decode() if isinstance(text, bytes) else str(text)

@@ -50,19 +50,38 @@ def outputs_bytes(decoder: DecoderSpec, rows: int, chunk: int) -> int:
 
 
 def pinned_bytes(
-    decoder: DecoderSpec, graph: GraphSpec, rows: int, chunk: int, size: SamplingSize | None = None
+    decoder: DecoderSpec,
+    graph: GraphSpec,
+    rows: int,
+    chunk: int,
+    size: SamplingSize | None = None,
+    *,
+    overlaps: bool = False,
 ) -> int:
     """Host memory that the device reads and writes: a step's answer and inputs, shortlists, and
     through which the cache's blocks and adapters travel."""
     size = size or SamplingSize(decoder.vocab, min(SHORTLIST, decoder.vocab), WATCHED)
     chunk = min(chunk, graph.context)
-    logits = max(rows, most_logits(decoder.vocab, chunk)) * decoder.vocab
-    answer = _FLOAT32 * max(logits, chunk * decoder.hidden)
+    step = _FLOAT32 * rows * decoder.vocab
+    prompt = _FLOAT32 * max(
+        most_logits(decoder.vocab, chunk) * decoder.vocab, chunk * decoder.hidden
+    )
+    answer = step + prompt if overlaps else max(step, prompt)
     token = cache_bytes(decoder, replace(graph, context=1), 1)
     blocks = min(max(token, kv.STAGED_BYTES), graph.context * token)
     widest = max((max(t, n) for t, _, n in _groups(decoder, graph)), default=0)
     staged = max(bank.STAGED_BYTES, widest * _item(graph))
     return answer + blocks + staged + size.pinned_bytes(rows) + _inputs(decoder, graph, rows, chunk)
+
+
+def overlap_bytes(
+    decoder: DecoderSpec, graph: GraphSpec, rows: int, chunk: int, scratch: int
+) -> int:
+    """What a prompt's chunk beside decode steps takes more: scratch memory of its own, states of
+    both, and room for a row of one layer's keys or values that changes places."""
+    states = _FLOAT32 * min(rows, min(chunk, graph.context)) * decoder.hidden
+    row = graph.context * decoder.kv_heads * decoder.head_dim * _item(graph)
+    return scratch + states + row
 
 
 def _inputs(decoder: DecoderSpec, graph: GraphSpec, rows: int, chunk: int) -> int:
@@ -82,9 +101,11 @@ def memory_plan(
     workspace: int,
     chunk: int = PREFILL_TOKENS,
     pinned: int = 0,
+    overlap: int = 0,
 ) -> MemoryPlan:
     """`workspace`: what layers take while they run, as the builder or the engine said; `chunk`:
-    tokens of a prompt's step; `pinned`: of `pinned_bytes`, where that is the GPU's memory too."""
+    tokens of a prompt's step; `pinned`: of `pinned_bytes`, where that is the GPU's memory too;
+    `overlap`: of `overlap_bytes`, where prompts are read beside decode steps."""
     decoder, graph = bundle.decoder, bundle.graph
     return MemoryPlan(
         weights=weights,
@@ -93,6 +114,7 @@ def memory_plan(
         workspace=workspace + outputs_bytes(decoder, rows, min(chunk, graph.context)),
         logits=rows * decoder.vocab * _FLOAT32,
         floor=FLOOR_BYTES,
+        overlap=overlap,
         pinned=pinned,
     )
 
