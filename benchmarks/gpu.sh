@@ -5,10 +5,11 @@
 #
 # For each TensorRT module that is installed: the conformance suite; the tests marked gpu (engine
 # against the portable graph, adapter mixes, swaps during decode, CUDA-graph equality, memory after
-# 10,000 steps), a short run of them under compute-sanitizer where that is installed; and the figures
-# (benchmarks/gpu_numbers.py; SHAPES, by default 0.5B). A part that fails does not keep the others:
-# the report ends with a line for each. PYTHON chooses the interpreter. Exit code 1: a part failed;
-# 2: no GPU. REMORA_GPU_EMULATED=1 tries the script on the emulators, without a GPU.
+# 10,000 steps), a short run of them under compute-sanitizer where that is installed; and the
+# figures, a prompt beside decode steps on and off among them (benchmarks/gpu_numbers.py; SHAPES, by
+# default 0.5B). A part that fails does not keep the others: the report ends with a line for each.
+# PYTHON chooses the interpreter. Exit code 1: a part failed; 2: no GPU. REMORA_GPU_EMULATED=1 tries
+# the script on the emulators, without a GPU.
 set -u
 cd "$(dirname "$0")/.." || exit 2
 report=${1:-gpu-report.txt}

@@ -73,6 +73,7 @@ FORMS = {"float16": FLOAT16, "int4": replace(INT4, dtype="float16")}
 ROWS, CONTEXT, RANK = 8, 1024, 16
 PAST = 128
 STEPS = 4 if gpu.EMULATED else 200
+READ, PIECE = (12, 4) if gpu.EMULATED else (512, 128)  # tokens of a prompt beside decode steps
 SWAPS = 3 if gpu.EMULATED else 50
 COPIED = 1 << (20 if gpu.EMULATED else 28)  # bytes of a copy by which the bandwidth is measured
 
@@ -203,6 +204,44 @@ def host_share(rig: Rig) -> Figure:
     return Figure(f"{1e3 * (step - replayed):.3f} ms a step", step - replayed <= 3e-4)
 
 
+def overlap(rig: Rig) -> Figure:
+    """A prompt in pieces while seven rows decode: in turns with their steps, as where overlap is
+    off, and beside them."""
+    if not rig.engine.limits.overlaps:
+        raise NotMeasured("no memory for a second execution context")
+    turns, beside = (_read_among_steps(rig, is_beside=b) for b in (False, True))
+    text = "; ".join(
+        f"{name} {1e3 * seconds:.1f} ms, {count} steps meanwhile, longest wait {1e3 * pause:.1f} ms"
+        for name, (seconds, count, pause) in (("off", turns), ("on", beside))
+    )
+    return Figure(f"{READ} tokens: {text}")
+
+
+def _read_among_steps(rig: Rig, *, is_beside: bool) -> tuple[float, int, float]:
+    """Of the second time, when all shapes are warm: seconds until the prompt is read, decode steps
+    meanwhile, and the longest time between two of them."""
+    engine, row = rig.engine, ROWS - 1
+    tokens = np.arange(1, READ + 1, dtype=np.int64)
+    steps = [RowStep(r, 7, rig.past) for r in range(row)]
+    rig.start(row)
+    for _ in range(2):
+        ended = [time.perf_counter()]
+        for at in range(0, READ, PIECE):
+            piece = tokens[at : at + PIECE]
+            if is_beside:
+                engine.begin_prefill(row, piece, at)
+            else:
+                engine.prefill(row, piece, at)
+            while True:
+                engine.decode(steps)
+                ended.append(time.perf_counter())
+                if not is_beside or engine.prefill_ready():
+                    break
+            if is_beside:
+                engine.end_prefill()
+    return time.perf_counter() - ended[0], len(ended) - 1, max(np.diff(ended))
+
+
 def energy(rig: Rig) -> Figure:
     try:
         import pynvml
@@ -255,6 +294,7 @@ LINES: tuple[tuple[str, str, Callable[[Rig], Figure]], ...] = (
     ("swap of resident adapters", "0 ms", resident_swap),
     ("swap from host to bank", "p95 <= 10 ms", loaded_swap),
     ("step, the host's part", "<= 0.3 ms", host_share),
+    ("a prompt beside decode steps", "", overlap),
     ("energy per token", "", energy),
     ("against transformers + peft", "", against_transformers),
     ("layers after fusion", "", layers),

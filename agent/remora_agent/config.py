@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from remora_agent.engine.backends import BACKEND_HELP, BACKENDS
+from remora_agent.engine.backends import BACKEND_HELP, BACKENDS, OVERLAP_HELP, OVERLAPS
 from remora_agent.engine.prefill import CHOICES, PREFILL_HELP
 from remora_agent.runtime.options import EXACT_DRAFTS_HELP, MAX_DRAFT_TOKENS
 from remora_agent.serving.address import TcpAddress, parse_address
@@ -75,6 +75,7 @@ class ServingConfig:
     threads: int | None = _setting(None, "Compute threads; absent: one for each physical core.")
     prefill: str = _setting("auto", PREFILL_HELP)
     backend: str = _setting("onnxruntime", BACKEND_HELP)
+    overlap: str = _setting("auto", OVERLAP_HELP)
     drain_s: float = _setting(20.0, "Seconds running requests get to end at shutdown.")
     draft_tokens: int = _setting(
         8,
@@ -121,6 +122,8 @@ class ServingConfig:
         _at_least(self.drain_s, 0, "serving.drain_s")
         if self.prefill not in CHOICES:
             raise ValueError(f"serving.prefill must be one of {', '.join(CHOICES)}")
+        if self.overlap not in OVERLAPS:
+            raise ValueError(f"serving.overlap must be one of {', '.join(OVERLAPS)}")
         if self.backend not in BACKENDS:
             raise ValueError(f"serving.backend must be one of {', '.join(BACKENDS)}")
         _at_least(self.draft_tokens, 0, "serving.draft_tokens")

@@ -66,7 +66,8 @@ class BuildOutcome:
     from_cache: bool
     seconds: float
     shipped: bool = False  # taken from the release
-    why: str = ""  # built although the release carried an engine
+    why: str = ""  # built although the release carried an engine, or not of the better graph
+    dialect: str | None = None  # of the graph that was built, where the bundle has two
 
     @property
     def source(self) -> Literal["cached", "shipped", "built"]:

@@ -12,11 +12,12 @@ from functools import cached_property
 from typing import Literal
 
 from remora_contract.artifact import Manifest
-from remora_contract.bundle import GRAPH_FILE
+from remora_contract.bundle import GRAPH_FILE, GraphDialect
 from remora_contract.compat import constraint_refusals, quant_refusals
-from remora_contract.dialects import dialect_refusals
+from remora_contract.dialects import dialect_refusals, dialects_in, to_build
 from remora_contract.digests import short
 from remora_contract.engine import (
+    DIALECT,
     PREFILL,
     Build,
     Offered,
@@ -175,14 +176,38 @@ def _chosen_engine(key: Mapping[str, str], contents: Contents) -> EnginePlan:
         size = _mib(contents.manifests[chosen.digest].bytes)
         return EnginePlan("shipped", f"{size}: {chosen.why}", chosen.digest)
     assert isinstance(chosen, Build)
-    return EnginePlan("built", chosen.why)
+    graph = _graph_text(key, contents.manifests[contents.release.bundle])
+    return EnginePlan("built", f"{chosen.why}{graph}")
+
+
+def _graph_text(key: Mapping[str, str], bundle: Manifest) -> str:
+    """Which graph of a bundle with two the device builds."""
+    first, *others = _built_graphs(key, bundle)
+    if len(dialects_in(bundle.facts)) < 2 or first is None:
+        return ""
+    if others:
+        return f"; from the {first} graph, or the {others[0]} one where that has no fused attention"
+    return f"; from the {first} graph"
+
+
+def _built_graphs(key: Mapping[str, str], bundle: Manifest) -> tuple[GraphDialect | None, ...]:
+    """The bundle's dialects that a device of this key builds, in order; None for a device that does
+    not tell, or takes none."""
+    backend, version = key.get("backend", ""), key.get("backend_version", "")
+    return to_build(dialects_in(bundle.facts), backend, version) or (None,)
 
 
 def wanted_by(key: Mapping[str, str], contents: Contents) -> Wanted:
     """Of the release's bundle, by a device that told this of its recipe."""
     bundle = contents.manifests[contents.release.bundle]
     files = {f.path: f.digest for f in bundle.files}
-    return Wanted(files, _recipe(key, bundle), is_whole=False)
+    own = next(iter(dialects_in(bundle.facts)), None)
+    recipe = _recipe(key, bundle)
+    first, *others = (
+        recipe if dialect in (own, None) else {**recipe, DIALECT: dialect}
+        for dialect in _built_graphs(key, bundle)
+    )
+    return Wanted(files, first, is_whole=False, others=tuple(others))
 
 
 def _recipe(key: Mapping[str, str], bundle: Manifest) -> Mapping[str, str]:
@@ -214,9 +239,9 @@ def device_refusals(device: Device, contents: Contents) -> list[Refusal]:
         backends=facts.backends,
         engine_key=facts.engine_key,
     )
-    dialect = contents.manifests[contents.release.bundle].facts.get("dialect")
-    if dialect == "native" or dialect == "legacy":
-        found += dialect_refusals(dialect, facts.backends)
+    dialects = dialects_in(contents.manifests[contents.release.bundle].facts)
+    if dialects:
+        found += dialect_refusals(dialects, facts.backends)
     peak = peak_disk_bytes(device, contents)
     if facts.disk_free_bytes and facts.disk_free_bytes < peak:
         found.append(Refusal("disk", f"{_mib(peak)} free", _mib(facts.disk_free_bytes)))

@@ -3,6 +3,8 @@
     BUNDLE/
       bundle.json                 this document; its canonical digest is the bundle's identity
       model.onnx  model.onnx.data portable graph (docs/graph.md)
+      model.legacy.onnx           the same decoder in the legacy dialect, on the same data: only in
+                                  format 3, whose model.onnx is native
       tokenizer/tokenizer.json    and tokenizer_config.json, chat_template.jinja, ... as shipped
       generation_config.json      as shipped, when the checkpoint has one
       golden.json                 prompts with the tokens this very graph must answer
@@ -30,10 +32,13 @@ from remora_contract.targets import (
 
 BUNDLE_JSON = "bundle.json"
 GRAPH_FILE = "model.onnx"
+LEGACY_GRAPH_FILE = "model.legacy.onnx"
 TOKENIZER_DIR = "tokenizer"
 GENERATION_CONFIG = "generation_config.json"
 GOLDEN_JSON = "golden.json"
 FORMAT_VERSION = 2
+# Of bundles with LEGACY_GRAPH_FILE: whoever knows one graph only is told that this is none of his.
+TWO_GRAPHS_VERSION = 3
 # Which operators the graph is made of; docs/dialects.md says who takes which.
 GraphDialect = Literal["native", "legacy"]
 _MAX_DOCUMENT_BYTES = 64 << 20
@@ -115,13 +120,28 @@ class Bundle:
     notes: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.format_version != FORMAT_VERSION:
+        if self.format_version not in (FORMAT_VERSION, TWO_GRAPHS_VERSION):
             raise ValueError(
-                f"format version {self.format_version} is not {FORMAT_VERSION}; "
+                f"format version {self.format_version} is not {FORMAT_VERSION} or "
+                f"{TWO_GRAPHS_VERSION}; "
                 "export the checkpoint again with this version of remora-build"
             )
         check_digest(self.base_digest, "base_digest")
         check_listed(self.files, GRAPH_FILE)
+        has_two = self.file(LEGACY_GRAPH_FILE) is not None
+        if has_two != (self.format_version == TWO_GRAPHS_VERSION):
+            raise ValueError(
+                f"{LEGACY_GRAPH_FILE} belongs to format version {TWO_GRAPHS_VERSION}, and to no "
+                "other; export the checkpoint again"
+            )
+        if has_two and self.graph.dialect != "native":
+            raise ValueError(f"{GRAPH_FILE} beside {LEGACY_GRAPH_FILE} is {self.graph.dialect}")
+
+    @property
+    def dialects(self) -> tuple[GraphDialect, ...]:
+        """Of its graphs; that of `graph` first."""
+        has_two = self.format_version == TWO_GRAPHS_VERSION
+        return (self.graph.dialect, "legacy") if has_two else (self.graph.dialect,)
 
     @property
     def digest(self) -> str:
@@ -133,6 +153,11 @@ class Bundle:
 
     def file(self, path: str) -> BundleFile | None:
         return next((f for f in self.files if f.path == path), None)
+
+
+def is_graph_file(path: str) -> bool:
+    """Whether a bundle's file is a graph or its weights."""
+    return path.startswith(GRAPH_FILE) or path == LEGACY_GRAPH_FILE
 
 
 def check_listed(files: tuple[BundleFile, ...], needed: str) -> None:

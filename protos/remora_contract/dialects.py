@@ -6,8 +6,9 @@ first row, takes none: nobody has tried.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from remora_contract.bundle import GraphDialect
 from remora_contract.errors import Refusal
@@ -65,18 +66,44 @@ def dialects_of_jetpack(version: str) -> tuple[GraphDialect, ...]:
     return dialects_of("tensorrt", found[0].tensorrt) if found else ()
 
 
-def dialect_refusals(dialect: GraphDialect, backends: Mapping[str, str]) -> list[Refusal]:
-    """Empty when one of `backends` (name -> version) takes the dialect, or none is known."""
-    if not backends or any(dialect in dialects_of(b, v) for b, v in backends.items()):
+def taken(dialects: Sequence[GraphDialect], backend: str, version: str) -> tuple[GraphDialect, ...]:
+    """Which of a bundle's graphs the backend takes, the better one first."""
+    return tuple(d for d in dialects_of(backend, version) if d in dialects)
+
+
+def to_build(
+    dialects: Sequence[GraphDialect], backend: str, version: str
+) -> tuple[GraphDialect, ...]:
+    """Which of a bundle's graphs the backend builds, a later one where it has no kernel for those
+    before; ONNX Runtime has one for every operator, so it builds one."""
+    found = taken(dialects, backend, version)
+    return found[:1] if backend == "onnxruntime" else found
+
+
+def dialects_in(facts: Mapping[str, Any]) -> tuple[GraphDialect, ...]:
+    """Of a bundle's graphs, by its manifest's facts; empty for one that does not say. A dialect
+    that nobody knows is left out: another version published it."""
+    told = facts.get("dialects", [facts.get("dialect")])
+    known: tuple[GraphDialect, ...] = ("native", "legacy")
+    return tuple(d for d in known if d in told) if isinstance(told, list) else ()
+
+
+def dialect_refusals(
+    dialects: Sequence[GraphDialect], backends: Mapping[str, str]
+) -> list[Refusal]:
+    """Empty when one of `backends` (name -> version) takes one of a bundle's graphs, or none is
+    known."""
+    if not backends or any(taken(dialects, b, v) for b, v in backends.items()):
         return []
     have = ", ".join(f"{backend} {version}" for backend, version in sorted(backends.items()))
-    return [Refusal("dialect", f"{_takers(dialect)} for the {dialect} graph", have)]
+    need = f"{_takers(dialects)} for the {' or '.join(dialects)} graph"
+    return [Refusal("dialect", need, have)]
 
 
-def _takers(dialect: GraphDialect) -> str:
+def _takers(dialects: Sequence[GraphDialect]) -> str:
     """`tensorrt >= 10.15 or onnxruntime >= 1.23`"""
     oldest: dict[str, str] = {}
     for row in SUPPORT:
-        if dialect in row.dialects:
+        if set(dialects) & set(row.dialects):
             oldest.setdefault(row.backend, row.version)
     return " or ".join(f"{backend} >= {version}" for backend, version in oldest.items())

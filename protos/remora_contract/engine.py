@@ -11,7 +11,7 @@ the controller for its plan, with what the device reports, and by the device, wi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from remora_contract.strict import loads, plain
 
 ENGINE_JSON = "engine.json"
 PREFILL = "prefill"  # the recipe's field that depends on the bundle too
+DIALECT = "dialect"  # the recipe's field of an engine that was built from a bundle's second graph
 PROCESSORS = "gpu.processors"  # compute capabilities, of a device its own one
 MAX_KEY_FIELDS = 64
 MAX_FIELD_TEXT = 256
@@ -124,11 +125,13 @@ def offered_key(digest: str, key: EngineKey) -> Offered:
 @dataclass(frozen=True)
 class Wanted:
     """What a device builds of a bundle. `is_whole`: a field that is absent is no field of the
-    recipe; else it is one that the device did not tell and only the device can compare."""
+    recipe; else it is one that the device did not tell and only the device can compare.
+    `others`: what it builds of the bundle's further graphs, should that of `recipe` not do."""
 
     files: Mapping[str, str]  # every file of the bundle, path -> digest
     recipe: Mapping[str, str]
     is_whole: bool
+    others: tuple[Mapping[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,17 @@ class Build:
 
 
 def choose(engines: Sequence[Offered], wanted: Wanted) -> Ship | Build:
-    """The first engine whose key is the wanted one, else why the nearest one's is not."""
+    """The first engine whose key is the wanted one, else of another of the bundle's graphs, else
+    why the nearest one's is not."""
+    chosen = _choose(engines, wanted)
+    for recipe in wanted.others:
+        other = _choose(engines, replace(wanted, recipe=recipe))
+        if isinstance(chosen, Build) and isinstance(other, Ship):
+            return other
+    return chosen
+
+
+def _choose(engines: Sequence[Offered], wanted: Wanted) -> Ship | Build:
     if not engines:
         return Build("the release carries no engine")
     if not wanted.recipe:
@@ -171,7 +184,7 @@ def differences(engine: Offered, wanted: Wanted) -> list[str]:
         if have != need:
             found.append(f"{path} is {_short(have)}, the bundle's {_short(need)}")
     for name in sorted(engine.recipe.keys() | wanted.recipe.keys()):
-        if name not in wanted.recipe and not wanted.is_whole:
+        if name not in wanted.recipe and not wanted.is_whole and name != DIALECT:
             continue
         built, here = engine.recipe.get(name, "none"), wanted.recipe.get(name, "none")
         if built != here:
@@ -208,7 +221,8 @@ def _built_from(engine: Offered, wanted: Wanted) -> set[str]:
 
 
 def _untold(engine: Offered, wanted: Wanted) -> list[str]:
-    return [] if wanted.is_whole else sorted(engine.recipe.keys() - wanted.recipe.keys())
+    untold = engine.recipe.keys() - wanted.recipe.keys() - {DIALECT}
+    return [] if wanted.is_whole else sorted(untold)
 
 
 def _short(digest: str | None) -> str:

@@ -10,6 +10,7 @@ RemoraError
 │   └── RequestInvalid      a request's field is out of range
 │       └── UsageWrong      a command was typed wrongly: it ends with status 2
 ├── Unsupported             known and not implemented; named, never ignored
+│   └── NoFusedKernel       a backend has no kernel for an operator of the native graph
 ├── NotFound                the named thing does not exist
 ├── Conflict                it exists already, or moved on (lost compare-and-swap)
 ├── Refused                 the state of the system forbids it now
@@ -85,6 +86,10 @@ class UsageWrong(RequestInvalid):
 
 class Unsupported(RemoraError):
     code = "UNIMPLEMENTED"
+
+
+class NoFusedKernel(Unsupported):
+    pass
 
 
 class NotFound(RemoraError):

@@ -7,9 +7,10 @@ import json
 
 import pytest
 
-from remora_contract.bundle import GOLDEN_JSON, GRAPH_FILE, BundleFile
+from remora_contract.bundle import GOLDEN_JSON, GRAPH_FILE, LEGACY_GRAPH_FILE, BundleFile
 from remora_contract.digests import canonical_json, digest_bytes
 from remora_contract.engine import (
+    DIALECT,
     ENGINE_JSON,
     Build,
     EngineDocument,
@@ -143,3 +144,39 @@ def test_a_release_lists_an_engine_once():
             Release(1, "r", bundle, engines=wrong)
     with pytest.raises(DocumentInvalid):
         Release(1, "r", bundle, engines=("../up",))
+
+
+LEGACY_GRAPH = BundleFile(LEGACY_GRAPH_FILE, 12, digest_bytes(b"legacy graph"))
+
+
+def of_legacy():
+    return engine((GRAPH, LEGACY_GRAPH), dialect="legacy")
+
+
+def wanting(first, *others, is_whole=True):
+    """A device's wish for a bundle with two graphs; None: its native graph."""
+    files = {f.path: f.digest for f in (GRAPH, LEGACY_GRAPH, GOLDEN)}
+    recipes = [flat({**RECIPE, **({DIALECT: d} if d else {})}) for d in (first, *others)]
+    return Wanted(files, recipes[0], is_whole, tuple(recipes[1:]))
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_an_engine_of_the_better_graph_comes_before_one_of_the_other(is_whole):
+    native, legacy = engine(), of_legacy()
+    every = [offered(legacy), offered(native)]
+    wanted = wanting(None, "legacy", is_whole=is_whole)
+    assert choose(every, wanted) == Ship(native.digest, "its build key is the device's")
+    assert choose(every[:1], wanted) == Ship(legacy.digest, "its build key is the device's")
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+@pytest.mark.parametrize("first", [None, "legacy"])
+def test_a_device_that_takes_one_graph_gets_no_engine_of_the_other(first, is_whole):
+    other = of_legacy() if first is None else engine()
+    chosen = choose([offered(other)], wanting(first, is_whole=is_whole))
+    assert isinstance(chosen, Build) and "dialect" in chosen.why
+
+
+def test_an_engine_of_a_bundle_with_two_graphs_is_known_by_the_first():
+    assert of_legacy().base_digest == engine().base_digest == GRAPH.digest
+    assert of_legacy().key.digest != engine().key.digest

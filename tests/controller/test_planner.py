@@ -180,3 +180,37 @@ def test_a_graph_that_none_of_a_devices_backends_takes_is_refused_before_it_ship
     (refusal,) = device_refusals(device(backends={"tensorrt": "10.3.0"}), wanted)
     assert refusal.code == "dialect"
     assert device_refusals(device(), wanted) == []
+
+
+def _key(backend: str, version: str) -> dict[str, str]:
+    return {"backend": backend, "backend_version": version}
+
+
+@pytest.mark.parametrize(
+    ("backend", "version", "graph"),
+    [
+        ("tensorrt", "10.3.0", "; from the legacy graph"),
+        ("tensorrt", "10.16.1", "; from the native graph, or the legacy one where that has no"),
+        ("tensorrt_rtx", "1.7.1", "; from the native graph, or the legacy one where that has no"),
+        ("onnxruntime", "1.32", "; from the native graph"),
+    ],
+)
+def test_the_plan_names_the_graph_that_the_device_builds(tmp_path, backend, version, graph):
+    both = artifacts.publish(
+        tmp_path, "bundle", "tiny", "1", [b"x"], dialect="native", dialects=["native", "legacy"]
+    )
+    mine = device(backends={backend: version}, engine_key=_key(backend, version))
+    wanted = contents({both.digest: both}, both)
+    assert device_refusals(mine, wanted) == []
+    (plan,) = make_plan([mine], frozenset(), wanted, {}, ()).devices
+    assert plan.builds_engine and graph in plan.engine.why
+    assert plan.engine.why.endswith(graph) or "fused attention" in plan.engine.why
+
+
+def test_two_graphs_that_no_backend_of_a_device_takes_are_refused(tmp_path):
+    both = artifacts.publish(
+        tmp_path, "bundle", "tiny", "1", [b"x"], dialect="native", dialects=["native", "legacy"]
+    )
+    wanted = contents({both.digest: both}, both)
+    (refusal,) = device_refusals(device(backends={"tensorrt": "10.0.1"}), wanted)
+    assert refusal.code == "dialect" and "native or legacy graph" in refusal.need

@@ -8,6 +8,8 @@ one is undefined: what may go wrong on a GPU goes wrong here, always.
   "Prohibited and Unhandled Operations").
 - Memory is filled with NaN bytes when allocated ("The memory is not cleared", cudaMalloc) and
   poisoned when freed; every operation checks its ranges when it runs, not when it is queued.
+- Operations that nothing orders and that touch the same memory are an error when the second is
+  queued (`cuda_order`), however they would have run here.
 - Asynchronous copies take pinned host memory only: pageable memory is allowed by CUDA but waits.
 """
 
@@ -15,13 +17,16 @@ from __future__ import annotations
 
 import ctypes
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
+from itertools import repeat
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+
+from tests.support.cuda_order import Order, Touches
 
 ALIGNMENT = 256  # of cudaMalloc (CUDA Programming Guide, "Device Memory Accesses")
 
@@ -33,6 +38,7 @@ class cudaError_t(IntEnum):
     cudaErrorInsufficientDriver = 35
     cudaErrorNoDevice = 100
     cudaErrorInvalidResourceHandle = 400
+    cudaErrorNotReady = 600
     cudaErrorIllegalAddress = 700
     cudaErrorStreamCaptureUnsupported = 900
     cudaErrorStreamCaptureInvalidated = 901
@@ -48,7 +54,12 @@ class cudaStreamCaptureMode(IntEnum):
     cudaStreamCaptureModeThreadLocal = 1
 
 
-Operation = Callable[[], None]
+@dataclass(frozen=True)
+class Operation:
+    run: Callable[[], None]
+    touches: Touches = field(default_factory=Touches)
+
+
 OK = cudaError_t.cudaSuccess
 
 
@@ -64,17 +75,15 @@ class Stream:
     done: int = 0
     capturing: list[Operation] | None = None
     poisoned: bool = False
+    handle: int = 0
 
     @property
     def end(self) -> int:
         return self.done + len(self.queue)
 
-    def put(self, operation: Operation) -> None:
-        (self.queue if self.capturing is None else self.capturing).append(operation)
-
     def run(self, until: int) -> None:
         while self.done < until:
-            self.queue.pop(0)()
+            self.queue.pop(0).run()
             self.done += 1
 
 
@@ -103,6 +112,8 @@ class CudaEmulator:
         self.devices = devices
         self.calls: list[tuple[Any, ...]] = []
         self.fail: dict[str, cudaError_t] = {}  # the next call of a name answers this
+        self.order = Order()
+        self.queries: Iterator[bool] = repeat(True)  # what asking for an event finds
         self._blocks: dict[int, _Block] = {}
         self._sorted: list[int] = []
         self._handles: dict[int, Any] = {}
@@ -119,6 +130,10 @@ class CudaEmulator:
     @property
     def used(self) -> int:
         return sum(b.size for b in self._blocks.values() if not b.pinned)
+
+    @property
+    def pinned(self) -> int:
+        return sum(b.size for b in self._blocks.values() if b.pinned)
 
     def view(self, address: int, size: int, why: str) -> np.ndarray:
         """Bytes [size] of live memory. AssertionError outside one allocation."""
@@ -138,6 +153,15 @@ class CudaEmulator:
         found = self._handles.get(int(handle))
         assert isinstance(found, Stream), f"{handle} is no live stream"
         return found
+
+    def put(self, stream: int, run: Callable[[], None], touches: Touches) -> None:
+        """Queues work, or captures it."""
+        found, operation = self.stream(stream), Operation(run, touches)
+        if found.capturing is not None:
+            found.capturing.append(operation)
+            return
+        self.order.queued(int(stream), touches)
+        found.queue.append(operation)
 
     # Device.
 
@@ -237,7 +261,9 @@ class CudaEmulator:
                 to[...] = self.view(src + row * src_pitch, width, "copy from")
 
         self.calls.append(("copy", cudaMemcpyKind(kind).name, dst, src, width, height))
-        self.stream(stream).put(copy)
+        reads = tuple((src + row * src_pitch, width) for row in range(height))
+        writes = tuple((dst + row * dst_pitch, width) for row in range(height))
+        self.put(stream, copy, Touches(reads, writes, "a copy"))
         return (OK,)
 
     def cudaMemset2DAsync(
@@ -250,7 +276,8 @@ class CudaEmulator:
             for row in range(height):
                 self.view(dst + row * pitch, width, "memset")[...] = value
 
-        self.stream(stream).put(fill)
+        writes = tuple((dst + row * pitch, width) for row in range(height))
+        self.put(stream, fill, Touches((), writes, "a memset"))
         return (OK,)
 
     def cudaMemsetAsync(self, dst: int, value: int, size: int, stream: int) -> tuple[Any, ...]:
@@ -277,6 +304,7 @@ class CudaEmulator:
             return (error,)
         found = self.stream(stream)
         found.run(found.end)
+        self.order.host_waited(int(stream))
         self.calls.append(("synchronize", int(stream)))
         return (OK,)
 
@@ -290,6 +318,7 @@ class CudaEmulator:
         found, on = self._handles[int(event)], self.stream(stream)
         assert on.capturing is None, "events inside a capture are not emulated"
         found.stream, found.target = on, on.end
+        self.order.recorded(int(event), int(stream))
         self.calls.append(("record", int(event), int(stream)))
         return (OK,)
 
@@ -298,8 +327,22 @@ class CudaEmulator:
         assert on.capturing is None, "events inside a capture are not emulated"
         other, target = found.stream, found.target
         if other is not None:  # an event never recorded is complete
-            on.put(lambda: other.run(target))
+            self.order.waits(int(stream), int(event))
+            on.queue.append(Operation(lambda: other.run(target)))
         self.calls.append(("wait", int(stream), int(event)))
+        return (OK,)
+
+    def cudaEventQuery(self, event: int) -> tuple[Any, ...]:
+        if error := self._failure("cudaEventQuery"):
+            return (error,)
+        found = self._handles[int(event)]
+        self.calls.append(("query", int(event)))
+        if found.stream is None:
+            return (OK,)
+        if found.stream.done < found.target and not next(self.queries):
+            return (cudaError_t.cudaErrorNotReady,)
+        found.stream.run(found.target)
+        self.order.host_saw(int(event))
         return (OK,)
 
     # Graphs.
@@ -342,7 +385,7 @@ class CudaEmulator:
         found = self._handles.get(int(graph))
         assert isinstance(found, GraphExec), "a graph was launched that is not there"
         for operation in found.operations:
-            self.stream(stream).put(operation)
+            self.put(stream, operation.run, operation.touches)
         self.calls.append(("launch", int(graph)))
         return (OK,)
 

@@ -30,6 +30,7 @@ import onnxruntime as ort
 
 from remora_contract.targets import PARTS
 from tests.support.cuda_emulator import ALIGNMENT, CudaEmulator
+from tests.support.cuda_order import Touches
 
 _NUMPY = {
     "tensor(int64)": np.int64,
@@ -250,8 +251,40 @@ class ExecutionContext:
             assert not captured or self._generation == generation, "the context's shapes changed"
             self._run(shapes, addresses, memory)
 
-        on.put(run)
+        self._module.cuda.put(stream, run, self._touches(shapes, addresses, memory))
         return True
+
+    def _touches(
+        self,
+        shapes: dict[str, tuple[int, ...]],
+        addresses: dict[str, int],
+        memory: tuple[int, int] | None,
+    ) -> Touches:
+        """Of one run: its tensors, its device memory ("using the same memory for a parallel
+        execution context" is undefined, set_device_memory), and the context itself."""
+        reads, writes = [], [(-id(self), 1), *([memory] if memory else [])]
+        for name in self._engine.inputs:
+            size = prod(shapes[name]) * np.dtype(self._engine.get_tensor_dtype(name)).itemsize
+            if size:
+                writable = name.startswith("past_")  # the present is written in the same place
+                (writes if writable else reads).append((addresses[name], size))
+        batch = shapes.get("input_ids", shapes.get("logits"))[0]
+        for name in self._engine.outputs:
+            if not name.startswith("present_"):
+                size = self._output_bytes(name, batch, shapes)
+                writes.append((addresses[name], size))
+        return Touches(tuple(reads), tuple(writes), f"a run of profile {self._profile}")
+
+    def _output_bytes(self, name: str, batch: int, shapes: dict[str, tuple[int, ...]]) -> int:
+        named = {
+            "b": batch,
+            "rows": batch,
+            "n": shapes.get("state_index", (batch,))[0],
+            "k": shapes.get("logits_index", (batch,))[0],
+            "m": shapes.get("watched_ids", (0, 0))[1],
+        }
+        dims = [d if isinstance(d, int) else named[d] for d in self._engine.outputs[name].shape]
+        return prod(dims) * np.dtype(self._engine.get_tensor_dtype(name)).itemsize
 
     def _run(
         self,

@@ -18,7 +18,13 @@ from remora_agent.engine.trt.module import TrtModule, api_of
 from remora_agent.engine.trt.profiles import positions_of
 from remora_agent.engine.trt.sampling import PLAN, SamplingSize
 from remora_agent.engine.trt.sampling_graph import sampling_graph
-from remora_contract.bundle import GRAPH_FILE, Bundle, load_bundle
+from remora_contract.bundle import (
+    GRAPH_FILE,
+    LEGACY_GRAPH_FILE,
+    Bundle,
+    GraphDialect,
+    load_bundle,
+)
 from tests.support import trt_emulator
 from tests.support.cuda_emulator import CudaEmulator
 from tests.support.trt_emulator import TrtEmulator
@@ -28,9 +34,15 @@ CHUNK = 5  # tokens of a prompt at once: most prompts of tests take several
 
 
 def build(
-    bundle_dir: Path, out: Path, rows: int = 4, tokens: int = CHUNK, shortlist: int = 0
+    bundle_dir: Path,
+    out: Path,
+    rows: int = 4,
+    tokens: int = CHUNK,
+    shortlist: int = 0,
+    dialect: GraphDialect | None = None,
 ) -> CacheEntry:
-    """A folder as a build leaves it; `shortlist` 0: by a build without the sampling graph."""
+    """A folder as a build leaves it; `shortlist` 0: by a build without the sampling graph;
+    `dialect`: of the bundle's second graph."""
     bundle = load_bundle(bundle_dir)
     graph = bundle.graph
     profiles = (files.Profile("prefill", 1, tokens), files.Profile("decode", rows, 1))
@@ -38,7 +50,9 @@ def build(
     written = files.written(facts)
     out.mkdir(parents=True, exist_ok=True)
     spans = [_span(p, bundle.decoder.vocab) for p in profiles]
-    data = trt_emulator.plan(_rewritten(bundle_dir, bundle, out), spans, graph.max_bank_rank)
+    data = trt_emulator.plan(
+        _rewritten(bundle_dir, bundle, out, dialect), spans, graph.max_bank_rank
+    )
     (out / files.PLAN).write_bytes(data)
     if shortlist:
         vocab = bundle.decoder.vocab
@@ -47,7 +61,7 @@ def build(
         span = {"rows": rows, "tokens": 1, "watched": WATCHED}
         (out / PLAN).write_bytes(trt_emulator.plan(out / "sampling.onnx", [span], 0))
         written |= size.written()
-    recipe = Recipe("tensorrt", TrtEmulator.__version__, 1, 4, this_machine())
+    recipe = Recipe("tensorrt", TrtEmulator.__version__, 1, 4, this_machine(), dialect=dialect)
     return CacheEntry(out, EngineManifest(BuildKey((), recipe), (), written))
 
 
@@ -56,9 +70,10 @@ def _span(profile: files.Profile, vocab: int) -> dict[str, int]:
     return {"rows": profile.rows, "tokens": profile.tokens, "states": states, "logits": logits}
 
 
-def _rewritten(bundle_dir: Path, bundle: Bundle, out: Path) -> Path:
+def _rewritten(bundle_dir: Path, bundle: Bundle, out: Path, dialect: GraphDialect | None) -> Path:
     """What TensorRT would be given; ONNX Runtime wants the weights in the same folder."""
-    model = builder.check(bundle_dir / GRAPH_FILE, bundle)
+    path = bundle_dir / (GRAPH_FILE if dialect is None else LEGACY_GRAPH_FILE)
+    model = builder.check(path, bundle, dialect or bundle.graph.dialect)
     for file in bundle.files:
         if file.path == f"{GRAPH_FILE}.data" and not (out / file.path).exists():
             os.link(bundle_dir / file.path, out / file.path)
@@ -70,6 +85,7 @@ def _rewritten(bundle_dir: Path, bundle: Bundle, out: Path) -> Path:
 class RunSize:
     rows: int = 4
     context: int | None = None
+    overlap: str = "auto"
 
 
 @dataclass

@@ -35,6 +35,7 @@ def generate(
     threads: flags.Threads = None,
     prefill: flags.Prefill = "auto",
     backend: flags.Backend = "onnxruntime",
+    overlap: flags.Overlap = "auto",
     cache_dir: flags.CacheDir = None,
     seed: own.Seed = None,
     min_p: own.MinP = None,
@@ -48,7 +49,7 @@ def generate(
     sampling win over the file's."""
     from remora_agent.batch import report
     from remora_agent.batch.document import read_document
-    from remora_agent.engine.backends import check_backend
+    from remora_agent.engine.backends import check_backend, check_overlap
     from remora_agent.engine.opening import EngineOptions
     from remora_agent.engine.prefill import check_choice
 
@@ -70,6 +71,7 @@ def generate(
         threads=threads,
         prefill=check_choice(prefill),
         backend=check_backend(backend),
+        overlap=check_overlap(overlap),
     )
     outcomes = _answer(bundle, document, use_cases, options, cache_dir, seed)
     report.write_atomically(output_file, report.report(str(input_file), document, outcomes))

@@ -137,6 +137,7 @@ class Effects:
         origin = self.origins.obtain(record, assignment, progress)
         outcome = self.host.build(assignment, progress)
         is_shared = origin.what == "shared" and outcome.from_cache
+        graph = {} if outcome.dialect is None else {"dialect": outcome.dialect}
         self.emit(
             "engine.built",
             {
@@ -147,6 +148,7 @@ class Effects:
                 "shares": origin.leased,
                 "why": outcome.why or origin.why,
                 "seconds": round(outcome.seconds, 3),
+                **graph,
             },
         )
         return Event.DONE

@@ -102,7 +102,7 @@ def stack_options(config: AgentConfig, layout: StateLayout) -> StackOptions:
 
 
 def _engine_options(serving: ServingConfig) -> EngineOptions:
-    from remora_agent.engine.backends import check_backend
+    from remora_agent.engine.backends import check_backend, check_overlap
     from remora_agent.engine.opening import EngineOptions
     from remora_agent.engine.prefill import check_choice
 
@@ -112,6 +112,7 @@ def _engine_options(serving: ServingConfig) -> EngineOptions:
         threads=serving.threads,
         prefill=check_choice(serving.prefill),
         backend=check_backend(serving.backend),
+        overlap=check_overlap(serving.overlap),
     )
 
 

@@ -7,6 +7,12 @@ from typing import Literal, get_args
 from remora_contract.errors import RequestInvalid
 
 BackendName = Literal["onnxruntime", "tensorrt", "tensorrt_rtx"]
+Overlap = Literal["auto", "off"]
+OVERLAPS: tuple[Overlap, ...] = get_args(Overlap)
+OVERLAP_HELP = (
+    "Whether a prompt is read beside decode steps: auto (where the backend can and memory allows "
+    "it) or off."
+)
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
 BACKEND_HELP = (
     "What computes: onnxruntime (this processor), tensorrt or tensorrt_rtx (NVIDIA GPUs; not yet "
@@ -20,6 +26,14 @@ _EDGE_LLM = (
     "`remora-build export` and use tensorrt or tensorrt_rtx; adapters for Edge-LLM itself are "
     "written by `remora-build adapter --format edgellm`"
 )
+
+
+def check_overlap(name: str) -> Overlap:
+    """Raises RequestInvalid."""
+    for known in OVERLAPS:
+        if name == known:
+            return known
+    raise RequestInvalid(f"overlap must be one of {', '.join(OVERLAPS)}, not {name[:40]!r}")
 
 
 def check_backend(name: str) -> BackendName:

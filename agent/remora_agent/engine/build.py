@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 _CHILD = "remora_agent.engine.build_child"
 _RESULT_DIR = "engine"
+FACT_INSTEAD = "instead_of"  # why no engine was built of a better graph; absent where one was
 
 
 def never() -> bool:
@@ -42,6 +43,11 @@ class BuildResult:
     from_cache: bool
     seconds: float
 
+    @property
+    def instead_of(self) -> str:
+        """Why it is not of the bundle's better graph; "" where that was not tried."""
+        return self.entry.manifest.facts.get(FACT_INSTEAD, "")
+
 
 @dataclass(frozen=True)
 class BuildControl:
@@ -51,6 +57,7 @@ class BuildControl:
     progress: Progress = ignore
     cancelled: Callable[[], bool] = never
     in_use: tuple[str, ...] = ()  # key digests eviction must not touch
+    instead_of: str = ""  # why no engine was built of the bundle's better graph
 
 
 def build_engine(
@@ -59,7 +66,7 @@ def build_engine(
     """The engine of `bundle` (lying in `directory`) by this recipe. Blocking.
 
     Raises EngineFault with the child's last words, Exhausted (time, memory, disk), Cancelled,
-    ArtifactInvalid (the bundle's graph is damaged).
+    ArtifactInvalid (the bundle's graph is damaged), NoFusedKernel (of a native graph).
     """
     started = time.monotonic()
     key = build_key(bundle, recipe)
@@ -71,6 +78,8 @@ def build_engine(
             return BuildResult(entry, True, time.monotonic() - started)
         _check_room(staging, bundle, recipe)
         facts = _run(directory, recipe, staging, cache.kept(recipe), control)
+        if control.instead_of:
+            facts[FACT_INSTEAD] = control.instead_of
         entry = cache.commit(staging / _RESULT_DIR, key, facts)
     cache.evict((*control.in_use, key.digest))
     seconds = time.monotonic() - started

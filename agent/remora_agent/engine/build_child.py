@@ -16,9 +16,9 @@ from typing import Any
 import onnx
 
 from remora_agent.engine.child_side import child_main
-from remora_agent.engine.recipe import Recipe, build_files
+from remora_agent.engine.recipe import Recipe, build_files, graph_file
 from remora_agent.host import Progress
-from remora_contract.bundle import GRAPH_FILE, load_bundle, read_document, verify_files
+from remora_contract.bundle import load_bundle, read_document, verify_files
 from remora_contract.errors import EngineFault, Unsupported
 from remora_contract.strict import loads
 
@@ -34,7 +34,7 @@ def build(
     bundle = load_bundle(bundle_dir)
     progress("verifying the graph", 0.0)
     verify_files(bundle_dir, build_files(bundle, recipe))
-    check_graph(bundle_dir / GRAPH_FILE)
+    check_graph(bundle_dir / graph_file(recipe))
     if recipe.backend == "onnxruntime":
         from remora_agent.engine.ort.builder import build_ort
 

@@ -75,17 +75,16 @@ def build(
 def _built(
     bundle_dir: Path, options: EngineOptions, processors: tuple[int, ...], cache_dir: Path | None
 ) -> BuildResult:
-    from remora_agent.engine.build import BuildControl, build_engine
+    from remora_agent.engine.build import BuildControl
     from remora_agent.engine.cache import EngineCache
-    from remora_agent.engine.opening import check_dialect, limits_of, recipe_of
+    from remora_agent.engine.opening import build_first, limits_of, recipes_of
     from remora_agent.hosting.engines import EngineSettings, default_cache
     from remora_agent.serving.progress import shown
     from remora_contract.bundle import load_bundle
 
     loaded = load_bundle(bundle_dir)
     limits_of(loaded, options)  # a context that the bundle has not is refused before the build
-    recipe = recipe_of(loaded, options, processors)
-    check_dialect(loaded, recipe)
+    recipes = recipes_of(loaded, options, processors)
     settings = EngineSettings(cache_dir or default_cache())
     cache = EngineCache(settings.cache_dir, settings.cache_bytes)
     stop = threading.Event()
@@ -93,6 +92,6 @@ def _built(
     try:
         with shown(sys.stderr) as progress:
             control = BuildControl(options.build_limits, progress, stop.is_set)
-            return build_engine(bundle_dir, loaded, recipe, cache, control)
+            return build_first(bundle_dir, loaded, recipes, cache, control)
     finally:
         signal.signal(signal.SIGTERM, before)

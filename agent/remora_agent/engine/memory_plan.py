@@ -21,6 +21,9 @@ class MemoryPlan:
     workspace: int  # activations and scratch of the largest profile
     logits: int  # [rows, vocab] float32, and what sampling keeps of them
     floor: int  # stays free
+    # Of a prompt's chunk beside decode steps: a second workspace, states, room to move a row.
+    overlap: int = 0
+    pinned: int = 0  # host memory that a GPU reads and writes, where it is the GPU's memory too
 
     def __post_init__(self) -> None:
         for part, size in vars(self).items():

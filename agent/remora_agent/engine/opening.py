@@ -5,24 +5,27 @@ The one place that names concrete backends; everything else receives an `Engine`
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from remora_agent.engine import places
-from remora_agent.engine.backends import BackendName, check_backend
+from remora_agent.engine.backends import BackendName, Overlap, check_backend, check_overlap
 from remora_agent.engine.build import BuildControl, BuildResult, build_engine, ignore, never
 from remora_agent.engine.cache import CacheEntry, EngineCache
 from remora_agent.engine.child import ChildLimits
 from remora_agent.engine.memory import kv_bytes
 from remora_agent.engine.prefill import PrefillChoice, check_choice, chosen
 from remora_agent.engine.protocol import Engine, EngineLimits
-from remora_agent.engine.recipe import Recipe
+from remora_agent.engine.recipe import Recipe, build_key
 from remora_agent.host import Progress
 from remora_contract.bundle import Bundle, load_bundle
-from remora_contract.dialects import dialect_refusals
+from remora_contract.dialects import dialect_refusals, to_build
 from remora_contract.engine import flat
-from remora_contract.errors import Incompatible, RequestInvalid, Unsupported
+from remora_contract.errors import Incompatible, NoFusedKernel, RequestInvalid, Unsupported
+
+log = logging.getLogger(__name__)
 
 MAX_THREADS = 1024
 
@@ -37,6 +40,7 @@ class EngineOptions:
     accuracy_level: int = 4  # of int4 products: 4 fast, 1 keeps activations in float32
     prefill: PrefillChoice = "auto"  # how prompts are computed: see engine.prefill
     backend: BackendName = "onnxruntime"
+    overlap: Overlap = "auto"  # whether a prompt is read beside decode steps, where that can be
     build_limits: ChildLimits = field(default_factory=ChildLimits)
 
     def __post_init__(self) -> None:
@@ -48,6 +52,7 @@ class EngineOptions:
             raise RequestInvalid(f"accuracy_level must be 0, 1 or 4, not {self.accuracy_level}")
         check_choice(self.prefill, self.accuracy_level)
         check_backend(self.backend)
+        check_overlap(self.overlap)
         if self.backend != "onnxruntime":
             self._check_gpu()
 
@@ -73,7 +78,8 @@ def ensure_built(
     cancelled: Callable[[], bool] = never,
     in_use: tuple[str, ...] = (),
 ) -> BuildResult:
-    """The built engine of a bundle, from the cache or made now in a child process. Blocking.
+    """The built engine of a bundle, from the cache or made now in a child process; see
+    `build_first`. Blocking.
 
     `in_use` are key digests (`entry.manifest.key.digest`) that eviction must leave. Raises
     EngineFault, Exhausted, Cancelled, ArtifactInvalid, DocumentInvalid, Incompatible (a dialect of
@@ -81,9 +87,50 @@ def ensure_built(
     """
     control = BuildControl(options.build_limits, progress, cancelled, in_use)
     bundle = load_bundle(bundle_dir)
-    recipe = recipe_of(bundle, options)
-    check_dialect(bundle, recipe)
-    return build_engine(bundle_dir, bundle, recipe, cache, control)
+    return build_first(bundle_dir, bundle, recipes_of(bundle, options), cache, control)
+
+
+def build_first(
+    bundle_dir: Path,
+    bundle: Bundle,
+    recipes: tuple[Recipe, ...],
+    cache: EngineCache,
+    control: BuildControl,
+) -> BuildResult:
+    """The engine by the first recipe that is in the cache, else by the first that can be built: a
+    later one only where the backend has no fused kernel for the graph of those before. So an engine
+    of the second graph that lies in the cache tells that the first one was tried. Raises as
+    `build_engine` does."""
+    found = next((r for r in recipes if cache.find(build_key(bundle, r).digest)), None)
+    if found is not None:
+        return build_engine(bundle_dir, bundle, found, cache, control)
+    for recipe in recipes[:-1]:
+        seen = _Reached(control.progress)
+        try:
+            watched = replace(control, progress=seen)
+            return build_engine(bundle_dir, bundle, recipe, cache, watched)
+        except NoFusedKernel as e:
+            log.warning("engine.second_graph", extra={"reason": str(e)})
+            seen("building the legacy graph instead", 0.0)
+            control = replace(control, progress=seen.rest(), instead_of=str(e))
+    return build_engine(bundle_dir, bundle, recipes[-1], cache, control)
+
+
+@dataclass
+class _Reached:
+    """Passes progress on from `begin` to 1 and keeps how far it came, so that it never goes back
+    over two builds."""
+
+    progress: Progress
+    begin: float = 0.0
+    reached: float = 0.0
+
+    def __call__(self, phase: str, done: float) -> None:
+        self.reached = max(self.reached, self.begin + done * (1.0 - self.begin))
+        self.progress(phase, self.reached)
+
+    def rest(self) -> _Reached:
+        return _Reached(self.progress, self.reached, self.reached)
 
 
 def recipe_of(bundle: Bundle, options: EngineOptions, processors: tuple[int, ...] = ()) -> Recipe:
@@ -116,11 +163,20 @@ def device_key(options: EngineOptions) -> dict[str, str]:
     return flat(builder.recipe(options.accuracy_level, options.prefill))
 
 
-def check_dialect(bundle: Bundle, recipe: Recipe) -> None:
-    """Raises Incompatible when the recipe's backend does not take the bundle's graph."""
-    backend = {recipe.backend: recipe.backend_version}
-    if refusals := dialect_refusals(bundle.graph.dialect, backend):
+def recipes_of(
+    bundle: Bundle, options: EngineOptions, processors: tuple[int, ...] = ()
+) -> tuple[Recipe, ...]:
+    """What may be built of the bundle's graphs, the better one first. Raises Incompatible when the
+    backend takes none of them, and as `recipe_of` does."""
+    recipe = recipe_of(bundle, options, processors)
+    name, version = recipe.backend, recipe.backend_version
+    if refusals := dialect_refusals(bundle.dialects, {name: version}):
         raise Incompatible(refusals)
+    own = bundle.graph.dialect
+    return tuple(
+        recipe if dialect == own else replace(recipe, dialect=dialect)
+        for dialect in to_build(bundle.dialects, name, version)
+    )
 
 
 def open_engine(

@@ -14,6 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from remora_agent.bank.weights import AdapterWeights
+from remora_contract.errors import Unsupported
+
+_NO_OVERLAP = "this engine reads no prompt beside decode steps"
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class EngineLimits:
     copies_kv: bool = False  # read_kv and write_kv work
     shortlist: int = 0  # tokens a row that `decode_shortlist` returns; 0: the engine cannot
     watched: int = 0  # further tokens of a row whose logits it returns, at most
+    overlaps: bool = False  # begin_prefill works
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,19 @@ class KvBlock:
         return sum(a.nbytes for a in self.arrays)
 
 
+class OneThingAtATime:
+    """Of engines that read no prompt beside decode steps."""
+
+    def begin_prefill(self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()) -> None:
+        raise Unsupported(_NO_OVERLAP)
+
+    def prefill_ready(self) -> bool:
+        raise Unsupported(_NO_OVERLAP)
+
+    def end_prefill(self) -> NDArray[np.float32]:
+        raise Unsupported(_NO_OVERLAP)
+
+
 class Engine(Protocol):
     @property
     def backend(self) -> str: ...
@@ -124,6 +141,22 @@ class Engine(Protocol):
         Returns the logits [vocab] after the last one. Chunks of one prompt are consecutive calls.
         Raises PromptTooLong past `context`, EngineFault when the backend fails.
         """
+        ...
+
+    def begin_prefill(self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()) -> None:
+        """Begins what `prefill` does, and returns: steps of other rows may be computed meanwhile,
+        and answer as if it had been done before or after them. One prompt at a time; what cannot be
+        done beside it waits for it. Raises as `prefill` does, Unsupported where `limits.overlaps`
+        is not set."""
+        ...
+
+    def prefill_ready(self) -> bool:
+        """Whether `end_prefill` would not wait. To be asked again and again: it drives a prompt of
+        several chunks. Raises RequestInvalid when none was begun."""
+        ...
+
+    def end_prefill(self) -> NDArray[np.float32]:
+        """What `prefill` returns of the prompt that was begun, or raises. Waits for it."""
         ...
 
     def decode(self, steps: Sequence[RowStep]) -> NDArray[np.float32]:

@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from remora_agent.engine.prefill import PrefillChoice
-from remora_contract.bundle import GOLDEN_JSON, GRAPH_FILE, Bundle, BundleFile
+from remora_contract.bundle import (
+    GOLDEN_JSON,
+    GRAPH_FILE,
+    LEGACY_GRAPH_FILE,
+    Bundle,
+    BundleFile,
+    GraphDialect,
+)
 from remora_contract.digests import digest_bytes, digest_document
 from remora_contract.engine import EngineKey
 from remora_contract.errors import ArtifactInvalid
@@ -55,6 +62,8 @@ class Recipe:
     gpu: GpuBuild | None = None  # None, and so not in the key: built for a processor
     # Digest of what the backend says of its own build: one version is packaged more than once.
     backend_build: str | None = None
+    # Only of an engine that is built from the second of a bundle's graphs.
+    dialect: GraphDialect | None = None
 
 
 @dataclass(frozen=True)
@@ -77,10 +86,29 @@ def build_key(bundle: Bundle, recipe: Recipe) -> BuildKey:
 
 
 def build_files(bundle: Bundle, recipe: Recipe) -> tuple[BundleFile, ...]:
-    """What a build reads: the graph, and the golden prompts where they decide. Raises
-    ArtifactInvalid when there is no graph."""
+    """What a build reads: the graph, which also of a second graph says whose it is, and the golden
+    prompts where they decide. Raises ArtifactInvalid when there is no graph."""
+    second = () if recipe.dialect is None else (_second_graph(bundle),)
     golden = bundle.file(GOLDEN_JSON) if recipe.prefill != "plain" else None
-    return (*graph_files(bundle), *([golden] if golden is not None else []))
+    return (*graph_files(bundle), *second, *([golden] if golden is not None else []))
+
+
+def graph_file(recipe: Recipe) -> str:
+    """Which of the bundle's graphs is built."""
+    return GRAPH_FILE if recipe.dialect is None else LEGACY_GRAPH_FILE
+
+
+def dialect_of(bundle: Bundle, recipe: Recipe) -> GraphDialect:
+    return recipe.dialect or bundle.graph.dialect
+
+
+def _second_graph(bundle: Bundle) -> BundleFile:
+    file = bundle.file(LEGACY_GRAPH_FILE)
+    if file is None:
+        raise ArtifactInvalid(
+            f"bundle.json lists no {LEGACY_GRAPH_FILE}; export the checkpoint with --dialect both"
+        )
+    return file
 
 
 def graph_files(bundle: Bundle) -> tuple[BundleFile, ...]:

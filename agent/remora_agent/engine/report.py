@@ -14,6 +14,7 @@ from remora_agent.engine.build import BuildResult
 from remora_agent.engine.memory import bank_bytes, kv_bytes
 from remora_agent.engine.opening import EngineOptions, limits_of
 from remora_agent.engine.protocol import EngineLimits
+from remora_agent.engine.recipe import dialect_of
 from remora_agent.engine.trt import sizes
 from remora_agent.engine.trt.files import (
     FACT_ACTIVATION,
@@ -32,6 +33,8 @@ class BuildReport:
     key: str
     backend: str
     version: str
+    dialect: str  # of the graph it was built from
+    instead_of: str  # why not of the bundle's better graph; "" where that was not tried
     processors: tuple[int, ...]  # compute capabilities; none: this machine's processor
     rows: int
     context: int
@@ -51,7 +54,9 @@ class BuildReport:
         console.print(f"engine {self.digest} in {self.directory}")
         gpus = f" for SM {', '.join(map(str, self.processors))}" if self.processors else ""
         source = "from the cache" if self.from_cache else f"built in {self.seconds:.1f} s"
-        console.print(f"{self.backend} {self.version}{gpus}, {source}")
+        console.print(f"{self.backend} {self.version}{gpus}, {self.dialect} graph, {source}")
+        if self.instead_of:
+            console.print(f"not of the native graph: {self.instead_of}")
         memory = Table("memory", "MiB", box=None, pad_edge=False)
         memory.columns[1].justify = "right"
         for part, size in self.memory.items():
@@ -79,6 +84,8 @@ def report(
         manifest.key.digest,
         recipe.backend,
         recipe.backend_version,
+        dialect_of(bundle, recipe),
+        result.instead_of,
         () if gpu is None else gpu.processors,
         limits.rows,
         limits.context,

@@ -23,9 +23,11 @@ from remora_contract.errors import InvalidInput
 log = logging.getLogger(__name__)
 
 
-def fitting(directories: Sequence[Path], key: BuildKey) -> Path | None:
-    """The first folder whose engine has exactly this key. Unreadable ones are passed over."""
-    return next((d for d in directories if _key_of(d) == key.digest), None)
+def fitting(directories: Sequence[Path], keys: Sequence[BuildKey]) -> tuple[Path, BuildKey] | None:
+    """The first folder whose engine has exactly the first of these keys, or the second, and so on.
+    Unreadable ones are passed over."""
+    found = [(d, _key_of(d)) for d in directories]
+    return next(((d, key) for key in keys for d, own in found if own == key.digest), None)
 
 
 def _key_of(directory: Path) -> str | None:

@@ -34,14 +34,14 @@ from remora_agent.engine.opening import (
     int8_file,
     limits_of,
     load_engine,
-    recipe_of,
+    recipes_of,
 )
 from remora_agent.engine.probe import probe_in_child
 from remora_agent.engine.protocol import Engine
-from remora_agent.engine.recipe import build_key
+from remora_agent.engine.recipe import BuildKey, build_key, dialect_of
 from remora_agent.engine.shipped import fitting, take_shipped
 from remora_agent.host import Assignment, BuildOutcome, Progress
-from remora_contract.bundle import GRAPH_FILE, Bundle, load_bundle, verify_files
+from remora_contract.bundle import Bundle, is_graph_file, load_bundle, verify_files
 from remora_contract.engine import EngineKey, Wanted, flat
 from remora_contract.errors import (
     EngineFault,
@@ -162,12 +162,14 @@ class CachedEngines:
         if shipped:
             taken, why = self._take(bundle_dir, shipped, adapter_dirs, progress)
         result = self._built(bundle_dir, progress)
+        bundle, recipe = load_bundle(bundle_dir), result.entry.manifest.key.recipe
         return BuildOutcome(
             result.entry.manifest.digest,
             result.from_cache and not taken,
             time.monotonic() - started,
             shipped=taken,
-            why=why,
+            why="; ".join(filter(None, (why, result.instead_of))),
+            dialect=dialect_of(bundle, recipe) if len(bundle.dialects) > 1 else None,
         )
 
     def key(self) -> Mapping[str, str]:
@@ -183,24 +185,24 @@ class CachedEngines:
         return self._key
 
     def wanted(self, bundle_dir: Path) -> Wanted | None:
-        bundle = load_bundle(bundle_dir)
-        recipe = recipe_of(bundle, self._settings.options)
-        if self._cache.find(build_key(bundle, recipe).digest):
+        bundle, keys = load_bundle(bundle_dir), self._keys(bundle_dir)
+        if self._found(keys):
             return None
-        return Wanted({f.path: f.digest for f in bundle.files}, flat(recipe), is_whole=True)
+        first, *others = (flat(key.recipe) for key in keys)
+        files = {f.path: f.digest for f in bundle.files}
+        return Wanted(files, first, is_whole=True, others=tuple(others))
 
     def missing(self, bundle_dir: Path) -> EngineKey | None:
-        bundle = load_bundle(bundle_dir)
-        key = build_key(bundle, recipe_of(bundle, self._settings.options))
-        return None if self._cache.find(key.digest) else key.plain()
+        keys = self._keys(bundle_dir)
+        return None if self._found(keys) else keys[0].plain()
 
     def take(
         self, bundle_dir: Path, staged: Path, adapter_dirs: Sequence[Path], progress: Progress
     ) -> str:
-        bundle = load_bundle(bundle_dir)
-        key = build_key(bundle, recipe_of(bundle, self._settings.options))
-        if fitting([staged], key) is None:
+        fits = fitting([staged], self._keys(bundle_dir))
+        if fits is None:
             return "its build key is not the device's"
+        _, key = fits
 
         def prove(entry: CacheEntry) -> None:
             self._prove(entry, bundle_dir, adapter_dirs, progress)
@@ -213,10 +215,18 @@ class CachedEngines:
         return ""
 
     def built(self, bundle_dir: Path) -> Path | None:
-        bundle = load_bundle(bundle_dir)
-        key = build_key(bundle, recipe_of(bundle, self._settings.options))
-        entry = self._cache.find(key.digest)
+        entry = self._found(self._keys(bundle_dir))
         return None if entry is None else entry.directory
+
+    def _keys(self, bundle_dir: Path) -> tuple[BuildKey, ...]:
+        """What would be built of the bundle's graphs, the better one first."""
+        bundle = load_bundle(bundle_dir)
+        recipes = recipes_of(bundle, self._settings.options)
+        return tuple(build_key(bundle, recipe) for recipe in recipes)
+
+    def _found(self, keys: tuple[BuildKey, ...]) -> CacheEntry | None:
+        entries = (self._cache.find(key.digest) for key in keys)
+        return next((e for e in entries if e is not None), None)
 
     def _take(
         self,
@@ -226,13 +236,13 @@ class CachedEngines:
         progress: Progress,
     ) -> tuple[bool, str]:
         """Whether a shipped engine is now in the cache, and why not."""
-        bundle = load_bundle(bundle_dir)
-        key = build_key(bundle, recipe_of(bundle, self._settings.options))
-        if self._cache.find(key.digest):
+        keys = self._keys(bundle_dir)
+        if self._found(keys):
             return False, "it was built before"
-        directory = fitting(shipped, key)
-        if directory is None:
+        fits = fitting(shipped, keys)
+        if fits is None:
             return False, "no shipped engine has this device's build key"
+        directory, key = fits
         why = self._rejected.get(directory.name)
         if why is not None:
             return False, why
@@ -348,6 +358,6 @@ class CachedEngines:
 
 
 def verify_small_files(bundle_dir: Path, bundle: Bundle) -> None:
-    """Everything but the graph, which an engine build verifies. Raises ArtifactInvalid."""
-    small = tuple(f for f in bundle.files if not f.path.startswith(GRAPH_FILE))
+    """Everything but the graphs, which an engine build verifies. Raises ArtifactInvalid."""
+    small = tuple(f for f in bundle.files if not is_graph_file(f.path))
     verify_files(bundle_dir, small)

@@ -14,6 +14,7 @@ import numpy as np
 
 from remora_agent.engine.protocol import Engine, RowStep, Watch
 from remora_agent.runtime.answer import Answer
+from remora_agent.runtime.beside import Beside
 from remora_agent.runtime.embedding import Embedding
 from remora_agent.runtime.prompt_scoring import read_scored
 from remora_agent.runtime.request import Request
@@ -35,13 +36,17 @@ class Found:
 
 
 class Computing:
-    def __init__(self, engine: Engine, speculation: Speculation) -> None:
+    def __init__(self, engine: Engine, speculation: Speculation, beside: Beside) -> None:
         self._engine = engine
         self._speculation = speculation
+        self._beside = beside
 
     def run(self, work: Work, requests: Sequence[Request]) -> list[Found]:
         """The logits of each request that gets a token. Raises what the engine raises."""
         if isinstance(work, PrefillChunk):
+            if work is self._beside.work:
+                logits = self._beside.end()
+                return [Found([logits])] if work.last else []
             return self._read(work, requests[0])
         if len(requests) == 1:
             return [self._alone(work.rows[0], requests[0])]

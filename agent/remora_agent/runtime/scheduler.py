@@ -3,7 +3,8 @@ an argument; it knows nothing of tokens, text, adapters or engines.
 
 A job waits, gets a row, has its prompt read in chunks, then decodes one token a step with all the
 others. Chunks alternate with decode steps, and are cut by what they take, so that running answers
-keep their pace while a long prompt is read. Who gets a row is `waiting`'s order; a job that cannot
+keep their pace while a long prompt is read; or a chunk is begun and steps go on beside it, where
+the engine can. Who gets a row is `waiting`'s order; a job that cannot
 be admitted yet (its adapters are on the way, or there is no room for them) is passed over; that it
 gets its turn is the bank's affair, which alone can give it without holding up the others.
 """
@@ -84,6 +85,7 @@ class Scheduler:
         self._cancelled: set[str] = set()
         self._free_rows = list(range(limits.rows - 1, -1, -1))
         self._decode_next = False
+        self._begun: PrefillChunk | None = None  # beside decode steps
         self._share = NestedShare()
         self._pace = Pace(limits.prefill_chunk)
 
@@ -156,9 +158,11 @@ class Scheduler:
         return known
 
     def reap(self, now: float) -> tuple[Ended, ...]:
-        """Takes out what was cancelled or has passed its deadline."""
+        """Takes out what was cancelled or has passed its deadline, but a chunk that was begun."""
         ended = []
         for job in self._jobs():
+            if self._is_begun(job.request_id):
+                continue  # the engine writes to its row still
             if job.request_id in self._cancelled:
                 ended.append(Ended(job.request_id, EndCause.CANCELLED))
             elif job.deadline_s is not None and now >= job.deadline_s:
@@ -189,9 +193,10 @@ class Scheduler:
         return row
 
     def next_work(self) -> Work | None:
-        """What to compute now; the same until `done` or `reuse` says that it was done."""
+        """What to compute now; the same until `done` or `reuse` says that it was done. None also
+        where there is nothing beside the chunk that was begun."""
         decoding = [r for r in self._running.values() if r.decoding]
-        prefilling = self._prefilling()
+        prefilling = None if self._begun is not None else self._prefilling()
         if decoding and (prefilling is None or self._decode_next):
             ids = tuple(r.job.request_id for r in decoding)
             return DecodeStep(ids, tuple(r.row for r in decoding))
@@ -200,6 +205,20 @@ class Scheduler:
         stop = self._stop(prefilling, bool(decoding))
         last = stop == prefilling.job.prompt_tokens
         return PrefillChunk(prefilling.job.request_id, prefilling.row, prefilling.read, stop, last)
+
+    @property
+    def any_decodes(self) -> bool:
+        return any(r.decoding for r in self._running.values())
+
+    def begin(self, work: PrefillChunk) -> None:
+        """The engine computes `work` beside what `next_work` says from now on, until `done`. Raises
+        InternalFault while it has begun another."""
+        if self._begun is not None:
+            raise InternalFault(f"a chunk of request {self._begun.request_id!r} is not done")
+        self._begun = work
+
+    def _is_begun(self, request_id: str) -> bool:
+        return self._begun is not None and self._begun.request_id == request_id
 
     def reuse(self, request_id: str, tokens: int) -> None:
         """The next `tokens` of its prompt are in its row without having been computed. Raises
@@ -226,7 +245,11 @@ class Scheduler:
                 self._running[request_id].drawn += 1
             if seconds is not None:
                 self._pace.step_took(seconds)
-        self._decode_next = isinstance(work, PrefillChunk)
+        was_begun, self._begun = work is self._begun, None if work is self._begun else self._begun
+        if not was_begun and self._begun is None:
+            self._decode_next = isinstance(work, PrefillChunk)
+        elif was_begun:
+            self._decode_next = False  # steps went on meanwhile: the next chunk is begun at once
 
     def drafted(self, request_id: str, computed: int, accepted: int) -> None:
         """In the step that was done last, so many tokens were computed beside its own, and so many
@@ -292,6 +315,8 @@ class Scheduler:
 
     def _take_out(self, request_id: str, now: float) -> None:
         self._cancelled.discard(request_id)
+        if self._is_begun(request_id):
+            self._begun = None
         job = self._waiting.take(request_id, now)
         running = self._running.pop(request_id, None)
         if running is not None:

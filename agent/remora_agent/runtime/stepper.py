@@ -16,6 +16,7 @@ from remora_agent.bank.bank import Bank, Lease
 from remora_agent.engine.protocol import Engine
 from remora_agent.runtime.answer import Answer, TokenTaken
 from remora_agent.runtime.api import FinishReason
+from remora_agent.runtime.beside import Beside
 from remora_agent.runtime.computing import Computing, Found
 from remora_agent.runtime.embedding import Embedding
 from remora_agent.runtime.memory_floor import RETRY_AFTER_S, MemoryFloor
@@ -57,7 +58,8 @@ class Stepper:
         self._clock = clock
         self._prefixes = prefixes
         self._memory = memory
-        self._computing = Computing(engine, speculation)
+        self._beside = Beside(engine)
+        self._computing = Computing(engine, speculation, self._beside)
         self._changed = threading.Condition()
         self._requests: dict[str, Request] = {}
         self._fresh: list[Answer | Embedding] = []
@@ -151,9 +153,10 @@ class Stepper:
         self._prefetch()
         with self._changed:
             work = self._scheduler.next_work()
-        if work is None:
+        landed = self._beside.landed(wait=work is None)
+        if (work := landed or work) is None:
             return self._idle_s()
-        if isinstance(work, PrefillChunk) and self._reused(work):
+        if isinstance(work, PrefillChunk) and work is not landed and self._spared(work):
             return None
         engine_s = self._compute(work)
         self._metrics.overhead(time.perf_counter() - began - engine_s)
@@ -161,6 +164,8 @@ class Stepper:
 
     def fail_all(self, error: RemoraError) -> None:
         """Ends everything that is left."""
+        if (begun := self._beside.landed(wait=True)) is not None:
+            self._compute(begun)
         self._greet_and_reap()
         for request in list(self._requests.values()):
             self._fail(request, error)
@@ -189,8 +194,8 @@ class Stepper:
                     self._fail(request, error)
 
     def _admit(self) -> None:
-        now = self._clock()
         with self._changed:
+            now = self._clock()
             candidates = [self._requests[i] for i in self._scheduler.candidates(now)]
         for request in candidates:
             if not self._scheduler.row_free or not self._has_memory(request):
@@ -256,6 +261,16 @@ class Stepper:
                 self._scheduler.reuse(request.id, count)
         return count > 0
 
+    def _spared(self, work: PrefillChunk) -> bool:
+        """Whether its tokens are there already, or the engine now reads it beside decode steps."""
+        if self._reused(work):
+            return True
+        if not (self._scheduler.any_decodes and self._beside.begin(work, self._of(work)[0])):
+            return False
+        with self._changed:
+            self._scheduler.begin(work)
+        return True
+
     def _prefetch(self) -> None:
         self._bank.prefetch(r.wanted for r in self._waiting() if r.wanted)
         self._bank.serve_preloads()
@@ -280,16 +295,12 @@ class Stepper:
         engine_s = time.perf_counter() - began
         self._wrote(work, requests)
         with self._changed:
-            self._scheduler.done(work, engine_s)
+            self._scheduler.done(work, self._beside.seconds(work, engine_s))
         self._take(requests, found, engine_s)
-        if isinstance(work, PrefillChunk) and work.last:
-            self._end_embedding(requests[0])
+        is_read = isinstance(work, PrefillChunk) and work.last
+        if is_read and isinstance(requests[0].answer, Embedding):  # that makes it complete
+            self._finish(requests[0], FinishReason.STOP, self._clock())
         return engine_s
-
-    def _end_embedding(self, request: Request) -> None:
-        """One whose prompt is read is complete."""
-        if isinstance(request.answer, Embedding):
-            self._finish(request, FinishReason.STOP, self._clock())
 
     def _wrote(self, work: Work, requests: Sequence[Request]) -> None:
         """What the rows hold after the step."""

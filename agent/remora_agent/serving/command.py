@@ -41,6 +41,7 @@ def serve(
     threads: flags.Threads = None,
     prefill: flags.Prefill = "auto",
     backend: flags.Backend = "onnxruntime",
+    overlap: flags.Overlap = "auto",
     draft_tokens: flags.DraftTokens = 8,
     exact_drafts: flags.ExactDrafts = False,
     cache_dir: flags.CacheDir = None,
@@ -63,7 +64,7 @@ def serve(
     log_level: flags.LogLevel = "warning",
 ) -> None:
     """Serves a bundle over gRPC until it is stopped. Needs no controller."""
-    from remora_agent.engine.backends import check_backend
+    from remora_agent.engine.backends import check_backend, check_overlap
     from remora_agent.engine.opening import EngineOptions
     from remora_agent.engine.prefill import check_choice
     from remora_agent.runtime.options import RuntimeOptions
@@ -84,6 +85,7 @@ def serve(
             threads=threads,
             prefill=check_choice(prefill),
             backend=check_backend(backend),
+            overlap=check_overlap(overlap),
         ),
         cache_dir,
         metrics_listen,

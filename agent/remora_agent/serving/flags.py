@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from remora_agent.engine.backends import BACKEND_HELP, BACKENDS
+from remora_agent.engine.backends import BACKEND_HELP, BACKENDS, OVERLAP_HELP, OVERLAPS
 from remora_agent.engine.prefill import CHOICES, PREFILL_HELP
 from remora_agent.runtime.options import EXACT_DRAFTS_HELP
 from remora_agent.telemetry import request_log
@@ -58,6 +58,9 @@ Prefill = Annotated[
 ]
 Backend = Annotated[
     str, typer.Option(metavar="NAME", help=BACKEND_HELP, autocompletion=lambda: list(BACKENDS))
+]
+Overlap = Annotated[
+    str, typer.Option(metavar="CHOICE", help=OVERLAP_HELP, autocompletion=lambda: list(OVERLAPS))
 ]
 DraftTokens = Annotated[
     int,

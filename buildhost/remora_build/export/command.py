@@ -43,6 +43,7 @@ class Quant(str, enum.Enum):
 class Dialect(str, enum.Enum):
     native = "native"
     legacy = "legacy"
+    both = "both"
 
 
 Checkpoint = Annotated[
@@ -150,7 +151,8 @@ def export(
     dialect: Annotated[
         Dialect,
         typer.Option(
-            help="Operators: native for TensorRT 10.15 or later, legacy for 10.3 to 10.14."
+            help="Operators: native for TensorRT 10.15 or later, legacy for 10.3 to 10.14, both: "
+            "two graphs on one weight file, and the device chooses."
         ),
     ] = Dialect.native,
     name: Annotated[

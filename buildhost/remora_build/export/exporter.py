@@ -20,7 +20,7 @@ import onnxruntime
 from remora_build.checkpoint.directory import CONFIG, read_json
 from remora_build.checkpoint.inventory import base_digest, check_tied
 from remora_build.checkpoint.stream import TensorStream
-from remora_build.export.options import ExportOptions, graph_spec
+from remora_build.export.options import ExportOptions, graph_spec, legacy_spec
 from remora_build.export.progress import Progress, SilentProgress
 from remora_build.export.source import Source, read_source
 from remora_build.golden.prompts import Prompt, builtin_prompts, read_prompts
@@ -44,6 +44,8 @@ from remora_contract.bundle import (
     FORMAT_VERSION,
     GOLDEN_JSON,
     GRAPH_FILE,
+    LEGACY_GRAPH_FILE,
+    TWO_GRAPHS_VERSION,
     Bundle,
     BundleFile,
     GraphSpec,
@@ -69,6 +71,7 @@ class _Plan:
     options: ExportOptions
     source: Source
     graph: GraphSpec
+    second: GraphSpec | None  # on the same weights: no slot depends on the dialect
     slots: dict[str, Slot]
     special: SpecialTokens
     prompts: tuple[Prompt, ...]
@@ -93,13 +96,15 @@ def export_checkpoint(
     name = _checked_name(name or default_name(checkpoint.resolve()))
     plan = _plan(checkpoint, name, options, shown)
     with staged_directory(out, marker=BUNDLE_JSON, replace=replace) as staging:
-        _write_graph(plan, staging)
+        _write_graphs(plan, staging)
         data, base = _write_weights(plan, staging, shown)
-        onnx.checker.check_model(str(staging / GRAPH_FILE))
+        graphs = [GRAPH_FILE, *([LEGACY_GRAPH_FILE] if plan.second else [])]
+        for path in graphs:
+            onnx.checker.check_model(str(staging / path))
         carried = copy_tokenizer(checkpoint, staging)
         if plan.prompts:
             _write_golden(plan, staging, shown)
-        small = [GRAPH_FILE, *carried, *([GOLDEN_JSON] if plan.prompts else [])]
+        small = [*graphs, *carried, *([GOLDEN_JSON] if plan.prompts else [])]
         files = [data, *(_described(staging, path) for path in small)]
         bundle = _document(plan, base, tuple(sorted(files, key=lambda f: f.path)))
         (staging / BUNDLE_JSON).write_bytes(canonical_json(bundle))
@@ -133,6 +138,7 @@ def _plan(checkpoint: Path, name: str, options: ExportOptions, progress: Progres
         options=options,
         source=source,
         graph=graph,
+        second=legacy_spec(graph) if options.dialect == "both" else None,
         slots=lay_out(spec, graph, quantized.forms if quantized else None),
         special=special_tokens(checkpoint, spec.vocab),
         prompts=_prompts(checkpoint, options, spec, graph),
@@ -152,11 +158,13 @@ def _prompts(
     return read_prompts(options.golden_file, tokenizer, graph.context, spec.vocab)
 
 
-def _write_graph(plan: _Plan, staging: Path) -> None:
+def _write_graphs(plan: _Plan, staging: Path) -> None:
     forms = plan.source.quantized.forms if plan.source.quantized else None
-    model = build_graph(plan.source.spec, plan.graph, plan.slots, forms)
-    check_graph(model, plan.graph.dialect)
-    ir.save(model, staging / GRAPH_FILE)
+    for graph, path in ((plan.graph, GRAPH_FILE), (plan.second, LEGACY_GRAPH_FILE)):
+        if graph is not None:
+            model = build_graph(plan.source.spec, graph, plan.slots, forms)
+            check_graph(model, graph.dialect)
+            ir.save(model, staging / path)
 
 
 def _write_weights(plan: _Plan, staging: Path, progress: Progress) -> tuple[BundleFile, str]:
@@ -206,7 +214,7 @@ def _document(plan: _Plan, base: str, files: tuple[BundleFile, ...]) -> Bundle:
     if len({f.path for f in files}) != len(files):
         raise InternalFault("a file is listed twice in the bundle")
     return Bundle(
-        format_version=FORMAT_VERSION,
+        format_version=TWO_GRAPHS_VERSION if plan.second else FORMAT_VERSION,
         base_digest=base,
         decoder=plan.source.spec,
         graph=plan.graph,
@@ -234,7 +242,7 @@ def _notes(plan: _Plan) -> dict[str, Any]:
         notes["left_out"] = _by_beginning(plan.source.inventory.left_out)
     if not plan.prompts:
         notes["golden"] = "not recorded (--no-golden): engines are not proven before they serve"
-    if plan.graph.dtype == "float32" and plan.graph.dialect == "native":
+    if plan.graph.dtype == "float32" and plan.graph.dialect == "native" and not plan.second:
         notes["engines"] = "ONNX Runtime only: TensorRT has no float32 Attention kernel"
     least = least_compute_capability(plan.graph.quant)
     if least is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -37,7 +37,7 @@ class ExportOptions:
     own_adapters: bool = False  # adapters are trained on the quantized checkpoint itself
     max_context: int | None = None  # None: the checkpoint's limit, at most DEFAULT_CONTEXT
     max_bank_rank: int = 64
-    dialect: GraphDialect = "native"
+    dialect: GraphDialect | Literal["both"] = "native"
     golden: bool = True
     golden_file: Path | None = None  # None: built-in sentences
     # What adapters may change beyond the layers' dense projections, and beyond A and B.
@@ -58,24 +58,30 @@ def refuse_quantizing(options: ExportOptions) -> None:
 def graph_spec(
     spec: DecoderSpec, options: ExportOptions, found: QuantSpec | None = None
 ) -> GraphSpec:
-    """`found`: how a quantized checkpoint's weights are stored.
+    """`found`: how a quantized checkpoint's weights are stored. Of `both`: the native graph's.
 
     Raises RequestInvalid, Unsupported for what this decoder or version cannot do.
     """
     quant = _quant(spec, options) if found is None else found
-    if options.dialect == "legacy":
+    if options.dialect != "native":
         _check_legacy(spec, quant)
+    dialect: GraphDialect = "native" if options.dialect == "both" else options.dialect
     return GraphSpec(
-        dialect=options.dialect,
+        dialect=dialect,
         dtype=options.dtype,
         context=_context(spec, options.max_context),
         max_bank_rank=options.max_bank_rank,
-        opset=opset_of(options.dialect, quant),
+        opset=opset_of(dialect, quant),
         quant=quant,
         adapt=_adapt(spec, options),
         dora=options.dora,
         adapter_bias=options.adapter_bias,
     )
+
+
+def legacy_spec(graph: GraphSpec) -> GraphSpec:
+    """Of the second graph: the same in the legacy dialect, on the same weights."""
+    return replace(graph, dialect="legacy", opset=opset_of("legacy", graph.quant))
 
 
 def _adapt(spec: DecoderSpec, options: ExportOptions) -> tuple[Adapt, ...]:
@@ -154,7 +160,7 @@ def _refuse_odd_rows(spec: DecoderSpec) -> None:
         if width % 2:
             raise Unsupported(
                 f"{name} has {width} outputs and TensorRT 10.3 takes int4 weights only with an "
-                "even number; export it without --int4-block"
+                "even number; export it without --int4-block, or with --dialect native"
             )
 
 

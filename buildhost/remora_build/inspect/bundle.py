@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from remora_build.export.options import legacy_spec
 from remora_build.families.shape import used_projections
 from remora_build.inspect.decoder import decoder_facts
 from remora_build.inspect.files import files_table, verified_text
@@ -39,7 +40,7 @@ def _facts(bundle: Bundle) -> tuple[tuple[str, str], ...]:
         ("base", bundle.base_digest),
         ("source", f"{source.name} ({source.model_type}, {source.dtype})"),
         *decoder_facts(decoder),
-        ("graph", f"{graph.dialect} dialect, opset {graph.opset}, {graph.dtype}"),
+        ("graph", _graph_text(bundle)),
         ("weights", _quant_text(bundle)),
         ("context", f"{graph.context} tokens (the checkpoint allows {decoder.max_position})"),
         (
@@ -51,6 +52,15 @@ def _facts(bundle: Bundle) -> tuple[tuple[str, str], ...]:
         ("written by", bundle.exporter),
         *((key.replace("_", " "), _note_text(note)) for key, note in bundle.notes.items()),
     )
+
+
+def _graph_text(bundle: Bundle) -> str:
+    graph = bundle.graph
+    text = f"{graph.dialect} dialect, opset {graph.opset}, {graph.dtype}"
+    if len(bundle.dialects) == 1:
+        return text
+    second = legacy_spec(graph)
+    return f"{text}; and {second.dialect} dialect, opset {second.opset}, on the same weights"
 
 
 def _note_text(note: object) -> str:

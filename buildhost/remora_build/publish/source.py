@@ -79,6 +79,7 @@ def bundle_facts(bundle: Bundle) -> dict[str, Any]:
         "model": bundle.source.name,
         "family": decoder.family,
         "dialect": graph.dialect,
+        **({"dialects": list(bundle.dialects)} if len(bundle.dialects) > 1 else {}),
         "opset": graph.opset,
         "dtype": graph.dtype,
         "quant": graph.quant.kind,

@@ -59,6 +59,19 @@ def test_a_release_is_staged_built_proven_switched_and_committed(device, first):
     assert {"artifact.fetched", "engine.built"} <= set(names)
 
 
+def test_of_two_graphs_the_device_tells_which_it_built_and_why(device, first, monkeypatch):
+    whole = device.host.build
+
+    def build(assignment, progress):
+        outcome = whole(assignment, progress)
+        return replace(outcome, dialect="legacy", why="has no fused attention")
+
+    monkeypatch.setattr(device.host, "build", build)
+    commit(device, first)
+    (built,) = (detail for name, detail in device.events if name == "engine.built")
+    assert (built["dialect"], built["why"]) == ("legacy", "has no fused attention")
+
+
 def test_a_new_adapter_ships_nothing_but_the_adapter(device, repository):
     bundle = repository.bundle(1, 200_000)
     commit(device, make_release("one", bundle, repository.adapter(11)))

@@ -24,6 +24,8 @@ from remora_contract.bundle import (
     BUNDLE_JSON,
     FORMAT_VERSION,
     GRAPH_FILE,
+    LEGACY_GRAPH_FILE,
+    TWO_GRAPHS_VERSION,
     Bundle,
     BundleFile,
     GraphSpec,
@@ -73,9 +75,14 @@ def in_legacy(graph: GraphSpec) -> GraphSpec:
 
 
 def random_bundle(
-    directory: Path, spec: DecoderSpec = QWEN2, graph: GraphSpec = FLOAT32, seed: int = 0
+    directory: Path,
+    spec: DecoderSpec = QWEN2,
+    graph: GraphSpec = FLOAT32,
+    seed: int = 0,
+    both: bool = False,
 ) -> Path:
-    """A bundle directory with graph, weights and bundle.json; no tokenizer."""
+    """A bundle directory with graph, weights and bundle.json; no tokenizer. `both`: with the
+    legacy graph beside."""
     directory.mkdir(parents=True)
     slots = layout.lay_out(spec, graph)
     rng = np.random.default_rng(seed)
@@ -84,18 +91,21 @@ def random_bundle(
             data.put(slot, _values(rng, slot, spec, graph))
         data.finish(DATA_FILE)
     ir.save(build_graph(spec, graph, slots), directory / GRAPH_FILE)
+    if both:
+        ir.save(build_graph(spec, in_legacy(graph), slots), directory / LEGACY_GRAPH_FILE)
     write_bundle_json(directory, spec, graph)
     return directory
 
 
 def write_bundle_json(directory: Path, spec: DecoderSpec, graph: GraphSpec) -> None:
     """Describes the graph files as they are now."""
+    both = (directory / LEGACY_GRAPH_FILE).exists()
     files = tuple(
         BundleFile(n, (directory / n).stat().st_size, digest_file(directory / n))
-        for n in (GRAPH_FILE, DATA_FILE)
+        for n in (GRAPH_FILE, DATA_FILE, *([LEGACY_GRAPH_FILE] if both else []))
     )
     bundle = Bundle(
-        FORMAT_VERSION,
+        TWO_GRAPHS_VERSION if both else FORMAT_VERSION,
         digest_bytes(b"base"),
         spec,
         graph,

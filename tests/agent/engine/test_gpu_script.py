@@ -17,6 +17,7 @@ FIGURES = (
     "swap of resident adapters",
     "swap from host to bank",
     "step, the host's part",
+    "a prompt beside decode steps",
     "energy per token",
     "against transformers + peft",
     "layers after fusion",

@@ -13,7 +13,16 @@ from remora_agent.engine.memory_plan import MemoryPlan, Shape, plan_refusals
 from remora_contract.errors import RequestInvalid
 
 MIB = 1 << 20
-PLAN = MemoryPlan(1000 * MIB, 800 * MIB, 160 * MIB, 100 * MIB, 8 * MIB, 256 * MIB)
+PLAN = MemoryPlan(
+    1000 * MIB,
+    800 * MIB,
+    160 * MIB,
+    100 * MIB,
+    8 * MIB,
+    256 * MIB,
+    overlap=40 * MIB,
+    pinned=24 * MIB,
+)
 SHAPE = Shape(rows=8, context=4096, bank_rank=64)
 
 

@@ -57,6 +57,43 @@ def test_chunks_of_a_long_prompt_alternate_with_decode_steps():
     assert run(scheduler, 2)[-1].request_ids == ("a", "b")
 
 
+def test_steps_go_on_beside_a_chunk_that_was_begun_and_the_next_one_follows_at_once():
+    scheduler = filled(("a", 1), ("b", 12))
+    scheduler.done(scheduler.next_work())
+    scheduler.done(scheduler.next_work())
+    chunk = scheduler.next_work()
+    assert isinstance(chunk, PrefillChunk) and scheduler.any_decodes
+    scheduler.begin(chunk)
+    for _ in range(3):
+        work = scheduler.next_work()
+        assert work == DecodeStep(("a",), (0,))
+        scheduler.done(work)
+    with pytest.raises(InternalFault):
+        scheduler.begin(chunk)
+    scheduler.done(chunk)
+    following = scheduler.next_work()
+    assert isinstance(following, PrefillChunk) and following.start == chunk.stop
+
+
+def test_a_request_whose_chunk_was_begun_keeps_its_row_until_it_is_done():
+    scheduler = filled(("a", 1), ("b", 12))
+    scheduler.done(scheduler.next_work())
+    scheduler.done(scheduler.next_work())
+    chunk = scheduler.next_work()
+    scheduler.begin(chunk)
+    assert scheduler.cancel("b") and scheduler.reap(0.0) == ()
+    scheduler.end("a", 0.0)
+    assert scheduler.next_work() is None and not scheduler.any_decodes
+    scheduler.done(chunk)
+    assert scheduler.reap(0.0) == (Ended("b", EndCause.CANCELLED),)
+    scheduler = filled(("a", 1), ("b", 12))
+    scheduler.done(scheduler.next_work())
+    scheduler.done(scheduler.next_work())
+    scheduler.begin(scheduler.next_work())
+    scheduler.end("b", 0.0)  # it failed
+    assert scheduler.next_work() == DecodeStep(("a",), (0,))
+
+
 def test_work_stays_the_same_until_it_is_done():
     scheduler = filled(("a", 10))
     assert scheduler.next_work() == scheduler.next_work()

@@ -30,6 +30,7 @@ from remora_agent.runtime.scheduler import Scheduler
 from remora_agent.runtime.speculation import Speculation
 from remora_agent.runtime.stepper import Stepper
 from remora_contract.errors import DeadlineExceeded, EngineFault, Exhausted
+from tests.support.overlap_engine import OverlapEngine
 from tests.support.reference_engine import HIDDEN, ReferenceEngine, fault
 from tests.support.runtime import VOCAB, add_adapter, byte_text, make_bundle, request
 
@@ -67,11 +68,13 @@ class Slow:
 
 
 class Steps(RuleBasedStateMachine):
+    make_engine = ReferenceEngine
+
     def __init__(self):
         super().__init__()
         self.now, self.free, self.count = 0.0, 1 << 40, 0
         self.records, self.weights = world()
-        self.engine = ReferenceEngine(ROWS, CONTEXT, VOCAB, RANK)
+        self.engine = self.make_engine(ROWS, CONTEXT, VOCAB, RANK)
         self.loader = Slow()
         self.bank = Bank(self.engine, HostCache(1 << 30), self.loader, self.clock)
         memory = MemoryFloor(lambda: self.free, 1000, ROWS, TOKEN_BYTES, self.clock)
@@ -231,3 +234,17 @@ class Steps(RuleBasedStateMachine):
 
 TestSteps = Steps.TestCase
 TestSteps.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+
+
+class StepsBeside(Steps):
+    """The same where prompts are read beside decode steps."""
+
+    make_engine = OverlapEngine
+
+    @rule()
+    def refuse_to_begin(self):
+        self.engine.refuse_begin.append(fault())
+
+
+TestStepsBeside = StepsBeside.TestCase
+TestStepsBeside.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)

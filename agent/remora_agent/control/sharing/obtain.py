@@ -18,7 +18,7 @@ from remora_agent.control.sharing.calls import SharingCalls, ToBuild, ToFetch, T
 from remora_agent.control.sharing.pending import Pending, PendingStore
 from remora_agent.control.staging import Stager, Wanted
 from remora_agent.host import Assignment, Progress, ServingHost
-from remora_contract.bundle import GRAPH_FILE
+from remora_contract.bundle import is_graph_file
 from remora_contract.device_phase import Phase
 from remora_contract.digests import canonical_json
 from remora_contract.engine import EngineKey
@@ -178,7 +178,7 @@ class EngineSharing:
         """ "" once the engine is in the cache, else what is wrong with it. Raises what fetching
         does, Exhausted also where proving it had no memory."""
         started_s = self.pace.now()
-        graph = (f.size for f in asking.key.files if f.path.startswith(GRAPH_FILE))
+        graph = (f.size for f in asking.key.files if is_graph_file(f.path))
         most = _MOST_OF_GRAPH * sum(graph) + _MOST_BESIDE
         manifest = self.stager.manifest(answer.digest)
         if manifest.bytes != answer.bytes or manifest.bytes > most:

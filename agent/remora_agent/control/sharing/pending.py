@@ -17,7 +17,9 @@ from remora_contract.strict import loads
 _FACT = "shared_engine"
 _PROVEN = frozenset({Phase.WAIT_WINDOW, Phase.SWITCHING, Phase.SOAKING, Phase.COMMITTED})
 # Of a device, these would happen to any other of its class.
-_MODEL_ERRORS = frozenset({"EngineFault", "Unsupported", "ArtifactInvalid", "DocumentInvalid"})
+_MODEL_ERRORS = frozenset(
+    {"EngineFault", "Unsupported", "NoFusedKernel", "ArtifactInvalid", "DocumentInvalid"}
+)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,13 @@ from remora_agent.control.sharing.pending import (
 )
 from remora_agent.host import ServingHost
 from remora_contract.artifact import FORMAT_VERSION, ArtifactFile, Chunk, Manifest
-from remora_contract.digests import canonical_json, digest_bytes, hex_of, short
+from remora_contract.digests import (
+    canonical_json,
+    digest_bytes,
+    digest_document,
+    hex_of,
+    short,
+)
 from remora_contract.engine import ENGINE_JSON, load_engine_document, manifest_facts
 from remora_contract.errors import (
     ArtifactInvalid,
@@ -135,6 +141,8 @@ class Sharer:
         directory = self.host.built_engine(bundle)
         if directory is None:
             raise ArtifactInvalid("the engine left the device's cache before it was uploaded")
+        if digest_document(load_engine_document(directory).key) != key:
+            raise ArtifactInvalid("it was built from another graph of the bundle than was leased")
         manifest = manifest_of(directory, key)
         missing = set(self.calls().offer(key, canonical_json(manifest)))
         sent = 0

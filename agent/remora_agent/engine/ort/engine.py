@@ -23,7 +23,15 @@ from remora_agent.engine.ort.names import BACKEND, MODEL
 from remora_agent.engine.ort.packing import Packed
 from remora_agent.engine.ort.session import Asked, Lora, Rows, Session, Step
 from remora_agent.engine.ort.slots import RowSlots
-from remora_agent.engine.protocol import EngineLimits, KvBlock, Mix, RowStep, Shortlist, Watch
+from remora_agent.engine.protocol import (
+    EngineLimits,
+    KvBlock,
+    Mix,
+    OneThingAtATime,
+    RowStep,
+    Shortlist,
+    Watch,
+)
 from remora_contract.bundle import GraphSpec
 from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import Unavailable, Unsupported
@@ -55,7 +63,7 @@ class EngineFiles:
     prefill: PrefillForm | None = None
 
 
-class OrtEngine:
+class OrtEngine(OneThingAtATime):
     """See `engine.protocol.Engine`. Driven by one thread."""
 
     def __init__(

@@ -113,6 +113,7 @@ class Bank:
         self._writer = self._make_writer(memory)
         self._stepped = memory.event()
         self._written = memory.event()
+        self._others: list[int] = []  # events that writes wait for beside the last step's
 
     def _make_writer(self, memory: Memory) -> Writer:
         item = self._dtype.itemsize
@@ -222,6 +223,10 @@ class Bank:
                 g.bound = 0
         del self._resident[handle]
 
+    def after(self, event: int) -> None:
+        """From now on writes wait for this event too: that of steps on another stream."""
+        self._others.append(event)
+
     def stepped(self) -> None:
         """A step was queued: later writes wait for it."""
         self._cuda.record(self._stepped, self._steps)
@@ -241,7 +246,8 @@ class Bank:
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """What is queued meanwhile waits for the last step, and the next step for it."""
-        self._cuda.wait(self._copies, self._stepped)
+        for event in (self._stepped, *self._others):
+            self._cuda.wait(self._copies, event)
         try:
             yield
         finally:

@@ -18,7 +18,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from remora_agent.engine.recipe import GpuBuild, Recipe
+from remora_agent.engine.recipe import GpuBuild, Recipe, dialect_of, graph_file
 from remora_agent.engine.trt import sampling, timing
 from remora_agent.engine.trt.files import (
     FACT_LAYERS,
@@ -36,14 +36,23 @@ from remora_agent.engine.trt.profiles import Range, check_capacity, profiles_of,
 from remora_agent.engine.trt.sampling import SHORTLIST, WATCHED, SamplingSize
 from remora_agent.engine.trt.sampling_graph import sampling_graph
 from remora_agent.host import Progress
-from remora_contract.bundle import GRAPH_FILE, Bundle
-from remora_contract.errors import EngineFault, Refused, RequestInvalid, Unsupported
+from remora_contract.bundle import Bundle, GraphDialect
+from remora_contract.errors import (
+    EngineFault,
+    NoFusedKernel,
+    Refused,
+    RequestInvalid,
+    Unsupported,
+)
 from remora_contract.graph_lint import findings
 
 log = logging.getLogger(__name__)
 
 _MAX_QUOTED = 3  # lines of the builder in an error
-_NO_KERNEL = "not supported by a dedicated kernel"
+# What the builder says where no kernel exists.
+_NO_KERNEL = ("not supported by a dedicated kernel", "Could not find any implementation")
+# Operators that the native dialect has and the legacy one spells out.
+_FUSED = frozenset({"Attention", "RotaryEmbedding", "RMSNormalization", "TensorScatter"})
 
 
 def build_trt(
@@ -56,22 +65,24 @@ def build_trt(
 ) -> dict[str, Any]:
     """Writes the engine into `out_dir`; the facts that loading needs. In a child process.
 
-    Raises EngineFault (the graph breaks our rules, or TensorRT does not take it), Unsupported (no
-    module, no kernel), Refused (another version than the recipe's), ArtifactInvalid.
+    Raises EngineFault (the graph breaks our rules, or TensorRT does not take it), NoFusedKernel
+    (of the native graph, whose bundle may hold another), Unsupported (no module), Refused (another
+    version than the recipe's), ArtifactInvalid.
     """
     build = recipe.gpu
     if build is None:
         raise RequestInvalid(f"a recipe of {recipe.backend} must say for which GPU")
     module = _module(recipe)
     progress("checking the graph", 0.02)
-    model = check(bundle_dir / GRAPH_FILE, bundle)
+    path, dialect = bundle_dir / graph_file(recipe), dialect_of(bundle, recipe)
+    model = check(path, bundle, dialect)
     graph = model.graph
     profiles = profiles_of(build.rows, bundle.graph.context, build.prefill_tokens)
     check_capacity(graph, bundle.graph, profiles)
     said = BuildLog()
-    work = _Work(module, said, said.attach(module.trt))
+    work = _Work(module, said, said.attach(module.trt), dialect)
     progress("parsing the graph", 0.05)
-    network = work.parse(model, bundle_dir / GRAPH_FILE)
+    network = work.parse(model, path)
     monitor = Monitor(progress, 0.1, 0.95)
     config = work.configure(build, bundle, monitor.attach(module.trt))
     if module.api.timing_cache:
@@ -111,11 +122,11 @@ def sampling_ranges(size: SamplingSize, rows: int) -> dict[str, Range]:
     return {name: Range((1, w), (rows, w), (rows, w)) for name, w in widths.items()}
 
 
-def check(path: Path, bundle: Bundle) -> onnx.ModelProto:
+def check(path: Path, bundle: Bundle, dialect: GraphDialect) -> onnx.ModelProto:
     """What is built of the portable graph, without its weights. Raises EngineFault listing what
     breaks the rules."""
     model = ir.load(path)
-    if broken := findings(model, bundle.graph.dialect):
+    if broken := findings(model, dialect):
         raise EngineFault(
             f"{path} breaks the rules of portable graphs, so no engine is built of it: "
             f"{_quoted(broken)}; export the checkpoint again"
@@ -141,15 +152,18 @@ def _module(recipe: Recipe) -> TrtModule:
 class _Work:
     """One build's native objects; `logger` outlives all of them."""
 
-    def __init__(self, module: TrtModule, said: BuildLog, logger: Any) -> None:
+    def __init__(
+        self, module: TrtModule, said: BuildLog, logger: Any, dialect: GraphDialect
+    ) -> None:
         self._module, self._said, self._logger = module, said, logger
+        self._dialect = dialect
         self._trt: Any = module.trt
         self._builder = self._trt.Builder(logger)
         self._parsers: list[Any] = []  # they own what their networks refer to
 
     def parse(self, model: onnx.ModelProto, path: Path) -> Any:
-        """The network; weights outside the model lie beside `path`. Raises EngineFault, also when
-        it has not the graph's inputs and outputs."""
+        """The network; weights outside the model lie beside `path`. Raises NoFusedKernel,
+        EngineFault, also when it has not the graph's inputs and outputs."""
         graph = model.graph
         flags = 0
         if self._module.api.strong_typing == "flag":
@@ -158,8 +172,11 @@ class _Work:
         parser = self._trt.OnnxParser(network, self._logger)
         self._parsers.append(parser)
         parsed = parser.parse(model.SerializeToString(), str(path))
-        errors = [str(parser.get_error(i)) for i in range(parser.num_errors)]
-        if not parsed or errors:
+        refused = [parser.get_error(i) for i in range(parser.num_errors)]
+        if not parsed or refused:
+            errors = [str(e) for e in refused]
+            if refused and all(str(e.node_operator()) in _FUSED for e in refused):
+                self._refuse_fused(errors)
             raise self._fault("cannot read the graph", errors)
         inputs = [network.get_input(i).name for i in range(network.num_inputs)]
         outputs = [network.get_output(i).name for i in range(network.num_outputs)]
@@ -219,18 +236,22 @@ class _Work:
             raise self._fault(f"drops the {kind} profile", self._said.errors)
 
     def serialized(self, network: Any, config: Any) -> memoryview:
-        """The engine's bytes. Raises Unsupported where no kernel exists, EngineFault."""
+        """The engine's bytes. Raises NoFusedKernel, EngineFault."""
         engine = self._builder.build_serialized_network(network, config)
         if engine is None:
-            for line in self._said.errors:
-                if _NO_KERNEL in line:
-                    raise Unsupported(
-                        f"{self._name} has no fused attention for this graph: export the "
-                        f"checkpoint again with --dialect legacy ({line})"
-                    )
+            self._refuse_fused([e for e in self._said.errors if any(k in e for k in _NO_KERNEL)])
             raise self._fault("cannot build the graph", self._said.errors)
         self._refuse_fatal()
         return memoryview(engine)
+
+    def _refuse_fused(self, lines: list[str]) -> None:
+        """`lines` say that a kernel is missing. Nothing of the legacy graph, which needs none that
+        is special."""
+        if lines and self._dialect == "native":
+            raise NoFusedKernel(
+                f"{self._name} has no fused attention for this graph: a bundle exported with "
+                f"--dialect both or legacy holds one that needs none ({_quoted(lines)})"
+            )
 
     def _refuse_fatal(self) -> None:
         if dropped := self._said.dropped:

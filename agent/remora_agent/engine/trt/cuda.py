@@ -18,6 +18,7 @@ _KINDS: dict[Direction, str] = {
     "on_device": "cudaMemcpyDeviceToDevice",
 }
 _NO_MEMORY = "cudaErrorMemoryAllocation"
+_NOT_READY = "cudaErrorNotReady"
 _NO_DEVICE = frozenset(
     {
         "cudaErrorNoDevice",
@@ -62,12 +63,15 @@ class Cuda:
         """Device memory of `size` > 0 bytes, not cleared. Raises Exhausted."""
         return int(self._call("cudaMalloc", size, about=f"{size} bytes for {what}"))
 
+    def shares_memory(self) -> bool:
+        """Whether the GPU's memory is the system's, as on a Jetson."""
+        return bool(self._call("cudaGetDeviceProperties", 0).integrated)
+
     def available_memory(self, of_system: int) -> int:
         """Bytes that may be taken. Where the GPU shares the system's memory, `of_system` bytes
         count: what the kernel would give back of its caches, CUDA does not see."""
         free, _ = self.free_memory()
-        is_shared = bool(self._call("cudaGetDeviceProperties", 0).integrated)
-        return max(free, of_system) if is_shared else free
+        return max(free, of_system) if self.shares_memory() else free
 
     def free(self, address: int) -> None:
         self._call("cudaFree", address)
@@ -126,6 +130,13 @@ class Cuda:
     def record(self, event: int, stream: int) -> None:
         self._call("cudaEventRecord", event, stream)
 
+    def has_happened(self, event: int) -> bool:
+        """Whether all that was queued before the event has run; raises what failed meanwhile."""
+        (error,) = self._rt.cudaEventQuery(event)
+        if int(error) and self._code(error) != _NOT_READY:
+            self._raise("cudaEventQuery", error, "")
+        return not int(error)
+
     def wait(self, stream: int, event: int) -> None:
         """What is queued on `stream` from now on runs after the event."""
         self._call("cudaStreamWaitEvent", stream, event, 0)
@@ -166,11 +177,14 @@ class Cuda:
         return results[0] if len(results) == 1 else tuple(results)
 
     def _raise(self, name: str, error: Any, about: str) -> None:
-        _, text = self._rt.cudaGetErrorName(error)
-        code = text.decode() if isinstance(text, bytes) else str(text)
+        code = self._code(error)
         said = f"{name} failed with {code}" + (f" ({about})" if about else "")
         if code == _NO_MEMORY:
             raise Exhausted(f"the GPU has no memory left: {said}; serve fewer rows or adapters")
         if code in _NO_DEVICE:
             raise Unavailable(f"no GPU can be used: {said}; is the NVIDIA driver installed?")
         raise EngineFault(said)
+
+    def _code(self, error: Any) -> str:
+        _, text = self._rt.cudaGetErrorName(error)
+        return text.decode() if isinstance(text, bytes) else str(text)

@@ -1,8 +1,9 @@
 """All that an engine has on the device, and the two steps on it. Knows no rules of the protocol.
 
-One stream runs the steps, one the bank's writes. A decode step is one launch of a CUDA graph (the
-inputs' copy, the engine and, where there is one, the sampling graph); a prompt's chunk is enqueued
-as it is.
+One stream runs the steps, one the bank's writes and, where prompts are read beside decode steps,
+one these reads, with an execution context and scratch memory of their own. A decode step is one
+launch of a CUDA graph (the inputs' copy, the engine and, where there is one, the sampling graph); a
+prompt's chunk is enqueued as it is.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from remora_agent.engine.trt.files import EngineFacts
 from remora_agent.engine.trt.graphs import StepGraphs
 from remora_agent.engine.trt.inputs import Asked, StepInputs, StepShape
 from remora_agent.engine.trt.kv import KvCache, KvShape
-from remora_agent.engine.trt.memory import Memory
+from remora_agent.engine.trt.memory import Memory, Pinned
 from remora_agent.engine.trt.positions import STATES, most_logits
 from remora_agent.engine.trt.sampling import Sampling, SamplingSize
 from remora_contract import targets
 from remora_contract.bundle import GraphSpec
 from remora_contract.decoder import DecoderSpec
+from remora_contract.errors import RemoraError
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class DeviceSpec:
     rows: int
     context: int
     sampling: SamplingSize | None = None
+    overlaps: bool = False  # a prompt's chunk may run beside decode steps
 
 
 class Device:
@@ -66,7 +69,7 @@ class Device:
         self.stream = memory.stream()
         copies = memory.stream()
         shape = KvShape.of(spec.decoder, spec.rows, graph.context, dtype)
-        self.cache = KvCache(cuda, memory, shape, spec.context)
+        self.cache = KvCache(cuda, memory, shape, spec.context, moves=spec.overlaps)
         self.bank = Bank(cuda, memory, spec.decoder, graph, (self.stream, copies))
         groups = [g.group for g in self.bank.groups]
         widest = tuple(g.columns.most for g in self.bank.groups)
@@ -80,27 +83,47 @@ class Device:
             self._sampling = Sampling(cuda, memory, spec.sampling, spec.rows, self._logits)
         size = max(plan.scratch_bytes for plan in plans)
         self._scratch = memory.device(size, "what layers take while they run"), size
-        for stream in (copies, self.stream):
+        self._make_reads(plans[0], spec)
+        streams = dict.fromkeys((copies, self._reads, self.stream))
+        for stream in streams:
             self._stack.callback(cuda.synchronize, stream)
         self.cache.clear(self.stream)
         self.bank.clear()
         if self._sampling is not None:
             self._sampling.clear(self.stream)
-        prefill = plans[0].context(self._prefill_profile, self._scratch, self.stream)
+        prefill = plans[0].context(self._prefill_profile, self._read_scratch, self._reads)
         self._runtime.contexts.append(prefill)
         self._graphs = StepGraphs(cuda, self.stream, self._decode_context, self._upload_steps)
         self._stack.callback(self._graphs.close)
-        for stream in (copies, self.stream):
+        for stream in streams:
             cuda.synchronize(stream)
+
+    def _make_reads(self, plan: Plan, spec: DeviceSpec) -> None:
+        """What a prompt's chunk runs on: that of the steps, or all of its own."""
+        memory, self._overlaps = self._memory, spec.overlaps
+        self._reads, self._read_scratch = self.stream, self._scratch
+        self._read_states, self._read_host = self._states, self._host
+        if not spec.overlaps:
+            return
+        self._reads = memory.stream()
+        size = plan.scratch_bytes
+        self._read_scratch = memory.device(size, "what layers take for a prompt"), size
+        self._read_states = memory.device(4 * self.chunk * self._hidden, "a prompt's states")
+        answer = max(self.scored * self._vocab, self.chunk * self._hidden)
+        self._read_host = memory.pinned(4 * answer, "a prompt's answer")
+        self._queued, self._read = memory.event(), memory.event()
+        self.bank.after(self._read)
 
     def _make_outputs(self, spec: DeviceSpec) -> None:
         memory, vocab, self._hidden = self._memory, self._vocab, spec.decoder.hidden
         self._logits = memory.device(4 * spec.rows * vocab, "logits")
         self.scored = most_logits(vocab, self.chunk)
         self._prompt_logits = memory.device(4 * self.scored * vocab, "a prompt's logits")
-        most = max(spec.rows, self.chunk)
+        most, size = spec.rows, spec.rows * vocab
+        if not spec.overlaps:
+            most = max(most, self.chunk)
+            size = max(size, self.scored * vocab, self.chunk * self._hidden)
         self._states = memory.device(4 * most * self._hidden, "states")
-        size = max(spec.rows * vocab, self.scored * vocab, self.chunk * self._hidden)
         self._host = memory.pinned(4 * size, "a step's answer")
 
     def fill(
@@ -119,16 +142,44 @@ class Device:
                 for row, mix in mixes.items():
                     self.bank.fill_gate(i, gate[row], mix)
 
-    def prefill(self, row: int, shape: StepShape) -> None:
-        """Queues a chunk of one row: only that row's slice of the cache is bound."""
-        self.prompt.upload(self.stream)
-        (context,) = self._runtime.contexts
-        context.bind(*self._binding(self.prompt, shape, row, self._prompt_logits))
-        context.enqueue(self.stream)
-        if shape.asked is Asked.STATES:
-            self._read_back(self._states, shape.states * self._hidden)
+    def read(self, row: int, shape: StepShape) -> None:
+        """Queues a chunk of one row, behind all steps and writes that are queued: only that row's
+        slice of the cache is bound. `finish_read` before the next."""
+        stream = self._reads
+        if self._overlaps:
+            self._cuda.record(self._queued, self.stream)
+            self._cuda.wait(stream, self._queued)
+        outputs = self._prompt_logits, self._read_states
+        try:
+            self.prompt.upload(stream)
+            (context,) = self._runtime.contexts
+            slot = self.cache.slots[row]
+            context.bind(*self._binding(self.prompt, shape, slot, *outputs))
+            context.enqueue(stream)
+            size = shape.logits * self._vocab
+            if shape.asked is Asked.STATES:
+                outputs, size = outputs[::-1], shape.states * self._hidden
+            self._cuda.copy(self._read_host.address, outputs[0], 4 * size, "to_host", stream)
+        except RemoraError:
+            self._cuda.synchronize(stream)  # what was queued before the failure
+            raise
+        if self._overlaps:
+            self._cuda.record(self._read, stream)
+
+    def has_read(self) -> bool:
+        """Whether `finish_read` would not wait. Raises EngineFault."""
+        return not self._overlaps or self._cuda.has_happened(self._read)
+
+    def finish_read(self) -> None:
+        """Waits for the chunk. Raises EngineFault."""
+        if self._overlaps:
+            self._cuda.synchronize(self._reads)
         else:
-            self._read_back(self._prompt_logits, shape.logits * self._vocab)
+            self.finish()
+
+    def exchange(self, row: int, slot: int) -> None:
+        """Queues that a row changes places with the one at `slot`, behind all steps."""
+        self.cache.exchange(row, slot, self.stream)
 
     def decode(
         self, shape: StepShape, full: list[int], watches: Mapping[int, Watch] | None = None
@@ -156,16 +207,16 @@ class Device:
         self._cuda.synchronize(self.stream)
 
     def logits(self, rows: int) -> NDArray[np.float32]:
-        """A copy [rows, vocab] of what the last step left; of a prompt's positions too."""
-        return self._answer(rows, self._vocab)
+        """A copy [rows, vocab] of what the last step left."""
+        return _copied(self._host, rows, self._vocab)
+
+    def read_logits(self, positions: int) -> NDArray[np.float32]:
+        """A copy [positions, vocab] of what the last chunk of a prompt left."""
+        return _copied(self._read_host, positions, self._vocab)
 
     def states(self, tokens: int) -> NDArray[np.float32]:
-        """A copy [tokens, hidden] of what the last step of a prompt left."""
-        return self._answer(tokens, self._hidden)
-
-    def _answer(self, *shape: int) -> NDArray[np.float32]:
-        found: NDArray[np.float32] = self._host.array(shape, np.dtype(np.float32)).copy()
-        return found
+        """A copy [tokens, hidden] of what the last chunk of a prompt left."""
+        return _copied(self._read_host, tokens, self._hidden)
 
     def shortlist(self, batch: int, rows: Sequence[int]) -> Shortlist:
         """Of some rows of the last step, which had `watches` and `batch` rows."""
@@ -196,7 +247,7 @@ class Device:
     def _decode_context(self, shape: StepShape) -> Chain:
         plan, *sampling_plans = self._runtime.plans
         context = plan.context(self._decode_profile, self._scratch, self.stream)
-        context.bind(*self._binding(self.steps, shape, 0, self._logits))
+        context.bind(*self._binding(self.steps, shape, 0, self._logits, self._states))
         if self._sampling is None:
             return Chain(context)
         sampling = sampling_plans[0].context(0, self._scratch, self.stream)
@@ -204,12 +255,12 @@ class Device:
         return Chain(context, sampling)
 
     def _binding(
-        self, inputs: StepInputs, shape: StepShape, row: int, logits: int
+        self, inputs: StepInputs, shape: StepShape, slot: int, logits: int, states: int
     ) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
-        """Shapes and addresses of all tensors for a batch that begins with `row`; `logits`: where
-        they go."""
+        """Shapes and addresses of all tensors for a batch that begins at `slot`; `logits` and
+        `states`: where they go."""
         kv = self.cache.shape
-        cache = self.cache.addresses(row)
+        cache = self.cache.addresses(slot)
         shapes: dict[str, tuple[int, ...]] = {
             n: (shape.rows, kv.heads, kv.capacity, kv.dim) for n in cache if n.startswith("past_")
         }
@@ -217,7 +268,12 @@ class Device:
         addresses = inputs.addresses() | cache | self.bank.addresses()
         if not self._reads_last:
             del shapes[targets.LAST_INDEX], addresses[targets.LAST_INDEX]
-        return shapes, addresses | {targets.LOGITS: logits, STATES: self._states}
+        return shapes, addresses | {targets.LOGITS: logits, STATES: states}
+
+
+def _copied(host: Pinned, *shape: int) -> NDArray[np.float32]:
+    found: NDArray[np.float32] = host.array(shape, np.dtype(np.float32)).copy()
+    return found
 
 
 class _Runtime:

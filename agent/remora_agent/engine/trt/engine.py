@@ -1,9 +1,13 @@
 """The engine on TensorRT: which rows compute together, on what memory, in which order of calls.
 
-A decode step always begins with row 0 and takes a power of two of rows, so that few shapes exist.
+A decode step always begins at slot 0 and takes a power of two of rows, so that few shapes exist.
 Rows that are not asked for are computed too: they write to the first position they do not hold,
 which their own next token overwrites. A row that is full has no such position; what its last one
 held is put back behind the step.
+
+A prompt's chunk may run beside decode steps (`flight`). Its row then lies above all rows of the
+steps, so that no step computes it: where it does not, it changes places with the highest of those
+that decoded last. What cannot run beside it waits for it.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from remora_agent.bank.weights import AdapterWeights
 from remora_agent.engine import places
 from remora_agent.engine.protocol import EngineLimits, KvBlock, Mix, RowStep, Shortlist, Watch
 from remora_agent.engine.trt.device import Device
+from remora_agent.engine.trt.flight import Flight, queue_chunk
 from remora_agent.engine.trt.inputs import Asked, StepShape
 from remora_contract.errors import RequestInvalid, Unavailable, Unsupported
 
@@ -39,7 +44,9 @@ class TrtEngine:
         self._digest = digest
         self._limits = limits
         self._device = device
-        self._shortlisted: list[int] = []  # rows whose logits `step_logits` may read
+        self._shortlisted: list[int] = []  # slots whose logits `step_logits` may read
+        self._decoded: list[int] = []  # rows of the last step, and of prompts read since
+        self._flight: Flight | None = None
         self._closed = False
 
     @property
@@ -90,35 +97,79 @@ class TrtEngine:
         self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix, asked: Asked
     ) -> Iterator[NDArray[np.float32]]:
         """Reads tokens [s] step by step; of each what was asked for, [n or k, vocab or hidden]."""
+        self._land()
         self._shortlisted = []
         device = self._device
         device.bank.check_mix(mix)
-        bound = device.bank.bound([mix])
         most = device.scored if asked is Asked.EVERY else device.chunk
         for begin in range(0, len(tokens), most):
-            chunk = tokens[None, begin : begin + most]
-            shape = StepShape(1, chunk.shape[1], bound, asked)
-            at = np.array([start + begin])
-            device.fill(device.prompt, shape, chunk, at, {0: mix})
-            device.prefill(row, shape)
-            device.finish()
-            device.cache.lengths[row] = start + begin + chunk.shape[1]
+            chunk = tokens[begin : begin + most]
+            shape = queue_chunk(device, row, chunk, start + begin, mix, asked)
+            device.finish_read()
+            device.cache.lengths[row] = start + begin + len(chunk)
             states = asked is Asked.STATES
-            yield device.states(shape.states) if states else device.logits(shape.logits)
+            yield device.states(shape.states) if states else device.read_logits(shape.logits)
+        self._decoded.append(row)  # it is about to decode, if anything
+
+    def begin_prefill(self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()) -> None:
+        self._check_chunk(row, tokens, start)
+        if not self._limits.overlaps:
+            raise Unsupported("this engine reads no prompt beside decode steps")
+        if self._flight is not None:
+            raise RequestInvalid("one prompt is read beside decode steps already: end it first")
+        self._device.bank.check_mix(mix)
+        self._lift(row)
+        flight = Flight(self._device, row, tokens, start, mix)
+        flight.begin()
+        self._flight = flight
+
+    def prefill_ready(self) -> bool:
+        return self._flying().ready()
+
+    def end_prefill(self) -> NDArray[np.float32]:
+        flight = self._flying()
+        self._flight = None
+        self._decoded.append(flight.row)
+        return flight.end()
+
+    def _flying(self) -> Flight:
+        self._check_open()
+        if self._flight is None:
+            raise RequestInvalid("no prompt is read beside decode steps")
+        return self._flight
+
+    def _lift(self, row: int) -> None:
+        """Puts a row above those that decoded last, which are those that decode next."""
+        slots = self._device.cache.slots
+        top = max((slots[r] for r in self._decoded if r != row), default=-1)
+        if slots[row] < top:
+            self._device.exchange(row, top)
+
+    def _land(self, slots: Sequence[int] = ()) -> int | None:
+        """Waits for the prompt that is read beside steps, unless a step of rows at `slots` may run
+        beside it: below the slot that is returned. What went wrong is told by `end_prefill`."""
+        flight = self._flight
+        if flight is None or flight.has_landed:
+            return None
+        above = self._device.cache.slots[flight.row]
+        if slots and max(slots) < above:
+            return above
+        flight.land()
+        return None
 
     def decode(self, steps: Sequence[RowStep]) -> NDArray[np.float32]:
         self._check_open()
         if not steps:
             return np.empty((0, self._limits.vocab), np.float32)
         count = self._decode(steps, None)
-        chosen: NDArray[np.float32] = self._device.logits(count)[[step.row for step in steps]]
+        chosen: NDArray[np.float32] = self._device.logits(count)[self._slots(steps)]
         return chosen
 
     def decode_shortlist(self, steps: Sequence[RowStep], watches: Sequence[Watch]) -> Shortlist:
         self._check_open()
         self._check_watches(steps, watches)
         count = self._decode(steps, watches)
-        self._shortlisted = [step.row for step in steps]
+        self._shortlisted = self._slots(steps)
         return self._device.shortlist(count, self._shortlisted)
 
     def step_logits(self, index: int) -> NDArray[np.float32]:
@@ -131,36 +182,47 @@ class TrtEngine:
         """Runs a step; how many rows it computed."""
         self._check_steps(steps)
         self._shortlisted = []
-        device = self._device
-        count = row_bucket(max(s.row for s in steps) + 1, self._limits.rows)
+        device, cache, slots = self._device, self._device.cache, self._slots(steps)
+        above = self._land(slots)
+        count = row_bucket(max(slots) + 1, self._limits.rows)
+        count = count if above is None else min(count, above)
         tokens = np.zeros((count, 1), np.int64)
-        positions = device.cache.lengths[:count].copy()
-        for step in steps:
-            tokens[step.row] = step.token
-            positions[step.row] = step.position
+        positions = cache.lengths[cache.rows[:count]]
+        for step, slot in zip(steps, slots, strict=True):
+            tokens[slot] = step.token
+            positions[slot] = step.position
         named = {step.row for step in steps}
-        full = [r for r in device.cache.full_rows(range(count)) if r not in named]
-        positions[full] -= 1
-        mixes = {step.row: step.mix for step in steps}
+        full = [r for r in cache.full_rows(count) if r not in named]
+        positions[[cache.slots[r] for r in full]] -= 1
+        mixes = {slot: step.mix for slot, step in zip(slots, steps, strict=True)}
         shape = StepShape(count, 1, device.bank.bound(list(mixes.values())))
         device.fill(device.steps, shape, tokens, positions, mixes)
-        rows = [step.row for step in steps]
-        watched = None if watches is None else dict(zip(rows, watches, strict=True))
+        watched = None if watches is None else dict(zip(slots, watches, strict=True))
         device.decode(shape, full, watched)
         device.finish()
         for step in steps:
-            device.cache.lengths[step.row] = step.position + 1
+            cache.lengths[step.row] = step.position + 1
+        self._decoded = [step.row for step in steps]
         return count
+
+    def _slots(self, steps: Sequence[RowStep]) -> list[int]:
+        return [self._device.cache.slots[step.row] for step in steps]
 
     def read_kv(self, row: int, start: int, stop: int) -> KvBlock:
         self._check_open()
+        self._land_row(row)
         places.check_read(self._limits, self._device.cache.lengths, row, start, stop)
         return self._device.cache.read(row, start, stop, self._device.stream)
 
     def write_kv(self, row: int, start: int, block: KvBlock) -> None:
         self._check_open()
+        self._land_row(row)
         places.check_write(self._limits, self._device.cache.lengths, row, start, block)
         self._device.cache.write(row, start, block, self._device.stream)
+
+    def _land_row(self, row: int) -> None:
+        if self._flight is not None and self._flight.row == row:
+            self._land()
 
     def close(self) -> None:
         if not self._closed:

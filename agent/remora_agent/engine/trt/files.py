@@ -52,6 +52,11 @@ class EngineFacts:
     context: int
     max_bank_rank: int
 
+    @property
+    def chunk(self) -> int:
+        """Tokens of a prompt's step. Raises ArtifactInvalid."""
+        return self.profiles[self.index("prefill")].tokens
+
     def index(self, kind: ProfileKind) -> int:
         """TensorRT's index of the profile of this kind. Raises ArtifactInvalid."""
         for i, profile in enumerate(self.profiles):

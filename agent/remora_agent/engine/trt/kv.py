@@ -2,8 +2,9 @@
 
     past_key.{l}, past_value.{l}   [rows, kv_heads, C, head_dim] dtype
 
-Row r begins at base + r * row_bytes, so a row or the first rows are bound without moving anything.
-Knows how long each row is; knows no tokens.
+The row at slot i begins at base + i * row_bytes, so a row or the first slots are bound without
+moving anything. Rows begin at the slots of their own numbers and may change places. Knows how long
+each row is; knows no tokens.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from remora_contract import targets
 from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import RequestInvalid, Unsupported
 
-_STAGED_BYTES = 4 << 20  # pinned memory through which blocks travel
+STAGED_BYTES = 4 << 20  # pinned memory through which blocks travel
 
 
 @dataclass(frozen=True)
@@ -64,22 +65,27 @@ class KvShape:
 
 
 class KvCache:
-    def __init__(self, cuda: Cuda, memory: Memory, shape: KvShape, context: int) -> None:
-        """Raises Exhausted."""
+    def __init__(
+        self, cuda: Cuda, memory: Memory, shape: KvShape, context: int, *, moves: bool = False
+    ) -> None:
+        """`moves`: with room for rows to change places. Raises Exhausted."""
         self._cuda = cuda
         self.shape = shape
         self.context = context
         self.lengths = np.zeros(shape.rows, np.int64)  # tokens each row holds
+        self.slots = list(range(shape.rows))  # of each row
+        self.rows = list(range(shape.rows))  # at each slot
         size = shape.rows * shape.row_bytes
         self._bases = {
             name: memory.device(size, f"the cache {name}")
             for layer in range(shape.layers)
             for name in (targets.past_key(layer), targets.past_value(layer))
         }
-        self._piece = max(1, min(context, _STAGED_BYTES // shape.token_bytes))  # tokens
+        self._piece = max(1, min(context, STAGED_BYTES // shape.token_bytes))  # tokens
         self._block = memory.pinned(self._piece * shape.token_bytes, "copies of the cache")
         # The last position of each row, while the row is full and computed beside others.
         self._saved = memory.device(shape.rows * shape.token_bytes, "rows that are full")
+        self._aside = memory.device(shape.row_bytes, "a row that moves") if moves else None
 
     def clear(self, stream: int) -> None:
         """Queues zeros everywhere: attention multiplies masked positions by 0, and 0 * NaN is
@@ -87,16 +93,39 @@ class KvCache:
         for base in self._bases.values():
             self._cuda.clear(base, self.shape.rows * self.shape.row_bytes, stream)
 
-    def addresses(self, row: int) -> dict[str, int]:
-        """Where the tensors of a batch that begins with `row` lie, past and present alike."""
+    def addresses(self, slot: int) -> dict[str, int]:
+        """Where the tensors of a batch that begins at `slot` lie, past and present alike."""
         found = {}
         for past, base in self._bases.items():
-            found[past] = found[present_name(past)] = base + row * self.shape.row_bytes
+            found[past] = found[present_name(past)] = base + slot * self.shape.row_bytes
         return found
 
-    def full_rows(self, rows: range) -> list[int]:
-        """Rows that hold as much as the graph can: for them there is no next position."""
-        return [r for r in rows if self.lengths[r] == self.shape.capacity]
+    def full_rows(self, count: int) -> list[int]:
+        """Rows at the first `count` slots that hold as much as the graph can: for them there is no
+        next position."""
+        return [r for r in self.rows[:count] if self.lengths[r] == self.shape.capacity]
+
+    def exchange(self, row: int, slot: int, stream: int) -> None:
+        """Queues that `row` and the one at `slot` change places, with all that they hold."""
+        assert self._aside is not None  # made to move rows
+        other, own = self.rows[slot], self.slots[row]
+        shape, tokens = self.shape, int(max(self.lengths[row], self.lengths[other]))
+        for base in self._bases.values():
+            here, there = (base + s * shape.row_bytes for s in (own, slot))
+            if self.lengths[row]:
+                self._move_row(self._aside, here, tokens, stream)
+            self._move_row(here, there, tokens, stream)
+            if self.lengths[row]:
+                self._move_row(there, self._aside, tokens, stream)
+        self.slots[row], self.slots[other] = slot, own
+        self.rows[own], self.rows[slot] = other, row
+
+    def _move_row(self, dst: int, src: int, tokens: int, stream: int) -> None:
+        """Queues a copy of the first positions of one tensor's row."""
+        pitch, width = self.shape.head_bytes, tokens * self.shape.position_bytes
+        if tokens:
+            ends = (dst, pitch), (src, pitch)
+            self._cuda.copy_2d(*ends, width, self.shape.heads, "on_device", stream)
 
     def save_last(self, row: int, stream: int) -> None:
         """Queues a copy of the last position of a full row."""
@@ -157,7 +186,7 @@ class KvCache:
     def _places(self, row: int, position: int) -> Iterator[tuple[int, int]]:
         """(address, pitch from head to head) of a position of a row, for each layer and kind."""
         shape = self.shape
-        offset = row * shape.row_bytes + position * shape.position_bytes
+        offset = self.slots[row] * shape.row_bytes + position * shape.position_bytes
         for base in self._bases.values():
             yield base + offset, shape.head_bytes
 

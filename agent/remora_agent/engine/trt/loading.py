@@ -4,6 +4,7 @@ the CUDA module; `runtime` and `module` are given by tests.
 
 from __future__ import annotations
 
+import logging
 import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import numpy as np
 import psutil
 
 from remora_agent.engine import places
+from remora_agent.engine.backends import Overlap
 from remora_agent.engine.cache import CacheEntry
 from remora_agent.engine.protocol import Engine, EngineLimits
 from remora_agent.engine.trt import factors, files, sampling, sizes
@@ -36,6 +38,8 @@ from remora_contract.errors import (
     RequestInvalid,
 )
 
+log = logging.getLogger(__name__)
+
 
 class RunOptions(Protocol):
     """What of `engine.opening.EngineOptions` matters here."""
@@ -45,6 +49,9 @@ class RunOptions(Protocol):
 
     @property
     def context(self) -> int | None: ...
+
+    @property
+    def overlap(self) -> Overlap: ...
 
 
 def load(entry: CacheEntry, bundle: Bundle, options: RunOptions) -> Engine:
@@ -74,32 +81,59 @@ def load_on(
         short = _plan(module, entry.directory / sampling.PLAN)
         sampling.check_plan(short, size, limits.rows)
         limits = replace(limits, shortlist=size.shortlist, watched=size.watched)
-    chunk = facts.profiles[facts.index("prefill")].tokens
-    _check_memory(cuda, [plan] if short is None else [plan, short], bundle, limits.rows, chunk)
-    spec = DeviceSpec(bundle.decoder, bundle.graph, facts, limits.rows, limits.context, size)
+    wanted = options.overlap == "auto" and limits.rows > 1
+    plans = [plan] if short is None else [plan, short]
+    overlaps = _check_memory(cuda, plans, bundle, limits.rows, facts.chunk, overlaps=wanted)
+    limits = replace(limits, overlaps=overlaps)
+    spec = DeviceSpec(
+        bundle.decoder, bundle.graph, facts, limits.rows, limits.context, size, overlaps
+    )
     device = Device(cuda, plan, spec, short)
     return TrtEngine(module.backend, entry.manifest.digest, limits, device)
 
 
-def _check_memory(cuda: Cuda, plans: list[Plan], bundle: Bundle, rows: int, chunk: int) -> None:
-    """With the weights already there, which deserialising has put there. Raises Exhausted naming
-    every part and what would fit."""
+def _check_memory(
+    cuda: Cuda, plans: list[Plan], bundle: Bundle, rows: int, chunk: int, *, overlaps: bool
+) -> bool:
+    """Whether prompts can be read beside decode steps, where that is wanted (`overlaps`). With the
+    weights already there, which deserialising has put there. Raises Exhausted naming every part
+    and what would fit."""
     scratch = max(plan.scratch_bytes for plan in plans)
-    plan = sizes.memory_plan(bundle, rows, weights=0, workspace=scratch, chunk=chunk)
-    if refused := sizes.refusals(plan, bundle, rows, cuda.available_memory(_of_system())):
+    decoder, graph = bundle.decoder, bundle.graph
+    more = 0
+    if overlaps:
+        more = sizes.overlap_bytes(decoder, graph, rows, chunk, plans[0].scratch_bytes)
+    pinned = _pinned(cuda, bundle, rows, chunk, overlaps=overlaps)
+    plan = sizes.memory_plan(bundle, rows, 0, scratch, chunk, pinned, more)
+    refused = sizes.refusals(plan, bundle, rows, cuda.available_memory(_of_system()))
+    if not refused:
+        return overlaps
+    if not overlaps:
         raise Exhausted(str(refused[0]))
+    fits = _check_memory(cuda, plans, bundle, rows, chunk, overlaps=False)
+    log.info("engine.prompts_alone", extra={"why": str(refused[0])})
+    return fits
 
 
 def beside_refusals(entry: CacheEntry, bundle: Bundle, rows: int, of_system: int) -> list[Refusal]:
-    """Empty when one more engine fits beside what runs; `of_system`: bytes of the system's memory
-    that may be taken. Raises Unsupported, Unavailable."""
+    """Empty when one more engine fits beside what runs, its prompts read alone; `of_system`: bytes
+    of the system's memory that may be taken. Raises Unsupported, Unavailable."""
     facts = entry.manifest.facts
     weights = int(facts.get(files.FACT_WEIGHTS, entry.bytes))
     workspace = int(facts.get(files.FACT_ACTIVATION, 0))
-    plan = sizes.memory_plan(bundle, rows, weights, workspace)
     cuda = Cuda(load_bindings())
     cuda.open_device()
+    chunk = files.read(facts, str(entry.directory)).chunk
+    pinned = _pinned(cuda, bundle, rows, chunk)
+    plan = sizes.memory_plan(bundle, rows, weights, workspace, chunk, pinned)
     return sizes.refusals(plan, bundle, rows, cuda.available_memory(of_system))
+
+
+def _pinned(cuda: Cuda, bundle: Bundle, rows: int, chunk: int, *, overlaps: bool = False) -> int:
+    """Beside a GPU with memory of its own it is not the GPU's."""
+    if not cuda.shares_memory():
+        return 0
+    return sizes.pinned_bytes(bundle.decoder, bundle.graph, rows, chunk, overlaps=overlaps)
 
 
 def _of_system() -> int:

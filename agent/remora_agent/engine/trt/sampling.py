@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from remora_agent.engine.protocol import Shortlist, Watch
 from remora_agent.engine.trt.contexts import Context, Plan
-from remora_agent.engine.trt.cuda import Cuda
+from remora_agent.engine.trt.cuda import ALIGNMENT, Cuda
 from remora_agent.engine.trt.memory import Memory, aligned
 from remora_agent.engine.trt.sampling_graph import INPUTS, OUTPUTS
 from remora_contract.errors import ArtifactInvalid
@@ -37,6 +37,11 @@ class SamplingSize:
     vocab: int
     shortlist: int
     watched: int
+
+    def pinned_bytes(self, rows: int) -> int:
+        """What rows watch, their temperatures, and what is read back."""
+        block = rows * 4 * (2 * self.shortlist + 2 + self.watched)
+        return aligned(8 * rows * self.watched) + aligned(4 * rows) + block + 5 * ALIGNMENT
 
     def written(self) -> dict[str, str]:
         """As EngineManifest keeps it."""

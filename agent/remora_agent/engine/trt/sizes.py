@@ -8,20 +8,25 @@ each for every expert.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
 from remora_agent.engine.memory_plan import MemoryPlan, Shape, plan_refusals
+from remora_agent.engine.trt import bank, kv
+from remora_agent.engine.trt.cuda import ALIGNMENT
 from remora_agent.engine.trt.factors import factor_shape, neutral_width, places, vector_inputs
 from remora_agent.engine.trt.positions import most_logits
 from remora_agent.engine.trt.profiles import PREFILL_TOKENS
+from remora_agent.engine.trt.sampling import SHORTLIST, WATCHED, SamplingSize
 from remora_contract.bundle import Bundle, GraphSpec
 from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import Refusal
 from remora_contract.targets import PARTS
 
 FLOOR_BYTES = 512 << 20  # left to the rest of the system, whatever is served
-_FLOAT32 = 4
+_FLOAT32, _INT64 = 4, 8
+_INDICES = 5  # tensors of a step that are no gates, each at most one entry a token
 
 
 def cache_bytes(decoder: DecoderSpec, graph: GraphSpec, rows: int) -> int:
@@ -54,11 +59,63 @@ def outputs_bytes(decoder: DecoderSpec, rows: int, chunk: int) -> int:
     return _FLOAT32 * (logits + max(chunk, rows) * decoder.hidden)
 
 
+def pinned_bytes(
+    decoder: DecoderSpec,
+    graph: GraphSpec,
+    rows: int,
+    chunk: int,
+    size: SamplingSize | None = None,
+    *,
+    overlaps: bool = False,
+) -> int:
+    """Host memory that the device reads and writes: a step's answer and inputs, shortlists, and
+    through which the cache's blocks and adapters travel."""
+    size = size or SamplingSize(decoder.vocab, min(SHORTLIST, decoder.vocab), WATCHED)
+    chunk = min(chunk, graph.context)
+    step = _FLOAT32 * rows * decoder.vocab
+    prompt = _FLOAT32 * max(
+        most_logits(decoder.vocab, chunk) * decoder.vocab, chunk * decoder.hidden
+    )
+    answer = step + prompt if overlaps else max(step, prompt)
+    token = cache_bytes(decoder, replace(graph, context=1), 1)
+    blocks = min(max(token, kv.STAGED_BYTES), graph.context * token)
+    widest = max((max(t, n) for t, _, n in _groups(decoder, graph)), default=0)
+    staged = max(bank.STAGED_BYTES, widest * _item(graph))
+    return answer + blocks + staged + size.pinned_bytes(rows) + _inputs(decoder, graph, rows, chunk)
+
+
+def overlap_bytes(
+    decoder: DecoderSpec, graph: GraphSpec, rows: int, chunk: int, scratch: int
+) -> int:
+    """What a prompt's chunk beside decode steps takes more: scratch memory of its own, states of
+    both, and room for a row of one layer's keys or values that changes places."""
+    states = _FLOAT32 * min(rows, min(chunk, graph.context)) * decoder.hidden
+    row = graph.context * decoder.kv_heads * decoder.head_dim * _item(graph)
+    return scratch + states + row
+
+
+def _inputs(decoder: DecoderSpec, graph: GraphSpec, rows: int, chunk: int) -> int:
+    """Of decode steps and of a prompt's: tokens, positions, indices, gates; each rounded up."""
+    gates = {group: graph.max_bank_rank * len(PARTS[group]) for _, group in places(decoder, graph)}
+    columns = sum(gates.values()) * _item(graph)
+    tensors = _INDICES + len(gates)
+    steps = rows * (_INDICES * _INT64 + columns)
+    prompt = _INDICES * _INT64 * chunk + columns
+    return steps + prompt + 2 * tensors * ALIGNMENT
+
+
 def memory_plan(
-    bundle: Bundle, rows: int, weights: int, workspace: int, chunk: int = PREFILL_TOKENS
+    bundle: Bundle,
+    rows: int,
+    weights: int,
+    workspace: int,
+    chunk: int = PREFILL_TOKENS,
+    pinned: int = 0,
+    overlap: int = 0,
 ) -> MemoryPlan:
     """`workspace`: what layers take while they run, as the builder or the engine said; `chunk`:
-    tokens of a prompt's step."""
+    tokens of a prompt's step; `pinned`: of `pinned_bytes`, where that is the GPU's memory too;
+    `overlap`: of `overlap_bytes`, where prompts are read beside decode steps."""
     decoder, graph = bundle.decoder, bundle.graph
     return MemoryPlan(
         weights=weights,
@@ -69,6 +126,8 @@ def memory_plan(
         + vectors_bytes(decoder, graph, rows),
         logits=rows * decoder.vocab * _FLOAT32,
         floor=FLOOR_BYTES,
+        overlap=overlap,
+        pinned=pinned,
     )
 
 

@@ -112,7 +112,7 @@ def test_rows_and_processors_are_parts_of_the_key(bundle: Path):
 
 def test_an_attention_without_a_kernel_names_the_other_dialect(tmp_path: Path, cache: EngineCache):
     bundle = random_bundle(tmp_path / "float32", QWEN3, FLOAT32)
-    with pytest.raises(Unsupported, match="--dialect legacy"):
+    with pytest.raises(Unsupported, match="--dialect both or legacy"):
         built(bundle, cache)
     assert cache.stored() == []
 

@@ -18,7 +18,7 @@ PROMPT = [3, 4, 5, 6, 7, 80, 11, 12]
 def test_a_prefix_is_copied_to_another_row(
     gpu: Bench, reference: Reference, monkeypatch: pytest.MonkeyPatch, staged: int
 ):
-    monkeypatch.setattr(kv, "_STAGED_BYTES", staged)
+    monkeypatch.setattr(kv, "STAGED_BYTES", staged)
     engine = gpu.open()
     tokens = np.array(PROMPT, np.int64)
     engine.prefill(1, tokens, 0)

@@ -21,11 +21,23 @@ def test_a_step_that_does_not_wait_for_the_banks_writes_answers_wrongly(
 ):
     engine = gpu.open()
     monkeypatch.setattr(Cuda, "wait", lambda *_: None)
+    gpu.cuda.order.strict = False
     a = random_adapter(QWEN2, 1)
     mix = (MixEntry(engine.add_adapter(a), 1.0),)
     logits = engine.prefill(0, np.array(PROMPT, np.int64), 0, mix)
     assert not np.abs(logits - reference.logits(PROMPT, (Weighted(a),))).max() < 1e-2
     monkeypatch.undo()
+    engine.close()
+
+
+def test_and_is_told_what_may_run_at_the_same_time(gpu: Bench, monkeypatch: pytest.MonkeyPatch):
+    engine = gpu.open()
+    monkeypatch.setattr(Cuda, "wait", lambda *_: None)
+    mix = (MixEntry(engine.add_adapter(random_adapter(QWEN2, 1)), 1.0),)
+    with pytest.raises(AssertionError, match="a copy and a run of profile 0 may run at the same"):
+        engine.prefill(0, np.array(PROMPT, np.int64), 0, mix)
+    monkeypatch.undo()
+    gpu.cuda.order.strict = False
     engine.close()
 
 

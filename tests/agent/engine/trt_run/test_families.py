@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from remora_agent.bank.weights import AdapterWeights
+from remora_agent.engine.probe import FLOAT32_TOLERANCE, load_golden, prove
 from remora_agent.engine.protocol import MixEntry
 from remora_contract.bundle import load_bundle
 from remora_contract.digests import digest_bytes
@@ -54,6 +55,17 @@ def check(tmp_path: Path, form: str, tolerance: float = 1e-4, **options) -> None
 @pytest.mark.parametrize("form", ["qwen3", "gemma2", "stablelm"])
 def test_a_family_answers_what_transformers_answers(tmp_path: Path, form: str):
     check(tmp_path, form)
+
+
+def test_either_graph_of_one_bundle_gives_an_engine_that_its_golden_prompts_prove(tmp_path: Path):
+    _, bundle = export(tmp_path, "qwen3", dialect="both")
+    golden, checked = load_golden(bundle), []
+    for dialect in (None, "legacy"):
+        entry = build(bundle, tmp_path / f"{dialect}", rows=2, dialect=dialect)
+        engine = Bench(bundle, entry).open(rows=2)
+        checked.append(prove(engine, golden, FLOAT32_TOLERANCE))
+        engine.close()
+    assert checked[0] == checked[1] > 20
 
 
 @pytest.mark.slow
