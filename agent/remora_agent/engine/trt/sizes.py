@@ -79,7 +79,7 @@ def pinned_bytes(
     answer = step + prompt if overlaps else max(step, prompt)
     token = cache_bytes(decoder, replace(graph, context=1), 1)
     blocks = min(max(token, kv.STAGED_BYTES), graph.context * token)
-    widest = max((max(t, n) for t, _, n in _groups(decoder, graph)), default=0)
+    widest = max((max(t, n) for t, _, _, n in _groups(decoder, graph)), default=0)
     staged = max(bank.STAGED_BYTES, widest * _item(graph))
     return answer + blocks + staged + size.pinned_bytes(rows) + _inputs(decoder, graph, rows, chunk)
 
