@@ -158,7 +158,7 @@ def _read(path: Path, adapter: Adapter, decoder: DecoderSpec) -> memoryview:
     promised = expected_tensors(adapter, decoder).values()
     limit = 8 + _MAX_HEADER_BYTES + sum(e.bytes for e in promised)
     try:
-        with path.open("rb", buffering=0) as file:
+        with open(path, "rb", buffering=0, opener=_open_at_once) as file:
             size = os.fstat(file.fileno()).st_size
             if size != declared.size or size > limit:
                 raise ArtifactInvalid(f"{path} has {size} bytes, not {declared.size}: truncated?")
@@ -168,6 +168,11 @@ def _read(path: Path, adapter: Adapter, decoder: DecoderSpec) -> memoryview:
     if digest_bytes(data) != declared.digest:
         raise ArtifactInvalid(f"{path} is damaged: its digest is not {declared.digest}")
     return data
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Opening a pipe would wait for somebody to write to it; its size then says what it is not."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _filled(file: FileIO, size: int) -> memoryview:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
 from rich.console import Console
@@ -36,8 +36,10 @@ class Lines:
         step = (phase, int(done / _STEP + 1e-9))
         if step != self._last:
             self._last = step
-            self._stream.write(f"{phase} {done:.0%}\n")
-            self._stream.flush()
+            # On a full disk, say: what is told of the work is no reason to end it.
+            with suppress(OSError):
+                self._stream.write(f"{phase} {done:.0%}\n")
+                self._stream.flush()
 
 
 @contextmanager

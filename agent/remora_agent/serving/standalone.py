@@ -51,7 +51,9 @@ def run(assignment: Assignment, options: StandaloneOptions, say: Callable[[str],
         try:
             with shown(sys.stderr) as progress:
                 open_model(stack, assignment, progress)
-            say(headline(assignment, address) + also_on(stack.openai_address, options.stack))
+            announce(
+                headline(assignment, address) + also_on(stack.openai_address, options.stack), say
+            )
             notify(READY)
             watch(stack, stop)
         except Cancelled:
@@ -59,6 +61,14 @@ def run(assignment: Assignment, options: StandaloneOptions, say: Callable[[str],
         finally:
             notify(STOPPING)
             stack.stop(options.drain_s)
+
+
+def announce(line: str, say: Callable[[str], None]) -> None:
+    """Serving does not depend on whether its output can be written, to a full disk, say."""
+    try:
+        say(line)
+    except OSError as e:
+        log.warning("serve.unheard", extra={"line": line, "error": e.strerror or str(e)})
 
 
 def open_model(stack: ServingStack, assignment: Assignment, progress: Progress) -> None:

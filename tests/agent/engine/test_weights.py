@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -89,6 +90,20 @@ def test_a_changed_byte_is_noticed(sidecar: Path, bundle: Bundle):
     data[-1] ^= 1
     (sidecar / WEIGHTS_FILE).write_bytes(data)
     with pytest.raises(ArtifactInvalid, match="damaged"):
+        load_weights(sidecar, bundle)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "directory"])
+def test_what_is_no_file_is_refused_at_once(sidecar: Path, bundle: Bundle, kind: str):
+    path = sidecar / WEIGHTS_FILE
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)  # nobody ever writes to it
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    with pytest.raises(ArtifactInvalid, match=r"truncated|cannot be read"):
         load_weights(sidecar, bundle)
 
 

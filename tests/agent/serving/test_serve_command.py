@@ -17,7 +17,7 @@ from tritonclient.grpc import InferenceServerClient
 from typer.testing import CliRunner
 
 from remora_agent.cli import build_app
-from remora_agent.client import Client
+from remora_agent.client import Client, Retry
 from remora_agent.runtime.api import FinishReason
 from remora_agent.serving.standalone import parse_adapters, parse_use_case
 from remora_contract.errors import RemoraError, RequestInvalid, Unavailable
@@ -179,3 +179,21 @@ def test_an_unchanged_triton_client_reaches_the_process(real_bundles):
             with streaming(triton) as stream:
                 stream.send(model, "hello", **OPTIONS)
                 assert "".join(text_of(r) for r in stream.all()) == want
+
+
+def test_it_serves_although_nothing_it_says_can_be_written(real_bundles, tmp_path):
+    """Its output goes to a file on a disk that is full."""
+    unix = tmp_path / "s"
+    arguments = command(
+        *("serve", real_bundles.plain, "--listen", f"unix:{unix}", "--threads", 1),
+        *("--cache-dir", real_bundles.cache, "--log-level", "debug"),
+    )
+    with Path("/dev/full").open("w") as full:
+        process = subprocess.Popen(arguments, stdout=full, stderr=full)
+    retry = Retry(attempts=60, timeout_s=60)
+    with process, Client(f"unix:{unix}", retry=retry) as client:
+        try:
+            assert len(client.generate("Hello", max_tokens=4, ignore_eos=True).text) > 0
+            assert process.poll() is None
+        finally:
+            process.kill()

@@ -12,6 +12,7 @@ from remora_contract.errors import RequestInvalid, Unsupported
 EMPTY_FINAL = "triton_enable_empty_final_response"
 TIMEOUT = "timeout"
 PRIORITY = "priority"
+RAW_SIZE = "binary_data_size"
 PRIORITY_LEVELS = 100  # 1 goes first; the last is the default
 # Parameters of other servers, and why not.
 _REFUSED = {
@@ -65,8 +66,19 @@ def request_parameters(given: Mapping[str, Any]) -> RequestParameters:
     )
 
 
+def check_input_parameters(given: Mapping[str, Any], raw: bytes | None, where: str) -> None:
+    """An input's own parameters. KServe's client tells the size of raw values over gRPC too, where
+    it adds nothing; no other is known. Raises Unsupported, RequestInvalid."""
+    for name in sorted(given):
+        if name != RAW_SIZE:
+            raise _unknown(name, f"{where}: ")
+        told, found = _chosen(name, given[name], Kind.INTEGER), len(raw or b"")
+        if told != found:
+            raise RequestInvalid(f"{where}: parameter {name} is {told}; {found} raw bytes came")
+
+
 def refuse_parameters(given: Mapping[str, Any], where: str) -> None:
-    """A tensor's own parameters: none is known. Raises Unsupported, RequestInvalid."""
+    """An output's own parameters: none is known. Raises Unsupported, RequestInvalid."""
     for name in sorted(given):
         raise _unknown(name, f"{where}: ")
 

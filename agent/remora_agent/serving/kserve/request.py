@@ -27,7 +27,7 @@ from remora_agent.serving.kserve.inputs import (
 from remora_agent.serving.kserve.outputs import needs_logprobs, wanted_outputs
 from remora_agent.serving.kserve.parameters import (
     RequestParameters,
-    refuse_parameters,
+    check_input_parameters,
     request_parameters,
 )
 from remora_agent.serving.kserve.sampling_json import SamplingJson, parse_sampling_json
@@ -65,8 +65,9 @@ def inference(request: pb.ModelInferRequest) -> Inference:
     refuse_unknown_fields(request)
     if request.id:
         check_request_id(request.id)
-    for given in request.inputs:
-        refuse_parameters(given.parameters, f"input {given.name[:80]}")
+    raw = dict(enumerate(request.raw_input_contents))
+    for i, given in enumerate(request.inputs):
+        check_input_parameters(given.parameters, raw.get(i), f"input {given.name[:80]}")
     parameters = request_parameters(request.parameters)
     tensors = input_tensors(request, len(INPUTS))
     own = _joined([(t.name, tensor_value(t)) for t in tensors], parameters.values.items())

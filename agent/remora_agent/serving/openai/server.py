@@ -140,6 +140,7 @@ def _config(app: object, options: OpenAiOptions) -> uvicorn.Config:
         ws="none",
         lifespan="off",
         log_config=None,
+        log_level=logging.ERROR,  # what is no HTTP or asks for an upgrade fills no log
         access_log=False,
         proxy_headers=False,
         server_header=False,

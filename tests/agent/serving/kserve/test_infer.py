@@ -301,6 +301,20 @@ def test_parameters_are_refused_by_name(served, triton, parameters, status, name
     assert refused.value.status() == f"StatusCode.{status}"
 
 
+def test_the_size_that_kserves_client_tells_of_raw_values_is_checked(served, triton, text):
+    """It comes with every input of its InferenceGRPCClient."""
+    given = inputs("hello")
+    for one in given:
+        one._input.parameters["binary_data_size"].int64_param = len(one._raw_content)
+    assert text_of(triton.infer("base", given)) == text("hello")
+    given[0]._input.parameters["binary_data_size"].int64_param += 1
+    with pytest.raises(InferenceServerException, match="binary_data_size is 10; 9 raw bytes"):
+        triton.infer("base", given)
+    given[0]._input.parameters["binary_data_size"].string_param = "9"
+    with pytest.raises(InferenceServerException, match="takes int64_param"):
+        triton.infer("base", given)
+
+
 def test_sequences_are_refused(served, triton):
     with pytest.raises(InferenceServerException, match="sequence_"):
         triton.infer("base", inputs("x"), sequence_id=7, sequence_start=True)

@@ -130,6 +130,15 @@ def test_a_timeout_is_microseconds_and_zero_is_none():
         request_parameters({"timeout": parameter(int64_param=-1)})
 
 
+def test_a_size_of_raw_values_that_are_not_there_is_refused():
+    request = pb.ModelInferRequest(model_name="m")
+    given = request.inputs.add(name="text_input", datatype="BYTES", shape=[1])
+    given.contents.bytes_contents.append(b"hello")
+    given.parameters["binary_data_size"].int64_param = 9
+    with pytest.raises(RequestInvalid, match="0 raw bytes came"):
+        inference(request)
+
+
 def test_a_field_of_a_newer_protocol_is_refused():
     request = one("BYTES", [1], struct.pack("<I", 1) + b"x")
     request.MergeFromString(b"\xc2\x3e\x01x")  # field 1000

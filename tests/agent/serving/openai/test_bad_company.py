@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
 import threading
 from contextlib import suppress
@@ -189,6 +190,22 @@ def test_garbage_and_upgrades_are_refused_without_harm(own_http):
                 continue
             assert answer == b"" or answer.startswith(b"HTTP/1.1 40")
     assert http.raw.get("/health").status_code == 200
+
+
+def test_bytes_that_are_no_http_and_upgrades_fill_no_log(own_http, caplog):
+    """Any caller can send them, as many as it likes, before it proves who it is."""
+    http = own_http
+    address = http.stack.openai_address
+    upgrade = (
+        b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    )
+    with caplog.at_level(logging.WARNING):
+        for sent in (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", upgrade):
+            with socket.create_connection((address.host, address.port)) as connection:
+                connection.settimeout(10)
+                connection.sendall(sent)
+                assert connection.recv(1000).startswith(b"HTTP/1.1 ")
+    assert caplog.messages == []
 
 
 def test_one_connection_serves_many_requests(http):
