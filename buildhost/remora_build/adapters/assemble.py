@@ -122,9 +122,7 @@ class Assembly:
         name = binding.tensors.get("B.bias")
         if name is None:
             return None
-        bias = self._tensors.float32(name)
-        check_finite(bias, name)
-        return scaled(bias, binding.scaling, name)
+        return scaled(self._tensors.float32(name), binding.scaling, name)
 
     def _add_tokens(self, result: Factors) -> None:
         changes: dict[tuple[str, str], Array] = {}
