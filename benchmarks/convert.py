@@ -3,10 +3,10 @@
     python benchmarks/convert.py [--work DIR] [--rounds N] [--edgellm-python PYTHON]
 
 The wall time of the whole command, imports included, as a person waits for it. Each round runs each
-program once, in turn, after other programs have paused; a run during which they took a quarter of a
-core or more counts only when no quiet one was had. On a busy machine the processor's seconds say
-more than the clock's; Python with numpy alone is the measure beside them. With --edgellm-python, NVIDIA's
-tensorrt-edgellm-process-lora of that environment takes its turns.
+program once, in turn, after other programs have paused; a run during which they took a quarter of
+a core or more counts only when no quiet one was had. On a busy machine the processor's seconds say
+more than the clock's; Python with numpy alone is the measure beside them. With --edgellm-python,
+NVIDIA's tensorrt-edgellm-process-lora of that environment takes its turns.
 """
 
 from __future__ import annotations
@@ -126,7 +126,16 @@ def measure(programs: Mapping[str, Sequence[str]], rounds: int) -> dict[str, Run
 
 def _table(measured: Mapping[str, Runs]) -> Table:
     table = Table(title=f"Conversion of a rank-{RANK} all-linear adapter, Qwen2.5-0.5B-shaped")
-    columns = ("program", "seconds", "fastest", "CPU seconds", "of bare", "peak RSS MB", "runs", "goal")
+    columns = (
+        "program",
+        "seconds",
+        "fastest",
+        "CPU seconds",
+        "of bare",
+        "peak RSS MB",
+        "runs",
+        "goal",
+    )
     for column in columns:
         table.add_column(column, justify="left" if column == "program" else "right")
     for title, runs in measured.items():

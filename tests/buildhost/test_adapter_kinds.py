@@ -3,12 +3,14 @@ the portable graph and the device's engine, float32 within 1e-4, rows of one bat
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from remora_agent.bank.weights import load_weights
 from remora_agent.engine.cache import EngineCache
@@ -17,6 +19,8 @@ from remora_agent.engine.protocol import Engine, MixEntry, RowStep
 from remora_build.adapters.convert import Help, convert_adapter
 from remora_build.export.exporter import export_checkpoint
 from remora_build.export.options import ExportOptions
+from remora_build.merge.adapter import Weighted
+from remora_build.merge.merger import merge_adapters
 from remora_contract.bundle import load_bundle
 from remora_contract.errors import AdapterInvalid, Incompatible, Refused, RequestInvalid
 from tests.buildhost.test_adapter_logits import reference
@@ -56,6 +60,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "dora embed": {"r": 3, "target_modules": ["embed_tokens", "lm_head"], "use_dora": True},
     "head bias": {"r": 3, "target_modules": ["lm_head", "q_proj"], "lora_bias": True},
     "tokens": {"r": 2, "target_modules": QV, "trainable_token_indices": [3, 5, 200]},
+    "tokens below a tied head's lora": {
+        "r": 2,
+        "target_modules": ["q_proj", "lm_head"],
+        "trainable_token_indices": [3, 5, 200],
+    },
     "tied embeddings": {
         "r": 2,
         "target_modules": ["embed_tokens", "q_proj"],
@@ -202,6 +211,26 @@ def test_biases_and_tokens_take_a_weight_as_factors_do(world: World, tmp_path: P
     for handle in handles:
         world.engine.remove_adapter(handle)
     assert worst(found, reference(world.checkpoint, tokens, peft_dir)) <= TOLERANCE
+
+
+def test_a_merge_is_refused_on_another_checkpoint_than_the_bundle_was_made_of(
+    world: World, tmp_path: Path
+) -> None:
+    """Of the same shapes, which is all that PEFT's own files tell."""
+    peft_dir, _ = converted(world, tmp_path, "one", r=2, use_dora=True, target_modules=QV)
+    other = tmp_path / "other"
+    shutil.copytree(world.checkpoint, other)
+    weights = load_file(other / "model.safetensors")
+    name = next(n for n in weights if n.endswith("up_proj.weight"))
+    weights[name] = weights[name] * np.float32(1.001)
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    merged = [Weighted(peft_dir)]
+
+    with pytest.raises(Refused, match="not the base of the bundle: its weights"):
+        merge_adapters(other, merged, tmp_path / "out", base=world.bundle_dir)
+    assert not (tmp_path / "out").exists()
+    merge_adapters(world.checkpoint, merged, tmp_path / "out", base=world.bundle_dir)
+    merge_adapters(other, merged, tmp_path / "unasked")
 
 
 @pytest.mark.parametrize(
