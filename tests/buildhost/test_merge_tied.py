@@ -38,6 +38,11 @@ PARTED: dict[str, dict[str, Any]] = {
         "target_modules": ["q_proj", "lm_head"],
         "trainable_token_indices": [1, 2],
     },
+    "ensured, and scaled apart": {
+        "target_modules": ["q_proj", "lm_head"],
+        "ensure_weight_tying": True,
+        "alpha_pattern": {"embed_tokens": 20},
+    },
     "other tokens of each": {"trainable_token_indices": {"lm_head": [1, 2], "embed_tokens": [3]}},
 }
 KEPT: dict[str, dict[str, Any]] = {

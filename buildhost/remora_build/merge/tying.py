@@ -65,9 +65,14 @@ def follow_tie(
             )
         followed[tie.head] = replace(head, rows=embedding.rows)
     only_tokens = embedding.rows and not embedding.products and not _trains(head)
-    if ensured or only_tokens:
+    if only_tokens or (ensured and _scales(head) in ([], _scales(embedding))):
         followed[tie.head] = embedding
     return followed
+
+
+def _scales(change: Change) -> list[float]:
+    """alpha_pattern may name one of the two alone: then they have the same factors and differ."""
+    return [product.scale for product in change.products]
 
 
 def parts(changes: Changes, tie: Tie) -> bool:
