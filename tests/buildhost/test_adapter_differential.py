@@ -157,7 +157,7 @@ def trained(
         with peft_quiet():
             make_peft_adapter(world.checkpoint, peft_dir, seed=seed, **config)
             return reference(world.checkpoint, tokens, peft_dir)
-    except (ValueError, TypeError, RuntimeError, IndexError):
+    except (ValueError, TypeError, RuntimeError, IndexError, AttributeError):
         return None
 
 
