@@ -22,7 +22,13 @@ from remora_build.export.options import ExportOptions
 from remora_build.merge.adapter import Weighted
 from remora_build.merge.merger import merge_adapters
 from remora_contract.bundle import load_bundle
-from remora_contract.errors import AdapterInvalid, Incompatible, Refused, RequestInvalid
+from remora_contract.errors import (
+    AdapterInvalid,
+    Incompatible,
+    Refused,
+    RequestInvalid,
+    Unsupported,
+)
 from tests.buildhost.test_adapter_logits import reference
 from tests.support.adapters import make_peft_adapter
 from tests.support.bank_feed import feed
@@ -163,6 +169,14 @@ def test_each_kind_answers_as_peft_on_graph_and_engine(
     assert worst(beside[:1], wanted) <= TOLERANCE
     assert worst(beside[1:], plain[1:]) <= TOLERANCE
     assert worst(alone, plain[:1]) > 20 * TOLERANCE  # it does change something
+
+
+def test_dora_on_a_head_that_shares_trained_tokens_is_refused(world: World, tmp_path: Path) -> None:
+    if not load_bundle(world.bundle_dir).decoder.tied_embeddings:
+        pytest.skip("the head has rows of its own")
+    kind = {"target_modules": ["lm_head"], "trainable_token_indices": [5], "use_dora": True}
+    with pytest.raises(Unsupported, match="lm_head has DoRA, and shares the trained tokens"):
+        converted(world, tmp_path, "one", r=2, **kind)
 
 
 def test_rows_with_every_kind_of_adapter_answer_in_one_batch(world: World, tmp_path: Path) -> None:

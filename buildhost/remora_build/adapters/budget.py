@@ -18,8 +18,8 @@ MATCHING_S = 20.0  # of the processor; 10,000 modules take less than one
 
 @contextmanager
 def matching(where: str) -> Iterator[None]:
-    """Raises AdapterInvalid out of its block after MATCHING_S. Only in the main thread,
-    in which commands run: Python tells signals to no other."""
+    """Raises AdapterInvalid out of its block after MATCHING_S. Only in the main thread, in which
+    commands run: Python tells signals to no other."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

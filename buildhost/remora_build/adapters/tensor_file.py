@@ -39,7 +39,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     names = sorted(tensors, key=lambda n: (_WIDEST_FIRST.index(tensors[n].dtype), n))
     start = _header({name: tensors[name] for name in names})
     hasher = hashlib.sha256(start)
-    with path.open("wb", buffering=0) as f:
+    with path.open("wb") as f:
         f.write(start)
         for name in names:
             rows = np.asarray(tensors[name].values(), tensors[name].dtype, order="C")
@@ -47,9 +47,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
                 raise ValueError(f"{name} is {rows.shape}, said to be {tensors[name].shape}")
             block = rows.reshape(-1).view(np.uint8).data
             hasher.update(block)
-            done = 0
-            while done < len(block):
-                done += f.write(block[done:])
+            f.write(block)
     return "sha256:" + hasher.hexdigest()
 
 

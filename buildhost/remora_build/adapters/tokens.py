@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from remora_build.adapters.bound import TokenRows
-from remora_build.adapters.fields import MERGE
 from remora_build.adapters.modules import ModuleTable
 from remora_build.adapters.settings import LoraSettings
 from remora_build.adapters.sidecar import Factor
@@ -48,13 +47,13 @@ def bind_tokens(
             )
         if set(parts) & {"A", "embedding_A"}:
             raise AdapterInvalid(
-                f"{module} has trained tokens beside LoRA, which PEFT itself does not train there"
+                f"{module} has trained tokens beside a LoRA of its own, which PEFT itself cannot load"
             )
         is_embedding = module == table.embedding
         if follows and "magnitude" in found.get(table.head, {}):
             raise Unsupported(
                 f"{table.head} has DoRA, and shares the trained tokens of the embedding: its norms "
-                f"would be those of other rows; {MERGE}"
+                "would be those of other rows; train the tokens without DoRA on the head"
             )
         rows.append(TokenRows("embed" if is_embedding else "head", tokens, parts["tokens"]))
         if is_embedding and follows:
