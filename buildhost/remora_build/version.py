@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
+from remora_contract import __version__
 
 
 def exporter_name() -> str:
     """`remora 0.1.0`: goes into every bundle and adapter document."""
-    return f"remora {version('remora')}"
+    return f"remora {__version__}"

@@ -13,6 +13,7 @@ on experts have a [experts, k, r] and b [experts, r, n].
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -80,7 +81,7 @@ class Adapter:
         if any(token < 0 for token in self.invocation_tokens):
             raise ValueError("an invocation token is negative")
 
-    @property
+    @cached_property
     def digest(self) -> str:
         return digest_document(self)
 

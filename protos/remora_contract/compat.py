@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from remora_contract.adapter import Adapter, TargetRank
 from remora_contract.bundle import Bundle
 from remora_contract.digests import short
-from remora_contract.engine import PROCESSORS
 from remora_contract.errors import Refusal
-from remora_contract.release import Constraints
 from remora_contract.targets import MODEL_GROUPS, Projection
 from remora_contract.versions import is_in_range, version_numbers
+
+if TYPE_CHECKING:  # those who ask of adapters alone need not import it
+    from remora_contract.release import Constraints
 
 _UNKNOWN = "unknown: the device does not say"
 
@@ -104,6 +106,8 @@ def constraint_refusals(
     has their versions, `engine_key` the fields of the engines that fit (`remora_contract.engine`);
     0 bytes, as "" for a version, mean that the device did not say. `disk_free_bytes` None: nothing
     has to be fetched."""
+    from remora_contract.engine import PROCESSORS
+
     refusals = [
         *_agent_refusals(wants, agent_version),
         *_backend_refusals(wants, backends),

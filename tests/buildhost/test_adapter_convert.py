@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
+from remora_build.adapters import budget
 from remora_build.adapters.convert import convert_adapter
 from remora_build.adapters.matching import module_path, target_of
 from remora_contract.adapter import ADAPTER_JSON, WEIGHTS_FILE, Adapter, load_adapter
@@ -203,6 +205,18 @@ def test_a_broken_pattern_is_shown(convert: Callable[..., Adapter], pattern: str
         convert(plain_config(target_modules=pattern))
     with pytest.raises(AdapterInvalid, match="no regular expression"):
         convert(plain_config(rank_pattern={pattern: 2}))
+
+
+@pytest.mark.parametrize("field", ["target_modules", "rank_pattern"])
+def test_a_pattern_that_never_ends_is_an_error(
+    convert: Callable[..., Adapter], field: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budget, "MATCHING_S", 0.3)
+    pattern = r"((([a-z_.0-9]+)+)+)+!"
+    value = pattern if field == "target_modules" else {pattern: 3}
+    with pytest.raises(AdapterInvalid, match=r"need more than 0\.3 s"):
+        convert(plain_config(**{field: value}))
+    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
 
 
 def test_a_rank_the_config_does_not_say_is_an_error(convert: Callable[..., Adapter]) -> None:

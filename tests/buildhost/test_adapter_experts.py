@@ -134,6 +134,23 @@ def test_experts_trained_one_by_one_are_carried_as_stacked_ones(
         convert_adapter(tmp_path / "split", tmp_path / "c", base=world.bundle_dir)
 
 
+def test_an_adapter_that_lost_the_tensors_of_all_experts_is_an_error(
+    world: World, tmp_path: Path
+) -> None:
+    """A name that only experts have must have some of them; one that the shared expert has too may
+    mean that alone."""
+    family = load_bundle(world.bundle_dir).decoder.family
+    names = ["q_proj", "w1" if family == "mixtral" else "down_proj"]
+    trained = make_peft_adapter(
+        world.checkpoint, tmp_path / "peft", seed=1, r=2, target_modules=["q_proj"]
+    )
+    path = trained / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"target_modules": names}))
+    lost = "shared_expert" if family == "qwen2_moe" else r"experts\.0\."
+    with pytest.raises(AdapterInvalid, match=rf"tensors are missing: .*{lost}"):
+        convert_adapter(trained, tmp_path / "out", base=world.bundle_dir)
+
+
 def test_an_adapter_on_the_router_is_refused_by_its_name(world: World, tmp_path: Path) -> None:
     peft_dir = make_peft_adapter(
         world.checkpoint, tmp_path / "peft", seed=1, r=2, target_modules=["q_proj"],

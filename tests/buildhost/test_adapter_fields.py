@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from remora_build.adapters.fields import FIELDS, check_fields
+from remora_build.adapters.fields import CARRIED, FIELDS
 from remora_build.adapters.initial import check_initial
 from remora_build.adapters.settings import parse_settings
 from remora_contract.errors import AdapterInvalid, RemoraError, Unsupported
@@ -52,19 +52,19 @@ def test_peft_defaults_are_accepted() -> None:
 
     config = json.loads(json.dumps(peft.LoraConfig(task_type="CAUSAL_LM").to_dict(), default=vars))
 
-    check_fields(config, "adapter_config.json")
+    CARRIED.check(config, "adapter_config.json")
 
 
 @pytest.mark.parametrize("name", NEUTRAL)
 def test_a_feature_that_is_not_carried_is_refused_by_its_name(name: str) -> None:
     with pytest.raises(Unsupported, match=rf"file: {name} = .+: \w"):
-        check_fields({name: {"something": 1}}, "file")
+        CARRIED.check({name: {"something": 1}}, "file")
 
 
 @pytest.mark.parametrize("name", NEUTRAL)
 def test_a_neutral_value_is_accepted(name: str) -> None:
     for value in FIELDS[name].neutral:
-        check_fields({name: value}, "file")
+        CARRIED.check({name: value}, "file")
 
 
 @pytest.mark.parametrize("name", ["pissa", "pissa_niter_4", "olora", "corda", "lora_ga"])
@@ -82,7 +82,7 @@ def test_an_initialisation_that_cannot_be_undone_is_refused(name: object) -> Non
 
 def test_zero_does_not_pass_for_false() -> None:
     with pytest.raises(Unsupported, match="use_qalora"):
-        check_fields({"use_qalora": 0}, "file")
+        CARRIED.check({"use_qalora": 0}, "file")
     with pytest.raises(AdapterInvalid, match="use_dora"):
         parse_settings(plain_config(use_dora=0), "file")
 
@@ -98,18 +98,18 @@ def test_every_field_says_in_one_sentence_what_becomes_of_it() -> None:
 @pytest.mark.parametrize("value", [True, 1, "x", [0], {"a": None}])
 def test_an_unknown_field_that_says_something_is_refused(value: object) -> None:
     with pytest.raises(Unsupported, match="use_lora_of_2031"):
-        check_fields({"use_lora_of_2031": value}, "file")
+        CARRIED.check({"use_lora_of_2031": value}, "file")
 
 
 @pytest.mark.parametrize("value", [None, False, "", [], {}])
 def test_an_unknown_field_that_says_nothing_is_accepted(value: object) -> None:
-    check_fields({"use_lora_of_2031": value}, "file")
+    CARRIED.check({"use_lora_of_2031": value}, "file")
 
 
 @pytest.mark.parametrize("peft_type", ["LOHA", "IA3", "ADALORA", "PREFIX_TUNING"])
 def test_other_adapter_types_are_refused_before_their_fields(peft_type: str) -> None:
     with pytest.raises(Unsupported, match=r"peft_type = .*only LORA"):
-        check_fields({"a_field_of_theirs": 1, "peft_type": peft_type}, "file")
+        CARRIED.check({"a_field_of_theirs": 1, "peft_type": peft_type}, "file")
 
 
 def test_a_config_without_a_type_is_no_adapter() -> None:

@@ -4,12 +4,14 @@ of one batch mixed."""
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from remora_agent.bank.weights import load_weights
 from remora_agent.engine.cache import EngineCache
@@ -18,8 +20,16 @@ from remora_agent.engine.protocol import Engine, MixEntry, RowStep
 from remora_build.adapters.convert import Help, convert_adapter
 from remora_build.export.exporter import export_checkpoint
 from remora_build.export.options import ExportOptions
+from remora_build.merge.adapter import Weighted
+from remora_build.merge.merger import merge_adapters
 from remora_contract.bundle import load_bundle
-from remora_contract.errors import AdapterInvalid, Incompatible, Refused, RequestInvalid
+from remora_contract.errors import (
+    AdapterInvalid,
+    Incompatible,
+    Refused,
+    RequestInvalid,
+    Unsupported,
+)
 from tests.buildhost.test_adapter_logits import reference
 from tests.support.adapters import make_peft_adapter
 from tests.support.bank_feed import feed
@@ -58,6 +68,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "dora embed": {"r": 3, "target_modules": ["embed_tokens", "lm_head"], "use_dora": True},
     "head bias": {"r": 3, "target_modules": ["lm_head", "q_proj"], "lora_bias": True},
     "tokens": {"r": 2, "target_modules": QV, "trainable_token_indices": [3, 5, 200]},
+    "tokens below a tied head's lora": {
+        "r": 2,
+        "target_modules": ["q_proj", "lm_head"],
+        "trainable_token_indices": [3, 5, 200],
+    },
     "tied embeddings": {
         "r": 2,
         "target_modules": ["embed_tokens", "q_proj"],
@@ -167,6 +182,14 @@ def test_each_kind_answers_as_peft_on_graph_and_engine(
         assert worst(after, plain[:1]) <= TOLERANCE
 
 
+def test_dora_on_a_head_that_shares_trained_tokens_is_refused(world: World, tmp_path: Path) -> None:
+    if not load_bundle(world.bundle_dir).decoder.tied_embeddings:
+        pytest.skip("the head has rows of its own")
+    kind = {"target_modules": ["lm_head"], "trainable_token_indices": [5], "use_dora": True}
+    with pytest.raises(Unsupported, match="lm_head has DoRA, and shares the trained tokens"):
+        converted(world, tmp_path, "one", r=2, **kind)
+
+
 def test_rows_with_every_kind_of_adapter_answer_in_one_batch(world: World, tmp_path: Path) -> None:
     bundle, tokens = load_bundle(world.bundle_dir), some_tokens(4)
     kinds = ["plain", "dora bias", "tokens"]
@@ -215,6 +238,26 @@ def test_biases_and_tokens_take_a_weight_as_factors_do(world: World, tmp_path: P
         for handle in handles:
             engine.remove_adapter(handle)
         assert worst(found, wanted) <= TOLERANCE
+
+
+def test_a_merge_is_refused_on_another_checkpoint_than_the_bundle_was_made_of(
+    world: World, tmp_path: Path
+) -> None:
+    """Of the same shapes, which is all that PEFT's own files tell."""
+    peft_dir, _ = converted(world, tmp_path, "one", r=2, use_dora=True, target_modules=QV)
+    other = tmp_path / "other"
+    shutil.copytree(world.checkpoint, other)
+    weights = load_file(other / "model.safetensors")
+    name = next(n for n in weights if n.endswith("up_proj.weight"))
+    weights[name] = weights[name] * np.float32(1.001)
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    merged = [Weighted(peft_dir)]
+
+    with pytest.raises(Refused, match="not the base of the bundle: its weights"):
+        merge_adapters(other, merged, tmp_path / "out", base=world.bundle_dir)
+    assert not (tmp_path / "out").exists()
+    merge_adapters(world.checkpoint, merged, tmp_path / "out", base=world.bundle_dir)
+    merge_adapters(other, merged, tmp_path / "unasked")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,18 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from remora_build.adapters.finite import all_finite
-from remora_build.adapters.tensor_file import write_tensors
+from remora_build.adapters.sidecar import Factor, cast_factors
+from remora_build.adapters.tensor_file import Tensor, write_tensors
+from remora_contract.digests import digest_file
+from remora_contract.errors import AdapterInvalid
+from remora_contract.targets import AdapterTarget
+
+
+def made(tensors: dict[str, np.ndarray]) -> dict[str, Tensor]:
+    return {
+        name: Tensor(values.dtype.name, values.shape, lambda values=values: values)  # type: ignore
+        for name, values in tensors.items()
+    }
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
@@ -51,11 +62,32 @@ def test_a_tensor_file_is_the_bytes_the_library_writes(
         name: np.arange(np.prod(shape), dtype=dtype).reshape(shape)
         for name, shape in shapes.items()
     }
-    write_tensors(tmp_path / "ours.safetensors", tensors)
+    digest = write_tensors(tmp_path / "ours.safetensors", made(tensors))
     assert (tmp_path / "ours.safetensors").read_bytes() == save(tensors)
+    assert digest == digest_file(tmp_path / "ours.safetensors")
 
 
 def test_a_transposed_tensor_is_written_in_its_own_order(tmp_path: Path) -> None:
     turned = np.arange(6, dtype=np.float32).reshape(2, 3).T
-    write_tensors(tmp_path / "a.safetensors", {"a": turned})
+    write_tensors(tmp_path / "a.safetensors", made({"a": turned}))
     assert (tmp_path / "a.safetensors").read_bytes() == save({"a": np.ascontiguousarray(turned)})
+
+
+def test_values_of_another_shape_than_announced_never_become_a_file(tmp_path: Path) -> None:
+    """The header is written before they are made."""
+    lying = Tensor("float32", (2, 3), lambda: np.zeros((3, 2), np.float32))
+    with pytest.raises(ValueError, match="said to be"):
+        write_tensors(tmp_path / "a.safetensors", {"a": lying})
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_float16_ends_where_rounding_to_it_gives_infinity(sign: int) -> None:
+    last = np.nextafter(np.float32(65520), np.float32(0))
+    for value, fits in ((last, True), (np.float32(65520), False)):
+        factor = Factor(np.full((1, 1), sign * value), np.ones((1, 1), np.float32), 1.0)
+        tensor = cast_factors({AdapterTarget(0, "q"): factor}, "float16")["layers.0.q.a"]
+        if fits:
+            assert tensor.values().item() == sign * 65504
+        else:
+            with pytest.raises(AdapterInvalid, match="--dtype float32"):
+                tensor.values()

@@ -212,3 +212,16 @@ def test_names_that_stored_experts_share_select_only_modules_in_memory(
     wanted = logits(with_adapter(base, trained))
     torch.testing.assert_close(logits(load(tmp_path / "out")), wanted, atol=1e-4, rtol=0)
     assert (wanted - logits(load(base))).abs().max() > 1e-2
+
+
+def test_an_adapter_that_lost_the_tensors_of_all_experts_is_an_error(tmp_path: Path) -> None:
+    """No other module of Mixtral is called w1, so nothing else can have been meant."""
+    base = checkpoint(tmp_path / "base", "mixtral")
+    trained = adapter(base, tmp_path / "peft", target_modules=["q_proj"])
+    path = trained / "adapter_config.json"
+    config = json.loads(path.read_text())
+    for names in (["q_proj", "w1"], r".*\.(q_proj|w1)"):
+        path.write_text(json.dumps(config | {"target_modules": names}))
+        with pytest.raises(AdapterInvalid, match=r"no tensors.*experts\.0\.w1"):
+            merge(base, tmp_path / "out", trained)
+        assert not (tmp_path / "out").exists()

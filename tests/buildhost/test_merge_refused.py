@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from remora_build.merge import factors
-from remora_build.merge.fields import FIELDS, check_fields
+from remora_build.merge.fields import FIELDS, MERGED
 from remora_build.merge.settings import parse_merge_settings
 from remora_contract.errors import AdapterInvalid, CheckpointInvalid, RemoraError, Unsupported
 from tests.buildhost.documents import plain_config, write_peft
@@ -293,13 +293,13 @@ def test_every_field_is_documented() -> None:
 @pytest.mark.parametrize("name", NEUTRAL)
 def test_a_feature_that_cannot_be_merged_is_refused_by_its_name(name: str) -> None:
     with pytest.raises(Unsupported, match=rf"file: {name} = .+: \w"):
-        check_fields({name: {"something": 1}}, "file")
+        MERGED.check({name: {"something": 1}}, "file")
 
 
 @pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga"])
 def test_an_initialisation_that_changed_the_base_is_refused(init: str) -> None:
     with pytest.raises(Unsupported, match=r"init_lora_weights.*path_initial_model"):
-        check_fields({"init_lora_weights": init}, "file")
+        MERGED.check({"init_lora_weights": init}, "file")
 
 
 @pytest.mark.parametrize(
@@ -307,12 +307,12 @@ def test_an_initialisation_that_changed_the_base_is_refused(init: str) -> None:
 )
 def test_other_kinds_of_adapter_are_refused_by_their_name(kind: str) -> None:
     with pytest.raises(Unsupported, match=rf"peft_type = '{kind}'.*only LORA"):
-        check_fields({"a_field_of_theirs": 1, "peft_type": kind}, "file")
+        MERGED.check({"a_field_of_theirs": 1, "peft_type": kind}, "file")
 
 
 def test_an_unknown_field_that_says_something_is_refused() -> None:
     with pytest.raises(Unsupported, match="use_lora_of_2031"):
-        check_fields({"use_lora_of_2031": 1}, "file")
+        MERGED.check({"use_lora_of_2031": 1}, "file")
 
 
 @pytest.mark.parametrize(

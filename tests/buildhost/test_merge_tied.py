@@ -34,6 +34,15 @@ PARTED: dict[str, dict[str, Any]] = {
     "each adapted": {"target_modules": ["q_proj", "lm_head", "embed_tokens"]},
     "dora of the embedding": {"target_modules": ["q_proj", "embed_tokens"], "use_dora": True},
     "tokens of the head": {"trainable_token_indices": {"lm_head": [1, 2]}},
+    "tokens below a LoRA of the head": {
+        "target_modules": ["q_proj", "lm_head"],
+        "trainable_token_indices": [1, 2],
+    },
+    "ensured, and scaled apart": {
+        "target_modules": ["q_proj", "lm_head"],
+        "ensure_weight_tying": True,
+        "alpha_pattern": {"embed_tokens": 20},
+    },
     "other tokens of each": {"trainable_token_indices": {"lm_head": [1, 2], "embed_tokens": [3]}},
 }
 KEPT: dict[str, dict[str, Any]] = {
@@ -118,13 +127,17 @@ def test_an_ensured_pair_that_differs_is_refused(tied: Path, tmp_path: Path) -> 
         merge(tied, tmp_path / "out", trained)
 
 
-def test_lora_on_a_head_that_shares_trained_tokens_is_refused(tied: Path, tmp_path: Path) -> None:
-    """PEFT answers with the new tokens and the LoRA in the head; only one would be merged."""
+def test_dora_on_a_head_that_shares_trained_tokens_is_refused(tied: Path, tmp_path: Path) -> None:
+    """Its magnitudes belong to norms of the rows as they were."""
     trained = adapter(
-        tied, tmp_path / "peft", target_modules=["lm_head"], trainable_token_indices=[1, 2]
+        tied,
+        tmp_path / "peft",
+        target_modules=["lm_head"],
+        trainable_token_indices=[1, 2],
+        use_dora=True,
     )
 
-    with pytest.raises(Unsupported, match=r"lm_head\.weight is adapted and shares"):
+    with pytest.raises(Unsupported, match=r"lm_head\.weight has DoRA and shares"):
         merge(tied, tmp_path / "out", trained)
     assert not (tmp_path / "out").exists()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from remora_build.adapters import fields as carried
+from remora_build.adapters.rules import Rules
 from remora_build.families import FAMILIES
 from remora_build.families.wrappers import WRAPPERS
 from remora_build.merge import fields as merged
@@ -57,10 +58,10 @@ def test_every_rope_scaling_has_a_form_that_is_run() -> None:
     assert {f for forms in evidence.ROPE_FORMS.values() for f in forms} <= set(family_forms.FORMS)
 
 
-@pytest.mark.parametrize("check", [carried.check_fields, merged.check_fields])
-def test_every_other_method_of_peft_is_refused_by_its_name(check: typing.Any) -> None:
+@pytest.mark.parametrize("rules", [carried.CARRIED, merged.MERGED])
+def test_every_other_method_of_peft_is_refused_by_its_name(rules: Rules) -> None:
     methods = other_methods()
     assert {"ADALORA", "LOHA", "LOKR", "IA3", "VERA", "PREFIX_TUNING"} <= set(methods)
     for method in methods:
         with pytest.raises(Unsupported, match=f"peft_type = '{method}'"):
-            check({"peft_type": method, "a_field_of_theirs": 1}, "adapter_config.json")
+            rules.check({"peft_type": method, "a_field_of_theirs": 1}, "adapter_config.json")

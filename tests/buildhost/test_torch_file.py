@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -80,6 +82,47 @@ def test_a_pickle_that_would_run_a_command_is_refused_and_runs_nothing(tmp_path,
 def test_a_pickle_may_only_put_tensors_together(tmp_path, program):
     with pytest.raises(CheckpointInvalid, match="not run"):
         read_torch_entries(archive(tmp_path / "x.bin", program))
+
+
+NAMED = b"X\x01\x00\x00\x00a"
+TENSOR = (
+    b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
+    b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x04tQK\x00K\x04\x85K\x01\x85\x89}tR"
+)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        b"N" + b"r\xff\xff\xff\x0f.",  # a memo of 2^28 places; in C it is made
+        b"}" + b")" + b"\x85" * 3_000_000 + b"Ns.",  # a key that cannot be hashed without end
+        b"]" + b"\x85" * 100_000 + b".",
+        b"ccollections\nOrderedDict\n)R}X\x05\x00\x00\x00itemsctorch._utils\n"
+        b"_rebuild_tensor_v2\nsbNs.",
+        b"}" + NAMED + TENSOR + b"}X\x06\x00\x00\x00offsetJ\x00\x00\x00\x80sbs.",
+        b"\x96\xff\xff\xff\xff\x0f\x00\x00\x00.",  # a bytearray of 64 GB
+        b"\x8f(K\x01\x90.",
+    ],
+    ids=["memo", "key", "nested", "shadowed", "changed", "bytearray", "set"],
+)
+def test_a_pickle_takes_neither_memory_nor_the_process(tmp_path, program):
+    path = archive(tmp_path / "x.bin", b"\x80\x05" + program, **{"0": bytes(16)})
+    script = (
+        "import resource, sys; from pathlib import Path\n"
+        "from remora_build.checkpoint.torch_file import read_torch_entries\n"
+        "from remora_contract.errors import CheckpointInvalid\n"
+        "try: read_torch_entries(Path(sys.argv[1]))\n"
+        "except CheckpointInvalid: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+    )
+    told = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    assert int(told.stdout) < 300 << 10  # kB
+
+
+def test_the_tensor_of_those_programs_is_read_where_nothing_changes_it(tmp_path):
+    program = b"\x80\x02}" + NAMED + TENSOR + b"s."
+    path = archive(tmp_path / "x.bin", program, **{"0": bytes(16)})
+    assert read_torch_entries(path)["a"].shape == (4,)
 
 
 @settings(max_examples=200, deadline=None)

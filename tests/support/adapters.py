@@ -116,7 +116,7 @@ def _save(
                 drawn = noise * 0.1
             elif "trainable_tokens_delta" in name:
                 drawn = noise * 0.5
-            elif name.endswith(".bias") and parameter.requires_grad:
+            elif parameter.requires_grad:  # biases and whole modules
                 drawn = parameter + 0.3 * noise
             else:
                 continue

@@ -118,7 +118,9 @@ def constrained(call: GenerateCall, plan: ToolPlan | None) -> GenerateCall:
 
 class CallReading:
     """Of one answer: its events with the calls taken out of the text; Finished has them all.
-    `eager` also yields each call as it is written. Without a plan events pass as they are."""
+    `eager` also yields each call as it is written; when the answer ends within one, by a stop
+    string for one, Finished has none: half a call is none to act on, and a caller who is told all
+    at once gets it as text. Without a plan events pass as they are."""
 
     def __init__(
         self, plan: ToolPlan | None, new_id: Callable[[], str], *, eager: bool = False
@@ -133,7 +135,8 @@ class CallReading:
         if isinstance(event, Delta):
             return self._shown(self._reader.push(event.text), event)
         rest = self._shown(self._reader.finish(), Delta("", ()))
-        return [*rest, replace(event, tool_calls=tuple(self._calls))]
+        calls = () if self._reader.unfinished else tuple(self._calls)
+        return [*rest, replace(event, tool_calls=calls)]
 
     def _shown(self, pieces: list[Piece], delta: Delta) -> list[ToolEvent]:
         """The delta's tokens go with the first text."""

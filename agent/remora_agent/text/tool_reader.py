@@ -92,6 +92,11 @@ class ToolReader:
     def calls(self) -> int:
         return self._count if self._max_calls is None else min(self._count, self._max_calls)
 
+    @property
+    def unfinished(self) -> bool:
+        """The last call was handed out as it was written, and its arguments do not end yet."""
+        return self._at is _At.ARGUMENTS
+
     def push(self, text: str) -> list[Piece]:
         self._text += text
         return self._run(ended=False)

@@ -28,7 +28,7 @@ from remora_build.adapters.fold import (
     without_factors,
 )
 from remora_build.adapters.sidecar import Factor
-from remora_build.adapters.tokens import token_factor
+from remora_build.adapters.tokens import beside, token_factor
 from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import AdapterInvalid, Refused
 from remora_contract.targets import AdapterTarget
@@ -122,9 +122,7 @@ class Assembly:
         name = binding.tensors.get("B.bias")
         if name is None:
             return None
-        bias = self._tensors.float32(name)
-        check_finite(bias, name)
-        return scaled(bias, binding.scaling, name)
+        return scaled(self._tensors.float32(name), binding.scaling, name)
 
     def _add_tokens(self, result: Factors) -> None:
         changes: dict[tuple[str, str], Array] = {}
@@ -135,7 +133,8 @@ class Assembly:
             if (key := (rows.tensor, table)) not in changes:
                 changes[key] = new - self._base.rows(table, rows.tokens)
             factor = token_factor(rows, changes[key], self._decoder.vocab)
-            result[AdapterTarget(0, rows.projection)] = factor
+            target = AdapterTarget(0, rows.projection)
+            result[target] = beside(result[target], factor) if target in result else factor
 
     def _add_biases(self, result: Factors) -> None:
         for module, name in sorted(self._bound.biases.items()):

@@ -1,4 +1,7 @@
-"""A bundle as the base's weights: what its data file holds unquantized, in the bundle's dtype."""
+"""A bundle as the base's weights: what its data file holds unquantized, in the bundle's dtype.
+
+Most conversions ask nothing of it, so what reads graphs is imported inside the questions.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,9 @@ from numpy.typing import NDArray
 from remora_build.adapters.base import Array, Blocks, Rows, Table, same_rows
 from remora_build.adapters.bound import NormPlace
 from remora_build.adapters.modules import Parts
-from remora_build.graph import layout
 from remora_contract.bundle import GRAPH_FILE, Bundle
 from remora_contract.errors import ArtifactInvalid, Refused
 from remora_contract.targets import PARTS, Projection
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -47,6 +46,8 @@ class BundleBase:
         self._found = None
 
     def weight(self, parts: Parts) -> Blocks:
+        from remora_build.graph import layout
+
         target = parts[0].target
         if target.projection == "embed":
             for first, rows in self._chunks(layout.EMBED):
@@ -60,6 +61,8 @@ class BundleBase:
             yield 0, first, rows[:, begin:end].T
 
     def bias(self, parts: Parts) -> Array:
+        from remora_build.graph import layout
+
         target = parts[0].target
         begin, end = self._columns(parts)
         return self._vector(layout.group_bias(target.layer, target.group))[begin:end]
@@ -84,6 +87,8 @@ class BundleBase:
 
     def _table(self, table: Table) -> Blocks:
         """[some tokens, hidden] after each other."""
+        from remora_build.graph import layout
+
         if table == "embed" or not layout.has_head(self._bundle.decoder, self._bundle.graph):
             for first, rows in self._chunks(layout.EMBED):
                 yield first, 0, rows
@@ -95,6 +100,8 @@ class BundleBase:
             yield first, 0, np.ascontiguousarray(block.T, np.float32)
 
     def _head(self) -> Blocks:
+        from remora_build.graph import layout
+
         if layout.has_head(self._bundle.decoder, self._bundle.graph):
             for first, rows in self._chunks(layout.HEAD):
                 yield 0, first, rows.T

@@ -52,11 +52,9 @@ def _places(
     settings: LoraSettings, table: ModuleTable, found: Found, tied: bool
 ) -> Iterator[tuple[str, Place]]:
     """(module as the tensors name it, place) of all that the config selects."""
-    experts = any(part.expert is not None for m in found for part in table.modules.get(m, ()))
+    absent = _stacked_experts(settings, table, found)
     for module, parts in table.modules.items():
-        # Whether experts are modules depends on the version of transformers: the tensors tell.
-        absent = parts[0].expert is not None and not experts
-        if not absent and selects(settings, module, linear=module in table.linear):
+        if module not in absent and selects(settings, module, linear=module in table.linear):
             layout = "embedding" if module == table.embedding else "linear"
             yield module, Place(module, layout, parts)  # type: ignore[arg-type]
         elif selects_parameter(settings, weight := f"{module}.weight"):
@@ -71,6 +69,26 @@ def _places(
     chosen = [p for p in table.parameters if selects_parameter(settings, p)]
     for parameter, module in table.nested(chosen).items():
         yield module, Place(parameter, "experts", table.parameters[parameter])
+
+
+def _stacked_experts(settings: LoraSettings, table: ModuleTable, found: Found) -> set[str]:
+    """Modules of single experts that the trained model did not have, its experts being stacked.
+    That depends on the version of transformers. The tensors tell: with none of any expert, a name
+    that other modules have too selected only those. A name that only experts have must have
+    some."""
+    single = {m for m, parts in table.modules.items() if parts[0].expert is not None}
+    if single & set(found):
+        return set()
+    elsewhere = {
+        _last(m)
+        for m in table.modules.keys() - single
+        if selects(settings, m, linear=m in table.linear)
+    }
+    return {m for m in single if _last(m) in elsewhere}
+
+
+def _last(module: str) -> str:
+    return module.rpartition(".")[2]
 
 
 def _is_tied(settings: LoraSettings, table: ModuleTable, decoder: DecoderSpec) -> bool:

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
+    from remora_build.adapters.formats.manifest import ForeignAdapter
     from remora_build.export.progress import Progress
     from remora_build.inspect.render import Report
+    from remora_contract.adapter import Adapter
 
 HELP = """Convert an adapter for one base bundle: from PEFT, Remora, TensorRT Edge-LLM or
 TensorRT-LLM to Remora (the default), Edge-LLM or TensorRT-LLM.
@@ -104,7 +106,7 @@ def adapter(
     ),
 ) -> None:
     from remora_build.adapters.formats.translate import Options, translate
-    from remora_build.inspect.render import show
+    from remora_build.inspect.render import show_facts
 
     options = Options(
         source=None if source_format is None else source_format.value,
@@ -117,8 +119,8 @@ def adapter(
         initial=initial,
     )
     with _progress(silent=json or checkpoint is None) as progress:
-        translate(source, out, base=base, options=options, progress=progress)
-    show(_report(out, target), as_json=json)
+        written = translate(source, out, base=base, options=options, progress=progress)
+    show_facts(_report(out, written), as_json=json)
 
 
 @contextmanager
@@ -135,11 +137,12 @@ def _progress(*, silent: bool) -> Iterator[Progress | None]:
         yield progress
 
 
-def _report(out: Path, target: FormatOption) -> Report:
-    if target is FormatOption.remora:
-        from remora_build.inspect.adapter import describe_adapter
+def _report(out: Path, written: Adapter | ForeignAdapter) -> Report:
+    from remora_build.inspect import adapter as own
+    from remora_contract.adapter import Adapter
 
-        return describe_adapter(out)
-    from remora_build.inspect.foreign import describe_foreign
+    if isinstance(written, Adapter):
+        return own.report_of(out, written)
+    from remora_build.inspect import foreign
 
-    return describe_foreign(out)
+    return foreign.report_of(out, written)

@@ -15,6 +15,7 @@ from remora_build.adapters.assemble import Assembly, Branches, folded_tensors
 from remora_build.adapters.base import BaseWeights, NoBase
 from remora_build.adapters.base_bundle import BundleBase
 from remora_build.adapters.binding import bind
+from remora_build.adapters.budget import matching
 from remora_build.adapters.initial import check_initial, minus_initial
 from remora_build.adapters.peft_directory import open_weights, read_settings
 from remora_build.adapters.sidecar import Dtype, Factor, target_ranks, write_adapter
@@ -107,11 +108,13 @@ def read_adapter(
     check_initial(settings, initial, str(peft_dir), str(initial_dir))
     with ExitStack() as stack:
         weights = stack.enter_context(open_weights(peft_dir))
-        bound = bind(settings, weights.shapes(), bundle.decoder)
+        with matching(str(peft_dir)):
+            bound = bind(settings, weights.shapes(), bundle.decoder)
         branches: Branches = folded_tensors(weights)
         if initial_dir is not None and initial is not None:
             first = stack.enter_context(open_weights(initial_dir))
-            first_bound = bind(initial, first.shapes(), bundle.decoder)
+            with matching(str(initial_dir)):
+                first_bound = bind(initial, first.shapes(), bundle.decoder)
             branches = minus_initial(bound, weights, first_bound, first)
         own = stack.enter_context(base)
         factors = Assembly(bound, bundle.decoder, weights, branches, own).factors()

@@ -12,9 +12,8 @@ field it is the reason of the refusal.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-from remora_build.adapters.rules import Rule, accepted, check, honoured, refused
+from remora_build.adapters.rules import Rule, Rules, accepted, honoured, refused
 
 MERGE = "merge it into a checkpoint with `remora-build merge` and export that"
 
@@ -106,7 +105,4 @@ FIELDS: Mapping[str, Rule] = {
 # The initialisations that leave the base as it is, beside true and false.
 PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica")
 
-
-def check_fields(config: Mapping[str, Any], where: str) -> None:
-    """Raises Unsupported naming the first field that asks for what is not carried."""
-    check(config, FIELDS, where, "carries")
+CARRIED = Rules("carries", FIELDS)

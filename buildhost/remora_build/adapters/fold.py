@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from remora_build.adapters.bound import Binding, Layout
-from remora_build.adapters.finite import all_finite
+from remora_build.adapters.finite import all_finite, largest
 from remora_build.adapters.sidecar import Factor
 from remora_contract.errors import AdapterInvalid
 from remora_contract.targets import AdapterTarget
@@ -39,23 +39,26 @@ class Folded:
 
 
 def fold(binding: Binding, lora_a: Array, lora_b: Array, experts: int = 1) -> Folded:
-    """`lora_a`, `lora_b` as PEFT has them for the binding's layout; a is a view of it.
+    """`lora_a`, `lora_b` as PEFT has them for the binding's layout, taken over: the branch is
+    views of them, and b is scaled in place.
 
     Raises AdapterInvalid naming a tensor that is not finite.
     """
     check_finite(lora_a, binding.tensor_a)
-    check_finite(lora_b, binding.tensor_b)
     a, b = _turned(binding.place.layout, lora_a, lora_b, experts)
     return Folded(a, scaled(b, binding.scaling, binding.tensor_b))
 
 
 def scaled(values: Array, scaling: float, name: str) -> Array:
-    """Raises AdapterInvalid when the product leaves float32."""
+    """`values`, multiplied in place. Raises AdapterInvalid when one is not finite or its product
+    leaves float32."""
+    check_finite(values, name)
+    factor = np.float32(scaling)
     with np.errstate(over="ignore"):
-        product: Array = values * np.float32(scaling)
-    if not all_finite(product):
-        raise AdapterInvalid(f"{name}: times {scaling} it leaves float32")
-    return product
+        if not np.isfinite(np.float32(largest(values)) * factor):
+            raise AdapterInvalid(f"{name}: times {scaling} it leaves float32")
+    values *= factor
+    return values
 
 
 def parted(binding: Binding, folded: Folded) -> Iterator[tuple[AdapterTarget, int | None, Folded]]:

@@ -44,17 +44,24 @@ def accepted(text: str) -> Rule:
     return Rule("informational", text)
 
 
-def check(config: Mapping[str, Any], rules: Mapping[str, Rule], where: str, does: str) -> None:
-    """Raises Unsupported naming the first field that asks for what is not done (`does`)."""
-    for name in sorted(config, key=lambda name: (name != "peft_type", name)):
-        rule, value = rules.get(name), config[name]
-        if rule is None and not _is_one_of(value, _NOTHING):
-            raise Unsupported(
-                f"{where}: {name} = {_shown(value)}: this version of remora-build does not know "
-                f"the field and {does} nothing it cannot name"
-            )
-        if rule is not None and rule.kind == "neutral" and not _is_one_of(value, rule.neutral):
-            raise Unsupported(f"{where}: {name} = {_shown(value)}: {rule.text}")
+@dataclass(frozen=True)
+class Rules:
+    """A rule for each field, of a program that `does` something with an adapter."""
+
+    does: str
+    fields: Mapping[str, Rule]
+
+    def check(self, config: Mapping[str, Any], where: str) -> None:
+        """Raises Unsupported naming the first field that asks for what is not done."""
+        for name in sorted(config, key=lambda name: (name != "peft_type", name)):
+            rule, value = self.fields.get(name), config[name]
+            if rule is None and not _is_one_of(value, _NOTHING):
+                raise Unsupported(
+                    f"{where}: {name} = {_shown(value)}: this version of remora-build does not "
+                    f"know the field and {self.does} nothing it cannot name"
+                )
+            if rule is not None and rule.kind == "neutral" and not _is_one_of(value, rule.neutral):
+                raise Unsupported(f"{where}: {name} = {_shown(value)}: {rule.text}")
 
 
 def _is_one_of(value: Any, allowed: tuple[Any, ...]) -> bool:

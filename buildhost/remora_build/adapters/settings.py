@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
 
-from remora_build.adapters.fields import MERGE, PLAIN_INITS, check_fields
+from remora_build.adapters.fields import CARRIED, MERGE, PLAIN_INITS
+from remora_build.adapters.rules import Rules
 from remora_contract.adapter import MAX_INVOCATION_TOKENS, MAX_RANK
 from remora_contract.bundle import read_document
 from remora_contract.errors import AdapterInvalid, Unsupported
@@ -61,12 +62,12 @@ def read_config(path: Path) -> dict[str, Any]:
     return loads(dict[str, Any], read_document(path), str(path))
 
 
-def parse_settings(config: Mapping[str, Any], where: str) -> LoraSettings:
-    """Raises Unsupported for a field that asks for what is not carried, AdapterInvalid for a value
-    PEFT itself could not use."""
+def parse_settings(config: Mapping[str, Any], where: str, rules: Rules = CARRIED) -> LoraSettings:
+    """Raises Unsupported for a field that asks for what by the `rules` is not done, AdapterInvalid
+    for a value PEFT itself could not use."""
     if "peft_type" not in config:
         raise AdapterInvalid(f"{where}: no peft_type: is this a PEFT adapter?")
-    check_fields(config, where)
+    rules.check(config, where)
     read = _Fields(config, where)
     settings = LoraSettings(
         r=read.rank("r", config.get("r", 8)),

@@ -7,23 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from remora_build.adapters.finite import all_finite
-from remora_build.adapters.tensor_file import write_tensors
+from remora_build.adapters.finite import largest
+from remora_build.adapters.tensor_file import Dtype as Dtype
+from remora_build.adapters.tensor_file import Tensor, write_tensors
 from remora_build.staging import staged_directory
 from remora_build.version import exporter_name
 from remora_contract.adapter import ADAPTER_JSON, FORMAT_VERSION, WEIGHTS_FILE, Adapter, TargetRank
 from remora_contract.bundle import BundleFile
-from remora_contract.digests import canonical_json, digest_file
+from remora_contract.digests import canonical_json
 from remora_contract.errors import AdapterInvalid
 from remora_contract.targets import AdapterTarget
 
-Dtype = Literal["float16", "float32"]
+# What rounds to infinity.
+_LIMIT: dict[Dtype, float] = {"float16": 65520.0, "float32": float("inf")}
 
 
 @dataclass(frozen=True)
@@ -60,16 +63,15 @@ def write_adapter(
     Raises AdapterInvalid for a value that is not finite in `dtype`, Conflict when OUT exists and
     `replace` is not given, Exhausted when the disk is full.
     """
-    tensors = cast_factors(factors, dtype)
     with staged_directory(out, marker=ADAPTER_JSON, replace=replace) as staging:
         weights = staging / WEIGHTS_FILE
-        write_tensors(weights, tensors)
+        digest = write_tensors(weights, cast_factors(factors, dtype))
         document = Adapter(
             format_version=FORMAT_VERSION,
             base_digest=base_digest,
             dtype=dtype,
             targets=target_ranks(factors),
-            files=(BundleFile(WEIGHTS_FILE, weights.stat().st_size, digest_file(weights)),),
+            files=(BundleFile(WEIGHTS_FILE, weights.stat().st_size, digest),),
             source_config=dict(source_config),
             exporter=exporter_name(),
             invocation_tokens=invocation_tokens,
@@ -88,33 +90,33 @@ def target_ranks(factors: Mapping[AdapterTarget, Factor]) -> tuple[TargetRank, .
     )
 
 
-def cast_factors(
-    factors: Mapping[AdapterTarget, Factor], dtype: Dtype
-) -> dict[str, NDArray[np.floating]]:
-    """Sidecar tensor name -> array, contiguous: factors in `dtype`, the vectors in float32, which
-    are few numbers. Raises AdapterInvalid."""
-    tensors: dict[str, NDArray[np.floating]] = {}
+def cast_factors(factors: Mapping[AdapterTarget, Factor], dtype: Dtype) -> dict[str, Tensor]:
+    """Sidecar tensor name -> factors in `dtype`, the vectors in float32, which are few numbers.
+    Making the values raises AdapterInvalid."""
+    tensors: dict[str, Tensor] = {}
     for target, factor in sorted(factors.items()):
         if factor.rank:
-            tensors[target.tensor_a()] = _cast(factor.a, dtype, target.tensor_a())
-            tensors[target.tensor_b()] = _cast(factor.b, dtype, target.tensor_b())
+            tensors[target.tensor_a()] = _tensor(factor.a, dtype, target.tensor_a())
+            tensors[target.tensor_b()] = _tensor(factor.b, dtype, target.tensor_b())
         for name, vector in (
             (target.tensor_scale(), factor.scale),
             (target.tensor_bias(), factor.bias),
         ):
             if vector is not None:
-                tensors[name] = _cast(vector, "float32", name)
+                tensors[name] = _tensor(vector, "float32", name)
     return tensors
 
 
+def _tensor(values: NDArray[np.float32], dtype: Dtype, name: str) -> Tensor:
+    return Tensor(dtype, values.shape, partial(_cast, values, dtype, name))
+
+
 def _cast(values: NDArray[np.float32], dtype: Dtype, name: str) -> NDArray[np.floating]:
-    with np.errstate(over="ignore"):
-        cast = np.ascontiguousarray(values, dtype)
-    if all_finite(cast):
-        return cast
-    largest = float(np.abs(values).max())
-    if not np.isfinite(largest):
+    reached = largest(values)
+    if reached < _LIMIT[dtype]:
+        return np.ascontiguousarray(values, dtype)
+    if not np.isfinite(reached):
         raise AdapterInvalid(f"{name} holds NaN or infinity; it would spoil every row of a batch")
     raise AdapterInvalid(
-        f"{name} reaches {largest:.3g}, more than {dtype} holds; convert with --dtype float32"
+        f"{name} reaches {reached:.3g}, more than {dtype} holds; convert with --dtype float32"
     )

@@ -10,6 +10,8 @@ Owns which tokens of which module, and that algebra. Pure.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -44,22 +46,20 @@ def bind_tokens(
                 f"are missing: {module}.token_adapter.trainable_tokens_delta"
             )
         if set(parts) & {"A", "embedding_A"}:
-            raise _together(module)
+            raise AdapterInvalid(
+                f"{module} has trained tokens beside a LoRA of its own, which PEFT itself cannot load"
+            )
         is_embedding = module == table.embedding
-        if is_embedding and follows and "A" in found.get(table.head, {}):
-            raise _together(table.head)
+        if follows and "magnitude" in found.get(table.head, {}):
+            raise Unsupported(
+                f"{table.head} has DoRA, and shares the trained tokens of the embedding: its norms "
+                "would be those of other rows; train the tokens without DoRA on the head"
+            )
         rows.append(TokenRows("embed" if is_embedding else "head", tokens, parts["tokens"]))
         if is_embedding and follows:
             rows.append(TokenRows("head", tokens, parts["tokens"]))
     _check_asked_for(found, wanted)
     return tuple(rows)
-
-
-def _together(module: str) -> Unsupported:
-    return Unsupported(
-        f"{module} has trained tokens beside LoRA, and a bank carries one of them on a weight; "
-        "train one or the other"
-    )
 
 
 def token_factor(rows: TokenRows, change: NDArray[np.float32], vocab: int) -> Factor:
@@ -69,6 +69,13 @@ def token_factor(rows: TokenRows, change: NDArray[np.float32], vocab: int) -> Fa
     if rows.projection == "embed":
         return Factor(onehot, change, 1.0)
     return Factor(change.T, onehot.T, 1.0)
+
+
+def beside(lora: Factor, tokens: Factor) -> Factor:
+    """A tied head with LoRA shares the embedding's tokens, as in PEFT: x (W + T) + x a b is one
+    branch of both ranks."""
+    a, b = np.concatenate([lora.a, tokens.a], 1), np.concatenate([lora.b, tokens.b], 0)
+    return replace(lora, a=a, b=b)
 
 
 def _module(name: str, table: ModuleTable) -> str:

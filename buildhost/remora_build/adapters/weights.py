@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from remora_build.checkpoint.safetensors_file import read_entries
+from remora_build.checkpoint.safetensors_file import TensorEntry, read_entries
 from remora_build.checkpoint.stream import TensorStream, read_tensor
-from remora_build.checkpoint.torch_file import read_torch_entries
 from remora_contract.errors import AdapterInvalid, CheckpointInvalid
 
 
@@ -27,8 +26,7 @@ class PeftWeights:
 
     def __init__(self, path: Path) -> None:
         try:
-            read = read_torch_entries if path.suffix == ".bin" else read_entries
-            self._entries = read(path)
+            self._entries = _entries(path)
             self._file = path.open("rb", buffering=0)
         except CheckpointInvalid as e:
             raise AdapterInvalid(str(e)) from e
@@ -64,3 +62,11 @@ class PeftWeights:
                     yield rows
         except CheckpointInvalid as e:
             raise AdapterInvalid(str(e)) from e
+
+
+def _entries(path: Path) -> dict[str, TensorEntry]:
+    if path.suffix != ".bin":
+        return read_entries(path)
+    from remora_build.checkpoint.torch_file import read_torch_entries  # few are still pickled
+
+    return read_torch_entries(path)

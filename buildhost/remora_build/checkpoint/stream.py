@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from io import FileIO
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from remora_build.checkpoint.safetensors_file import SourceDtype, TensorEntry
 from remora_contract.errors import CheckpointInvalid
 
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
 CHUNK_BYTES = 2 << 20  # fits the processor's cache on its way through
-NUMPY: dict[SourceDtype, np.dtype[np.generic]] = {
-    "BF16": np.dtype(ml_dtypes.bfloat16),
+_NUMPY: dict[SourceDtype, np.dtype[np.generic]] = {
     "F16": np.dtype("<f2"),
     "F32": np.dtype("<f4"),
     "F8_E4M3": np.dtype(np.uint8),  # bits: what they stand for is the reader's business
@@ -32,10 +33,22 @@ NUMPY: dict[SourceDtype, np.dtype[np.generic]] = {
 }
 
 
+def numpy_dtype(dtype: SourceDtype) -> np.dtype[np.generic]:
+    """What a tensor's bytes are viewed as."""
+    if dtype != "BF16":
+        return _NUMPY[dtype]
+    import ml_dtypes  # most adapters have none
+
+    bfloat16: np.dtype[np.generic] = np.dtype(ml_dtypes.bfloat16)
+    return bfloat16
+
+
 class TensorStream:
     """Reads tensors one after the other and remembers the sha256 of each one read to its end."""
 
     def __init__(self, chunk_bytes: int = CHUNK_BYTES) -> None:
+        from concurrent.futures import ThreadPoolExecutor
+
         self._chunk_bytes = chunk_bytes
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="hash")
         self.digests: dict[str, str] = {}
@@ -68,7 +81,7 @@ class TensorStream:
                     count = min(step, row_count - first)
                     block = _read_exactly(f, count * row_bytes, entry)
                     hashing = self._worker.submit(hasher.update, block.data)
-                    yield first, block.view(NUMPY[entry.dtype]).reshape(count, *row_shape)
+                    yield first, block.view(numpy_dtype(entry.dtype)).reshape(count, *row_shape)
         except OSError as e:
             raise CheckpointInvalid(f"{entry.path} cannot be read: {e.strerror or e}") from e
         _finish(hashing)
@@ -93,7 +106,7 @@ def read_tensor(file: FileIO, entry: TensorEntry) -> NDArray[np.generic]:
         block = _read_exactly(file, entry.bytes, entry)
     except OSError as e:
         raise CheckpointInvalid(f"{entry.path} cannot be read: {e.strerror or e}") from e
-    return block.view(NUMPY[entry.dtype]).reshape(entry.shape)
+    return block.view(numpy_dtype(entry.dtype)).reshape(entry.shape)
 
 
 def _as_rows(shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:

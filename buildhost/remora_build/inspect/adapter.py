@@ -18,7 +18,11 @@ _SHOWN_SETTINGS = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_patte
 
 def describe_adapter(directory: Path, *, verify: bool = False) -> Report:
     """Raises ArtifactInvalid, DocumentInvalid."""
-    adapter = load_adapter(directory)
+    return report_of(directory, load_adapter(directory), verify=verify)
+
+
+def report_of(directory: Path, adapter: Adapter, *, verify: bool = False) -> Report:
+    """Of the adapter whose document is at hand. Raises ArtifactInvalid."""
     verified = verified_text(directory, adapter.files, verify)
     source = adapter.source_config
     invoked = (("acts from", _invocation(adapter)),) if adapter.invocation_tokens else ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from remora_build.adapters.formats.manifest import load_manifest
+from remora_build.adapters.formats.manifest import ForeignAdapter, load_manifest
 from remora_build.inspect.adapter import targets_table
 from remora_build.inspect.files import files_table, verified_text
 from remora_build.inspect.render import Report, size_text
@@ -15,7 +15,11 @@ _NAMES = {"edgellm": "TensorRT Edge-LLM", "trtllm": "TensorRT-LLM"}
 
 def describe_foreign(directory: Path, *, verify: bool = False) -> Report:
     """Of a directory with remora.json. Raises ArtifactInvalid, DocumentInvalid."""
-    manifest = load_manifest(directory)
+    return report_of(directory, load_manifest(directory), verify=verify)
+
+
+def report_of(directory: Path, manifest: ForeignAdapter, *, verify: bool = False) -> Report:
+    """Of the one whose document is at hand. Raises ArtifactInvalid."""
     verified = verified_text(directory, manifest.files, verify)
     rank = max(t.rank for t in manifest.targets)
     facts = (

@@ -4,16 +4,18 @@ is used, because --json does without."""
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-
-import typer
 
 from remora_contract.command_line import printable
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
+
+
+_UNITS = ("kB", "MB", "GB", "TB", "PB")
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Report:
 def show(report: Report, *, as_json: bool) -> None:
     """Writes the report to standard output."""
     if as_json:
-        typer.echo(json.dumps(report.data, indent=2, sort_keys=True))
+        sys.stdout.write(json.dumps(report.data, indent=2, sort_keys=True) + "\n")
         return
     from rich.console import Console
     from rich.table import Table as RichTable
@@ -54,11 +56,24 @@ def show(report: Report, *, as_json: bool) -> None:
         console.print(_rich(table))
 
 
+def show_facts(report: Report, *, as_json: bool) -> None:
+    """The same without its tables, as plain text: at the end of a command that has other work."""
+    if as_json:
+        show(report, as_json=True)
+        return
+    width = max(len(label) for label, _ in report.facts)
+    lines = [f"{label:<{width}}  {printable(text)}" for label, text in report.facts if text]
+    sys.stdout.write("\n".join([printable(report.title), *lines, ""]))
+
+
 def size_text(count: int) -> str:
     """`1.2 MB (1234567)`: decimal units, and the exact number where they round."""
-    from rich.filesize import decimal
-
-    return f"{decimal(count)} ({count})" if count >= 1000 else f"{count} bytes"
+    if count < 1000:
+        return f"{count} bytes"
+    size, unit = float(count), -1
+    while size >= 1000 and unit < len(_UNITS) - 1:
+        size, unit = size / 1000, unit + 1
+    return f"{size:.1f} {_UNITS[unit]} ({count})"
 
 
 def ranges(numbers: Sequence[int]) -> str:

@@ -120,19 +120,24 @@ def _bind_tokens(module: str, tensor: str, source: Source, base: Base, dialect: 
 
 
 def _check_complete(source: Source, base: Base, dialect: Dialect, bound: set[str]) -> None:
-    # The tensors tell whether the model that was trained had its experts one by one.
-    singly = any(is_single_expert(path) for path in bound)
-    missing = [
-        path
-        for path in _expected(source, base, dialect)
-        if path not in bound and (singly or not is_single_expert(path))
-    ]
+    expected = list(_expected(source, base, dialect))
+    missing = [path for path in expected if path not in bound]
+    # Where transformers stacks the experts in memory, a name that other modules have too selects
+    # only those. The tensors tell; a name that only experts have must have some.
+    if not any(is_single_expert(path) for path in bound):
+        elsewhere = {_name(path) for path in expected if not is_single_expert(path)}
+        missing = [p for p in missing if not is_single_expert(p) or _name(p) not in elsewhere]
     if missing:
         more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
         raise AdapterInvalid(
             f"{source.settings.where} adapts what has no tensors in the adapter: "
             f"{', '.join(missing[:4])}{more}"
         )
+
+
+def _name(path: str) -> str:
+    """Of the module that has the parameter."""
+    return last_part(path.rpartition(".")[0])
 
 
 def _expected(source: Source, base: Base, dialect: Dialect) -> Iterator[str]:

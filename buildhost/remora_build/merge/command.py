@@ -48,6 +48,19 @@ Weights = Annotated[
     ),
 ]
 
+Base = Annotated[
+    Path | None,
+    typer.Option(
+        "--base",
+        metavar="BUNDLE",
+        exists=True,
+        file_okay=False,
+        help="Bundle of the model that the adapters were trained on: refuse CHECKPOINT unless the "
+        "bundle was exported from these very weights.",
+        show_default=False,
+    ),
+]
+
 
 def register(app: typer.Typer) -> None:
     app.command("merge", help=HELP)(merge)
@@ -58,6 +71,7 @@ def merge(
     peft_dirs: PeftDirs,
     out: Out,
     weights: Weights = None,
+    base: Base = None,
     force: Annotated[
         bool,
         typer.Option(
@@ -80,7 +94,9 @@ def merge(
     adapters = [Weighted(d, w) for d, w in zip(peft_dirs, shares, strict=True)]
     began = time.monotonic()
     with progress_for(Console(stderr=True), silent=as_json) as progress:
-        merged = merge_adapters(checkpoint, adapters, out, replace=force, progress=progress)
+        merged = merge_adapters(
+            checkpoint, adapters, out, replace=force, base=base, progress=progress
+        )
     _report(out, merged, time.monotonic() - began, as_json)
 
 

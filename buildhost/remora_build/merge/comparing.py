@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from remora_build.checkpoint.safetensors_file import TensorEntry
-from remora_build.checkpoint.stream import NUMPY
+from remora_build.checkpoint.stream import numpy_dtype
 from remora_build.merge.adapter import OpenAdapter
 from remora_build.merge.changes import Change, LowRank, Replacement
 from remora_build.merge.reading import CheckpointReader
@@ -26,7 +26,7 @@ class Comparer:
         for block in self._adapters[saved.adapter].weights.rows(saved.tensor):
             rows = block.reshape(-1, block.shape[-1]).astype(np.float32)
             with np.errstate(over="ignore"):
-                own = rows.astype(NUMPY[entry.dtype]).view(np.uint8)
+                own = rows.astype(numpy_dtype(entry.dtype)).view(np.uint8)
             stored = self._reader.rows(entry, first, len(rows)).view(np.uint8)
             if not np.array_equal(own, stored):
                 return False

@@ -8,28 +8,26 @@ the runtime bank can, because it may write any weight; what PEFT itself cannot m
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-from remora_build.adapters.fields import PLAIN_INITS
-from remora_build.adapters.rules import Rule, accepted, check, honoured, refused
+from remora_build.adapters import fields
+from remora_build.adapters.rules import Rule, Rules, accepted, honoured, refused
+
+# What carrying does with them, merging does too.
+_ALIKE = (
+    *("r", "use_rslora", "rank_pattern", "alpha_pattern"),
+    *("exclude_modules", "layers_to_transform", "layers_pattern"),
+    *("velora_config", "monteclora_config", "qalora_group_size", "megatron_core", "loftq_config"),
+    *("eva_config", "corda_config", "lora_ga_config", "lora_dropout", "inference_mode"),
+    *("runtime_config", "revision", "auto_mapping", "peft_version"),
+)
 
 FIELDS: Mapping[str, Rule] = {
-    "r": honoured("The rank: every tensor must have it, or the one that rank_pattern says."),
+    **{name: fields.FIELDS[name] for name in _ALIKE},
     "lora_alpha": honoured("The scaling is alpha / r."),
-    "use_rslora": honoured("The scaling is alpha / sqrt(r)."),
-    "rank_pattern": honoured(
-        "The first pattern that matches the end of a module's path, at a dot, gives its rank."
-    ),
-    "alpha_pattern": honoured("The same for alpha."),
     "target_modules": honoured(
         "A list of suffixes or full paths, a regular expression or all-linear; embedding and head "
         "too."
     ),
-    "exclude_modules": honoured("A list of suffixes or full paths, or a regular expression."),
-    "layers_to_transform": honoured(
-        "Only these layers, beside a list; a full path overrules it, as in PEFT."
-    ),
-    "layers_pattern": honoured("The name of the list of layers that layers_to_transform counts."),
     "target_parameters": honoured(
         "Stacked experts, also where the checkpoint stores them one by one, and single weights."
     ),
@@ -49,7 +47,7 @@ FIELDS: Mapping[str, Rule] = {
     "init_lora_weights": refused(
         True,
         False,
-        *PLAIN_INITS,
+        *fields.PLAIN_INITS,
         text="this initialisation also changed the base weights, so the adapter does not fit the "
         "original checkpoint; save it with path_initial_model_for_weight_conversion, which turns "
         "it into plain LoRA",
@@ -64,24 +62,7 @@ FIELDS: Mapping[str, Rule] = {
     "kasa_config": refused(text="KaSA also truncates the base weights; merge it with PEFT"),
     "layer_replication": refused([], text="repeated layers are another base model"),
     "megatron_config": refused({}, text="Megatron's parallel layers are not merged"),
-    "velora_config": accepted("Changes the backward pass only."),
-    "monteclora_config": accepted("Samples during training only."),
-    "qalora_group_size": accepted("Read only beside use_qalora."),
-    "megatron_core": accepted("Read only beside megatron_config."),
-    "loftq_config": accepted("Read only beside init_lora_weights."),
-    "eva_config": accepted("Read only when the adapter is initialised."),
-    "corda_config": accepted("Read only when the adapter is initialised."),
-    "lora_ga_config": accepted("Read only when the adapter is initialised."),
-    "lora_dropout": accepted("Drops during training only."),
-    "inference_mode": accepted("Says whether PEFT would train it."),
-    "runtime_config": accepted("PEFT's own memory placement."),
     "base_model_name_or_path": accepted("Shown to people; the base is CHECKPOINT."),
-    "revision": accepted("Of the base, for people."),
-    "auto_mapping": accepted("Which class PEFT would load."),
-    "peft_version": accepted("Who wrote it."),
 }
 
-
-def check_fields(config: Mapping[str, Any], where: str) -> None:
-    """Raises Unsupported naming the first field that asks for what cannot be merged."""
-    check(config, FIELDS, where, "merges")
+MERGED = Rules("merges", FIELDS)

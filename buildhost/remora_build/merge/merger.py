@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from remora_build.adapters.base_checkpoint import CheckpointBase
 from remora_build.export.progress import Progress, SilentProgress
 from remora_build.merge.adapter import (
     OpenAdapter,
@@ -31,6 +32,7 @@ from remora_build.merge.planning import MergePlan, open_checkpoint, plan_merge
 from remora_build.merge.reading import CheckpointReader
 from remora_build.merge.writing import ShardWriter, threads
 from remora_build.staging import staged_directory
+from remora_contract.bundle import load_bundle
 from remora_contract.errors import Exhausted, RequestInvalid
 
 log = logging.getLogger(__name__)
@@ -53,17 +55,22 @@ def merge_adapters(
     out: Path,
     *,
     replace: bool = False,
+    base: Path | None = None,
     progress: Progress | None = None,
 ) -> Merged:
     """Writes the checkpoint directory OUT: W + Σ weight · scaling · B A for every adapted weight.
+    `base`: a bundle whose base the checkpoint must be, by digest.
 
     Raises CheckpointInvalid, AdapterInvalid, DocumentInvalid, ArtifactInvalid or Unsupported for
-    the input, RequestInvalid for an OUT within it, Conflict when OUT exists and `replace` is not
-    given, Exhausted on a full disk. On any error, and when killed, OUT is as it was before.
+    the input, Refused for another checkpoint than the bundle's, RequestInvalid for an OUT within
+    it, Conflict when OUT exists and `replace` is not given, Exhausted on a full disk. On any error,
+    and when killed, OUT is as it was before.
     """
     check_weights(adapters)
     _check_apart(out, checkpoint, adapters)
     source = open_checkpoint(checkpoint)
+    if base is not None:
+        _check_base(checkpoint, base, progress or SilentProgress())
     with ExitStack() as stack:
         opened = [stack.enter_context(open_adapter(i, a)) for i, a in enumerate(adapters)]
         check_composition(opened)
@@ -97,6 +104,13 @@ def _write_weights(
             else:
                 shutil.copyfile(outputs[0].entry.path, staging / name)
                 advance(sum(o.entry.bytes for o in outputs))
+
+
+def _check_base(checkpoint: Path, bundle: Path, progress: Progress) -> None:
+    """PEFT's files do not say which bytes they were trained on: a bundle's do. Raises Refused."""
+    with CheckpointBase(checkpoint, load_bundle(bundle)) as own:
+        own.advance = progress.stage("base weights", own.bytes)
+        own.confirm()
 
 
 def _check_apart(out: Path, checkpoint: Path, adapters: Sequence[Weighted]) -> None:

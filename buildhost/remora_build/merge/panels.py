@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from remora_build.adapters.finite import all_finite
 from remora_build.checkpoint.safetensors_file import ITEM_BYTES, TensorEntry
-from remora_build.checkpoint.stream import NUMPY
+from remora_build.checkpoint.stream import numpy_dtype
 from remora_build.merge.operands import F32, Operands
 from remora_build.merge.reading import Grid
 from remora_contract.errors import AdapterInvalid
@@ -82,7 +82,7 @@ def merged(panel: Panel, values: NDArray[np.generic], work: Work) -> F32:
 def rounded(values: F32, entry: TensorEntry) -> NDArray[np.generic]:
     """In the tensor's dtype. Raises AdapterInvalid naming a tensor that leaves it."""
     with np.errstate(over="ignore"):
-        result = values.astype(NUMPY[entry.dtype])
+        result = values.astype(numpy_dtype(entry.dtype))
     if not all_finite(result):
         raise AdapterInvalid(
             f"{entry.name} merged is not finite in {entry.dtype}: the adapter does not suit this "

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from remora_build.adapters.budget import matching
 from remora_build.checkpoint.directory import CONFIG, check_directory, find_tensors, read_json
 from remora_build.checkpoint.safetensors_file import TensorEntry
 from remora_build.merge.adapter import OpenAdapter
@@ -123,7 +124,9 @@ def _changes(
     comparer: Comparer,
 ) -> Changes:
     changes = {}
-    for name, change in bind(adapter.source, base).items():
+    with matching(adapter.source.settings.where):
+        bound = bind(adapter.source, base)
+    for name, change in bound.items():
         saved = change.base
         if saved is not None and not saved.trained and comparer.is_copy(saved, held[name]):
             change = replace(change, base=None)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from remora_build.checkpoint.safetensors_file import ITEM_BYTES, TensorEntry
-from remora_build.checkpoint.stream import NUMPY
+from remora_build.checkpoint.stream import numpy_dtype
 from remora_contract.errors import CheckpointInvalid
 
 
@@ -61,7 +61,7 @@ class CheckpointReader:
         columns = Grid.of(entry).columns
         row_bytes = columns * ITEM_BYTES[entry.dtype]
         raw = self.raw(entry, first * row_bytes, count * row_bytes)
-        return raw.view(NUMPY[entry.dtype]).reshape(count, columns)
+        return raw.view(numpy_dtype(entry.dtype)).reshape(count, columns)
 
     def raw(self, entry: TensorEntry, start: int, size: int) -> NDArray[np.uint8]:
         """`size` bytes from `start` within the tensor."""

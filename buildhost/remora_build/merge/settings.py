@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from remora_build.adapters.settings import LoraSettings, parse_settings
-from remora_build.merge.fields import check_fields
+from remora_build.merge.fields import MERGED
 from remora_contract.errors import AdapterInvalid
 from remora_contract.strict import parse
 
@@ -32,16 +32,15 @@ class MergeSettings:
 def parse_merge_settings(config: Mapping[str, Any], where: str) -> MergeSettings:
     """Raises Unsupported for a field that asks for what cannot be merged, AdapterInvalid or
     DocumentInvalid for a value PEFT itself could not use."""
-    check_fields(config, where)
+    lora = parse_settings(config, where, MERGED)
     modules: tuple[str, ...] = parse(
         tuple[str, ...], config.get(MODULES_TO_SAVE) or [], f"{where}: {MODULES_TO_SAVE}"
     )
     if "" in modules:
         raise AdapterInvalid(f"{where}: {MODULES_TO_SAVE} holds an empty name, which fits all")
-    rest = {name: value for name, value in config.items() if name != MODULES_TO_SAVE}
     return MergeSettings(
         where=where,
-        lora=parse_settings(rest, where),
+        lora=lora,
         modules_to_save=modules,
         training_tensors=tuple(t for f, t in _TRAINING_TENSORS.items() if config.get(f)),
     )

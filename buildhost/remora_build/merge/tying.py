@@ -43,10 +43,10 @@ def follow_tie(
     changes: Changes, tie: Tie, *, ensured: bool, same: Callable[[Change, Change], bool]
 ) -> dict[str, Change]:
     """One adapter's changes as its training had them: what the embedding does, a tied head does
-    too with ensure_weight_tying, and when only single tokens were trained.
+    too with ensure_weight_tying, and its single tokens always, below a LoRA of the head's own.
 
     `same(embedding's, head's)` compares the saved tensors. Raises AdapterInvalid when they differ
-    although ensured, Unsupported when the head has LoRA beside the embedding's tokens.
+    although ensured, Unsupported when the head has DoRA beside the embedding's tokens.
     """
     followed = _share_base(dict(changes), tie)
     embedding, head = followed.get(tie.embedding), followed.get(tie.head, Change())
@@ -58,14 +58,21 @@ def follow_tie(
             f"{tie.embedding} differs"
         )
     if embedding.rows and head.products:
-        raise Unsupported(
-            f"{tie.head} is adapted and shares the trained tokens of {tie.embedding}: both on one "
-            "weight are not merged; train the tokens without LoRA on the head"
-        )
+        if head.magnitude is not None:
+            raise Unsupported(
+                f"{tie.head} has DoRA and shares the trained tokens of {tie.embedding}: its norms "
+                "would be those of other rows; train the tokens without DoRA on the head"
+            )
+        followed[tie.head] = replace(head, rows=embedding.rows)
     only_tokens = embedding.rows and not embedding.products and not _trains(head)
-    if ensured or only_tokens:
+    if only_tokens or (ensured and _scales(head) in ([], _scales(embedding))):
         followed[tie.head] = embedding
     return followed
+
+
+def _scales(change: Change) -> list[float]:
+    """alpha_pattern may name one of the two alone: then they have the same factors and differ."""
+    return [product.scale for product in change.products]
 
 
 def parts(changes: Changes, tie: Tie) -> bool:

@@ -1,4 +1,5 @@
-"""Who may speak to the surface, and how many at a time: stands before every endpoint."""
+"""Who may speak to the surface, how many at a time, and in whole requests: stands before every
+endpoint."""
 
 from __future__ import annotations
 
@@ -7,7 +8,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from remora_agent.serving.openai.exchange import refusal
 from remora_agent.serving.openai.keys import ApiKeys
-from remora_contract.errors import Exhausted, Forbidden, RemoraError, Unauthenticated
+from remora_contract.errors import (
+    Exhausted,
+    Forbidden,
+    RemoraError,
+    RequestInvalid,
+    Unauthenticated,
+)
 
 _OPEN_PATHS = ("/health",)
 _RETRY_S = 1.0
@@ -21,6 +28,11 @@ class Guard:
         self._running = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if _has_two_ends(scope):
+            answer = refusal(RequestInvalid("give Content-Length or Transfer-Encoding, not both"))
+            answer.headers["connection"] = "close"  # what follows on it may be anything
+            await answer(scope, receive, send)
+            return
         error = self._error(scope)
         if error is not None:
             await refusal(error)(scope, receive, send)
@@ -43,3 +55,10 @@ class Guard:
         if self._running >= self._max_requests:
             return Exhausted(f"{self._max_requests} requests run at a time; try again", _RETRY_S)
         return None
+
+
+def _has_two_ends(scope: Scope) -> bool:
+    """A proxy that believes one length and a server that believes the other see two different
+    requests: the rest of a caller's body becomes the next caller's request."""
+    headers = Headers(scope=scope)
+    return "content-length" in headers and "transfer-encoding" in headers

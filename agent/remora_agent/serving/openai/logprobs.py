@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from remora_agent.runtime.api import TokenLogprob
+from remora_agent.serving.openai.prompt_text import rooms
 
 TokenBytes = Callable[[int], bytes]
 IsSpecial = Callable[[int], bool]
@@ -55,10 +56,9 @@ class CompletionLogprobs:
         """`scored` begins with the second token: nothing precedes the first. `text` is the prompt
         as the caller gets it back."""
         given, at, offsets = text.encode(), 0, []
-        for token_id in ids:
-            end = at + self._room(token_id, given, at)
-            offsets.append(self._characters.add(given[at:end]))
-            at = end
+        for room in rooms(ids, [self._token_bytes(i) for i in ids], given):
+            offsets.append(self._characters.add(given[at : at + room]))
+            at += room
         self._characters = _Characters(len(text))
         made = self._scores([TokenLogprob(ids[0], 0.0), *scored], offsets)
         made["token_logprobs"][0] = None
@@ -75,17 +75,6 @@ class CompletionLogprobs:
                 self._characters.add(b"" if hidden else self._token_bytes(token.token_id))
             )
         return self._scores(scored, offsets)
-
-    def _room(self, token_id: int, given: bytes, at: int) -> int:
-        """Bytes of the prompt that the token stands for: of a special token that the tokenizer
-        added none, of a word without the blank that it set before."""
-        raw = self._token_bytes(token_id)
-        if given.startswith(raw, at):
-            return len(raw)
-        if self._is_special(token_id):
-            return 0
-        word = raw.lstrip(b" ")
-        return len(word if given.startswith(word, at) else raw)
 
     def _scores(self, scored: Sequence[TokenLogprob], offsets: list[int]) -> dict[str, Any]:
         tops = [{self._text(i): max(p, LEAST) for i, p in t.top} for t in scored]

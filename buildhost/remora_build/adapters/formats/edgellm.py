@@ -14,11 +14,9 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
 
 from remora_build.adapters.formats.carried import Carried, check_finite, check_target
 from remora_build.adapters.formats.cast import cast
@@ -26,7 +24,7 @@ from remora_build.adapters.formats.manifest import manifest_for, restore
 from remora_build.adapters.matching import module_path, target_of
 from remora_build.adapters.settings import read_config
 from remora_build.adapters.sidecar import Factor
-from remora_build.adapters.tensor_file import write_tensors
+from remora_build.adapters.tensor_file import Tensor, write_tensors
 from remora_build.adapters.weights import PeftWeights
 from remora_contract.adapter import MAX_RANK
 from remora_contract.bundle import Bundle
@@ -57,8 +55,6 @@ _MISREAD = {
 }
 _NOTHING: tuple[Any, ...] = (None, False, "none", [], {})
 
-Tensors = dict[str, NDArray[np.float16]]
-
 
 class Names(NamedTuple):
     """Of one target's tensors."""
@@ -79,13 +75,15 @@ def tensor_name(target: AdapterTarget, part: str) -> str:
     return f"{module_path(target)}.lora_{part}.weight"
 
 
-def tensors_of(factors: Mapping[AdapterTarget, Factor]) -> Tensors:
-    """A [k, r] and B [r, n] by Edge-LLM's names. Raises AdapterInvalid where float16 overflows."""
-    tensors: Tensors = {}
+def tensors_of(factors: Mapping[AdapterTarget, Factor]) -> dict[str, Tensor]:
+    """A [k, r] and B [r, n] by Edge-LLM's names; making the values raises AdapterInvalid where
+    float16 overflows."""
+    tensors: dict[str, Tensor] = {}
     for target, factor in sorted(factors.items()):
         for part, values in (("A", factor.a), ("B", factor.b)):
             name = tensor_name(target, part)
-            tensors[name] = cast(values, "float16", name, remedy=_REMEDY)
+            made = partial(cast, values, "float16", name, remedy=_REMEDY)
+            tensors[name] = Tensor("float16", values.shape, made)
     return tensors
 
 

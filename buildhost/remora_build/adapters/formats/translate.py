@@ -45,7 +45,9 @@ CARRIES: dict[TargetFormat, frozenset[str]] = {
 MAX_TP_SIZE = 1024
 
 if TYPE_CHECKING:
+    from remora_build.adapters.formats.manifest import ForeignAdapter
     from remora_build.export.progress import Progress
+    from remora_contract.adapter import Adapter
 
 log = logging.getLogger(__name__)
 
@@ -72,8 +74,8 @@ def translate(
     base: Path,
     options: Options,
     progress: Progress | None = None,
-) -> None:
-    """Writes OUT whole or not at all.
+) -> Adapter | ForeignAdapter:
+    """Writes OUT whole or not at all, and returns its document.
 
     Raises UsageWrong for options that do not go together; Unsupported, AdapterInvalid, Refused,
     ArtifactInvalid, DocumentInvalid as the readers and `convert_adapter` do; Conflict (OUT exists),
@@ -82,7 +84,7 @@ def translate(
     source = options.source or detect(directory)
     check_options(source, options)
     if (source, options.target) == ("peft", "remora"):
-        convert_adapter(
+        return convert_adapter(
             directory,
             out,
             base=base,
@@ -91,7 +93,6 @@ def translate(
             help=Help(options.checkpoint, options.initial),
             progress=progress,
         )
-        return
     bundle = load_bundle(base)
     if source == "peft":
         own = base_weights(base, bundle, options.checkpoint, progress)
@@ -100,9 +101,10 @@ def translate(
     else:
         carried = read(directory, source, bundle, options.gate_up)
     carried.check_only(CARRIES[options.target])
+    written: Adapter | ForeignAdapter
     if options.target == "remora":
         check_fits(carried.factors, bundle)
-        write_adapter(
+        written = write_adapter(
             out,
             carried.factors,
             base_digest=bundle.base_digest,
@@ -112,11 +114,12 @@ def translate(
             replace=options.replace,
         )
     else:
-        write_foreign(out, options.target, carried, bundle, options)
+        written = write_foreign(out, options.target, carried, bundle, options)
     log.info(
         "adapter.translated",
         extra={"source": source, "target": options.target, "targets": len(carried.factors)},
     )
+    return written
 
 
 def check_options(source: SourceFormat, options: Options) -> None:
@@ -154,8 +157,9 @@ def read(
 
 def write_foreign(
     out: Path, target: ForeignFormat, carried: Carried, bundle: Bundle, options: Options
-) -> None:
-    """Writes the format's files and remora.json. Raises AdapterInvalid, Conflict, Exhausted."""
+) -> ForeignAdapter:
+    """Writes the format's files and remora.json, and returns that. Raises AdapterInvalid, Conflict,
+    Exhausted."""
     from remora_build.adapters.formats.manifest import MANIFEST, write_manifest
 
     dtype = options.dtype or ("float16" if target == "edgellm" else bundle.graph.dtype)
@@ -168,7 +172,7 @@ def write_foreign(
             from remora_build.adapters.formats.trtllm import write_trtllm
 
             write_trtllm(staging, carried, bundle.decoder, dtype, options.tp_size)
-        write_manifest(
+        return write_manifest(
             staging,
             target,
             carried,

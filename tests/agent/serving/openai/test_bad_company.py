@@ -240,3 +240,23 @@ def test_an_adapter_that_is_unloaded_ends_its_requests_with_a_reason(own_http):
         client.unload_adapter("a", "r1", mode="cancel")
     with pytest.raises(openai.APIError, match="cancelled on the device"):
         list(stream)
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/health"])
+@pytest.mark.parametrize("length_first", [True, False])
+def test_a_request_with_two_lengths_smuggles_no_second_one(http, path, length_first):
+    """By the one it ends with the zero chunk, by the other behind the next request."""
+    hidden = b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"
+    body = b"0\r\n\r\n" + hidden
+    lengths = [f"Content-Length: {len(body)}", "Transfer-Encoding: chunked"]
+    lines = [f"POST {path} HTTP/1.1", "Host: x", "Content-Type: application/json"]
+    lines += lengths if length_first else lengths[::-1]
+    address = http.stack.openai_address
+    with socket.create_connection((address.host, address.port), 10) as caller:
+        caller.sendall("\r\n".join([*lines, "", ""]).encode() + body)
+        answer = b""
+        while part := caller.recv(1 << 16):  # to its end: the connection is closed
+            answer += part
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert b"not both" in answer

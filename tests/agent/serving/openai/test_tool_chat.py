@@ -66,6 +66,38 @@ def test_a_stream_tells_the_name_first_and_never_the_markup(scripted):
     assert reasons[-1] == "tool_calls"
 
 
+def test_an_answer_that_stops_within_a_call_has_not_called(scripted):
+    """A client that acts on tool_calls would parse half a document."""
+    scripted.says(CALL)
+    whole = ask(scripted, stop='": "K').choices[0]
+    *chunks, last = (c.choices[0] for c in ask(scripted, stop='": "K', stream=True))
+    parts = [p for c in chunks for p in c.delta.tool_calls or []]
+
+    assert "".join(p.function.arguments for p in parts) == '{"city'
+    assert (whole.finish_reason, last.finish_reason) == ("stop", "stop")
+    assert whole.message.tool_calls is None
+    assert whole.message.content.endswith('{"city')
+
+
+def test_a_stream_that_stops_within_its_second_call_has_not_called(scripted):
+    """The first one alone is all that an answer told at once has."""
+    scripted.says(TWO.replace("{}", '{"day": "x"}'))
+    whole = ask(scripted, stop='day": "').choices[0]
+    *_, last = (c.choices[0] for c in ask(scripted, stop='day": "', stream=True))
+
+    assert whole.finish_reason == "tool_calls"
+    assert [c.function.name for c in whole.message.tool_calls] == ["weather"]
+    assert last.finish_reason == "stop"
+
+
+def test_a_stop_string_behind_a_call_leaves_it_called(scripted):
+    scripted.says(f"{CALL} Done.")
+    fields = {"stop": "Done"}
+    whole = ask(scripted, **fields).choices[0]
+    *_, last = (c.choices[0] for c in ask(scripted, stream=True, **fields))
+    assert (whole.finish_reason, last.finish_reason) == ("tool_calls", "tool_calls")
+
+
 def test_only_a_call_gives_no_content_at_all(scripted):
     scripted.says(CALL)
     assert ask(scripted).choices[0].message.content is None
