@@ -113,7 +113,11 @@ def build_first(
             log.warning("engine.second_graph", extra={"reason": str(e)})
             seen("building the legacy graph instead", 0.0)
             control = replace(control, progress=seen.rest(), instead_of=str(e))
-    return build_engine(bundle_dir, bundle, recipes[-1], cache, control)
+    try:
+        return build_engine(bundle_dir, bundle, recipes[-1], cache, control)
+    except NoFusedKernel as e:
+        advice = "export the checkpoint again with --dialect both or legacy"
+        raise NoFusedKernel(f"{e}; {advice}") from e
 
 
 @dataclass

@@ -249,8 +249,7 @@ class _Work:
         is special."""
         if lines and self._dialect == "native":
             raise NoFusedKernel(
-                f"{self._name} has no fused attention for this graph: a bundle exported with "
-                f"--dialect both or legacy holds one that needs none ({_quoted(lines)})"
+                f"{self._name} has no fused attention for the native graph ({_quoted(lines)})"
             )
 
     def _refuse_fatal(self) -> None:

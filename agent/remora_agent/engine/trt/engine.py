@@ -45,7 +45,7 @@ class TrtEngine:
         self._limits = limits
         self._device = device
         self._shortlisted: list[int] = []  # slots whose logits `step_logits` may read
-        self._decoded: list[int] = []  # rows of the last step, and of prompts read since
+        self._decoded: set[int] = set()  # rows of the last step, and of prompts read since
         self._flight: Flight | None = None
         self._closed = False
 
@@ -109,7 +109,7 @@ class TrtEngine:
             device.cache.lengths[row] = start + begin + len(chunk)
             states = asked is Asked.STATES
             yield device.states(shape.states) if states else device.read_logits(shape.logits)
-        self._decoded.append(row)  # it is about to decode, if anything
+        self._decoded.add(row)  # it is about to decode, if anything
 
     def begin_prefill(self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()) -> None:
         self._check_chunk(row, tokens, start)
@@ -129,7 +129,7 @@ class TrtEngine:
     def end_prefill(self) -> NDArray[np.float32]:
         flight = self._flying()
         self._flight = None
-        self._decoded.append(flight.row)
+        self._decoded.add(flight.row)
         return flight.end()
 
     def _flying(self) -> Flight:
@@ -202,7 +202,7 @@ class TrtEngine:
         device.finish()
         for step in steps:
             cache.lengths[step.row] = step.position + 1
-        self._decoded = [step.row for step in steps]
+        self._decoded = {step.row for step in steps}
         return count
 
     def _slots(self, steps: Sequence[RowStep]) -> list[int]:

@@ -21,7 +21,7 @@ from remora_agent.engine.trt.cuda import ALIGNMENT, Cuda, Direction
 from remora_agent.engine.trt.memory import Memory
 from remora_contract import targets
 from remora_contract.decoder import DecoderSpec
-from remora_contract.errors import RequestInvalid, Unsupported
+from remora_contract.errors import RemoraError, RequestInvalid, Unsupported
 
 STAGED_BYTES = 4 << 20  # pinned memory through which blocks travel
 
@@ -106,19 +106,26 @@ class KvCache:
         return [r for r in self.rows[:count] if self.lengths[r] == self.shape.capacity]
 
     def exchange(self, row: int, slot: int, stream: int) -> None:
-        """Queues that `row` and the one at `slot` change places, with all that they hold."""
-        assert self._aside is not None  # made to move rows
+        """Queues that `row` and the one at `slot` change places, with all that they hold. Raises
+        EngineFault; neither then holds anything: some of their layers may have moved."""
         other, own = self.rows[slot], self.slots[row]
-        shape, tokens = self.shape, int(max(self.lengths[row], self.lengths[other]))
+        try:
+            self._swap(row, own, slot, int(max(self.lengths[row], self.lengths[other])), stream)
+        except RemoraError:
+            self.lengths[[row, other]] = 0
+            raise
+        self.slots[row], self.slots[other] = slot, own
+        self.rows[own], self.rows[slot] = other, row
+
+    def _swap(self, row: int, own: int, slot: int, tokens: int, stream: int) -> None:
+        assert self._aside is not None  # made to move rows
         for base in self._bases.values():
-            here, there = (base + s * shape.row_bytes for s in (own, slot))
+            here, there = (base + s * self.shape.row_bytes for s in (own, slot))
             if self.lengths[row]:
                 self._move_row(self._aside, here, tokens, stream)
             self._move_row(here, there, tokens, stream)
             if self.lengths[row]:
                 self._move_row(there, self._aside, tokens, stream)
-        self.slots[row], self.slots[other] = slot, own
-        self.rows[own], self.rows[slot] = other, row
 
     def _move_row(self, dst: int, src: int, tokens: int, stream: int) -> None:
         """Queues a copy of the first positions of one tensor's row."""

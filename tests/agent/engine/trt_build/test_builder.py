@@ -27,9 +27,9 @@ from remora_contract.errors import (
     Cancelled,
     EngineFault,
     Exhausted,
+    NoFusedKernel,
     Refused,
     RemoraError,
-    Unsupported,
 )
 from tests.agent.engine.portable import FLOAT16, FLOAT32, QWEN3, random_bundle, write_bundle_json
 
@@ -110,9 +110,9 @@ def test_rows_and_processors_are_parts_of_the_key(bundle: Path):
     assert recipe_of(loaded, OPTIONS, (86, 89, 86)) == keys[0]
 
 
-def test_an_attention_without_a_kernel_names_the_other_dialect(tmp_path: Path, cache: EngineCache):
+def test_an_attention_without_a_kernel_is_told_apart(tmp_path: Path, cache: EngineCache):
     bundle = random_bundle(tmp_path / "float32", QWEN3, FLOAT32)
-    with pytest.raises(Unsupported, match="--dialect both or legacy"):
+    with pytest.raises(NoFusedKernel, match="no fused attention for the native graph"):
         built(bundle, cache)
     assert cache.stored() == []
 

@@ -144,7 +144,7 @@ def test_prompts_are_read_in_chunks_no_longer_than_the_context():
 
 
 def test_every_input_has_a_range_and_a_bank_begins_at_nothing(bundle_dir):
-    graph = check(bundle_dir / GRAPH_FILE, load_bundle(bundle_dir)).graph
+    graph = check(bundle_dir / GRAPH_FILE, load_bundle(bundle_dir), "native").graph
     prefill, decode = profiles_of(4, 48)
     found = ranges(graph, decode, 256, vocab=160)
     assert set(found) == {v.name for v in graph.input}

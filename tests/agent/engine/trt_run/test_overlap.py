@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from remora_agent.engine.cache import CacheEntry
 from remora_agent.engine.protocol import Engine, MixEntry, RowStep
 from remora_agent.engine.trt.cuda import Cuda
-from remora_contract.errors import EngineFault, Exhausted
+from remora_contract.errors import EngineFault, Exhausted, RequestInvalid
 from tests.agent.engine.portable import QWEN2, Reference, random_adapter
 from tests.support.cuda_emulator import cudaError_t
 from tests.support.trt_engines import CHUNK, Bench
@@ -199,6 +199,24 @@ def test_a_chunk_that_is_not_enqueued_leaves_its_row_as_it_was(
     assert close(decode(engine, range(1))[0], reference.logits([1, 2, 7, 7]))
     engine.begin_prefill(row, ids(PROMPT), 0)
     assert close(engine.end_prefill(), reference.logits(PROMPT))
+
+
+def test_rows_that_half_changed_places_hold_nothing_rather_than_something_else(
+    gpu: Bench, engine: Engine, monkeypatch: pytest.MonkeyPatch
+):
+    whole, copies = gpu.cuda.cudaMemcpy2DAsync, iter(range(99))
+
+    def second_fails(*args: Any) -> tuple:
+        return (cudaError_t.cudaErrorInvalidValue,) if next(copies) == 1 else whole(*args)
+
+    monkeypatch.setattr(gpu.cuda, "cudaMemcpy2DAsync", second_fails)
+    with pytest.raises(EngineFault):
+        engine.begin_prefill(1, ids(PROMPT), 0)  # changes places with row 2
+    monkeypatch.undo()
+    for row in (1, 2):
+        with pytest.raises(RequestInvalid):
+            engine.decode([RowStep(row, 7, 3)])
+    assert decode(engine, range(1)).shape == (1, QWEN2.vocab)
 
 
 def test_a_later_chunk_that_fails_is_told_at_the_end_and_steps_go_on(
