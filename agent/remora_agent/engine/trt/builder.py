@@ -122,6 +122,14 @@ def sampling_ranges(size: SamplingSize, rows: int) -> dict[str, Range]:
     return {name: Range((1, w), (rows, w), (rows, w)) for name, w in widths.items()}
 
 
+def set_flags(module: TrtModule, config: Any, dtype: str) -> None:
+    flags: Any = module.trt.BuilderFlag
+    if dtype == "float32":
+        config.clear_flag(flags.TF32)  # 10 bits of mantissa are not float32
+    if module.api.user_allocation:
+        config.set_flag(flags.REQUIRE_USER_ALLOCATION)
+
+
 def check(path: Path, bundle: Bundle, dialect: GraphDialect) -> onnx.ModelProto:
     """What is built of the portable graph, without its weights. Raises EngineFault listing what
     breaks the rules."""
@@ -197,8 +205,7 @@ class _Work:
         trt, config = self._trt, self._builder.create_builder_config()
         config.progress_monitor = monitor
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-        if bundle.graph.dtype == "float32":
-            config.clear_flag(trt.BuilderFlag.TF32)  # 10 bits of mantissa are not float32
+        set_flags(self._module, config, bundle.graph.dtype)
         if build.workspace_bytes is not None:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, build.workspace_bytes)
         if self._module.api.targets:

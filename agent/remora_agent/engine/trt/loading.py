@@ -57,9 +57,8 @@ class RunOptions(Protocol):
 def load(entry: CacheEntry, bundle: Bundle, options: RunOptions) -> Engine:
     """Loads a built engine on the first GPU.
 
-    Raises Unsupported (a module is missing), Unavailable (no
-    GPU), Exhausted (no memory), RequestInvalid (rows or context beyond the build's),
-    ArtifactInvalid, EngineFault.
+    Raises Unsupported (a module is missing), Unavailable (no GPU), Exhausted (no memory),
+    RequestInvalid (rows or context beyond the build's), ArtifactInvalid, EngineFault.
     """
     backend = _backend(entry.manifest.key.recipe.backend)
     return load_on(load_bindings(), load_module(backend), entry, bundle, options)

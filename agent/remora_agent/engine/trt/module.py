@@ -46,13 +46,16 @@ class Api:
     runtime_cache: bool
     # ICudaEngine.get_aliased_input_tensor tells which output lies in which input.
     aliased_outputs: bool
+    # BuilderFlag.REQUIRE_USER_ALLOCATION: without it layers may take memory while they run, which
+    # no plan knows of and no capture allows.
+    user_allocation: bool
 
 
 APIS: tuple[Api, ...] = (
-    Api("tensorrt", (10, 3), "flag", (), False, True, False, False),
-    Api("tensorrt", (10, 15), "flag", (), False, True, False, True),
-    Api("tensorrt", (11, 0), "always", (), False, True, False, True),
-    Api("tensorrt_rtx", (1, 7), "flag", (75, 80, 86, 89, 120, 121), True, False, True, True),
+    Api("tensorrt", (10, 3), "flag", (), False, True, False, False, False),
+    Api("tensorrt", (10, 15), "flag", (), False, True, False, True, False),
+    Api("tensorrt", (11, 0), "always", (), False, True, False, True, False),
+    Api("tensorrt_rtx", (1, 7), "flag", (75, 80, 86, 89, 120, 121), True, False, True, True, True),
 )
 
 

@@ -14,7 +14,7 @@ from remora_agent.engine.trt.workspace import workspace_bytes
 from remora_contract.bundle import Bundle
 from remora_contract.engine import flat
 
-BUILDER_VERSION = 3  # rises when the same graph is built differently
+BUILDER_VERSION = 4  # rises when the same graph is built differently
 
 
 def recipe(

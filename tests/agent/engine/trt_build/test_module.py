@@ -8,6 +8,7 @@ from types import ModuleType
 
 import pytest
 
+from remora_agent.engine.trt.builder import set_flags
 from remora_agent.engine.trt.module import APIS, TRT_BACKENDS, TrtModule, api_of, load_module
 from remora_contract.dialects import SUPPORT
 from remora_contract.errors import Unsupported
@@ -38,6 +39,17 @@ def test_what_the_table_says_of_tensorrt_rtx_is_there(rtx: TrtModule):
     assert bool(api.targets) == hasattr(trt.IBuilderConfig, "set_compute_capability")
     assert api.runtime_cache == hasattr(trt.IRuntimeConfig, "create_runtime_cache")
     assert api.aliased_outputs == hasattr(trt.ICudaEngine, "get_aliased_input_tensor")
+    assert api.user_allocation == hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION")
+
+
+@needs_rtx
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_layers_take_no_memory_of_their_own_and_float32_stays_exact(rtx: TrtModule, dtype: str):
+    trt = rtx.trt
+    config = trt.Builder(trt.Logger(trt.Logger.ERROR)).create_builder_config()
+    set_flags(rtx, config, dtype)
+    assert config.get_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+    assert config.get_flag(trt.BuilderFlag.TF32) == (dtype == "float16")
 
 
 @needs_rtx
