@@ -166,4 +166,7 @@ def present_value(layer: int) -> str:
 INPUT_IDS = "input_ids"  # [b, s] int64
 POSITION_IDS = "position_ids"  # [b, s] int64, absolute; column 0 is where the cache is written
 LAST_INDEX = "last_index"  # [b, 1] int64, which of the s positions gets logits
+# [b, 1] int64, tokens of the whole sequence that a row's are a part of; only of a longrope that a
+# sequence may outgrow (DecoderSpec.switches)
+SEQUENCE_LENGTH = "sequence_length"
 LOGITS = "logits"  # [b, vocab] float32

@@ -322,6 +322,15 @@ FAMILY_REFUSALS = {
         {"model_type": "phi3", "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
         "longrope",
     ),
+    "a longrope beside another rope": (
+        {
+            "model_type": "gemma3_text",
+            "head_dim": 16,
+            "rope_scaling": LONGROPE_SCALING
+            | {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8},
+        },
+        "two ropes",
+    ),
     "an encoder too": ({"is_encoder_decoder": True}, "is_encoder_decoder"),
     "a bias on the head": ({"model_type": "phi3", "lm_head_bias": True}, "lm_head_bias"),
     "a sliding llama": ({"use_sliding_window": True, "sliding_window": 8}, "use_sliding_window"),

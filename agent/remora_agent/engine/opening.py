@@ -179,4 +179,5 @@ def limits_of(bundle: Bundle, options: EngineOptions) -> EngineLimits:
         hidden=decoder.hidden,
         kv_token_bytes=kv_bytes(decoder, rows=1, context=0),
         copies_kv=True,
+        switch=places.switch_of(bundle, context),
     )

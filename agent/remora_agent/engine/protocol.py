@@ -28,6 +28,7 @@ class EngineLimits:
     copies_kv: bool = False  # read_kv and write_kv work
     shortlist: int = 0  # tokens a row that `decode_shortlist` returns; 0: the engine cannot
     watched: int = 0  # further tokens of a row whose logits it returns, at most
+    switch: int | None = None  # a row of more tokens is turned otherwise, all of it; None: never
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class RowStep:
     token: int
     position: int
     mix: Mix = ()
+    length: int | None = None  # as `Engine.prefill`'s; None: position + 1
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,11 @@ class KvBlock:
 
 
 class Engine(Protocol):
+    """Of a model that turns long sequences otherwise (`limits.switch`) a row holds keys of one kind
+    only. `length` says how many tokens the sequence has that a call's are a part of; None: they end
+    it. A row that grows past the switch is read from its start again.
+    """
+
     @property
     def backend(self) -> str: ...
 
@@ -117,7 +124,12 @@ class Engine(Protocol):
         ...
 
     def prefill(
-        self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()
+        self,
+        row: int,
+        tokens: NDArray[np.int64],
+        start: int,
+        mix: Mix = (),
+        length: int | None = None,
     ) -> NDArray[np.float32]:
         """Reads tokens [s] into `row` at positions start..start+s-1, start <= what the row holds.
 
@@ -160,7 +172,12 @@ class Engine(Protocol):
         ...
 
     def score(
-        self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()
+        self,
+        row: int,
+        tokens: NDArray[np.int64],
+        start: int,
+        mix: Mix = (),
+        length: int | None = None,
     ) -> NDArray[np.float32]:
         """As `prefill`, and the logits [s, vocab] after every token; 1 <= s <= `limits.scored`.
 
@@ -170,7 +187,12 @@ class Engine(Protocol):
         ...
 
     def embed(
-        self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()
+        self,
+        row: int,
+        tokens: NDArray[np.int64],
+        start: int,
+        mix: Mix = (),
+        length: int | None = None,
     ) -> NDArray[np.float32]:
         """As `prefill`, and the states [s, hidden] after the final norm instead of logits.
 

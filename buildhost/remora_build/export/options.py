@@ -65,16 +65,18 @@ def graph_spec(
     quant = _quant(spec, options) if found is None else found
     if options.dialect == "legacy":
         _check_legacy(spec, quant)
+    context = _context(spec, options.max_context)
     return GraphSpec(
         dialect=options.dialect,
         dtype=options.dtype,
-        context=_context(spec, options.max_context),
+        context=context,
         max_bank_rank=options.max_bank_rank,
         opset=opset_of(options.dialect, quant),
         quant=quant,
         adapt=_adapt(spec, options),
         dora=options.dora,
         adapter_bias=options.adapter_bias,
+        sequence_length=None if spec.switches(context) is None else True,
     )
 
 

@@ -18,7 +18,7 @@ from remora_agent.bank.weights import AdapterWeights
 from remora_agent.engine import places
 from remora_agent.engine.protocol import EngineLimits, KvBlock, Mix, RowStep, Shortlist, Watch
 from remora_agent.engine.trt.device import Device
-from remora_agent.engine.trt.inputs import Asked, StepShape
+from remora_agent.engine.trt.inputs import Asked, Places, StepShape
 from remora_contract.errors import RequestInvalid, Unavailable, Unsupported
 
 
@@ -66,39 +66,61 @@ class TrtEngine:
         self._device.bank.remove(handle)
 
     def prefill(
-        self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()
+        self,
+        row: int,
+        tokens: NDArray[np.int64],
+        start: int,
+        mix: Mix = (),
+        length: int | None = None,
     ) -> NDArray[np.float32]:
         self._check_chunk(row, tokens, start)
-        (last,) = deque(self._read(row, tokens, start, mix, Asked.LAST), maxlen=1)
+        (last,) = deque(self._read(row, tokens, start, mix, Asked.LAST, length), maxlen=1)
         only: NDArray[np.float32] = last[0]
         return only
 
     def score(
-        self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()
+        self,
+        row: int,
+        tokens: NDArray[np.int64],
+        start: int,
+        mix: Mix = (),
+        length: int | None = None,
     ) -> NDArray[np.float32]:
         self._check_chunk(row, tokens, start)
         places.check_scored(self._limits, tokens)
-        return np.concatenate(list(self._read(row, tokens, start, mix, Asked.EVERY)))
+        return np.concatenate(list(self._read(row, tokens, start, mix, Asked.EVERY, length)))
 
     def embed(
-        self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()
+        self,
+        row: int,
+        tokens: NDArray[np.int64],
+        start: int,
+        mix: Mix = (),
+        length: int | None = None,
     ) -> NDArray[np.float32]:
         self._check_chunk(row, tokens, start)
-        return np.concatenate(list(self._read(row, tokens, start, mix, Asked.STATES)))
+        return np.concatenate(list(self._read(row, tokens, start, mix, Asked.STATES, length)))
 
     def _read(
-        self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix, asked: Asked
+        self,
+        row: int,
+        tokens: NDArray[np.int64],
+        start: int,
+        mix: Mix,
+        asked: Asked,
+        length: int | None,
     ) -> Iterator[NDArray[np.float32]]:
         """Reads tokens [s] step by step; of each what was asked for, [n or k, vocab or hidden]."""
         self._shortlisted = []
         device = self._device
         device.bank.check_mix(mix)
         bound = device.bank.bound([mix])
+        whole = places.whole(tokens, start, length)
         most = device.scored if asked is Asked.EVERY else device.chunk
         for begin in range(0, len(tokens), most):
             chunk = tokens[None, begin : begin + most]
             shape = StepShape(1, chunk.shape[1], bound, asked)
-            at = np.array([start + begin])
+            at = Places(np.array([start + begin]), np.array([whole]))
             device.fill(device.prompt, shape, chunk, at, {0: mix})
             device.prefill(row, shape)
             device.finish()
@@ -141,9 +163,13 @@ class TrtEngine:
         named = {step.row for step in steps}
         full = [r for r in device.cache.full_rows(range(count)) if r not in named]
         positions[full] -= 1
+        lengths = positions + 1
+        for step in steps:
+            if step.length is not None:
+                lengths[step.row] = step.length
         mixes = {step.row: step.mix for step in steps}
         shape = StepShape(count, 1, device.bank.bound(list(mixes.values())))
-        device.fill(device.steps, shape, tokens, positions, mixes)
+        device.fill(device.steps, shape, tokens, Places(positions, lengths), mixes)
         rows = [step.row for step in steps]
         watched = None if watches is None else dict(zip(rows, watches, strict=True))
         device.decode(shape, full, watched)
