@@ -309,6 +309,7 @@ FAMILY_REFUSALS = {
         "chunked_attention",
     ),
     "both ways": ({"model_type": "gemma", "use_bidirectional_attention": True}, "bidirectional"),
+    "an encoder's attention": ({"is_causal": False}, "is_causal"),
     "half a head in a llama": ({"partial_rotary_factor": 0.5}, "turns whole heads"),
     "a cap that gemma 3 leaves out": (
         {"model_type": "gemma3_text", "attn_logit_softcapping": 50.0},
