@@ -37,8 +37,9 @@ class Truth:
     def __init__(self, directory: Path) -> None:
         self._single = load_reference(directory)
         self._double = load_reference(directory).double()
-        if hasattr(self._double, "set_experts_implementation"):
-            self._double.set_experts_implementation("eager")  # grouped products are float32 only
+        for model in (self._single, self._double):
+            # Their grouped products take float32 of whole vectors only.
+            model.set_experts_implementation("eager")
 
     def check(self, tokens: np.ndarray, have: np.ndarray) -> None:
         """`have` [s, vocab]: logits after the last s tokens; the largest is the same one."""
