@@ -97,6 +97,7 @@ def recipe_of(bundle: Bundle, options: EngineOptions, processors: tuple[int, ...
 
         if processors:
             raise Unsupported("backend onnxruntime builds for this machine's processor only")
+        limits_of(bundle, options)  # what could not be loaded is not built
         level = options.accuracy_level
         return builder.recipe(level, chosen(options.prefill, bundle, level))
     from remora_agent.engine.trt.recipe import recipe
