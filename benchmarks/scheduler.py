@@ -69,17 +69,32 @@ class InstantEngine:
     def remove_adapter(self, handle: int) -> None: ...
 
     def prefill(
-        self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()
+        self,
+        row: int,
+        tokens: NDArray[np.int64],
+        start: int,
+        mix: Mix = (),
+        length: int | None = None,
     ) -> NDArray[np.float32]:
         return self._logits[row]
 
     def score(
-        self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()
+        self,
+        row: int,
+        tokens: NDArray[np.int64],
+        start: int,
+        mix: Mix = (),
+        length: int | None = None,
     ) -> NDArray[np.float32]:
         raise Unsupported("this engine has prepared logits only")
 
     def embed(
-        self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()
+        self,
+        row: int,
+        tokens: NDArray[np.int64],
+        start: int,
+        mix: Mix = (),
+        length: int | None = None,
     ) -> NDArray[np.float32]:
         raise Unsupported("this engine has prepared logits only")
 

@@ -88,18 +88,39 @@ class Forced:
     def remove_adapter(self, handle: int) -> None:
         self._engine.remove_adapter(handle)
 
-    def prefill(self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()) -> Logits:
-        logits = self._engine.prefill(row, tokens, start, mix)
+    def prefill(
+        self,
+        row: int,
+        tokens: NDArray[np.int64],
+        start: int,
+        mix: Mix = (),
+        length: int | None = None,
+    ) -> Logits:
+        logits = self._engine.prefill(row, tokens, start, mix, length)
         return self._forced(logits[None], start + len(tokens))[0]
 
     def decode(self, steps: Sequence[RowStep]) -> Logits:
         return self._forced(self._engine.decode(steps), steps[0].position + 1)
 
-    def score(self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()) -> Logits:
-        return self._forced(self._engine.score(row, tokens, start, mix), start + 1)
+    def score(
+        self,
+        row: int,
+        tokens: NDArray[np.int64],
+        start: int,
+        mix: Mix = (),
+        length: int | None = None,
+    ) -> Logits:
+        return self._forced(self._engine.score(row, tokens, start, mix, length), start + 1)
 
-    def embed(self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()) -> Logits:
-        return self._engine.embed(row, tokens, start, mix)
+    def embed(
+        self,
+        row: int,
+        tokens: NDArray[np.int64],
+        start: int,
+        mix: Mix = (),
+        length: int | None = None,
+    ) -> Logits:
+        return self._engine.embed(row, tokens, start, mix, length)
 
     def read_kv(self, row: int, start: int, stop: int) -> KvBlock:
         return self._engine.read_kv(row, start, stop)

@@ -29,6 +29,7 @@ OPTIONAL_FILES = (
 )
 TEMPLATES_DIR = "additional_chat_templates"
 _MAX_FILE_BYTES = 256 << 20
+_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def _check_size(path: Path) -> None:
 
 def load_tokenizer(checkpoint: Path, spec: DecoderSpec) -> Tokenizer:
     """Raises Unsupported without a tokenizer.json, CheckpointInvalid when it cannot be read or has
-    tokens the model does not."""
+    tokens the model does not; added ones may (`tokens_beyond`)."""
     path = checkpoint / TOKENIZER_JSON
     if not path.is_file():
         raise Unsupported(
@@ -82,10 +83,19 @@ def load_tokenizer(checkpoint: Path, spec: DecoderSpec) -> Tokenizer:
         raise CheckpointInvalid(f"{path} is no tokenizer: {e}") from e
     tokenizer.no_padding()  # some files carry the settings of their training
     tokenizer.no_truncation()
-    highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
+    highest = max(tokenizer.get_vocab(with_added_tokens=False).values(), default=0)
     if highest >= spec.vocab:
         raise CheckpointInvalid(f"{path} has token {highest}; the model has {spec.vocab}")
     return tokenizer
+
+
+def tokens_beyond(tokenizer: Tokenizer, vocab: int) -> tuple[str, ...]:
+    """Added tokens that the model does not have, some of them if they are many: the small Gemma 3s
+    carry the large ones' image token. On the device a prompt with one is refused."""
+    added = tokenizer.get_added_tokens_decoder()
+    found = [token.content for i, token in sorted(added.items()) if i >= vocab]
+    more = [f"{len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
+    return (*found[:_SHOWN], *more)
 
 
 def special_tokens(checkpoint: Path, vocab: int) -> SpecialTokens:

@@ -58,6 +58,9 @@ class GraphSpec:
     adapt: tuple[Literal["embed", "head", "experts"], ...] = ()
     dora: bool = False  # a factor [b, 1, n] a packed projection
     adapter_bias: bool = False  # a summand [b, 1, n] a packed projection
+    # A longrope chooses by the input sequence_length; None: by the end of each call, as exports
+    # did before there was one. Other ropes have no such input.
+    sequence_length: Literal[True] | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.context <= MAX_POSITION:

@@ -42,8 +42,8 @@ class RopeSpec:
     """Rotary embedding of one kind of layer; docs/graph.md has the formula of each scaling.
 
     The angles of position p are p * f[i], f from theta and the scaling; cos and sin are multiplied
-    by `attention_factor`. "longrope" divides f by `long_factors` for a row whose last position is
-    past `original_context`, else by `short_factors`.
+    by `attention_factor`. "longrope" divides f by `long_factors` in a sequence that is longer than
+    `original_context`, from its first token on, else by `short_factors`.
     """
 
     theta: float
@@ -64,6 +64,12 @@ class RopeSpec:
     def __post_init__(self) -> None:
         if self.dims is not None and not 2 <= self.dims <= MAX_HEAD_DIM:
             raise ValueError(f"dims is {self.dims}, outside 2 to {MAX_HEAD_DIM}")
+
+    def switches(self, context: int) -> int | None:
+        """Tokens of the longest sequence that a longrope turns by its short factors; None where a
+        cache of `context` holds no longer one, or for another rope."""
+        original = self.original_context if self.scaling == "longrope" else None
+        return None if original is None or original >= context else original
 
 
 @dataclass(frozen=True)
@@ -171,6 +177,12 @@ class DecoderSpec:
             raise ValueError("a layer has experts that are not described")
         if any(k.rope == "local" for k in self.kinds) and self.local_rope is None:
             raise ValueError("a layer has a local rope that is not described")
+        if self.local_rope is not None and self.local_rope.scaling == "longrope":
+            raise ValueError("a local rope is no longrope: rows switch at one length")
+
+    def switches(self, context: int) -> int | None:
+        """As `RopeSpec.switches`, of the main rope."""
+        return self.rope.switches(context)
 
     def kind(self, layer: int) -> LayerKind:
         return self.kinds[layer] if self.kinds else LayerKind()

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Literal
 
-from remora_contract.targets import ALL_GROUPS
+from remora_contract.targets import is_matrix
 
 QuantKind = Literal["none", "int4", "int8", "fp8", "mxfp8", "nvfp4"]
 _MAX_BLOCK = 1 << 20
 # Formats whose block is part of their definition.
 _FIXED_BLOCKS = {"none": None, "mxfp8": 32, "nvfp4": 16}
 _ROUNDED_INPUTS = {"int8": "int8", "fp8": "fp8"}  # activations -> the kind they go with
-_MATRIX = re.compile(r"head|layers\.(0|[1-9][0-9]{0,5})\.([a-z_]+)")
 
 
 @dataclass(frozen=True)
@@ -47,8 +45,7 @@ class QuantSpec:
         if list(self.plain) != sorted(set(self.plain)):
             raise ValueError("the plain matrices are not in order, each once")
         for name in self.plain:
-            match = _MATRIX.fullmatch(name)
-            if match is None or (match[2] is not None and match[2] not in ALL_GROUPS):
+            if not is_matrix(name):
                 raise ValueError(f"{name[:80]!r} names no matrix")
 
     def _check_block(self) -> None:

@@ -116,6 +116,19 @@ class AdapterTarget:
         return AdapterTarget(int(match[1]), match[2])
 
 
+def matrix_name(layer: int, group: Group) -> str:
+    """`layers.3.qkv`, `head`: a weight matrix, as the graph and bundle.json call it."""
+    return group if group in MODEL_GROUPS else f"layers.{layer}.{group}"
+
+
+def is_matrix(name: str) -> bool:
+    """Whether some decoder may have a matrix of this name; the embedding's table is none."""
+    found = _TARGET.fullmatch(name)
+    if found is None:
+        return name == "head"
+    return found[2] in ALL_GROUPS and found[2] not in MODEL_GROUPS
+
+
 def lora_a(layer: int, group: Group) -> str:
     """Graph input A [k, T] of a packed group (experts: [E, k, T])."""
     return _of_group("lora_a", layer, group)
@@ -166,4 +179,7 @@ def present_value(layer: int) -> str:
 INPUT_IDS = "input_ids"  # [b, s] int64
 POSITION_IDS = "position_ids"  # [b, s] int64, absolute; column 0 is where the cache is written
 LAST_INDEX = "last_index"  # [b, 1] int64, which of the s positions gets logits
+# [b, 1] int64, tokens of the whole sequence that a row's are a part of; only of a longrope that a
+# sequence may outgrow (DecoderSpec.switches)
+SEQUENCE_LENGTH = "sequence_length"
 LOGITS = "logits"  # [b, vocab] float32

@@ -237,12 +237,23 @@ def test_a_stream_reads_every_row_once_and_hashes_the_bytes(tmp_path, chunk_byte
     assert stream.digests["w"] == digest_bytes(values.tobytes())
 
 
-def test_tensors_under_another_prefix_are_recognised(checkpoint):
-    def without_prefix(tensors):
+def renamed(checkpoint: Path, old: str, new: str) -> None:
+    def rename(tensors):
         for name in list(tensors):
-            tensors[name.removeprefix("model.")] = tensors.pop(name)
+            tensors[name.replace(old, new, 1)] = tensors.pop(name)
 
-    change_tensors(checkpoint, without_prefix)
-    refused(
-        checkpoint, CheckpointInvalid, "model.embed_tokens.weight", "it has embed_tokens.weight"
-    )
+    change_tensors(checkpoint, rename)
+
+
+def test_tensors_under_another_prefix_are_recognised(checkpoint):
+    renamed(checkpoint, "model.", "transformer.")
+    word = "it has transformer.embed_tokens.weight"
+    refused(checkpoint, CheckpointInvalid, "model.embed_tokens.weight", word)
+
+
+def test_an_untied_decoder_without_its_head_is_refused(tmp_path):
+    """transformers would make one up."""
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", "qwen3", tied=False)
+    change_tensors(checkpoint, lambda tensors: tensors.pop("lm_head.weight"))
+    renamed(checkpoint, "model.", "")
+    refused(checkpoint, CheckpointInvalid, "lacks lm_head.weight")

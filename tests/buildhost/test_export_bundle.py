@@ -126,12 +126,23 @@ def test_a_missing_or_damaged_tokenizer_is_found_before_the_work(
 
 
 def test_a_tokenizer_of_another_model_is_refused(checkpoint, tmp_path):
-    path = str(checkpoint / "tokenizer.json")
-    tokenizer = Tokenizer.from_file(path)
-    tokenizer.add_tokens([f"extra{i}" for i in range(10)])
-    tokenizer.save(path)
+    path = checkpoint / "tokenizer.json"
+    document = json.loads(path.read_text())
+    document["model"]["vocab"]["another"] = 329
+    path.write_text(json.dumps(document))
     with pytest.raises(CheckpointInvalid, match="329"):
         export_checkpoint(checkpoint, tmp_path / "bundle", ExportOptions())
+
+
+def test_added_tokens_that_the_model_lacks_are_noted(checkpoint, tmp_path):
+    """google/gemma-3-1b-it: 262,144 tokens, and <image_soft_token> is number 262144."""
+    path = str(checkpoint / "tokenizer.json")
+    tokenizer = Tokenizer.from_file(path)
+    added = tokenizer.add_tokens([f"<extra{i}>" for i in range(12)])
+    assert added == 12
+    tokenizer.save(path)
+    bundle = export_checkpoint(checkpoint, tmp_path / "bundle", ExportOptions())
+    assert "<extra7>, 4 more: prompts" in bundle.notes["tokens_beyond"]
 
 
 def test_special_tokens_outside_the_vocabulary_are_refused(checkpoint, tmp_path):

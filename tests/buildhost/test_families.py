@@ -309,6 +309,7 @@ FAMILY_REFUSALS = {
         "chunked_attention",
     ),
     "both ways": ({"model_type": "gemma", "use_bidirectional_attention": True}, "bidirectional"),
+    "an encoder's attention": ({"is_causal": False}, "is_causal"),
     "half a head in a llama": ({"partial_rotary_factor": 0.5}, "turns whole heads"),
     "a cap that gemma 3 leaves out": (
         {"model_type": "gemma3_text", "attn_logit_softcapping": 50.0},
@@ -321,6 +322,15 @@ FAMILY_REFUSALS = {
     "a phi3 with another rope": (
         {"model_type": "phi3", "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
         "longrope",
+    ),
+    "a longrope beside another rope": (
+        {
+            "model_type": "gemma3_text",
+            "head_dim": 16,
+            "rope_scaling": LONGROPE_SCALING
+            | {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8},
+        },
+        "two ropes",
     ),
     "an encoder too": ({"is_encoder_decoder": True}, "is_encoder_decoder"),
     "a bias on the head": ({"model_type": "phi3", "lm_head_bias": True}, "lm_head_bias"),

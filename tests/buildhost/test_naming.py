@@ -111,6 +111,7 @@ def test_a_layer_without_experts_has_none_of_their_names():
         ("model.", "lm_head.weight"),
         ("model.language_model.", "lm_head.weight"),
         ("language_model.model.", "language_model.lm_head.weight"),
+        ("", "lm_head.weight"),
     ],
 )
 def test_the_place_is_found_by_the_tensors_that_are_there(prefix, head):

@@ -14,6 +14,8 @@ from remora_contract.targets import (
     PARTS,
     PROJECTIONS,
     AdapterTarget,
+    is_matrix,
+    matrix_name,
 )
 
 
@@ -54,3 +56,15 @@ def test_what_stands_outside_the_layers_has_a_name_without_one(name):
     assert (target.name(), target.projection) == (name, name)
     with pytest.raises(ValueError, match="no layer"):
         AdapterTarget(1, name)
+
+
+@given(st.integers(0, 999_999), st.sampled_from(ALL_GROUPS))
+def test_every_matrix_but_the_embeddings_table_is_known_by_its_name(layer, group):
+    assert is_matrix(matrix_name(layer, group)) == (group != "embed")
+
+
+@pytest.mark.parametrize(
+    "name", ["layers.01.qkv", "layers.1.q", "layers.1.head", "layers.1.qkv\n", "qkv", ""]
+)
+def test_what_names_no_matrix_is_told_apart(name):
+    assert not is_matrix(name)

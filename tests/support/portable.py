@@ -60,10 +60,15 @@ class PortableModel:
         return self.step_at(tokens, positions)
 
     def step_at(
-        self, tokens: NDArray[np.int64], positions: NDArray[np.int64]
+        self,
+        tokens: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        lengths: NDArray[np.int64] | None = None,
     ) -> NDArray[np.float32]:
-        """The same at given positions [rows, s], which may differ from row to row."""
+        """The same at given positions [rows, s], which may differ from row to row, of sequences of
+        `lengths` [rows]; None: the tokens end them."""
         rows, s = tokens.shape
+        whole = positions[:, -1] + 1 if lengths is None else lengths
         feed = {
             targets.INPUT_IDS: tokens.astype(np.int64),
             targets.POSITION_IDS: np.ascontiguousarray(positions, dtype=np.int64),
@@ -71,6 +76,8 @@ class PortableModel:
             **self.cache,
             **self.adapter_feed,
         }
+        if self.bundle.graph.sequence_length:
+            feed[targets.SEQUENCE_LENGTH] = whole[:, None].astype(np.int64)
         results = dict(zip(self._outputs, self._session.run(None, feed), strict=True))
         self.cache = {
             name.replace("present_", "past_"): value

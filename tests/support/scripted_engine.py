@@ -21,12 +21,16 @@ class ScriptedEngine(ReferenceEngine):
         self.answer: list[int] = []
         self._ends = [0] * rows  # where each row's prompt ends
 
-    def prefill(self, row: int, tokens: np.ndarray, start: int, mix: Mix = ()) -> np.ndarray:
+    def prefill(
+        self, row: int, tokens: np.ndarray, start: int, mix: Mix = (), length: int | None = None
+    ) -> np.ndarray:
         self._ends[row] = start + len(tokens)
-        return super().prefill(row, tokens, start, mix)
+        return super().prefill(row, tokens, start, mix, length)
 
-    def score(self, row: int, tokens: np.ndarray, start: int, mix: Mix = ()) -> np.ndarray:
-        super().score(row, tokens, start, mix)
+    def score(
+        self, row: int, tokens: np.ndarray, start: int, mix: Mix = (), length: int | None = None
+    ) -> np.ndarray:
+        super().score(row, tokens, start, mix, length)
         return np.stack([self._after(row, start + i + 1) for i in range(len(tokens))])
 
     def _logits(self, row: int) -> np.ndarray:

@@ -64,7 +64,8 @@ def question_tokens(side: Asked, question: GoldenQuestion) -> NDArray[np.int64]:
 def _greedy(
     engine: Engine, tokens: NDArray[np.int64], mix: Mix, most: int, done: Callable[[int], bool]
 ) -> list[int]:
-    """At most `most` tokens; `done(token)` ends the answer, with that token as its last."""
+    """At most `most` tokens, as a request gets them; `done(token)` ends the answer, with that token
+    as its last."""
     answer: list[int] = []
     logits = engine.prefill(0, tokens, 0, mix)
     while len(answer) < most:
@@ -73,7 +74,10 @@ def _greedy(
         position = len(tokens) + len(answer) - 1
         if done(token) or position >= engine.limits.context:
             break
-        logits = engine.decode([RowStep(0, token, position, mix)])[0]
+        if position == engine.limits.switch:
+            logits = engine.prefill(0, np.array([*tokens, *answer], np.int64), 0, mix)
+        else:
+            logits = engine.decode([RowStep(0, token, position, mix)])[0]
     return answer
 
 
@@ -110,12 +114,13 @@ def _compare_logits(
     engine: Engine, question: GoldenQuestion, tokens: NDArray[np.int64], mix: Mix
 ) -> None:
     first = len(tokens) - len(question.expected_tokens)
-    logits = engine.prefill(0, tokens[: first + 1], 0, mix)
+    whole = len(tokens)  # the recording is of one pass over all of them
+    logits = engine.prefill(0, tokens[: first + 1], 0, mix, whole)
     for i, (wanted, recorded) in enumerate(
         zip(question.expected_tokens, question.logits, strict=True)
     ):
         if i:
-            step = RowStep(0, int(tokens[first + i]), first + i, mix)
+            step = RowStep(0, int(tokens[first + i]), first + i, mix, whole)
             logits = engine.decode([step])[0]
         _check_logit(question, first + i, wanted, recorded, logits)
 
@@ -159,18 +164,18 @@ def surprise(side: Asked, question: GoldenQuestion) -> float:
 
 def _nats(engine: Engine, tokens: NDArray[np.int64], mix: Mix) -> float:
     """-sum of log p of tokens[1:], each after all before it."""
-    total, most = 0.0, engine.limits.scored
+    total, most, whole = 0.0, engine.limits.scored, len(tokens)
     if most:
         for at in range(0, len(tokens) - 1, most):
             piece = tokens[at : min(at + most, len(tokens) - 1)]
-            logits = engine.score(0, piece, at, mix)
+            logits = engine.score(0, piece, at, mix, whole)
             total += sum(_nat(row, int(tokens[at + i + 1])) for i, row in enumerate(logits))
         return total
-    row = engine.prefill(0, tokens[:1], 0, mix)
+    row = engine.prefill(0, tokens[:1], 0, mix, whole)
     for i in range(1, len(tokens)):
         total += _nat(row, int(tokens[i]))
         if i + 1 < len(tokens):
-            row = engine.decode([RowStep(0, int(tokens[i]), i, mix)])[0]
+            row = engine.decode([RowStep(0, int(tokens[i]), i, mix, whole)])[0]
     return total
 
 

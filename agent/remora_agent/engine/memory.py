@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from remora_contract.bundle import GraphSpec, QuantSpec
 from remora_contract.decoder import DecoderSpec
-from remora_contract.targets import GROUP_OF
+from remora_contract.targets import GROUP_OF, matrix_name
 
 _FLOAT32 = 4
 _INTEGER_BITS = {"int4": 4, "int8": 8}
@@ -22,7 +22,7 @@ def engine_bytes(decoder: DecoderSpec, graph: GraphSpec) -> int:
     for layer in range(decoder.layers):
         for p in decoder.projections(layer):
             weights = decoder.copies(p) * decoder.in_features(p) * decoder.out_features(p)
-            total += _stored(weights, graph.quant, f"layers.{layer}.{GROUP_OF[p]}")
+            total += _stored(weights, graph.quant, matrix_name(layer, GROUP_OF[p]))
     return total
 
 

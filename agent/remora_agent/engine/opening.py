@@ -148,6 +148,7 @@ def recipe_of(bundle: Bundle, options: EngineOptions, processors: tuple[int, ...
 
         if processors:
             raise Unsupported("backend onnxruntime builds for this machine's processor only")
+        limits_of(bundle, options)  # what could not be loaded is not built
         level = options.accuracy_level
         return builder.recipe(level, chosen(options.prefill, bundle, level))
     from remora_agent.engine.trt.recipe import recipe
@@ -239,4 +240,5 @@ def limits_of(bundle: Bundle, options: EngineOptions) -> EngineLimits:
         hidden=decoder.hidden,
         kv_token_bytes=kv_bytes(decoder, rows=1, context=0),
         copies_kv=True,
+        switch=places.switch_of(bundle, context),
     )

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from remora_agent.engine.protocol import EngineLimits, KvBlock, RowStep
-from remora_contract.errors import PromptTooLong, RequestInvalid
+from remora_contract.bundle import Bundle
+from remora_contract.errors import Incompatible, PromptTooLong, Refusal, RequestInvalid
 
 Lengths = NDArray[np.int64]
 _SCORED_BYTES = 32 << 20  # logits of one `Engine.score`, in host memory
@@ -32,6 +33,21 @@ def context_of(asked: int | None, most: int) -> int:
             "it with a larger --max-context"
         )
     return asked
+
+
+def switch_of(bundle: Bundle, context: int) -> int | None:
+    """`EngineLimits.switch`. Raises Incompatible for a graph that would choose by the end of each
+    call: of a long prompt read in chunks it would turn the first ones otherwise than the rest."""
+    switch = bundle.decoder.switches(context)
+    if switch is not None and not bundle.graph.sequence_length:
+        need = f"exported again by this version of remora-build, or a context of at most {switch}"
+        raise Incompatible([Refusal("longrope", need, f"a context of {context} and no length")])
+    return switch
+
+
+def whole(tokens: NDArray[np.int64], start: int, length: int | None) -> int:
+    """Tokens of the sequence that those from `start` on are a part of; without `length` its end."""
+    return start + len(tokens) if length is None else length
 
 
 def most_scored(vocab: int) -> int:

@@ -109,15 +109,16 @@ def prove(engine: Engine, golden: Golden, tolerance: Tolerance, progress: Progre
 def _prove_prompt(
     engine: Engine, index: int, prompt: GoldenPrompt, tolerance: Tolerance
 ) -> list[EngineFault]:
-    """What is too far from the recording, position by position."""
+    """What is too far from the recording, position by position: of one pass over the whole."""
     faults = []
     first = len(prompt.tokens) - len(prompt.expected)
     tokens = np.array(prompt.tokens, np.int64)
     for i, wanted in enumerate(prompt.expected):
         if i == 0:
-            logits = engine.prefill(0, tokens[: first + 1], 0)
+            logits = engine.prefill(0, tokens[: first + 1], 0, length=len(tokens))
         else:
-            logits = engine.decode([RowStep(0, prompt.tokens[first + i], first + i)])[0]
+            step = RowStep(0, prompt.tokens[first + i], first + i, length=len(tokens))
+            logits = engine.decode([step])[0]
         fault = _fault(index, first + i, wanted, prompt.logit[i], logits, tolerance)
         if fault is not None:
             faults.append(fault)

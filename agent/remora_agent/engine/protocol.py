@@ -32,6 +32,7 @@ class EngineLimits:
     shortlist: int = 0  # tokens a row that `decode_shortlist` returns; 0: the engine cannot
     watched: int = 0  # further tokens of a row whose logits it returns, at most
     overlaps: bool = False  # begin_prefill works
+    switch: int | None = None  # a row of more tokens is turned otherwise, all of it; None: never
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class RowStep:
     token: int
     position: int
     mix: Mix = ()
+    length: int | None = None  # as `Engine.prefill`'s; None: position + 1
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,14 @@ class KvBlock:
 class OneThingAtATime:
     """Of engines that read no prompt beside decode steps."""
 
-    def begin_prefill(self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()) -> None:
+    def begin_prefill(
+        self,
+        row: int,
+        tokens: NDArray[np.int64],
+        start: int,
+        mix: Mix = (),
+        length: int | None = None,
+    ) -> None:
         raise Unsupported(_NO_OVERLAP)
 
     def prefill_ready(self) -> bool:
@@ -105,6 +114,11 @@ class OneThingAtATime:
 
 
 class Engine(Protocol):
+    """Of a model that turns long sequences otherwise (`limits.switch`) a row holds keys of one kind
+    only. `length` says how many tokens the sequence has that a call's are a part of; None: they end
+    it. A row that grows past the switch is read from its start again.
+    """
+
     @property
     def backend(self) -> str: ...
 
@@ -134,7 +148,12 @@ class Engine(Protocol):
         ...
 
     def prefill(
-        self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()
+        self,
+        row: int,
+        tokens: NDArray[np.int64],
+        start: int,
+        mix: Mix = (),
+        length: int | None = None,
     ) -> NDArray[np.float32]:
         """Reads tokens [s] into `row` at positions start..start+s-1, start <= what the row holds.
 
@@ -143,7 +162,14 @@ class Engine(Protocol):
         """
         ...
 
-    def begin_prefill(self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()) -> None:
+    def begin_prefill(
+        self,
+        row: int,
+        tokens: NDArray[np.int64],
+        start: int,
+        mix: Mix = (),
+        length: int | None = None,
+    ) -> None:
         """Begins what `prefill` does, and returns: steps of other rows may be computed meanwhile,
         and answer as if it had been done before or after them. One prompt at a time; what cannot be
         done beside it waits for it. Raises as `prefill` does, Unsupported where `limits.overlaps`
@@ -193,7 +219,12 @@ class Engine(Protocol):
         ...
 
     def score(
-        self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()
+        self,
+        row: int,
+        tokens: NDArray[np.int64],
+        start: int,
+        mix: Mix = (),
+        length: int | None = None,
     ) -> NDArray[np.float32]:
         """As `prefill`, and the logits [s, vocab] after every token; 1 <= s <= `limits.scored`.
 
@@ -203,7 +234,12 @@ class Engine(Protocol):
         ...
 
     def embed(
-        self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()
+        self,
+        row: int,
+        tokens: NDArray[np.int64],
+        start: int,
+        mix: Mix = (),
+        length: int | None = None,
     ) -> NDArray[np.float32]:
         """As `prefill`, and the states [s, hidden] after the final norm instead of logits.
 

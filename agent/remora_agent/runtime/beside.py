@@ -31,12 +31,13 @@ class Beside:
         more is wanted than the last token's logits."""
         if not self._engine.limits.overlaps or isinstance(request.answer, Embedding):
             return False
-        if request.generating.request.scoring.prompt_top is not None:
+        if not work.again and request.generating.request.scoring.prompt_top is not None:
             return False
-        tokens = np.asarray(request.prompt[work.start : work.stop], np.int64)
+        text, mix = request.text, request.mix_at(work.start)
+        tokens = np.asarray(text[work.start : work.stop], np.int64)
         self._began_s = time.perf_counter()
         try:
-            self._engine.begin_prefill(work.row, tokens, work.start, request.mix_at(work.start))
+            self._engine.begin_prefill(work.row, tokens, work.start, mix, len(text))
         except RemoraError as e:
             log.warning("engine.not_beside", extra={"cause": str(e)})
             return False

@@ -53,13 +53,14 @@ class Computing:
         return [Found([seen]) for seen in self._decode(work.rows, requests)]
 
     def _read(self, work: PrefillChunk, request: Request) -> list[Found]:
-        tokens = np.asarray(request.prompt[work.start : work.stop], np.int64)
-        mix = request.mix_at(work.start)
+        text = request.text
+        tokens = np.asarray(text[work.start : work.stop], np.int64)
+        mix, whole = request.mix_at(work.start), len(text)
         if isinstance(request.answer, Embedding):
-            request.answer.read(self._engine.embed(work.row, tokens, work.start, mix))
+            request.answer.read(self._engine.embed(work.row, tokens, work.start, mix, whole))
             return []
-        if request.generating.request.scoring.prompt_top is None:
-            logits = self._engine.prefill(work.row, tokens, work.start, mix)
+        if work.again or request.generating.request.scoring.prompt_top is None:
+            logits = self._engine.prefill(work.row, tokens, work.start, mix, whole)
         else:
             logits = read_scored(
                 self._engine, work.row, tokens, work.start, mix, request.generating
@@ -101,6 +102,9 @@ class Computing:
         answer = request.generating
         position, mix = answer.position, request.mix_at(answer.position)
         room = answer.request.stopping.max_tokens - len(answer.tokens) - 1
+        switch = self._engine.limits.switch
+        if switch is not None and position < switch:  # no step reads tokens of both kinds
+            room = min(room, switch - position - 1)
         draft = self._speculation.draft(answer, request.prompt, answer.tokens, room)
         began = time.perf_counter()
         # What fills up the step is overwritten by the token that comes.
@@ -109,7 +113,8 @@ class Computing:
         seen: Sequence[Logits | ShortRow]
         if draft or fill:
             tokens = np.array([last, *draft, *fill], np.int64)
-            seen = list(self._engine.score(row, tokens, position, mix))
+            whole = position + 1 + len(draft)
+            seen = list(self._engine.score(row, tokens, position, mix, whole))
         else:
             seen = self._decode([row], [request])
         self._speculation.computed(len(seen), time.perf_counter() - began)

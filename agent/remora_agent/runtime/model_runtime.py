@@ -48,7 +48,6 @@ from remora_agent.runtime.memory_floor import MemoryFloor
 from remora_agent.runtime.metrics import RuntimeMetrics
 from remora_agent.runtime.options import MAX_DRAFT_TOKENS, RuntimeOptions
 from remora_agent.runtime.prefix_cache import PrefixCache
-from remora_agent.runtime.prefix_keys import reusable_tokens
 from remora_agent.runtime.scheduler import Scheduler
 from remora_agent.runtime.speculation import speculation_of
 from remora_agent.runtime.status import RuntimeState, RuntimeStatus
@@ -107,8 +106,7 @@ class ModelRuntime:
             engine.limits.kv_token_bytes,
             clock,
         )
-        longest = reusable_tokens(bundle.decoder, bundle.graph.context)
-        self._prefixes = PrefixCache(engine, self.options.prefix_bytes, longest, lambda: memory.low)
+        self._prefixes = PrefixCache(engine, self.options.prefix_bytes, lambda: memory.low)
         self._speculation = speculation_of(self.options, engine.limits.scored)
         self._stepper = Stepper(
             engine,

@@ -30,15 +30,13 @@ class PrefixCache:
         self,
         engine: Engine,
         max_bytes: int,
-        longest: int | None = None,
         low_memory: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`max_bytes` 0: nothing is ever reused. `longest`: see `reusable_tokens`. While
-        `low_memory`, copies are given up instead of made."""
+        """`max_bytes` 0: nothing is ever reused. While `low_memory`, copies are given up instead of
+        made."""
         self._engine = engine
         self._on = max_bytes > 0
         self._copies = self._on and engine.limits.copies_kv
-        self._longest = longest
         self._low_memory = low_memory
         self._store = PrefixStore(max_bytes)
         self._held: list[Sequence[bytes]] = [()] * engine.limits.rows  # whole blocks of each row
@@ -52,10 +50,12 @@ class PrefixCache:
     def keys(self, salt: str, acting: Sequence[Acting], prompt: Sequence[int]) -> PrefixKeys | None:
         """Those of the prompt, made here once; None for a request that neither reuses nor leaves
         anything."""
-        if not self._on or (self._longest is not None and len(prompt) > self._longest):
+        if not self._on:
             return None
         self._lookups += 1
-        keys = PrefixKeys(self._engine.digest, salt, acting)
+        switch = self._engine.limits.switch
+        switched = switch is not None and len(prompt) > switch
+        keys = PrefixKeys(self._engine.digest, salt, acting, switched=switched)
         keys.of(prompt, _whole(prompt))
         return keys
 
@@ -94,8 +94,6 @@ class PrefixCache:
 
     def wrote(self, row: int, keys: PrefixKeys | None, tokens: Sequence[int], valid: int) -> None:
         """`row` holds `valid` tokens now, the first of `tokens`; whole new blocks are kept."""
-        if self._longest is not None:
-            valid = min(valid, self._longest)
         if keys is None:
             self._held[row] = ()
             return

@@ -3,7 +3,7 @@
 A sequence is cut into blocks of BLOCK tokens. The key of a block is
 
     key[i] = SHA-256(key[i - 1], tokens of block i, the adapters that act on it)
-    key[-1] = SHA-256(engine digest, salt)
+    key[-1] = SHA-256(engine digest, salt[, "switched": of a sequence past the engine's switch])
 
 so equal keys mean equal tokens from the first on, read by the same engine through the same adapters
 with the same weights. An adapter counts in a block from where it acts on, which for an activated
@@ -19,10 +19,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from remora_contract.decoder import DecoderSpec
-
 BLOCK = 32
 _FORMAT = b"remora prefix 1"
+_SWITCHED = b"switched"
 
 
 @dataclass(frozen=True)
@@ -37,10 +36,19 @@ class Acting:
 class PrefixKeys:
     """The keys of one sequence's whole blocks, made as they are asked for."""
 
-    def __init__(self, engine_digest: str, salt: str, acting: Sequence[Acting]) -> None:
+    def __init__(
+        self, engine_digest: str, salt: str, acting: Sequence[Acting], *, switched: bool = False
+    ) -> None:
+        """`switched`: the sequence is longer than `EngineLimits.switch`."""
+        self._of = engine_digest, salt
         self._acting = tuple(acting)
         self._keys: list[bytes] = []
-        self._root = _sha256(_FORMAT, engine_digest.encode(), salt.encode())
+        kind = [_SWITCHED] if switched else []
+        self._root = _sha256(_FORMAT, engine_digest.encode(), salt.encode(), *kind)
+
+    def switched(self) -> PrefixKeys:
+        """Those of the same sequence once it has grown longer than the switch."""
+        return PrefixKeys(*self._of, self._acting, switched=True)
 
     def of(self, tokens: Sequence[int], blocks: int) -> Sequence[bytes]:
         """The first `blocks` keys of a sequence that begins with `tokens`; the same sequence each
@@ -59,22 +67,6 @@ class PrefixKeys:
             for a in self._acting
             if a.start < end
         ]
-
-
-def reusable_tokens(decoder: DecoderSpec, context: int) -> int | None:
-    """Longest sequence whose keys depend on nothing but what stands before them; None: any.
-
-    A longrope turns all keys of a call that reaches past the original context by the long factors,
-    so what a prefix looks like depends on how far the prompt goes on.
-    """
-    ropes = (decoder.rope, decoder.local_rope)
-    bounds = [
-        r.original_context
-        for r in ropes
-        if r is not None and r.scaling == "longrope" and r.original_context is not None
-    ]
-    least = min(bounds, default=None)
-    return None if least is None or least >= context else least
 
 
 def _sha256(*parts: bytes) -> bytes:

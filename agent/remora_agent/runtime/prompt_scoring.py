@@ -15,10 +15,12 @@ from remora_agent.runtime.penalties import Logits
 def read_scored(
     engine: Engine, row: int, tokens: NDArray[np.int64], start: int, mix: Mix, answer: Answer
 ) -> Logits:
-    """As `engine.prefill` of tokens [s]: the logits [vocab] after the last one."""
+    """As `engine.prefill` of tokens [s] of the answer's prompt: the logits [vocab] after the last
+    one."""
+    whole = len(answer.request.prompt)
     most = engine.limits.scored
     for at in range(0, len(tokens), most):
-        logits = engine.score(row, tokens[at : at + most], start + at, mix)
+        logits = engine.score(row, tokens[at : at + most], start + at, mix, whole)
         answer.score_prompt(start + at, logits)
     last: Logits = logits[-1]
     return last

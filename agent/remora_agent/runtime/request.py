@@ -48,5 +48,11 @@ class Request:
     def prompt(self) -> tuple[int, ...]:
         return self.answer.request.prompt
 
+    @property
+    def text(self) -> tuple[int, ...]:
+        """The prompt and what was answered so far."""
+        said = () if isinstance(self.answer, Embedding) else self.answer.tokens
+        return (*self.prompt, *said) if said else self.prompt
+
     def uses(self, digest: str) -> bool:
         return any(w.adapter.digest == digest for w in self.wanted)

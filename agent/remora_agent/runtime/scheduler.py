@@ -32,7 +32,8 @@ class PrefillChunk:
     row: int
     start: int
     stop: int
-    last: bool  # its logits give the first token
+    last: bool  # its logits give a token
+    again: bool = False  # of a text that was read before, with what was answered since
 
 
 @dataclass(frozen=True)
@@ -59,19 +60,24 @@ class Ended:
 class _Running:
     job: Job
     row: int
-    read: int = 0  # prompt tokens in the cache
+    text: int  # tokens to read: the prompt's; of one that is read again the answer's too
+    read: int = 0  # of them in the cache
     reused: int = 0  # of them not computed
     drawn: int = 0  # tokens of the answer
-    in_vain: int = 0  # tokens that were guessed, computed and not drawn
+    in_vain: int = 0  # tokens computed for nothing: guessed and not drawn, or read again
 
     @property
     def decoding(self) -> bool:
-        return self.read == self.job.prompt_tokens
+        return self.read == self.text
+
+    @property
+    def again(self) -> bool:
+        return self.text > self.job.prompt_tokens
 
     @property
     def left(self) -> Ahead:
         job = self.job
-        return Ahead(job.prompt_tokens - self.read, max(1, job.max_new - self.drawn))
+        return Ahead(self.text - self.read, max(1, job.max_new - self.drawn))
 
 
 class Scheduler:
@@ -189,7 +195,7 @@ class Scheduler:
         assert job is not None  # looked up above
         self._free_rows.remove(row)
         self._share.charge(job.owner, job.client, job.cost)
-        self._running[request_id] = _Running(job, row)
+        self._running[request_id] = _Running(job, row, job.prompt_tokens)
         return row
 
     def next_work(self) -> Work | None:
@@ -203,8 +209,9 @@ class Scheduler:
         if prefilling is None:
             return None
         stop = self._stop(prefilling, bool(decoding))
-        last = stop == prefilling.job.prompt_tokens
-        return PrefillChunk(prefilling.job.request_id, prefilling.row, prefilling.read, stop, last)
+        start, last = prefilling.read, stop == prefilling.text
+        request_id, row = prefilling.job.request_id, prefilling.row
+        return PrefillChunk(request_id, row, start, stop, last, prefilling.again)
 
     @property
     def any_decodes(self) -> bool:
@@ -230,13 +237,23 @@ class Scheduler:
         running.reused += tokens
         self._decode_next = True
 
+    def read_again(self, request_id: str) -> None:
+        """What its row holds is of no use any more: prompt and answer are read from the start, and
+        that gives the next token. Raises InternalFault unless it decodes."""
+        running = self._running[request_id]
+        if not running.decoding:
+            raise InternalFault(f"request {request_id!r} has not read its prompt")
+        running.in_vain += running.read
+        running.text = running.job.prompt_tokens + running.drawn
+        running.read = 0
+
     def done(self, work: Work, seconds: float | None = None) -> None:
         """The engine has computed `work`, in so many seconds when they were measured."""
         if isinstance(work, PrefillChunk):
             running = self._running[work.request_id]
             running.read = work.stop
             running.drawn += work.last
-            if work.last:
+            if work.last and not work.again:
                 self._pace.reused(running.reused, running.job.prompt_tokens)
             if seconds is not None:
                 self._pace.chunk_took(work.stop - work.start, seconds)
@@ -307,7 +324,7 @@ class Scheduler:
             size = self._pace.chunk(self._limits.inter_token_s)
         start = running.read
         ahead = (b for b in running.job.borders if b > start)
-        return min((start // size + 1) * size, running.job.prompt_tokens, *ahead)
+        return min((start // size + 1) * size, running.text, *ahead)
 
     def _jobs(self) -> Iterable[Job]:
         yield from self._waiting

@@ -26,7 +26,7 @@ def forms_agree(engine: Engine, most: int) -> bool:
     if count < LEAST:
         return True
     tokens = np.arange(1, count + 1, dtype=np.int64) * _STRIDE % limits.vocab
-    whole = engine.score(0, tokens, 0)
+    whole = engine.score(0, tokens, 0)  # of one sequence, as its pieces are
     return all(np.array_equal(whole, _cut(engine, tokens, size)) for size in _TRIED if size < count)
 
 
@@ -35,5 +35,7 @@ def _cut(engine: Engine, tokens: NDArray[np.int64], size: int) -> NDArray[np.flo
     found = np.empty((len(tokens), engine.limits.vocab), np.float32)
     for at in range(0, len(tokens), size):
         begin = min(at, len(tokens) - size)
-        found[begin : begin + size] = engine.score(0, tokens[begin : begin + size], begin)
+        found[begin : begin + size] = engine.score(
+            0, tokens[begin : begin + size], begin, length=len(tokens)
+        )
     return found

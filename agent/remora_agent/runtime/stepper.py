@@ -246,7 +246,7 @@ class Stepper:
         request = self._requests[work.request_id]
         with self._changed:
             reused = self._scheduler.reused(request.id)
-        if work.start != reused:
+        if work.again or work.start != reused:
             return False
         try:
             count = self._prefixes.reuse(work.row, request.keys, request.prompt, work.start)
@@ -297,23 +297,40 @@ class Stepper:
         with self._changed:
             self._scheduler.done(work, self._beside.seconds(work, engine_s))
         self._take(requests, found, engine_s)
-        is_read = isinstance(work, PrefillChunk) and work.last
-        if is_read and isinstance(requests[0].answer, Embedding):  # that makes it complete
-            self._finish(requests[0], FinishReason.STOP, self._clock())
+        self._read_again(request for request, _ in zip(requests, found, strict=False))
+        if isinstance(work, PrefillChunk) and work.last:
+            self._end_embedding(requests[0])
         return engine_s
+
+    def _read_again(self, requests: Iterable[Request]) -> None:
+        """Those whose next token makes them longer than `limits.switch`: by then all their keys
+        have to be of the other kind."""
+        switch = self._engine.limits.switch
+        if switch is None:
+            return
+        for request in requests:
+            with self._changed:
+                if self._here(request) and request.generating.position == switch:
+                    self._scheduler.read_again(request.id)
+                    keys = None if request.keys is None else request.keys.switched()
+                    self._requests[request.id] = replace(request, keys=keys)
+
+    def _end_embedding(self, request: Request) -> None:
+        """One whose prompt is read is complete."""
+        if isinstance(request.answer, Embedding):
+            self._finish(request, FinishReason.STOP, self._clock())
 
     def _wrote(self, work: Work, requests: Sequence[Request]) -> None:
         """What the rows hold after the step."""
         for row, request in zip(_rows(work), requests, strict=True):
             if isinstance(work, PrefillChunk):
                 self._memory.wrote(row, work.stop)
-                self._prefixes.wrote(row, request.keys, request.prompt, work.stop)
+                self._prefixes.wrote(row, request.keys, request.text, work.stop)
                 continue
             valid = request.generating.position + 1
             self._memory.wrote(row, valid)
             if request.keys is not None and self._prefixes.crosses(row, valid):
-                tokens = (*request.prompt, *request.generating.tokens)
-                self._prefixes.wrote(row, request.keys, tokens, valid)
+                self._prefixes.wrote(row, request.keys, request.text, valid)
 
     def _of(self, work: Work) -> list[Request]:
         ids = work.request_ids if isinstance(work, DecodeStep) else (work.request_id,)

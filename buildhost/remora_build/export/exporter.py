@@ -16,6 +16,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 import onnxruntime
+from tokenizers import Tokenizer
 
 from remora_build.checkpoint.directory import CONFIG, read_json
 from remora_build.checkpoint.inventory import base_digest, check_tied
@@ -37,6 +38,7 @@ from remora_build.tokenizer import (
     copy_tokenizer,
     load_tokenizer,
     special_tokens,
+    tokens_beyond,
 )
 from remora_build.version import exporter_name
 from remora_contract.bundle import (
@@ -75,6 +77,7 @@ class _Plan:
     slots: dict[str, Slot]
     special: SpecialTokens
     prompts: tuple[Prompt, ...]
+    beyond: tuple[str, ...]  # tokens that only the tokenizer has
 
 
 def export_checkpoint(
@@ -132,6 +135,7 @@ def _plan(checkpoint: Path, name: str, options: ExportOptions, progress: Progres
     source = read_source(checkpoint, options, progress)
     spec, quantized = source.spec, source.quantized
     graph = graph_spec(spec, options, quantized.quant if quantized else None)
+    tokenizer = load_tokenizer(checkpoint, spec)
     return _Plan(
         checkpoint=checkpoint,
         name=name,
@@ -141,15 +145,15 @@ def _plan(checkpoint: Path, name: str, options: ExportOptions, progress: Progres
         second=legacy_spec(graph) if options.dialect == "both" else None,
         slots=lay_out(spec, graph, quantized.forms if quantized else None),
         special=special_tokens(checkpoint, spec.vocab),
-        prompts=_prompts(checkpoint, options, spec, graph),
+        prompts=_prompts(tokenizer, options, spec, graph),
+        beyond=tokens_beyond(tokenizer, spec.vocab),
     )
 
 
 def _prompts(
-    checkpoint: Path, options: ExportOptions, spec: DecoderSpec, graph: GraphSpec
+    tokenizer: Tokenizer, options: ExportOptions, spec: DecoderSpec, graph: GraphSpec
 ) -> tuple[Prompt, ...]:
     """Tokenized before the long work, so that a damaged tokenizer or file fails at once."""
-    tokenizer = load_tokenizer(checkpoint, spec)
     if not options.golden:
         return ()
     require_runtime(onnxruntime.__version__, graph.dialect)
@@ -240,6 +244,10 @@ def _notes(plan: _Plan) -> dict[str, Any]:
         notes["quantized"] = plan.source.notes
     if plan.source.inventory.left_out:
         notes["left_out"] = _by_beginning(plan.source.inventory.left_out)
+    if plan.beyond:
+        notes["tokens_beyond"] = (
+            f"only the tokenizer has {', '.join(plan.beyond)}: prompts with them are refused"
+        )
     if not plan.prompts:
         notes["golden"] = "not recorded (--no-golden): engines are not proven before they serve"
     if plan.graph.dtype == "float32" and plan.graph.dialect == "native" and not plan.second:

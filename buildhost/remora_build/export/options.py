@@ -66,16 +66,18 @@ def graph_spec(
     if options.dialect != "native":
         _check_legacy(spec, quant)
     dialect: GraphDialect = "native" if options.dialect == "both" else options.dialect
+    context = _context(spec, options.max_context)
     return GraphSpec(
         dialect=dialect,
         dtype=options.dtype,
-        context=_context(spec, options.max_context),
+        context=context,
         max_bank_rank=options.max_bank_rank,
         opset=opset_of(dialect, quant),
         quant=quant,
         adapt=_adapt(spec, options),
         dora=options.dora,
         adapter_bias=options.adapter_bias,
+        sequence_length=None if spec.switches(context) is None else True,
     )
 
 

@@ -49,6 +49,7 @@ def read_plain(
     kv_heads = fields.whole("num_key_value_heads", heads, default=heads)
     if heads % kv_heads:
         raise fields.invalid("num_key_value_heads", f"a divisor of {heads}", kv_heads)
+    fields.only("is_causal", True, why="only causal attention is carried")
     fields.take("quantization_config")  # remora_build.quantized reads it, or read_config refuses it
     head_dim = _head_dim(fields, hidden, heads)
     max_position = fields.whole("max_position_embeddings", MAX_POSITION)

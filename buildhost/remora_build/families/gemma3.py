@@ -34,11 +34,15 @@ def read(fields: ConfigFields) -> DecoderSpec:
     )
     size = (spec.head_dim, spec.max_position)
     kinds = [LayerKind(w, "main" if w is None else "local") for w in windows]
+    ropes = [read_table(table, *size, RopeDefaults()) for table in (main, local)]
+    if "longrope" in (rope.scaling for rope in ropes):
+        why = "not carried in a model of two ropes"
+        raise fields.unsupported("rope type", "longrope", why)
     return replace(
         spec,
         qk_norm="head",
-        rope=read_table(main, *size, RopeDefaults()),
-        local_rope=read_table(local, *size, RopeDefaults()),
+        rope=ropes[0],
+        local_rope=ropes[1],
         kinds=plain_if_all_plain(kinds),
     )
 

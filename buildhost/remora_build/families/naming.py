@@ -61,13 +61,13 @@ class Place:
     head: str = "lm_head"
 
 
-# As a model of its own; inside a multimodal one, as transformers 5 and 4 name it.
-PLACES = (
-    Place(),
+# Inside a multimodal model, as transformers 5 and 4 name it.
+NESTED_PLACES = (
     Place("model.language_model."),
     Place("language_model.model.", "language_model.lm_head"),
 )
-NESTED_PLACES = PLACES[1:]
+# As a model of its own, there, and saved as a model without a head (Qwen3-Embedding).
+PLACES = (Place(), *NESTED_PLACES, Place(""))
 
 
 @dataclass(frozen=True)

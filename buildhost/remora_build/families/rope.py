@@ -139,13 +139,14 @@ def _yarn(table: ConfigFields, plain: _Plain) -> _Scaled:
     original = plain.original(table)
     factor = table.within("factor", *_FACTORS, plain.max_position / original)
     inferred = _yarn_attention(table, factor)
+    table.default("truncate", True)  # where it is absent; null counts as false
     return {
         "scaling": "yarn",
         "factor": factor,
         "original_context": original,
         "beta_fast": table.within("beta_fast", *_FACTORS, 32.0),
         "beta_slow": table.within("beta_slow", *_FACTORS, 1.0),
-        "truncate": table.flag("truncate", True),
+        "truncate": table.flag("truncate"),
         "attention_factor": table.within("attention_factor", *_FACTORS, inferred),
     }
 

@@ -162,6 +162,8 @@ def _base_feed(
             feed[value.name][:] = np.arange(s)
         if value.name == targets.LAST_INDEX:
             feed[value.name] = last_index
+        if value.name == targets.SEQUENCE_LENGTH:  # prompts begin at position 0
+            feed[value.name] = last_index + 1
     return feed
 
 

@@ -18,7 +18,7 @@ from remora_build.graph.forms import codes as codes
 from remora_build.graph.forms import scales as scales
 from remora_contract.bundle import GraphSpec
 from remora_contract.decoder import DecoderSpec, RopeSpec
-from remora_contract.targets import EXPERT_GROUPS, PARTS, Group
+from remora_contract.targets import EXPERT_GROUPS, PARTS, Group, matrix_name
 
 CODES_A_WORD = 8  # of experts' int4 weights, which lie in int32 (`stacks`)
 ALIGNMENT = 4096  # what runtimes need to map a tensor instead of copying it
@@ -68,11 +68,11 @@ def rope_tables(name: RopeName) -> tuple[str, str]:
 
 def group_weight(layer: int, group: Group) -> str:
     """[k, n], the parts side by side along n; `.q` and `.scale` when quantized."""
-    return f"layers.{layer}.{group}.weight"
+    return f"{matrix_name(layer, group)}.weight"
 
 
 def group_bias(layer: int, group: Group) -> str:
-    return f"layers.{layer}.{group}.bias"
+    return f"{matrix_name(layer, group)}.bias"
 
 
 def router_weight(layer: int) -> str:

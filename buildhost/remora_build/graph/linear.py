@@ -20,7 +20,7 @@ from remora_build.graph.nodes import Dims, Nodes
 from remora_contract import targets
 from remora_contract.bundle import GraphSpec, bank_groups, model_bank_groups
 from remora_contract.decoder import DecoderSpec
-from remora_contract.targets import ALL_GROUPS, MODEL_GROUPS, PARTS, Group
+from remora_contract.targets import ALL_GROUPS, MODEL_GROUPS, PARTS, Group, matrix_name
 
 
 class GateInputs:
@@ -61,7 +61,7 @@ class Linear:
         self._gates = gates
 
     def __call__(self, layer: int, group: Group, x: ir.Value) -> ir.Value:
-        nodes, at = self._nodes, f"layers.{layer}.{group}"
+        nodes, at = self._nodes, matrix_name(layer, group)
         y = self._weights.product(layout.group_weight(layer, group), at, x)
         bias = nodes.weight(f"{at}.bias") if has_bias(self._spec, PARTS[group][0]) else None
         return self._adapted(layer, group, x, y, bias)
@@ -89,7 +89,7 @@ class Linear:
         """y = x W, whole: with the base's bias and all that adapters do."""
         gate = self._gates.get(group)
         scaled = gate is not None and self._graph.dora
-        at = node_stem(layer, group)
+        at = matrix_name(layer, group)
         if bias is not None and not scaled:
             y = self._nodes.add("Add", f"{at}.bias_add", [y, bias])
         if gate is None:
@@ -107,7 +107,7 @@ class Linear:
 
     def _branch(self, layer: int, group: Group, x: ir.Value, gate: ir.Value) -> ir.Value:
         """((x A) * gate) B"""
-        nodes, t, at = self._nodes, columns(group), node_stem(layer, group)
+        nodes, t, at = self._nodes, columns(group), matrix_name(layer, group)
         weight = f"{at}.weight"
         k, n = layout.group_in(self._spec, group), layout.group_out(self._spec, group)
         a = nodes.input(targets.lora_a(layer, group), self._graph.dtype, [k, t])
@@ -124,11 +124,6 @@ class Linear:
     def _vector(self, name: str, group: Group) -> ir.Value:
         shape: Dims = ["b", 1, layout.group_out(self._spec, group)]
         return self._nodes.input(name, self._graph.dtype, shape)
-
-
-def node_stem(layer: int, group: Group) -> str:
-    """`layers.3.qkv`, `head`"""
-    return group if group in MODEL_GROUPS else f"layers.{layer}.{group}"
 
 
 def _step(step: str, layer: int, group: Group) -> str:

@@ -6,6 +6,7 @@
     llama3    long waves f / factor, short ones f, a ramp between
     yarn      f / factor where few turns fit the original context, f where many do, a ramp between
     longrope  f / short[i]; in rows C to 2C of the table f / long[i], for positions p - C
+              (two halves only where a sequence may outgrow the original context)
 
 Powers, cosines and sines are taken in double and then rounded to float32, so that the tables do not
 depend on which vector routines numpy picked for this processor; the product p * f is float32, as
@@ -29,22 +30,15 @@ def turning(rope: RopeSpec, head_dim: int) -> int:
     return head_dim if rope.dims is None else rope.dims
 
 
-def outgrows(rope: RopeSpec, context: int) -> bool:
-    """Whether a sequence may leave the original context of a longrope, so that its tables hold two
-    halves."""
-    original = rope.original_context
-    return rope.scaling == "longrope" and original is not None and context > original
-
-
 def rows(rope: RopeSpec, context: int) -> int:
     """Of the tables."""
-    return 2 * context if outgrows(rope, context) else context
+    return context if rope.switches(context) is None else 2 * context
 
 
 def tables(rope: RopeSpec, head_dim: int, context: int) -> tuple[Table, Table]:
     """cos and sin, both [rows, dims / 2]."""
     halves = [rope.short_factors, rope.long_factors] if rope.scaling == "longrope" else [()]
-    if not outgrows(rope, context):
+    if rope.switches(context) is None:
         halves = halves[:1]
     both = [_tables(rope, head_dim, context, factors) for factors in halves]
     return np.concatenate([cos for cos, _ in both]), np.concatenate([sin for _, sin in both])

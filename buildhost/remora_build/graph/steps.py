@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from remora_build.graph import layout, rope
+from remora_build.graph import layout
 from remora_build.graph.layout import RopeName
 from remora_build.graph.nodes import Dims, Nodes
 from remora_build.graph.ops import Dialect, Rotation
@@ -18,11 +18,13 @@ from remora_contract.decoder import DecoderSpec, LayerKind, RopeSpec
 
 @dataclass(frozen=True)
 class Inputs:
-    """Inputs that every graph has, in their order."""
+    """Inputs that every graph has, in their order; `sequence_length` only where a longrope may be
+    outgrown."""
 
     input_ids: ir.Value
     position_ids: ir.Value
     last_index: ir.Value
+    sequence_length: ir.Value | None
     pasts: tuple[tuple[ir.Value, ir.Value], ...]
 
 
@@ -40,6 +42,9 @@ def add_inputs(nodes: Nodes, spec: DecoderSpec, graph: GraphSpec) -> Inputs:
     input_ids = nodes.input(targets.INPUT_IDS, "int64", ["b", "s"])
     position_ids = nodes.input(targets.POSITION_IDS, "int64", ["b", "s"])
     last_index = nodes.input(targets.LAST_INDEX, "int64", ["b", 1])
+    length = None
+    if spec.switches(graph.context) is not None:
+        length = nodes.input(targets.SEQUENCE_LENGTH, "int64", ["b", 1])
     cache: Dims = ["b", spec.kv_heads, graph.context, spec.head_dim]
     pasts = tuple(
         (
@@ -48,7 +53,7 @@ def add_inputs(nodes: Nodes, spec: DecoderSpec, graph: GraphSpec) -> Inputs:
         )
         for layer in range(spec.layers)
     )
-    return Inputs(input_ids, position_ids, last_index, pasts)
+    return Inputs(input_ids, position_ids, last_index, length, pasts)
 
 
 def add_steps(
@@ -79,25 +84,22 @@ def _rotation(
 ) -> Rotation:
     cos, sin = (nodes.weight(table) for table in layout.rope_tables(name))
     positions = inputs.position_ids
-    if rope.outgrows(found, graph.context):
-        positions = _lengthened(nodes, graph, inputs, name, found)
+    switch = found.switches(graph.context)
+    if switch is not None and inputs.sequence_length is not None:
+        at = "rope" if name == "main" else f"rope.{name}"
+        positions = _lengthened(nodes, positions, inputs.sequence_length, at, switch, graph.context)
     return Rotation(cos, sin, positions, found.dims, found.interleaved)
 
 
 def _lengthened(
-    nodes: Nodes, graph: GraphSpec, inputs: Inputs, name: RopeName, found: RopeSpec
+    nodes: Nodes, positions: ir.Value, length: ir.Value, at: str, switch: int, context: int
 ) -> ir.Value:
-    """Positions of a longrope: of rows whose last token lies past the original context, rows of the
-    tables' second half."""
-    at = "rope" if name == "main" else f"rope.{name}"
-    original = nodes.integers(found.original_context or 0)
-    chosen = [inputs.position_ids, inputs.last_index]
-    last = nodes.add("GatherND", f"{at}.last_position", chosen, {"batch_dims": 1})
-    long = nodes.add("GreaterOrEqual", f"{at}.is_long", [last, original])
-    sizes = [nodes.integers(graph.context), nodes.integers(0)]
+    """Positions of a longrope: of rows whose sequence is longer than `switch`, rows of the tables'
+    second half."""
+    long = nodes.add("GreaterOrEqual", f"{at}.is_long", [length, nodes.integers(switch + 1)])
+    sizes = [nodes.integers(context), nodes.integers(0)]
     offset = nodes.add("Where", f"{at}.offset", [long, *sizes])
-    column = nodes.add("Unsqueeze", f"{at}.offset_column", [offset, nodes.integers(1)])
-    return nodes.add("Add", f"{at}.positions", [inputs.position_ids, column])
+    return nodes.add("Add", f"{at}.positions", [positions, offset])
 
 
 def _query_scale(nodes: Nodes, position_ids: ir.Value) -> ir.Value:

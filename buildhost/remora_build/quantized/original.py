@@ -30,7 +30,7 @@ from remora_build.quantized.matrix import dequantize
 from remora_build.quantized.plan import QuantizedPlan, Vectors
 from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import Unsupported
-from remora_contract.targets import PARTS, Group, Projection
+from remora_contract.targets import PARTS, Group, Projection, matrix_name
 
 Vector = NDArray[np.float32]
 _CLOSE = 0.02  # relative: what casts between 16-bit floats may move what must be the same
@@ -121,8 +121,7 @@ class _Side:
             base += source.end - source.begin
 
     def prescale(self, layer: int, group: Group) -> Vector | None:
-        matrix = layout.group_weight(layer, group).removesuffix(".weight")
-        return None if self.plan is None else self.plan.vectors[matrix].prescale
+        return None if self.plan is None else self.plan.vectors[matrix_name(layer, group)].prescale
 
 
 class _Pair:
@@ -146,7 +145,7 @@ class _Pair:
                 branch_in=_unless_ones(np.asarray(1 / smoothing, np.float32)),
                 branch_out=_unless_ones(factors[group]),
             )
-        return {layout.group_weight(layer, g).removesuffix(".weight"): v for g, v in found.items()}
+        return {matrix_name(layer, g): v for g, v in found.items()}
 
     def rest(self) -> None:
         """What is outside the layers must be the same; every tensor of the original is hashed."""
@@ -196,7 +195,7 @@ class _Pair:
             length = np.sqrt(square * _dots(ours[here], ours[here]))
             likeness[here] = np.where(length > 0, dot / np.where(length > 0, length, 1), 1)
         if float(np.median(likeness)) < _LIKENESS:
-            raise self._differs(f"layers.{layer}.{group}")
+            raise self._differs(matrix_name(layer, group))
         return self._folded(layer, group, factor)
 
     def _folded(self, layer: int, group: Group, factor: Vector) -> Vector:

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from remora_build.checkpoint.safetensors_file import TensorEntry
 from remora_build.checkpoint.stream import TensorStream
 from remora_build.families.naming import Naming, Source
-from remora_build.graph import layout
 from remora_build.graph.forms import PLAIN, Forms, MatrixForm
 from remora_build.quantized.section import Scheme
 from remora_build.quantized.stored import StoredMatrix, entries_of, find_stored
 from remora_contract.bundle import QuantSpec
 from remora_contract.errors import Unsupported
+from remora_contract.targets import matrix_name
 
 Stored = Mapping[str, StoredMatrix]
 T = TypeVar("T")
@@ -100,8 +100,7 @@ def matrices(naming: Naming) -> Iterator[tuple[str, tuple[Source, ...]]]:
     spec = naming.spec
     for layer in range(spec.layers):
         for group in spec.groups(layer):
-            name = layout.group_weight(layer, group).removesuffix(".weight")
-            yield name, naming.weights(layer, group)
+            yield matrix_name(layer, group), naming.weights(layer, group)
     if not spec.tied_embeddings:
         yield "head", (Source(naming.head, 0, spec.vocab),)
 

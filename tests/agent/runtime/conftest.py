@@ -25,6 +25,7 @@ def serve(tmp_path):
         invocations=None,
         scored=16,
         copies_kv=True,
+        switch=None,
         **more,
     ):
         bundle = make_bundle(context, max_bank_rank)
@@ -42,7 +43,9 @@ def serve(tmp_path):
                 r=rank,
                 invocation_tokens=(invocations or {}).get(name, ()),
             ).digest
-        engine = ReferenceEngine(rows, context, VOCAB, max_bank_rank, scored, copies_kv=copies_kv)
+        engine = ReferenceEngine(
+            rows, context, VOCAB, max_bank_rank, scored, copies_kv=copies_kv, switch=switch
+        )
         runtime = ModelRuntime(
             engine, bundle, byte_text(), directory, options or RuntimeOptions(), **more
         )

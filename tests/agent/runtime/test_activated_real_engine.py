@@ -102,8 +102,10 @@ class Recorder:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
-    def prefill(self, row: int, tokens: Any, start: int, mix: Any = ()) -> np.ndarray:
-        got: np.ndarray = self._engine.prefill(row, tokens, start, mix)
+    def prefill(
+        self, row: int, tokens: Any, start: int, mix: Any = (), length: int | None = None
+    ) -> np.ndarray:
+        got: np.ndarray = self._engine.prefill(row, tokens, start, mix, length)
         if start == 0:
             self._current[row] = []
             self.sequences.append(self._current[row])

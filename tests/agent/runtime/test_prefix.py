@@ -4,18 +4,16 @@ must not be."""
 from dataclasses import replace
 
 import numpy as np
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from remora_agent.engine.protocol import KvBlock
 from remora_agent.runtime.api import Scoring, Share
 from remora_agent.runtime.options import RuntimeOptions
-from remora_agent.runtime.prefix_keys import BLOCK, Acting, PrefixKeys, reusable_tokens
+from remora_agent.runtime.prefix_keys import BLOCK, Acting, PrefixKeys
 from remora_agent.runtime.prefix_store import PrefixStore
-from remora_contract.decoder import RopeSpec
 from tests.support.reference_engine import fault
-from tests.support.runtime import make_bundle, request
+from tests.support.runtime import request
 
 SYSTEM = tuple(i % 200 for i in range(3 * BLOCK))
 CONTEXT = 256
@@ -291,20 +289,3 @@ def test_a_block_larger_than_the_cap_is_not_taken_and_nothing_leaves_for_it():
     store = PrefixStore(30)
     store.put(b"1", block(), [])
     assert not store.put(b"2", block(31), [b"1"]) and b"1" in store
-
-
-def test_only_a_longrope_that_outgrows_its_original_context_limits_what_is_shared():
-    decoder = make_bundle().decoder
-    long = RopeSpec(10000.0, "longrope", original_context=64, short_factors=(1.0,) * 2)
-    assert reusable_tokens(decoder, 4096) is None
-    assert reusable_tokens(replace(decoder, rope=long), 4096) == 64
-    assert reusable_tokens(replace(decoder, rope=long), 64) is None
-
-
-@pytest.mark.parametrize("long", [True, False])
-def test_past_a_longropes_original_context_nothing_is_reused(serve, long):
-    s = serve(context=CONTEXT)
-    s.runtime._prefixes._longest = 2 * BLOCK + 10
-    prompt = tuple(range(3 * BLOCK)) if long else tuple(range(2 * BLOCK + 5))
-    ask(s, "first", prompt)
-    assert ask(s, "second", prompt) == (0 if long else 2 * BLOCK)

@@ -403,8 +403,8 @@ class Uneven(ReferenceEngine):
             self._states[step.row, step.position] += 0.02
         return np.stack([self._logits(step.row) for step in steps])
 
-    def _chunk(self, row, tokens, start, mix):
-        states = super()._chunk(row, tokens, start, mix)
+    def _chunk(self, row, tokens, start, mix, length):
+        states = super()._chunk(row, tokens, start, mix, length)
         if self.tail:
             states[2:] += 0.02
         return states

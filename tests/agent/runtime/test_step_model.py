@@ -78,7 +78,7 @@ class Steps(RuleBasedStateMachine):
         self.loader = Slow()
         self.bank = Bank(self.engine, HostCache(1 << 30), self.loader, self.clock)
         memory = MemoryFloor(lambda: self.free, 1000, ROWS, TOKEN_BYTES, self.clock)
-        self.prefixes = PrefixCache(self.engine, 6 * BLOCK * TOKEN_BYTES, None, lambda: memory.low)
+        self.prefixes = PrefixCache(self.engine, 6 * BLOCK * TOKEN_BYTES, lambda: memory.low)
         self.scheduler = Scheduler(LIMITS)
         self.stepper = Stepper(
             self.engine,

@@ -21,7 +21,7 @@ from remora_agent.engine.ort.extras import Extras, uses_extras
 from remora_agent.engine.ort.kv import KvCache
 from remora_agent.engine.ort.names import BACKEND, MODEL
 from remora_agent.engine.ort.packing import Packed
-from remora_agent.engine.ort.session import Asked, Lora, Rows, Session, Step
+from remora_agent.engine.ort.session import Asked, Ends, Lora, Rows, Session, Step
 from remora_agent.engine.ort.slots import RowSlots
 from remora_agent.engine.protocol import (
     EngineLimits,
@@ -61,6 +61,25 @@ class EngineFiles:
     base: str | None
     plain: str | None = None
     prefill: PrefillForm | None = None
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Tokens [s] of one row from `start` on, of a sequence of `length`."""
+
+    row: int
+    tokens: NDArray[np.int64]
+    start: int
+    mix: Mix
+    length: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.tokens)
+
+    @property
+    def ends(self) -> Ends:
+        return Ends(np.array([self.stop - 1]), np.array([self.length]))
 
 
 class OrtEngine(OneThingAtATime):
@@ -126,52 +145,63 @@ class OrtEngine(OneThingAtATime):
         self._experts.forget()
 
     def prefill(
-        self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()
+        self,
+        row: int,
+        tokens: NDArray[np.int64],
+        start: int,
+        mix: Mix = (),
+        length: int | None = None,
     ) -> NDArray[np.float32]:
         self._check_chunk(row, tokens, start)
         logits: NDArray[np.float32] = np.empty(0, np.float32)
+        whole = places.whole(tokens, start, length)
         least = None if self._files.prefill is None else self._files.prefill.least
         for begin, end, int8 in chunks(len(tokens), least):
             # Of a chunk before the last nobody wants logits, and states need no head.
             asked = Asked.LAST if end == len(tokens) else Asked.STATES
-            logits = self._read(row, tokens[begin:end], start + begin, mix, asked, int8)
+            piece = _Piece(row, tokens[begin:end], start + begin, mix, whole)
+            logits = self._read(piece, asked, int8)
         only: NDArray[np.float32] = logits[0].copy()
         return only
 
     def score(
-        self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()
+        self,
+        row: int,
+        tokens: NDArray[np.int64],
+        start: int,
+        mix: Mix = (),
+        length: int | None = None,
     ) -> NDArray[np.float32]:
         self._check_chunk(row, tokens, start)
         places.check_scored(self._limits, tokens)
-        return self._read(row, tokens, start, mix, Asked.EVERY)
+        whole = places.whole(tokens, start, length)
+        return self._read(_Piece(row, tokens, start, mix, whole), Asked.EVERY)
 
     def embed(
-        self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()
+        self,
+        row: int,
+        tokens: NDArray[np.int64],
+        start: int,
+        mix: Mix = (),
+        length: int | None = None,
     ) -> NDArray[np.float32]:
         self._check_chunk(row, tokens, start)
+        whole = places.whole(tokens, start, length)
         states = np.empty((len(tokens), self._limits.hidden), np.float32)
         for begin in range(0, len(tokens), _PREFILL_CHUNK):
             chunk = tokens[begin : begin + _PREFILL_CHUNK]
-            found = self._read(row, chunk, start + begin, mix, Asked.STATES)
+            found = self._read(_Piece(row, chunk, start + begin, mix, whole), Asked.STATES)
             states[begin : begin + len(chunk)] = found
         return states
 
-    def _read(
-        self,
-        row: int,
-        chunk: NDArray[np.int64],
-        start: int,
-        mix: Mix,
-        asked: Asked,
-        int8: bool = False,
-    ) -> NDArray[np.float32]:
+    def _read(self, piece: _Piece, asked: Asked, int8: bool = False) -> NDArray[np.float32]:
         """One call for several tokens of one row."""
-        last = start + len(chunk) - 1
+        rows, tokens, mixes = Rows(piece.row, 1), piece.tokens[None], {piece.row: piece.mix}
         if int8:
-            found = self._run_int8(row, chunk, last, mix, asked)
+            found = self._run_int8(piece, asked)
         else:
-            found = self._run(Rows(row, 1), chunk[None], np.array([last]), {row: mix}, asked)
-        self._cache.lengths[row] = last + 1
+            found = self._run(rows, tokens, piece.ends, mixes, asked)
+        self._cache.lengths[piece.row] = piece.stop
         return found
 
     def decode(self, steps: Sequence[RowStep]) -> NDArray[np.float32]:
@@ -183,10 +213,15 @@ class OrtEngine(OneThingAtATime):
         rows = Rows(min(by_row), max(by_row) - min(by_row) + 1)
         tokens = np.zeros((rows.count, 1), np.int64)
         positions = self._cache.lengths[rows.first : rows.first + rows.count].copy()
+        lengths = positions + 1
         for step in steps:
             tokens[step.row - rows.first] = step.token
             positions[step.row - rows.first] = step.position
-        logits = self._run(rows, tokens, positions, {s.row: s.mix for s in steps})
+            lengths[step.row - rows.first] = step.position + 1
+            if step.length is not None:
+                lengths[step.row - rows.first] = step.length
+        ends = Ends(positions, lengths)
+        logits = self._run(rows, tokens, ends, {s.row: s.mix for s in steps})
         for step in steps:
             self._cache.lengths[step.row] = step.position + 1
         chosen: NDArray[np.float32] = logits[[step.row - rows.first for step in steps]]
@@ -220,31 +255,28 @@ class OrtEngine(OneThingAtATime):
         self,
         rows: Rows,
         tokens: NDArray[np.int64],
-        last_positions: NDArray[np.int64],
+        ends: Ends,
         mixes: dict[int, Mix],
         asked: Asked = Asked.LAST,
     ) -> NDArray[np.float32]:
         """One call; `mixes` by row, of the rows whose result counts."""
         distinct = set(mixes.values())
         if self._base is not None and distinct == {()}:
-            step = (self._cache, rows, tokens, last_positions)
-            return self._base.run(*step, None, False, asked=asked)
+            return self._base.run(self._cache, rows, tokens, ends, None, False, asked=asked)
         session = self._adapted(any(self._bank.uses_extras(mix) for mix in distinct))
         grouped = len(distinct) > 1
         lora = self._fill_slots(rows, mixes) if grouped else self._packed(next(iter(distinct)))
         more = Step(self._embedding_change(rows, tokens, mixes), self._experts_of(rows, mixes))
-        return session.run(self._cache, rows, tokens, last_positions, lora, grouped, more, asked)
+        return session.run(self._cache, rows, tokens, ends, lora, grouped, more, asked)
 
-    def _run_int8(
-        self, row: int, chunk: NDArray[np.int64], last: int, mix: Mix, asked: Asked
-    ) -> NDArray[np.float32]:
+    def _run_int8(self, piece: _Piece, asked: Asked) -> NDArray[np.float32]:
         """One chunk of one row's prompt. There is one graph for it, which adds nothing without an
         adapter."""
         assert self._prefill is not None  # else there are no such chunks
-        rows, tokens = Rows(row, 1), chunk[None]
-        lora = self._packed(mix) if self._limits.max_bank_rank else None
-        more = Step(self._embedding_change(rows, tokens, {row: mix}))
-        step = (self._cache, rows, tokens, np.array([last]))
+        rows, tokens = Rows(piece.row, 1), piece.tokens[None]
+        lora = self._packed(piece.mix) if self._limits.max_bank_rank else None
+        more = Step(self._embedding_change(rows, tokens, {piece.row: piece.mix}))
+        step = (self._cache, rows, tokens, piece.ends)
         return self._prefill.run(*step, lora, False, more, asked)
 
     def _experts_of(self, rows: Rows, mixes: dict[int, Mix]) -> Lora:

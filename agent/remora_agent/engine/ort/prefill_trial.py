@@ -72,9 +72,10 @@ def _logits(engine: OrtEngine, checked: Sequences) -> NDArray[np.float32]:
     rows = []
     for tokens, count in checked:
         first = len(tokens) - count
-        rows.append(engine.prefill(0, tokens[: first + 1], 0))
+        whole = len(tokens)
+        rows.append(engine.prefill(0, tokens[: first + 1], 0, length=whole))
         rows += [
-            engine.decode([RowStep(0, int(tokens[at]), at)])[0]
+            engine.decode([RowStep(0, int(tokens[at]), at, length=whole)])[0]
             for at in range(first + 1, len(tokens))
         ]
     return np.array(rows, np.float32).reshape(len(rows), -1)

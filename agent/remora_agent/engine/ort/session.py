@@ -34,6 +34,14 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class Ends:
+    """Of each row [count]: the position of its last token, and how many tokens its sequence has."""
+
+    positions: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
 class Step:
     """What a step binds beyond its rows' factors: `embed` [count, s, hidden] is added to the
     tokens' embeddings, `experts` are adapters on experts."""
@@ -75,13 +83,13 @@ class Session:
         cache: KvCache,
         rows: Rows,
         tokens: NDArray[np.int64],
-        last_positions: NDArray[np.int64],
+        ends: Ends,
         lora: Lora | None,
         grouped: bool,
         more: Step | None = None,
         asked: Asked = Asked.LAST,
     ) -> NDArray[np.float32]:
-        """One step: tokens [count, s] whose last ones go to `last_positions` [count].
+        """One step: tokens [count, s] whose last ones go to the positions that `ends` says.
 
         `lora` holds arrays of one group, or, `grouped`, of one group per row. Returns what is
         `asked`; LAST in memory that the next call for the same rows overwrites. EngineFault.
@@ -91,7 +99,7 @@ class Session:
             output = _Output(asked, rows.count, self._widths[asked])
             binding = _Binding(self._session, cache, rows, output, self._inputs)
             self._bound[rows, asked] = binding
-        binding.set_step(tokens, last_positions, grouped)
+        binding.set_step(tokens, ends, grouped)
         if names.SLOT_EMBED in self._inputs:
             binding.set_embed(None if more is None else more.embed, self._widths[Asked.STATES])
         if lora is not None:
@@ -176,6 +184,7 @@ class _Binding:
         self._last_position = zeros((count,), np.int32)
         self._total_length = zeros((), np.int32)
         self._last_index = zeros((count, 1), np.int64)
+        self._length = zeros((count, 1), np.int64)
         self._positions: Buffer | None = None  # bound with the first step
         self._embed: Buffer | None = None  # the same
         inputs = {
@@ -185,6 +194,7 @@ class _Binding:
             names.LAST_POSITION: self._last_position,
             names.TOTAL_LENGTH: self._total_length,
             targets.LAST_INDEX: self._last_index,
+            targets.SEQUENCE_LENGTH: self._length,
         }
         # Held here because the runtime only borrows the memory.
         self._cache = cache.view(rows.first, count)
@@ -194,9 +204,7 @@ class _Binding:
         for name, buffer in self._cache.items():
             self.io.bind_ortvalue_output(present_name(name), buffer.value)
 
-    def set_step(
-        self, tokens: NDArray[np.int64], last_positions: NDArray[np.int64], grouped: bool
-    ) -> None:
+    def set_step(self, tokens: NDArray[np.int64], ends: Ends, grouped: bool) -> None:
         count, s = tokens.shape
         groups = count if grouped else 1
         shape = (groups, count * s // groups)
@@ -206,11 +214,12 @@ class _Binding:
         self._tokens.array[...] = tokens.reshape(shape)
         self._batch_shape.array[:2] = tokens.shape
         self._group_shape.array[:2] = shape
-        self._last_position.array[...] = last_positions
-        self._total_length.array[...] = last_positions.max() + 1
+        self._last_position.array[...] = ends.positions
+        self._total_length.array[...] = ends.positions.max() + 1
         if targets.POSITION_IDS in self._taken:
-            self._set_positions(last_positions, s)
+            self._set_positions(ends.positions, s)
         self._last_index.array[...] = s - 1
+        self._length.array[:, 0] = ends.lengths
         self.output.bind(self.io, s)
 
     def _set_positions(self, last_positions: NDArray[np.int64], s: int) -> None:

@@ -21,7 +21,7 @@ from remora_agent.engine.trt.contexts import Chain, Context, Plan
 from remora_agent.engine.trt.cuda import Cuda
 from remora_agent.engine.trt.files import EngineFacts
 from remora_agent.engine.trt.graphs import StepGraphs
-from remora_agent.engine.trt.inputs import Asked, StepInputs, StepShape
+from remora_agent.engine.trt.inputs import Asked, Places, StepInputs, StepShape
 from remora_agent.engine.trt.kv import KvCache, KvShape
 from remora_agent.engine.trt.memory import Memory, Pinned
 from remora_agent.engine.trt.positions import STATES, most_logits
@@ -62,7 +62,8 @@ class Device:
         dtype = np.dtype(graph.dtype)
         self._runtime = self._stack.enter_context(_Runtime(plans))
         self._vocab = spec.decoder.vocab
-        self._reads_last = targets.LAST_INDEX in plans[0].inputs
+        optional = {targets.LAST_INDEX, targets.SEQUENCE_LENGTH}
+        self._unread = optional - plans[0].inputs
         self._prefill_profile = spec.facts.index("prefill")
         self._decode_profile = spec.facts.index("decode")
         self.chunk = min(spec.facts.profiles[self._prefill_profile].tokens, spec.context)
@@ -131,12 +132,12 @@ class Device:
         inputs: StepInputs,
         shape: StepShape,
         tokens: NDArray[np.int64],
-        starts: NDArray[np.int64],
+        at: Places,
         mixes: Mapping[int, Mix],
     ) -> None:
         """Writes a step's inputs; `mixes` by index in the batch."""
         self.bank.hold(inputs.vectors, mixes)
-        gates = inputs.write(shape, tokens, starts)
+        gates = inputs.write(shape, tokens, at)
         if any(shape.bound):
             for i, gate in enumerate(gates):
                 for row, mix in mixes.items():
@@ -266,8 +267,8 @@ class Device:
         }
         shapes |= inputs.shapes(shape) | self.bank.shapes(shape.bound)
         addresses = inputs.addresses() | cache | self.bank.addresses()
-        if not self._reads_last:
-            del shapes[targets.LAST_INDEX], addresses[targets.LAST_INDEX]
+        for name in self._unread:
+            del shapes[name], addresses[name]
         return shapes, addresses | {targets.LOGITS: logits, STATES: states}
 
 

@@ -22,8 +22,8 @@ from remora_agent.bank.weights import AdapterWeights
 from remora_agent.engine import places
 from remora_agent.engine.protocol import EngineLimits, KvBlock, Mix, RowStep, Shortlist, Watch
 from remora_agent.engine.trt.device import Device
-from remora_agent.engine.trt.flight import Flight, queue_chunk
-from remora_agent.engine.trt.inputs import Asked, StepShape
+from remora_agent.engine.trt.flight import Flight, Part, queue_chunk
+from remora_agent.engine.trt.inputs import Asked, Places, StepShape
 from remora_contract.errors import RequestInvalid, Unavailable, Unsupported
 
 
@@ -73,45 +73,74 @@ class TrtEngine:
         self._device.bank.remove(handle)
 
     def prefill(
-        self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()
+        self,
+        row: int,
+        tokens: NDArray[np.int64],
+        start: int,
+        mix: Mix = (),
+        length: int | None = None,
     ) -> NDArray[np.float32]:
         self._check_chunk(row, tokens, start)
-        (last,) = deque(self._read(row, tokens, start, mix, Asked.LAST), maxlen=1)
+        (last,) = deque(self._read(row, tokens, start, mix, Asked.LAST, length), maxlen=1)
         only: NDArray[np.float32] = last[0]
         return only
 
     def score(
-        self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()
+        self,
+        row: int,
+        tokens: NDArray[np.int64],
+        start: int,
+        mix: Mix = (),
+        length: int | None = None,
     ) -> NDArray[np.float32]:
         self._check_chunk(row, tokens, start)
         places.check_scored(self._limits, tokens)
-        return np.concatenate(list(self._read(row, tokens, start, mix, Asked.EVERY)))
+        return np.concatenate(list(self._read(row, tokens, start, mix, Asked.EVERY, length)))
 
     def embed(
-        self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()
+        self,
+        row: int,
+        tokens: NDArray[np.int64],
+        start: int,
+        mix: Mix = (),
+        length: int | None = None,
     ) -> NDArray[np.float32]:
         self._check_chunk(row, tokens, start)
-        return np.concatenate(list(self._read(row, tokens, start, mix, Asked.STATES)))
+        return np.concatenate(list(self._read(row, tokens, start, mix, Asked.STATES, length)))
 
     def _read(
-        self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix, asked: Asked
+        self,
+        row: int,
+        tokens: NDArray[np.int64],
+        start: int,
+        mix: Mix,
+        asked: Asked,
+        length: int | None,
     ) -> Iterator[NDArray[np.float32]]:
         """Reads tokens [s] step by step; of each what was asked for, [n or k, vocab or hidden]."""
         self._land()
         self._shortlisted = []
         device = self._device
         device.bank.check_mix(mix)
+        text = Part(row, tokens, start, mix, places.whole(tokens, start, length))
         most = device.scored if asked is Asked.EVERY else device.chunk
-        for begin in range(0, len(tokens), most):
-            chunk = tokens[begin : begin + most]
-            shape = queue_chunk(device, row, chunk, start + begin, mix, asked)
+        for begin in range(0, len(text), most):
+            part = text.cut(begin, most)
+            shape = queue_chunk(device, part, asked)
             device.finish_read()
-            device.cache.lengths[row] = start + begin + len(chunk)
+            device.cache.lengths[row] = part.stop
             states = asked is Asked.STATES
             yield device.states(shape.states) if states else device.read_logits(shape.logits)
         self._decoded.add(row)  # it is about to decode, if anything
 
-    def begin_prefill(self, row: int, tokens: NDArray[np.int64], start: int, mix: Mix = ()) -> None:
+    def begin_prefill(
+        self,
+        row: int,
+        tokens: NDArray[np.int64],
+        start: int,
+        mix: Mix = (),
+        length: int | None = None,
+    ) -> None:
         self._check_chunk(row, tokens, start)
         if not self._limits.overlaps:
             raise Unsupported("this engine reads no prompt beside decode steps")
@@ -119,7 +148,8 @@ class TrtEngine:
             raise RequestInvalid("one prompt is read beside decode steps already: end it first")
         self._device.bank.check_mix(mix)
         self._lift(row)
-        flight = Flight(self._device, row, tokens, start, mix)
+        whole = places.whole(tokens, start, length)
+        flight = Flight(self._device, Part(row, tokens, start, mix, whole))
         flight.begin()
         self._flight = flight
 
@@ -194,9 +224,13 @@ class TrtEngine:
         named = {step.row for step in steps}
         full = [r for r in cache.full_rows(count) if r not in named]
         positions[[cache.slots[r] for r in full]] -= 1
+        lengths = positions + 1
+        for step, slot in zip(steps, slots, strict=True):
+            if step.length is not None:
+                lengths[slot] = step.length
         mixes = {slot: step.mix for slot, step in zip(slots, steps, strict=True)}
         shape = StepShape(count, 1, device.bank.bound(list(mixes.values())))
-        device.fill(device.steps, shape, tokens, positions, mixes)
+        device.fill(device.steps, shape, tokens, Places(positions, lengths), mixes)
         watched = None if watches is None else dict(zip(slots, watches, strict=True))
         device.decode(shape, full, watched)
         device.finish()

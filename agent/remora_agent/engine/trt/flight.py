@@ -4,42 +4,63 @@ when the one before has run. Owns how far it has come and how it ended; knows no
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from remora_agent.engine.protocol import Mix
 from remora_agent.engine.trt.device import Device
-from remora_agent.engine.trt.inputs import Asked, StepShape
+from remora_agent.engine.trt.inputs import Asked, Places, StepShape
 from remora_contract.errors import RemoraError
 
 
-def queue_chunk(
-    device: Device, row: int, tokens: NDArray[np.int64], start: int, mix: Mix, asked: Asked
-) -> StepShape:
-    """Queues tokens [s] of one row at `start`; the shape that says what they leave. Raises
-    Exhausted, EngineFault."""
-    shape = StepShape(1, len(tokens), device.bank.bound([mix]), asked)
-    device.fill(device.prompt, shape, tokens[None], np.array([start]), {0: mix})
-    device.read(row, shape)
+@dataclass(frozen=True)
+class Part:
+    """Tokens [s] of one row from `start` on, of a sequence of `whole`."""
+
+    row: int
+    tokens: NDArray[np.int64]
+    start: int
+    mix: Mix
+    whole: int
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self)
+
+    def cut(self, begin: int, size: int) -> Part:
+        """At most `size` of its tokens, without the first `begin`."""
+        tokens = self.tokens[begin : begin + size]
+        return Part(self.row, tokens, self.start + begin, self.mix, self.whole)
+
+
+def queue_chunk(device: Device, part: Part, asked: Asked) -> StepShape:
+    """Queues a part of one row; the shape that says what it leaves. Raises Exhausted,
+    EngineFault."""
+    shape = StepShape(1, len(part), device.bank.bound([part.mix]), asked)
+    at = Places(np.array([part.start]), np.array([part.whole]))
+    device.fill(device.prompt, shape, part.tokens[None], at, {0: part.mix})
+    device.read(part.row, shape)
     return shape
 
 
 class Flight:
     """Driven by the engine's thread."""
 
-    def __init__(
-        self, device: Device, row: int, tokens: NDArray[np.int64], start: int, mix: Mix
-    ) -> None:
-        self.row = row
-        self._device, self._mix = device, mix
-        self._left, self._at = tokens, start  # of the chunk under way on
+    def __init__(self, device: Device, part: Part) -> None:
+        self.row = part.row
+        self._device = device
+        self._left = part  # from the chunk under way on
         self._error: RemoraError | None = None
         self.has_landed = False
 
     def begin(self) -> None:
         """Queues the next chunk. Raises what `queue_chunk` does."""
-        chunk = self._left[: self._device.chunk]
-        queue_chunk(self._device, self.row, chunk, self._at, self._mix, Asked.LAST)
+        queue_chunk(self._device, self._left.cut(0, self._device.chunk), Asked.LAST)
 
     def ready(self) -> bool:
         """Whether `end` would not wait; begins the next chunk where one has run."""
@@ -70,9 +91,9 @@ class Flight:
         """Takes what the chunk under way left, and begins the one behind it. Waits."""
         device = self._device
         device.finish_read()
-        count = min(device.chunk, len(self._left))
-        self._left, self._at = self._left[count:], self._at + count
-        device.cache.lengths[self.row] = self._at
+        ran = self._left.cut(0, device.chunk)
+        device.cache.lengths[self.row] = ran.stop
+        self._left = self._left.cut(len(ran), len(self._left))
         if len(self._left):
             self.begin()
             return

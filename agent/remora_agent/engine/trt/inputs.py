@@ -2,7 +2,8 @@
 call, at addresses that never change.
 
     input_ids, position_ids [b, s] int64    state_index [n], logits_index [k] int64
-    last_index [b, 1] int64                 lora_gate.GROUP [b, 1, T]
+    last_index, sequence_length [b, 1] int64
+    lora_gate.GROUP [b, 1, T]
 
 The block has room for the most rows, tokens and columns; a smaller step packs each tensor at its
 place's beginning. What rows hold for longer (`row_vectors`) stands beside it.
@@ -56,6 +57,14 @@ class StepShape:
         return 1 if self.asked is Asked.STATES else self.states
 
 
+@dataclass(frozen=True)
+class Places:
+    """Of each row [b]: where its tokens begin, and how many its whole sequence has."""
+
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+
+
 class StepInputs:
     def __init__(
         self,
@@ -92,6 +101,7 @@ class StepInputs:
             STATE_INDEX: (step.states,),
             LOGITS_INDEX: (step.logits,),
             targets.LAST_INDEX: (step.rows, 1),
+            targets.SEQUENCE_LENGTH: (step.rows, 1),
         }
         gates = zip(self._gates, step.bound, strict=True)
         return {**fixed, **{name: (step.rows, 1, t) for name, t in gates}}
@@ -100,20 +110,19 @@ class StepInputs:
         block = {name: self._device + at for name, at in self._places.items()}
         return block | dict(self.vectors.addresses())
 
-    def write(
-        self, step: StepShape, tokens: NDArray[np.int64], starts: NDArray[np.int64]
-    ) -> list[NDArray[Any]]:
-        """Puts tokens [b, s] that begin at positions `starts` [b] in place; the gates [b, T], all
-        zeros, to be filled. The step before must have run."""
+    def write(self, step: StepShape, tokens: NDArray[np.int64], at: Places) -> list[NDArray[Any]]:
+        """Puts tokens [b, s] in place; the gates [b, T], all zeros, to be filled. The step before
+        must have run."""
         arrays = {
             name: self._host.array(shape, self._type(name), self._places[name])
             for name, shape in self._block(step).items()
         }
         arrays[targets.INPUT_IDS][...] = tokens
-        arrays[targets.POSITION_IDS][...] = starts[:, None] + np.arange(step.tokens)
+        arrays[targets.POSITION_IDS][...] = at.starts[:, None] + np.arange(step.tokens)
         last = np.arange(1, step.rows + 1) * step.tokens - 1  # of the rows' tokens one by one
         arrays[STATE_INDEX][...] = last if step.asked is Asked.LAST else np.arange(step.states)
         arrays[targets.LAST_INDEX][...] = step.tokens - 1
+        arrays[targets.SEQUENCE_LENGTH][:, 0] = at.lengths
         arrays[LOGITS_INDEX][...] = np.arange(step.logits)
         gates = [arrays[name][:, 0] for name in self._gates]
         for gate in gates:

@@ -158,6 +158,7 @@ def limits_of(bundle: Bundle, facts: files.EngineFacts, options: RunOptions) -> 
         hidden=decoder.hidden,
         kv_token_bytes=shape.token_bytes,
         copies_kv=True,
+        switch=places.switch_of(bundle, context),
     )
 
 
@@ -165,7 +166,7 @@ def check_plan(plan: Plan, facts: files.EngineFacts, bundle: Bundle, limits: Eng
     """The engine has the tensors that the bundle promises, as large as the facts say. Raises
     ArtifactInvalid, EngineFault."""
     inputs, outputs = expected_tensors(bundle)
-    # Which rotations depend on a row's length is the exporter's to know.
+    # A longrope exported before there was a length reads last_index.
     if plan.inputs - {targets.LAST_INDEX} != inputs or plan.outputs != outputs:
         odd = sorted((plan.inputs ^ inputs) | (plan.outputs ^ outputs))
         raise ArtifactInvalid(
@@ -202,6 +203,8 @@ def expected_tensors(bundle: Bundle) -> tuple[frozenset[str], frozenset[str]]:
     """Names of the built graph's inputs, but for `last_index`, and outputs."""
     decoder, graph = bundle.decoder, bundle.graph
     inputs = {targets.INPUT_IDS, targets.POSITION_IDS, STATE_INDEX, LOGITS_INDEX}
+    if graph.sequence_length:
+        inputs.add(targets.SEQUENCE_LENGTH)
     outputs = {targets.LOGITS, STATES}
     for layer in range(decoder.layers):
         past = (targets.past_key(layer), targets.past_value(layer))

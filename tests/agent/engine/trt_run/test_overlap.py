@@ -3,6 +3,7 @@ memory. The emulator refuses work that nothing orders and that touches the same 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,19 @@ from remora_agent.engine.cache import CacheEntry
 from remora_agent.engine.protocol import Engine, MixEntry, RowStep
 from remora_agent.engine.trt.cuda import Cuda
 from remora_contract.errors import EngineFault, Exhausted, RequestInvalid
-from tests.agent.engine.portable import QWEN2, Reference, random_adapter
+from remora_contract.targets import EXPERT_GROUPS, PARTS
+from tests.agent.engine.portable import (
+    EVERYTHING,
+    MOE,
+    QWEN2,
+    Reference,
+    Weighted,
+    random_adapter,
+    random_bundle,
+    with_vectors,
+)
 from tests.support.cuda_emulator import cudaError_t
-from tests.support.trt_engines import CHUNK, Bench
+from tests.support.trt_engines import CHUNK, Bench, build
 
 PROMPT = [3, 4, 5, 6]
 LONG = [*range(20, 20 + 2 * CHUNK + 1)]  # of three chunks
@@ -368,3 +379,39 @@ def test_whatever_runs_beside_whatever_all_answers_are_those_of_the_serial_order
         twins.decode({row})
     for engine in twins.both:
         engine.close()
+
+
+def test_rows_change_their_vectors_while_a_prompt_is_read(tmp_path: Path):
+    """DoRA, biases and experts' adapters in every row, adapters that come and go meanwhile: answers
+    are the portable graph's, and nothing unordered touches the same memory."""
+    graph = replace(EVERYTHING, max_bank_rank=64)
+    bundle = random_bundle(tmp_path / "bundle", MOE, graph)
+    gpu = Bench(bundle, build(bundle, tmp_path / "engine"))
+    engine, reference, random = gpu.open(), Reference(bundle), np.random.default_rng(0)
+    experts = tuple(p for group in EXPERT_GROUPS for p in PARTS[group])
+    kinds = [
+        with_vectors(random_adapter(MOE, 1, 3), MOE, 1, dora=True, bias=True),
+        with_vectors(random_adapter(MOE, 2, 2), MOE, 2, bias=True),
+        random_adapter(MOE, 3, 3, projections=experts),
+    ]
+    mixes = [((MixEntry(engine.add_adapter(k), 1.0),), (Weighted(k),)) for k in kinds]
+    mixes.append(((), ()))
+    for turn in range(8):
+        held = {r: [3, 4, 5] for r in range(4) if r != turn % 4}
+        used = {r: mixes[(r + turn) % 4] for r in held}
+        for r, tokens in held.items():
+            engine.prefill(r, np.array(tokens), 0, used[r][0])
+        mix, weighted = mixes[int(random.integers(0, 4))]
+        prompt = random.integers(0, MOE.vocab, 12)
+        engine.begin_prefill(turn % 4, prompt, 0, mix)
+        other = engine.add_adapter(random_adapter(MOE, 50 + turn, 9))
+        for step in range(3):
+            rows = [r for r in held if (r + step) % 3]
+            steps = [RowStep(r, 9 + step, len(held[r]), used[r][0]) for r in rows]
+            for r, logits in zip(rows, engine.decode(steps), strict=True):
+                held[r] = [*held[r], 9 + step]
+                assert np.abs(logits - reference.logits(held[r], used[r][1])).max() < 5e-5
+        engine.remove_adapter(other)
+        wanted = reference.logits(prompt.tolist(), weighted)
+        assert np.abs(engine.end_prefill() - wanted).max() < 5e-5
+    engine.close()

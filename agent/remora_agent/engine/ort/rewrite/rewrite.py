@@ -68,8 +68,8 @@ _KNOWN = {
 # What the kernels know without, in most models.
 _OFTEN_UNUSED = (targets.POSITION_IDS, targets.LAST_INDEX)
 _INPUTS = re.compile(
-    rf"{targets.INPUT_IDS}|{targets.POSITION_IDS}|{targets.LAST_INDEX}|{names.BATCH_SHAPE}|{names.GROUP_SHAPE}"
-    rf"|{names.LAST_POSITION}|{names.TOTAL_LENGTH}|past_(key|value)\.\d+|slot_(a|b|scale|bias)\.\d+\.\w+"
+    rf"{targets.INPUT_IDS}|{targets.POSITION_IDS}|{targets.LAST_INDEX}|{targets.SEQUENCE_LENGTH}"
+    rf"|{names.BATCH_SHAPE}|{names.GROUP_SHAPE}|{names.LAST_POSITION}|{names.TOTAL_LENGTH}|past_(key|value)\.\d+|slot_(a|b|scale|bias)\.\d+\.\w+"
     rf"|{names.SLOT_EMBED}|{names.STATE_INDEX}|{names.LOGITS_INDEX}|slot_gate\.\w+"
 )
 
