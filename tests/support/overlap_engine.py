@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -19,15 +20,22 @@ class OverlapEngine(ReferenceEngine):
         super().__init__(*args)
         self._limits = replace(self._limits, overlaps=True)
         self._asks, self._asked = asks, 0
-        self._begun: tuple[int, np.ndarray, int, Mix] | None = None
+        self._begun: tuple[int, np.ndarray, int, Mix, int | None] | None = None
         self.refuse_begin: list[Exception] = []
         self.beside: list[tuple[int, ...]] = []  # rows of steps beside a prompt
 
-    def begin_prefill(self, row: int, tokens: np.ndarray, start: int, mix: Mix = ()) -> None:
+    def begin_prefill(
+        self,
+        row: int,
+        tokens: np.ndarray,
+        start: int,
+        mix: Mix = (),
+        length: int | None = None,
+    ) -> None:
         assert self._begun is None, "a second prompt was begun"
         if self.refuse_begin:
             raise self.refuse_begin.pop()
-        self._begun, self._asked = (row, tokens, start, mix), 0
+        self._begun, self._asked = (row, tokens, start, mix, length), 0
 
     def prefill_ready(self) -> bool:
         assert self._begun is not None
@@ -39,9 +47,9 @@ class OverlapEngine(ReferenceEngine):
         begun, self._begun = self._begun, None
         return super().prefill(*begun)
 
-    def prefill(self, row: int, tokens: np.ndarray, start: int, mix: Mix = ()) -> np.ndarray:
+    def prefill(self, row: int, *more: Any) -> np.ndarray:
         self._check(row)
-        return super().prefill(row, tokens, start, mix)
+        return super().prefill(row, *more)
 
     def decode(self, steps: Sequence[RowStep]) -> np.ndarray:
         self._check(*(s.row for s in steps))
@@ -49,13 +57,13 @@ class OverlapEngine(ReferenceEngine):
             self.beside.append(tuple(s.row for s in steps))
         return super().decode(steps)
 
-    def score(self, row: int, tokens: np.ndarray, start: int, mix: Mix = ()) -> np.ndarray:
+    def score(self, row: int, *more: Any) -> np.ndarray:
         self._check(row)
-        return super().score(row, tokens, start, mix)
+        return super().score(row, *more)
 
-    def embed(self, row: int, tokens: np.ndarray, start: int, mix: Mix = ()) -> np.ndarray:
+    def embed(self, row: int, *more: Any) -> np.ndarray:
         self._check(row)
-        return super().embed(row, tokens, start, mix)
+        return super().embed(row, *more)
 
     def read_kv(self, row: int, start: int, stop: int) -> KvBlock:
         self._check(row)
