@@ -47,7 +47,8 @@ def bind_tokens(
             )
         if set(parts) & {"A", "embedding_A"}:
             raise AdapterInvalid(
-                f"{module} has trained tokens beside a LoRA of its own, which PEFT itself cannot load"
+                f"{module} has trained tokens beside a LoRA of its own, which PEFT itself does not "
+                "load"
             )
         is_embedding = module == table.embedding
         if follows and "magnitude" in found.get(table.head, {}):
