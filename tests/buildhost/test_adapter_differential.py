@@ -11,13 +11,14 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from remora_build.adapters.convert import convert_adapter
 from remora_build.export.exporter import export_checkpoint
@@ -78,6 +79,9 @@ MERGE_REFUSES = {
 }
 
 
+PEFT_REFUSES = (ValueError, TypeError, RuntimeError, IndexError, AttributeError)
+
+
 @dataclass(frozen=True)
 class World:
     """A base in its three forms."""
@@ -131,6 +135,49 @@ def test_many_configurations_answer_as_peft_or_are_refused_by_name(
     assert counts["carried"] >= 30 and counts["merged"] >= 30, counts
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama", "qwen2 tied", "qwen3_moe"])
+def test_two_of_them_merged_by_weights_change_what_each_changes(
+    name: str, worlds: Callable[[str], World], tmp_path: Path
+) -> None:
+    """base + w (a - base) + v (b - base), tensor by tensor, the head a tied base lacks included."""
+    world = worlds(name)
+    alone = list(weighable(world, range(2000, 2040), tmp_path))
+    assert len(alone) >= 6
+    base = with_head(world.checkpoint)
+    for (one, first), (other, second) in zip(alone[::2], alone[1::2], strict=False):
+        both = merged_weights(world, [one, other], tmp_path / f"both {other.directory.name}")
+        for tensor, before in base.items():
+            wanted = first[tensor] + second[tensor] - before
+            where = f"{one.directory.name}, {other.directory.name}: {tensor}"
+            np.testing.assert_allclose(both[tensor], wanted, atol=2e-5, err_msg=where)
+
+
+def weighable(
+    world: World, seeds: range, directory: Path
+) -> Iterator[tuple[Weighted, dict[str, np.ndarray]]]:
+    """Adapters that can be merged by a weight, and what becomes of the base."""
+    for seed in seeds:
+        config = draw(random.Random(seed), world.modules)
+        adapter = Weighted(directory / f"seed {seed}", 0.75 if seed % 2 else -1.5)
+        try:
+            with peft_quiet():
+                make_peft_adapter(world.checkpoint, adapter.directory, seed=seed, **config)
+            yield adapter, merged_weights(world, [adapter], directory / f"merged {seed}")
+        except (*PEFT_REFUSES, Unsupported, AdapterInvalid):
+            continue
+
+
+def merged_weights(world: World, adapters: list[Weighted], out: Path) -> dict[str, np.ndarray]:
+    merge_adapters(world.checkpoint, adapters, out)
+    return with_head(out)
+
+
+def with_head(checkpoint: Path) -> dict[str, np.ndarray]:
+    tensors = load_file(checkpoint / "model.safetensors")
+    return {"lm_head.weight": tensors["model.embed_tokens.weight"]} | tensors
+
+
 def compare(world: World, seeds: range, directory: Path) -> Counter[str]:
     counts: Counter[str] = Counter()
     for seed in seeds:
@@ -157,7 +204,7 @@ def trained(
         with peft_quiet():
             make_peft_adapter(world.checkpoint, peft_dir, seed=seed, **config)
             return reference(world.checkpoint, tokens, peft_dir)
-    except (ValueError, TypeError, RuntimeError, IndexError, AttributeError):
+    except PEFT_REFUSES:
         return None
 
 

@@ -135,3 +135,29 @@ def test_an_empty_file_and_an_empty_graph_are_no_model(tmp_path: Path) -> None:
         (tmp_path / "model.onnx").write_bytes(content)
         with pytest.raises(InvalidInput, match=r"1 to 2147483647|no ONNX model"):
             read_model(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"nodename", "the name of a node is no UTF-8"),
+        (b"MatMul", "the op_type of a node is no UTF-8"),
+        (b"weights", "the (name of a tensor|input of a node) is no UTF-8"),
+        (b"hidden", "the (name of a valueinfo|input of a node) is no UTF-8"),
+        (b"dimension", "the dim_param of a dimension is no UTF-8"),
+        (b"key", "the key of a stringstringentry is no UTF-8"),
+    ],
+)
+def test_names_that_are_no_text_are_refused(text: bytes, message: str, tmp_path: Path) -> None:
+    """Protobuf gives them as bytes, and whoever looks for a letter in them gets a TypeError."""
+    weight = numpy_helper.from_array(np.ones((64, 64), np.float32), "weights")
+    values = [
+        helper.make_tensor_value_info(n, 1, ["dimension", 64]) for n in ("hidden", "answered")
+    ]
+    node = helper.make_node("MatMul", ["hidden", "weights"], ["answered"], name="nodename")
+    node.metadata_props.add(key="key", value="value")
+    model = helper.make_model(helper.make_graph([node], "g", values[:1], values[1:], [weight]))
+    data = model.SerializeToString().replace(text, b"\xff" + text[1:])
+    (tmp_path / "model.onnx").write_bytes(data)
+    with pytest.raises(InvalidInput, match=message):
+        read_model(tmp_path / "model.onnx")

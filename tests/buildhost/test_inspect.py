@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from click.testing import Result
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from remora_build.cli import build_app
+from remora_build.cli import COMMANDS, build_app, needed
 from remora_build.inspect.render import ranges, size_text
 from remora_build.inspect.repository import describe_repository
 from remora_contract.artifact import chunk_key
@@ -223,6 +224,28 @@ def test_the_adapter_command_converts_and_reports(tmp_path: Path) -> None:
     with pytest.raises(Conflict):
         text_of(*arguments)
     assert "somewhere/base" in text_of(*arguments, "--force")
+
+
+def test_what_stands_in_brackets_is_shown() -> None:
+    """typer reads help as markup, in which they are styles."""
+    assert "Needs remora[agent] and remora[tensorrt]" in text_of("engine", "--help")
+
+
+@pytest.mark.parametrize("arguments", [["inspect", "x"], ["use-cases", "show"], ["engine"]])
+def test_a_call_imports_the_command_it_names_alone(arguments: list[str]) -> None:
+    assert needed(arguments) == arguments[:1]
+    assert len(build_app(needed(arguments)).registered_commands) <= 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["adaptr"], ["--install-completion"]])
+def test_a_call_that_names_none_knows_all(arguments: list[str]) -> None:
+    assert set(needed(arguments)) == set(COMMANDS)
+
+
+def test_commands_are_listed_by_the_names_they_register() -> None:
+    for name in COMMANDS:
+        alone = typer.main.get_command(build_app([name]))
+        assert list(alone.commands) == [name]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("command", ["adapter", "publish", "inspect"])

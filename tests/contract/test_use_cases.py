@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -284,3 +285,10 @@ def test_a_release_may_name_the_base_model_and_join_names_with_plus():
     use_cases = (ReleaseUseCase("base", ()), ReleaseUseCase("a+b", (WeightedName("a"),)))
     release = Release(1, "r", DIGEST, adapters, use_cases)
     assert parse(Release, json.loads(canonical_json(release)), "r") == release
+
+
+@pytest.mark.parametrize("value", [float("nan"), {"a": float("inf")}, [[float("-inf")]], {1: 2}])
+def test_a_mapping_that_could_not_be_written_again_is_refused(value: Any) -> None:
+    document = {"adapter": [], "use-case": [], "attach_point_onnx_mapping": value}
+    with pytest.raises(DocumentInvalid, match=r"file: attach_point_onnx_mapping"):
+        parse_use_cases(document, "file")

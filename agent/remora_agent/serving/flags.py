@@ -103,7 +103,7 @@ OtlpEndpoint = Annotated[
     str | None,
     typer.Option(
         metavar="http://HOST:PORT",
-        help="Send a trace of each request there over OTLP/gRPC (needs remora[otel]).",
+        help="Send a trace of each request there over OTLP/gRPC (needs remora\\[otel]).",
     ),
 ]
 Reflection = Annotated[bool, typer.Option(help="Describe the services to gRPC clients that ask.")]

@@ -47,7 +47,7 @@ def bind_tokens(
             )
         if set(parts) & {"A", "embedding_A"}:
             raise AdapterInvalid(
-                f"{module} has trained tokens beside a LoRA of its own, which PEFT itself cannot "
+                f"{module} has trained tokens beside a LoRA of its own, which PEFT itself does not "
                 "load"
             )
         is_embedding = module == table.embedding

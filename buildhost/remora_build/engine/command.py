@@ -17,7 +17,7 @@ from remora_contract.errors import Unsupported
 
 _AGENT = "remora_agent"
 HELP = """Build the engine of BUNDLE ahead of time for other GPUs, into a new directory OUT that
-`remora-build publish` takes. Needs remora[agent] and remora[tensorrt] on this machine."""
+`remora-build publish` takes. Needs remora\\[agent] and remora\\[tensorrt] on this machine."""
 
 
 def register(app: typer.Typer) -> None:

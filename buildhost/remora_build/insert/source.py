@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from remora_build.insert.bounds import MAX_MODEL_BYTES, check_structure
+from remora_build.insert.legible import check_text
 from remora_contract.bundle import check_relative
 from remora_contract.errors import DocumentInvalid, InvalidInput, NotFound
 
@@ -61,6 +62,7 @@ def _parse(path: Path) -> Any:
         raise InvalidInput(f"{path} is no ONNX model: {e}") from e
     if not proto.graph.node:
         raise InvalidInput(f"{path} is no ONNX model: its graph has no nodes")
+    check_text(proto, str(path))
     return proto
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from remora_agent.cli import build_app
 
@@ -21,3 +22,10 @@ def test_every_option_is_documented_and_has_help(command, page):
         for flag in parameter.opts:
             if flag.startswith("--"):
                 assert flag in text, flag
+
+
+def test_what_stands_in_brackets_is_shown(monkeypatch):
+    """typer reads help as markup, in which they are styles."""
+    monkeypatch.setenv("COLUMNS", "200")
+    shown = CliRunner().invoke(build_app(), ["serve", "--help"])
+    assert "(needs remora[otel])" in shown.stdout

@@ -89,6 +89,13 @@ def test_offsets_count_the_text_that_the_caller_gets():
     added = scores()  # by the tokenizer, before a prompt given as text
     assert offsets(added.prompt((SPECIAL, 97, 98), scored(97, 98), "ab")) == [0, 0, 1]
     assert offsets(added.part(scored(99))) == [2]
+    unknown = scores()  # <unk>, for letters that the vocabulary lacks
+    assert offsets(unknown.prompt((97, SPECIAL, 98), scored(SPECIAL, 98), "a\u65e5\u672cb")) == [
+        0,
+        1,
+        3,
+    ]
+    assert offsets(unknown.part(scored(99))) == [4]
     shown = scores()  # of a prompt given as tokens
     assert offsets(shown.prompt((SPECIAL, 97), scored(97), "<s>a")) == [0, 3]
     assert offsets(shown.part(scored(99))) == [4]
