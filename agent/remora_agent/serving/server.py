@@ -51,6 +51,7 @@ KSERVE = kserve_pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 _TEXT_WORKERS = 2
 _OPERATION_WORKERS = 4
 _MAX_PENDING_CALLS = 16_384
+_CONNECTIONS_TO_FILL = 4  # as many at least to take up all calls
 _HANDSHAKE_MS = 60_000  # for a connection that has not yet said what it is
 _FAREWELL_S = 1.0  # for what is still being sent when the models are drained
 
@@ -149,6 +150,11 @@ class InferenceServer:
                 ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
                 ("grpc.so_reuseport", 0),  # a taken port is an error, not a shared one
                 ("grpc.max_allowed_incoming_connections", max_connections()),
+                # A caller that begins calls and never sends their messages holds them as long as it
+                # likes: one connection must not hold all. Its further calls wait on its own side.
+                ("grpc.max_concurrent_streams", self._options.max_calls // _CONNECTIONS_TO_FILL),
+                # Else calls of a burst that come before the caller has heard of this are reset.
+                ("grpc.http.overload_protection", 0),
                 ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
                 ("grpc.keepalive_time_ms", keepalive_ms),
                 ("grpc.keepalive_timeout_ms", keepalive_ms // 3),

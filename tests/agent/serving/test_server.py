@@ -143,6 +143,25 @@ def test_a_burst_of_calls_is_answered_or_refused_but_never_reset(served):
     assert asyncio.run(main()) <= {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
 
 
+def test_calls_that_one_connection_begins_and_never_sends_leave_room_for_others(served):
+    """A client that forgets its streams, or means to lock everybody out."""
+
+    async def main():
+        async with grpc.aio.insecure_channel(served.address, [OWN_POOL]) as channel:
+            begin = channel.stream_stream("/remora.inference.v1.Inference/Generate")
+            begun = [begin() for _ in range(1100)]
+            await begun[0].wait_for_connection()
+            await asyncio.sleep(0.5)  # until all have left that may
+            async with grpc.aio.insecure_channel(served.address, [OWN_POOL]) as other:
+                stub = rpc.EngineServiceStub(other)
+                codes = [await stub.Status(pb.EngineStatusRequest()).code() for _ in range(3)]
+            for call in begun:
+                call.cancel()
+            return codes
+
+    assert asyncio.run(main()) == [grpc.StatusCode.OK] * 3
+
+
 def test_plaintext_beyond_this_machine_is_refused_before_anything_listens(engines):
     with pytest.raises(Refused, match="--tls-cert"):
         ServingStack(StackOptions(listen=TcpAddress("0.0.0.0", 0)), engines=engines)
