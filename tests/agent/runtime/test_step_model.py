@@ -67,11 +67,13 @@ class Slow:
 
 
 class Steps(RuleBasedStateMachine):
+    switch: int | None = None
+
     def __init__(self):
         super().__init__()
         self.now, self.free, self.count = 0.0, 1 << 40, 0
         self.records, self.weights = world()
-        self.engine = ReferenceEngine(ROWS, CONTEXT, VOCAB, RANK)
+        self.engine = ReferenceEngine(ROWS, CONTEXT, VOCAB, RANK, switch=self.switch)
         self.loader = Slow()
         self.bank = Bank(self.engine, HostCache(1 << 30), self.loader, self.clock)
         memory = MemoryFloor(lambda: self.free, 1000, ROWS, TOKEN_BYTES, self.clock)
@@ -231,3 +233,14 @@ class Steps(RuleBasedStateMachine):
 
 TestSteps = Steps.TestCase
 TestSteps.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+
+
+class SwitchingSteps(Steps):
+    """The same on a model that turns longer sequences otherwise: rows are read again between all
+    the rest."""
+
+    switch = BLOCK + 10
+
+
+TestSwitchingSteps = SwitchingSteps.TestCase
+TestSwitchingSteps.settings = TestSteps.settings
