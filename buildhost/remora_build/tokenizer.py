@@ -29,7 +29,7 @@ OPTIONAL_FILES = (
 )
 TEMPLATES_DIR = "additional_chat_templates"
 _MAX_FILE_BYTES = 256 << 20
-_SHOWN = 8
+_SHOWN, _SHOWN_CHARS = 8, 40
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def tokens_beyond(tokenizer: Tokenizer, vocab: int) -> tuple[str, ...]:
     """Added tokens that the model does not have, some of them if they are many: the small Gemma 3s
     carry the large ones' image token. On the device a prompt with one is refused."""
     added = tokenizer.get_added_tokens_decoder()
-    found = [token.content for i, token in sorted(added.items()) if i >= vocab]
+    found = [token.content[:_SHOWN_CHARS] for i, token in sorted(added.items()) if i >= vocab]
     more = [f"{len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
     return (*found[:_SHOWN], *more)
 

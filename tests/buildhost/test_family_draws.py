@@ -24,7 +24,7 @@ from tests.buildhost.reference import load_reference, reference_logits
 from tests.support.portable import PortableModel
 
 PROMPT, STEPS, CONTEXT = 40, 24, 80
-DRAWS = 40  # of each family, in the long run
+DRAWS = 20  # of each family, in the long run
 ATTENTION_DIMS = 8  # ONNX Runtime's kernel takes heads of a multiple of it
 OPTIONS = EngineOptions(rows=2, threads=1, accuracy_level=1)
 TOKENS = np.random.default_rng(2).integers(0, 320, PROMPT + STEPS)

@@ -177,6 +177,18 @@ def test_a_field_of_the_wrapper_that_nobody_knows_is_refused(tmp_path):
         read_config(checkpoint)
 
 
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_model_made_into_an_encoder_is_refused(tmp_path, inside):
+    """transformers asks the whole model's config for its masks."""
+    checkpoint = make(tmp_path, "mistral3")
+    path = checkpoint / "config.json"
+    config = json.loads(path.read_text())
+    (config["text_config"] if inside else config)["is_causal"] = False
+    path.write_text(json.dumps(config))
+    with pytest.raises(Unsupported, match="is_causal"):
+        read_config(checkpoint)
+
+
 def test_a_tensor_that_is_neither_text_nor_image_is_refused(tmp_path):
     checkpoint = make(tmp_path, "llava")
     tensors = load_file(checkpoint / WEIGHTS)

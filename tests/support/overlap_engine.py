@@ -15,9 +15,9 @@ from tests.support.reference_engine import ReferenceEngine
 
 
 class OverlapEngine(ReferenceEngine):
-    def __init__(self, *args: int, asks: int = 3) -> None:
+    def __init__(self, *args: int, asks: int = 3, **more: Any) -> None:
         """`asks`: how often it is asked until a prompt is ready."""
-        super().__init__(*args)
+        super().__init__(*args, **more)
         self._limits = replace(self._limits, overlaps=True)
         self._asks, self._asked = asks, 0
         self._begun: tuple[int, np.ndarray, int, Mix, int | None] | None = None

@@ -35,6 +35,7 @@ class Wrapper:
         Raises CheckpointInvalid, Unsupported (a text part of another family).
         """
         fields.ignore("vision_config", *self.ignored)
+        fields.only("is_causal", True, why="only causal attention is carried")
         fields.ignore("quantization_config")  # remora_build.quantized reads it, or it was refused
         text = fields.nested("text_config")
         if not text.left():  # the first Qwen2-VL kept them side by side

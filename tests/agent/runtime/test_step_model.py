@@ -69,12 +69,13 @@ class Slow:
 
 class Steps(RuleBasedStateMachine):
     make_engine = ReferenceEngine
+    switch: int | None = None
 
     def __init__(self):
         super().__init__()
         self.now, self.free, self.count = 0.0, 1 << 40, 0
         self.records, self.weights = world()
-        self.engine = self.make_engine(ROWS, CONTEXT, VOCAB, RANK)
+        self.engine = self.make_engine(ROWS, CONTEXT, VOCAB, RANK, switch=self.switch)
         self.loader = Slow()
         self.bank = Bank(self.engine, HostCache(1 << 30), self.loader, self.clock)
         memory = MemoryFloor(lambda: self.free, 1000, ROWS, TOKEN_BYTES, self.clock)
@@ -248,3 +249,24 @@ class StepsBeside(Steps):
 
 TestStepsBeside = StepsBeside.TestCase
 TestStepsBeside.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+
+
+class SwitchingSteps(Steps):
+    """The same on a model that turns longer sequences otherwise: rows are read again between all
+    the rest."""
+
+    switch = BLOCK + 10
+
+
+TestSwitchingSteps = SwitchingSteps.TestCase
+TestSwitchingSteps.settings = TestSteps.settings
+
+
+class SwitchingBeside(StepsBeside):
+    """Both at once."""
+
+    switch = BLOCK + 10
+
+
+TestSwitchingBeside = SwitchingBeside.TestCase
+TestSwitchingBeside.settings = TestSteps.settings
