@@ -145,6 +145,8 @@ class DecisionLoop:
         states = Counter(r.state.value for r in self._store.rollouts(1000))
         self._counters.devices_by_status = dict(statuses)
         self._counters.rollouts_by_state = dict(states)
+        late = Counter(flag.state.value.lower() for flag in self._store.late_flags())
+        self._counters.late_by_state = dict(late)
         self._counters.watchers = len(self._watchers)
 
 

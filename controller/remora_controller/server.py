@@ -227,7 +227,7 @@ class Controller:
             clock=time.time,
             sync_interval_s=self._config.sync_interval_s,
             on_news=self._loop.wake,
-            is_moving=lambda: self._driver.is_moving,
+            wants_samples=self._driver.wants_samples,
         )
 
     def _asking(self) -> Asking:

@@ -31,7 +31,7 @@ def rollout_view(found: pb.Rollout) -> Group:
     )
     ordered = sorted(found.devices, key=lambda d: (_attention(d.outcome), d.wave, d.device_id))
     rows = [
-        (d.device_id, str(d.wave), render.styled(d.outcome), _phase(d), (d.error or d.hold)[:120])
+        (d.device_id, str(d.wave), render.styled(d.outcome), _phase(d), _why(d)[:120])
         for d in ordered[:_MAX_ROWS]
     ]
     parts: list[RenderableType] = [
@@ -57,6 +57,13 @@ def _gates(found: pb.Rollout) -> RenderableType:
 
 def _attention(outcome: str) -> int:
     return _URGENT.index(outcome) if outcome in _URGENT else len(_URGENT)
+
+
+def _why(device: pb.RolloutDevice) -> str:
+    if device.error or device.hold or not device.late:
+        return device.error or device.hold
+    late = f"late: {device.late}"
+    return f"{late}: {device.late_detail}" if device.late_detail else late
 
 
 def _phase(device: pb.RolloutDevice) -> str:

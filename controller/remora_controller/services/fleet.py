@@ -65,7 +65,7 @@ class FleetParts:
     clock: Callable[[], float]
     sync_interval_s: float
     on_news: Callable[[str | None], None]  # wakes the decision loop; a device may be late
-    is_moving: Callable[[], bool]  # whether a rollout runs: its gates want fresh metrics
+    wants_samples: Callable[[str], bool]  # whether gates wait for what the device measures
 
 
 class FleetService(pb_grpc.FleetServicer):
@@ -156,7 +156,7 @@ class FleetService(pb_grpc.FleetServicer):
         is_busy = assignment is not None and assignment.phase not in calm
         if is_busy:
             wanted = min(parts.sync_interval_s, BUSY_SYNC_S)
-        elif device_id in parts.watchers and not parts.is_moving():
+        elif device_id in parts.watchers and not parts.wants_samples(device_id):
             wanted = watched_interval_s(parts.sync_interval_s, parts.presence.count())
         else:
             wanted = parts.sync_interval_s

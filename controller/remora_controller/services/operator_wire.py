@@ -16,6 +16,7 @@ from remora_controller.domain import (
     StoredEvent,
     Wave,
 )
+from remora_controller.late_gates import LateState
 from remora_controller.operations import RolloutDetail
 from remora_controller.planner import DevicePlan, Plan
 from remora_controller.repository import Published
@@ -211,9 +212,15 @@ def _rollout_device(
         outcome=outcome,
         phase=phase.value if phase else "",
         progress=state.progress if outcome in ("updating", "soaking") else 0.0,
-        error=_error(outcome, attempt, state.error, spec),
+        error=_error(outcome, attempt, state.error or _sent_back(state), spec),
         hold=state.hold if phase is Phase.WAIT_WINDOW else "",
+        late=state.late.value if state.late is not None else "",
+        late_detail=state.late_detail,
     )
+
+
+def _sent_back(state: MemberState) -> str:
+    return state.late_detail if state.late is LateState.SENT_BACK else ""
 
 
 def _error(outcome: str, attempt: Attempt | None, reported: str, spec: RolloutSpec) -> str:

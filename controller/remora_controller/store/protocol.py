@@ -24,8 +24,10 @@ from remora_controller.domain import (
     SyncRecord,
 )
 from remora_controller.gates.evaluate import Series
+from remora_controller.late_gates import LateState
 from remora_controller.rollout import Action, Attempt
 from remora_controller.store.governance import GovernanceStore
+from remora_controller.store.late import LateStore
 from remora_controller.store.sharing import SharingStore
 
 
@@ -56,6 +58,8 @@ class MemberState:
     progress: float
     error: str
     hold: str = ""  # why the device says it does not switch now
+    late: LateState | None = None  # None: it went with its wave
+    late_detail: str = ""
 
 
 class DeviceStore(Protocol):
@@ -165,7 +169,8 @@ class RolloutStore(Protocol):
         ...
 
     def keep_baselines(self, rollout_id: str, series: Mapping[str, Series]) -> None:
-        """What devices measured on their incumbents, by device. The first of each stays."""
+        """What devices measured on their incumbents, by device; in place of what
+        was kept of them."""
         ...
 
     def baselines(self, rollout_id: str) -> dict[str, Series]: ...
@@ -190,8 +195,10 @@ class JournalStore(Protocol):
         """Oldest first; short and bounded."""
         ...
 
-    def metric_samples(self, names: Collection[str], since: float) -> list[MetricPoint]:
-        """Of all devices, these metrics with or without labels, by device, time and name."""
+    def metric_samples(
+        self, names: Collection[str], since: float, device_id: str | None = None
+    ) -> list[MetricPoint]:
+        """Of all devices or one, these metrics with or without labels, by device, time and name."""
         ...
 
     def prune(self, now: float) -> None:
@@ -199,5 +206,7 @@ class JournalStore(Protocol):
         ...
 
 
-class Store(DeviceStore, RolloutStore, JournalStore, GovernanceStore, SharingStore, Protocol):
+class Store(
+    DeviceStore, RolloutStore, LateStore, JournalStore, GovernanceStore, SharingStore, Protocol
+):
     def close(self) -> None: ...

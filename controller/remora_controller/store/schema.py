@@ -217,8 +217,24 @@ def m0004_engine_sharing(db: Database) -> None:
 
 migrations(name="m0004_engine_sharing")(m0004_engine_sharing)
 
+# Devices that took a release after its waves: how far they are judged, and by what it ended.
+_LATE = """
+ALTER TABLE rollout_devices ADD COLUMN late TEXT NOT NULL DEFAULT '';
+ALTER TABLE rollout_devices ADD COLUMN late_detail TEXT NOT NULL DEFAULT '';
+CREATE INDEX rollout_devices_judged ON rollout_devices (late) WHERE late = 'JUDGING';
+CREATE INDEX rollout_devices_flagged ON rollout_devices (late)
+  WHERE late IN ('JUDGING', 'SENT_BACK', 'FAILED', 'INCONCLUSIVE');
+"""
+
+
+def m0005_late(db: Database) -> None:
+    db.executescript(_LATE)
+
+
+migrations(name="m0005_late")(m0005_late)
+
 MIGRATION_NAMES = frozenset(
-    {"m0001_first", "m0002_gates", "m0003_governance", "m0004_engine_sharing"}
+    {"m0001_first", "m0002_gates", "m0003_governance", "m0004_engine_sharing", "m0005_late"}
 )
 
 

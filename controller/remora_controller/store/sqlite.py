@@ -11,7 +11,7 @@ from remora_controller.domain import MetricPoint, StoredEvent
 from remora_controller.store.rows import Row
 from remora_controller.store.sqlite_devices import SqliteDevices
 from remora_controller.store.sqlite_governance import SqliteGovernance
-from remora_controller.store.sqlite_rollouts import SqliteRollouts
+from remora_controller.store.sqlite_late import SqliteLate
 from remora_controller.store.sqlite_sharing import SqliteSharing
 
 MAX_EVENTS = 100_000
@@ -31,7 +31,7 @@ WHERE a.generation <= (SELECT MAX(b.generation) - ? FROM assignments b
 """
 
 
-class SqliteStore(SqliteDevices, SqliteRollouts, SqliteGovernance, SqliteSharing):
+class SqliteStore(SqliteDevices, SqliteLate, SqliteGovernance, SqliteSharing):
     """Implements `store.protocol.Store`."""
 
     def add_events(self, events: Sequence[StoredEvent]) -> None:
@@ -79,16 +79,19 @@ class SqliteStore(SqliteDevices, SqliteRollouts, SqliteGovernance, SqliteSharing
         )
         return [MetricPoint(**row) for row in rows]
 
-    def metric_samples(self, names: Collection[str], since: float) -> list[MetricPoint]:
+    def metric_samples(
+        self, names: Collection[str], since: float, device_id: str | None = None
+    ) -> list[MetricPoint]:
         wanted = sorted(names)
         marks = ", ".join("?" * len(wanted))
         # A metric's labels follow a dot.
         plain = "substr(name, 1, instr(name || '.', '.') - 1)"
+        one = "" if device_id is None else "device_id = ? AND "
         rows = self._rows(
             "SELECT device_id, name, value, at FROM metrics_history"
-            f" WHERE at >= ? AND (name IN ({marks}) OR {plain} IN ({marks}))"
+            f" WHERE {one}at >= ? AND (name IN ({marks}) OR {plain} IN ({marks}))"
             " ORDER BY device_id, at, name",
-            *(since, *wanted, *wanted),
+            *(*([] if device_id is None else [device_id]), since, *wanted, *wanted),
         )
         return [MetricPoint(**row) for row in rows]
 
@@ -96,7 +99,10 @@ class SqliteStore(SqliteDevices, SqliteRollouts, SqliteGovernance, SqliteSharing
         with self._atomic():
             self._write(
                 "DELETE FROM gate_baselines WHERE rollout_id IN"
-                " (SELECT rollout_id FROM rollouts WHERE finished_at < ?)",
+                " (SELECT rollout_id FROM rollouts WHERE finished_at < ?) AND NOT EXISTS"
+                " (SELECT 1 FROM rollout_devices m WHERE m.late = 'JUDGING'"
+                " AND m.rollout_id = gate_baselines.rollout_id"
+                " AND m.device_id = gate_baselines.device_id)",
                 now - BASELINES_KEPT_S,
             )
             self._write("DELETE FROM metrics_history WHERE at < ?", now - METRIC_HISTORY_S)
