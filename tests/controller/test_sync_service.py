@@ -7,7 +7,9 @@ import time
 import pytest
 
 from remora_contract import errors
+from remora_contract.held import Held
 from remora_controller.services.fleet import watched_interval_s
+from remora_controller.services.wire import held_of
 from remora_protos.control.v1 import control_pb2 as cp
 from remora_protos.operator.v1 import operator_pb2 as op
 from tests.controller.harness import WAIT_S, fleet, wait_for
@@ -216,3 +218,33 @@ def test_free_disk_space_is_stored_when_a_plan_could_notice(world, before, after
     device.sync()
     stored = world.controller.controller._store.device(device.device_id)
     assert stored.facts.disk_free_bytes == (after if is_news else before)
+
+
+def test_what_lies_on_a_devices_disk_is_told_once_and_asked_for_when_it_is_not_known(world):
+    (device,) = online(world, 1)
+    kept, loose = bytes(32), bytes([1]) * 32
+    held = cp.HeldArtifacts(kept=[kept], loose=[loose])
+    fingerprint = held_of(held).fingerprint
+    assert device.sync(held_fingerprint=fingerprint).wants_held, "it was never told"
+    assert not device.sync(held_fingerprint=fingerprint, held=held).wants_held
+    assert not device.sync(held_fingerprint=fingerprint).wants_held
+    store = world.controller.controller._store
+    assert store.device(device.device_id).held == held_of(held)
+    assert device.sync(held_fingerprint=fingerprint + 1).wants_held, "something changed"
+    device.sync()  # an older agent: nothing is known any more
+    assert store.device(device.device_id).held == Held()
+
+
+@pytest.mark.parametrize(
+    "held", [cp.HeldArtifacts(kept=[bytes(31)]), cp.HeldArtifacts(loose=[bytes(32)] * 257)]
+)
+def test_a_device_that_tells_of_too_much_or_nonsense_is_refused(world, held):
+    (device,) = online(world, 1)
+    assert isinstance(refused(device.fleet.Sync, device.request(held=held)), errors.RequestInvalid)
+
+
+def test_telling_of_the_disk_costs_nine_bytes_at_rest(world):
+    (device,) = online(world, 1)
+    plain = device.request().ByteSize()
+    device.seq -= 1
+    assert device.request(held_fingerprint=(1 << 64) - 1).ByteSize() - plain <= 10

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from remora_contract.device_phase import FINAL, Phase
 from remora_contract.errors import NotFound, Refused, RequestInvalid
+from remora_contract.held import Held
 from remora_contract.windows import windows_of
 from remora_controller import pki
 from remora_controller.clones import CloneFound, follow
@@ -25,6 +26,7 @@ from remora_controller.services.wire import (
     desired_of,
     events_of,
     facts_of,
+    held_of,
     labels_of,
     metrics_of,
     report_of,
@@ -90,10 +92,13 @@ class FleetService(pb_grpc.FleetServicer):
             trail=trail,
             seen_at=now,
             events=events_of(request.events, now),
+            held=_held(device, request),
         )
         sent_at = request.sent_at_unix_s
         metrics = metrics_of(request.metrics, device.device_id, now, sent_at)
         has_news = _has_news(device, record)
+        if record.held is not None:
+            device = replace(device, held=record.held)
         if has_news:
             await parts.writer.write(record)
             assignment = await parts.thread.call(parts.store.assignment, device.device_id)
@@ -139,6 +144,7 @@ class FleetService(pb_grpc.FleetServicer):
             diagnostics=requests_of(
                 self._parts.questions.waiting(device.device_id, self._parts.clock())
             ),
+            wants_held=device.held.fingerprint != request.held_fingerprint,
         )
         if assignment is None or assignment.generation == request.known_generation:
             response.not_modified.SetInParent()
@@ -227,6 +233,14 @@ def watched_interval_s(sync_interval_s: float, devices: int) -> float:
     return min(most, max(sync_interval_s, devices / CALM_SYNCS_PER_S))
 
 
+def _held(device: Device, request: pb.SyncRequest) -> Held | None:
+    """None: what is stored still holds, or it is not told what does."""
+    if request.HasField("held"):
+        return held_of(request.held)
+    holds_nothing = request.held_fingerprint == 0 and device.held != Held()
+    return Held() if holds_nothing else None
+
+
 def _has_news(device: Device, record: SyncRecord) -> bool:
     """Free disk space moves all the time: only a change that a plan could notice counts."""
     known, now = device.facts.disk_free_bytes, record.facts.disk_free_bytes
@@ -235,6 +249,7 @@ def _has_news(device: Device, record: SyncRecord) -> bool:
         facts != device.facts
         or _disk_is_news(known, now)
         or device.report != record.report
+        or record.held not in (None, device.held)
         or device.device_labels != dict(record.device_labels)
         or any(e.seq > device.events_up_to for e in record.events)
     )

@@ -164,6 +164,7 @@ def _device_plan_message(plan: DevicePlan) -> pb.DevicePlan:
         engine_from=plan.engine.source or "",
         engine_bytes=plan.engine.bytes or 0,
         shares_engine=plan.engine.shares,
+        peak_memory_bytes=plan.peak_memory_bytes or 0,
     )
 
 

@@ -233,8 +233,23 @@ def m0005_late(db: Database) -> None:
 
 migrations(name="m0005_late")(m0005_late)
 
+
+def m0006_held(db: Database) -> None:
+    """Which artifacts lie on a device's disk; "" until it says."""
+    db.executescript("ALTER TABLE devices ADD COLUMN held TEXT NOT NULL DEFAULT '';")
+
+
+migrations(name="m0006_held")(m0006_held)
+
 MIGRATION_NAMES = frozenset(
-    {"m0001_first", "m0002_gates", "m0003_governance", "m0004_engine_sharing", "m0005_late"}
+    {
+        "m0001_first",
+        "m0002_gates",
+        "m0003_governance",
+        "m0004_engine_sharing",
+        "m0005_late",
+        "m0006_held",
+    }
 )
 
 

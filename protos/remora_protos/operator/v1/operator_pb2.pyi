@@ -253,7 +253,7 @@ class PlanResponse(_message.Message):
     def __init__(self, devices: _Optional[_Iterable[_Union[DevicePlan, _Mapping]]] = ..., waves: _Optional[_Iterable[str]] = ..., total_bytes: _Optional[int] = ..., engine_sharing: _Optional[str] = ...) -> None: ...
 
 class DevicePlan(_message.Message):
-    __slots__ = ("device_id", "hostname", "wave", "ship_bytes", "builds_engine", "build_s", "build_s_known", "peak_disk_bytes", "refusals", "engine", "engine_why", "engine_from", "engine_bytes", "shares_engine")
+    __slots__ = ("device_id", "hostname", "wave", "ship_bytes", "builds_engine", "build_s", "build_s_known", "peak_disk_bytes", "refusals", "engine", "engine_why", "engine_from", "engine_bytes", "shares_engine", "peak_memory_bytes")
     DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
     HOSTNAME_FIELD_NUMBER: _ClassVar[int]
     WAVE_FIELD_NUMBER: _ClassVar[int]
@@ -268,6 +268,7 @@ class DevicePlan(_message.Message):
     ENGINE_FROM_FIELD_NUMBER: _ClassVar[int]
     ENGINE_BYTES_FIELD_NUMBER: _ClassVar[int]
     SHARES_ENGINE_FIELD_NUMBER: _ClassVar[int]
+    PEAK_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     device_id: str
     hostname: str
     wave: int
@@ -282,7 +283,8 @@ class DevicePlan(_message.Message):
     engine_from: str
     engine_bytes: int
     shares_engine: bool
-    def __init__(self, device_id: _Optional[str] = ..., hostname: _Optional[str] = ..., wave: _Optional[int] = ..., ship_bytes: _Optional[int] = ..., builds_engine: bool = ..., build_s: _Optional[float] = ..., build_s_known: bool = ..., peak_disk_bytes: _Optional[int] = ..., refusals: _Optional[_Iterable[_Union[PlanRefusal, _Mapping]]] = ..., engine: _Optional[str] = ..., engine_why: _Optional[str] = ..., engine_from: _Optional[str] = ..., engine_bytes: _Optional[int] = ..., shares_engine: bool = ...) -> None: ...
+    peak_memory_bytes: int
+    def __init__(self, device_id: _Optional[str] = ..., hostname: _Optional[str] = ..., wave: _Optional[int] = ..., ship_bytes: _Optional[int] = ..., builds_engine: bool = ..., build_s: _Optional[float] = ..., build_s_known: bool = ..., peak_disk_bytes: _Optional[int] = ..., refusals: _Optional[_Iterable[_Union[PlanRefusal, _Mapping]]] = ..., engine: _Optional[str] = ..., engine_why: _Optional[str] = ..., engine_from: _Optional[str] = ..., engine_bytes: _Optional[int] = ..., shares_engine: bool = ..., peak_memory_bytes: _Optional[int] = ...) -> None: ...
 
 class PlanRefusal(_message.Message):
     __slots__ = ("code", "need", "have", "message")
