@@ -11,6 +11,7 @@ import asyncio
 import json
 import logging
 import os
+import random
 import secrets
 import time
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ from remora_controller.services.artifacts import ArtifactsService
 from remora_controller.services.diagnostics import Asking, DiagnosticsService
 from remora_controller.services.engines import WholeOperatorService
 from remora_controller.services.enrolment import EnrolmentService
-from remora_controller.services.fleet import FleetParts, FleetService, watched_interval_s
+from remora_controller.services.fleet import JITTER, FleetParts, FleetService, watched_interval_s
 from remora_controller.services.operator import OperatorParts
 from remora_controller.services.sharing import EngineSharingService
 from remora_controller.sharing.depot import Depot
@@ -102,7 +103,7 @@ class Controller:
         self._repository = Repository(repository, time.monotonic)
         self._presence = Presence(time.time(), config.offline_after_s)
         devices = self._store.devices()
-        longest_wait_s = watched_interval_s(config.sync_interval_s, len(devices))
+        longest_wait_s = watched_interval_s(config.sync_interval_s, len(devices)) * (1 + JITTER)
         self._presence.load(devices, self._store.latest_metrics(), longest_wait_s)
         self._admission = Admission(self._store, self._thread, self._presence, time.time)
         self._operations = Operations(
@@ -227,6 +228,7 @@ class Controller:
             clock=time.time,
             sync_interval_s=self._config.sync_interval_s,
             on_news=self._loop.wake,
+            random_unit=random.random,
             wants_samples=self._driver.wants_samples,
         )
 

@@ -25,6 +25,7 @@ from remora_agent.control.wire import (
     metric_messages,
     next_sync_s,
     reported,
+    sample_every_s,
 )
 from remora_agent.host import ServingHost
 from remora_agent.telemetry.spool import MetricSpool
@@ -158,6 +159,7 @@ class SyncLoop:
                 self.held.answered(request, answer)
             self._spools.events.stored_up_to(answer.events_stored_up_to)
             self._spools.metrics.sent(mark)
+            self._spools.metrics.thin(sample_every_s(answer))
             self.on_windows(answer.maintenance_windows)
             self.on_questions(answer.diagnostics)
             self._take(answer)

@@ -47,6 +47,10 @@ BUSY_SYNC_S = 2.0
 CALM_SYNCS_PER_S = 5.5
 WATCHED_FACTOR = 18.0
 MAX_SYNC_S = 3600.0  # agents take no more
+# Of samples, which all travel with Syncs: a device at rest need send so many, all together, of each.
+CALM_SAMPLES_PER_S = 16.0
+# Devices that came back in one second (a mass reconnect) must not come together for ever.
+JITTER = 0.25
 MAX_REMEMBERED = 1000  # rollouts
 DISK_NEWS_BYTES = 64 << 20
 
@@ -67,6 +71,7 @@ class FleetParts:
     clock: Callable[[], float]
     sync_interval_s: float
     on_news: Callable[[str | None], None]  # wakes the decision loop; a device may be late
+    random_unit: Callable[[], float]
     wants_samples: Callable[[str], bool]  # whether gates wait for what the device measures
 
 
@@ -144,6 +149,7 @@ class FleetService(pb_grpc.FleetServicer):
             diagnostics=requests_of(
                 self._parts.questions.waiting(device.device_id, self._parts.clock())
             ),
+            sample_every_s=self._sample_every_s(device.device_id, assignment),
             wants_held=device.held.fingerprint != request.held_fingerprint,
         )
         if assignment is None or assignment.generation == request.known_generation:
@@ -161,12 +167,22 @@ class FleetService(pb_grpc.FleetServicer):
         calm = FINAL | {Phase.WAIT_WINDOW}
         is_busy = assignment is not None and assignment.phase not in calm
         if is_busy:
-            wanted = min(parts.sync_interval_s, BUSY_SYNC_S)
-        elif device_id in parts.watchers and not parts.wants_samples(device_id):
+            return min(MAX_SYNC_S, max(min(parts.sync_interval_s, BUSY_SYNC_S), at_least))
+        if device_id in parts.watchers and not parts.wants_samples(device_id):
             wanted = watched_interval_s(parts.sync_interval_s, parts.presence.count())
         else:
             wanted = parts.sync_interval_s
-        return min(MAX_SYNC_S, max(wanted, at_least))
+        return min(MAX_SYNC_S, spread_s(max(wanted, at_least), parts.random_unit()))
+
+    def _sample_every_s(self, device_id: str, assignment: Assignment | None) -> float:
+        """Every sample where a gate may want it, else fewer the larger the fleet, and at least one
+        with every Sync."""
+        parts = self._parts
+        is_calm = assignment is None or assignment.phase in FINAL
+        if not is_calm or parts.wants_samples(device_id):
+            return 0.0
+        devices = parts.presence.count()
+        return min(devices / CALM_SAMPLES_PER_S, watched_interval_s(parts.sync_interval_s, devices))
 
     async def _rollout_windows(self, assignment: Assignment | None) -> tuple[str, ...]:
         rollout_id = None if assignment is None else assignment.rollout_id
@@ -225,6 +241,11 @@ class FleetService(pb_grpc.FleetServicer):
         certificate = authority.issue(request.csr_pem, pki.Role.DEVICE, device.device_id, now)
         log.info("device.renewed", extra={"device": device.device_id})
         return pb.RenewResponse(certificate_pem=certificate, ca_pem=authority.pem)
+
+
+def spread_s(interval_s: float, random_unit: float) -> float:
+    """The same on average; `random_unit` is uniform in [0, 1)."""
+    return interval_s * (1 - JITTER + 2 * JITTER * random_unit)
 
 
 def watched_interval_s(sync_interval_s: float, devices: int) -> float:

@@ -149,7 +149,7 @@ class HeldArtifacts(_message.Message):
     def __init__(self, kept: _Optional[_Iterable[bytes]] = ..., loose: _Optional[_Iterable[bytes]] = ..., built: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class SyncResponse(_message.Message):
-    __slots__ = ("not_modified", "desired", "next_sync_after_s", "events_stored_up_to", "maintenance_windows", "diagnostics", "wants_held")
+    __slots__ = ("not_modified", "desired", "next_sync_after_s", "events_stored_up_to", "maintenance_windows", "diagnostics", "wants_held", "sample_every_s")
     NOT_MODIFIED_FIELD_NUMBER: _ClassVar[int]
     DESIRED_FIELD_NUMBER: _ClassVar[int]
     NEXT_SYNC_AFTER_S_FIELD_NUMBER: _ClassVar[int]
@@ -157,6 +157,7 @@ class SyncResponse(_message.Message):
     MAINTENANCE_WINDOWS_FIELD_NUMBER: _ClassVar[int]
     DIAGNOSTICS_FIELD_NUMBER: _ClassVar[int]
     WANTS_HELD_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_EVERY_S_FIELD_NUMBER: _ClassVar[int]
     not_modified: NotModified
     desired: DesiredState
     next_sync_after_s: float
@@ -164,7 +165,8 @@ class SyncResponse(_message.Message):
     maintenance_windows: _containers.RepeatedScalarFieldContainer[str]
     diagnostics: _containers.RepeatedCompositeFieldContainer[_diagnostics_pb2.DiagnosticRequest]
     wants_held: bool
-    def __init__(self, not_modified: _Optional[_Union[NotModified, _Mapping]] = ..., desired: _Optional[_Union[DesiredState, _Mapping]] = ..., next_sync_after_s: _Optional[float] = ..., events_stored_up_to: _Optional[int] = ..., maintenance_windows: _Optional[_Iterable[str]] = ..., diagnostics: _Optional[_Iterable[_Union[_diagnostics_pb2.DiagnosticRequest, _Mapping]]] = ..., wants_held: bool = ...) -> None: ...
+    sample_every_s: float
+    def __init__(self, not_modified: _Optional[_Union[NotModified, _Mapping]] = ..., desired: _Optional[_Union[DesiredState, _Mapping]] = ..., next_sync_after_s: _Optional[float] = ..., events_stored_up_to: _Optional[int] = ..., maintenance_windows: _Optional[_Iterable[str]] = ..., diagnostics: _Optional[_Iterable[_Union[_diagnostics_pb2.DiagnosticRequest, _Mapping]]] = ..., wants_held: bool = ..., sample_every_s: _Optional[float] = ...) -> None: ...
 
 class NotModified(_message.Message):
     __slots__ = ()
