@@ -1,6 +1,6 @@
 """A fleet of simulated agents against a real controller process, over loopback and mutual TLS.
 
-    python benchmarks/fleet.py [rest|rollout|storm|restart|adapter|polling] [--agents N] [--work DIR]
+    python benchmarks/fleet.py [SCENARIO] [--agents N] [--work DIR]
 
 rest     at rest, with samples of what devices measure (--levels each beside four counters)
 rollout  at rest, a rollout to everybody at once, at rest again (--storm N: then a storm)

@@ -2,8 +2,8 @@
 directories, and a host that only says that it serves.
 
 An agent has four threads; here a few threads step all of them when they are due, each agent's Watch
-stream keeps a thread of its own. Metrics are made up where a scenario wants them, as many and as often
-as a device measures.
+stream keeps a thread of its own. Metrics are made up where a scenario wants them, as many and as
+often as a device measures.
 """
 
 from __future__ import annotations
