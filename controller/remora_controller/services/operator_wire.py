@@ -13,6 +13,7 @@ from remora_controller.domain import (
     ReleaseRecord,
     RolloutRecord,
     RolloutSpec,
+    RolloutState,
     StoredEvent,
     Wave,
 )
@@ -172,7 +173,7 @@ def rollout_message(detail: RolloutDetail, now: float) -> pb.Rollout:
     states = {s.member.device_id: s for s in detail.states}
     message = rollout_summary(detail.record, detail.release_name)
     message.devices.extend(
-        _rollout_device(m, states[m.device_id], detail.record.spec, now)
+        _rollout_device(m, states[m.device_id], detail.record, now)
         for m in detail.view.members
         if m.device_id in states
     )
@@ -201,11 +202,20 @@ def rollout_summary(record: RolloutRecord, release_name: str) -> pb.Rollout:
 
 
 def _rollout_device(
-    member: MemberView, state: MemberState, spec: RolloutSpec, now: float
+    member: MemberView, state: MemberState, rollout: RolloutRecord, now: float
 ) -> pb.RolloutDevice:
-    attempt = member.back or member.forward
+    attempt, spec = member.back or member.forward, rollout.spec
     phase = attempt.phase if attempt else None
     outcome = outcome_of(member, spec, now)
+    if rollout.state is RolloutState.SUPERSEDED and outcome in _UNFINISHED:
+        return pb.RolloutDevice(
+            device_id=member.device_id,
+            hostname=state.hostname,
+            wave=member.wave,
+            outcome="apart",
+            phase=phase.value if phase else "",
+            error=rollout.reason,
+        )
     return pb.RolloutDevice(
         device_id=member.device_id,
         hostname=state.hostname,
@@ -235,6 +245,7 @@ def _error(outcome: str, attempt: Attempt | None, reported: str, spec: RolloutSp
     return reported if outcome in ("failed", "reverted") else ""
 
 
+_UNFINISHED = ("waiting", "offline", "updating", "soaking")
 _OUTCOMES = {
     Standing.WAITING: "waiting",
     Standing.CHANGING: "updating",
