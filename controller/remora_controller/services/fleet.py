@@ -48,7 +48,7 @@ CALM_SYNCS_PER_S = 5.5
 WATCHED_FACTOR = 18.0
 MAX_SYNC_S = 3600.0  # agents take no more
 # Samples travel with Syncs; devices at rest send so many sets of them together.
-CALM_SAMPLES_PER_S = 16.0
+CALM_SAMPLES_PER_S = 8.0
 # Devices that came back in one second (a mass reconnect) must not come together for ever.
 JITTER = 0.25
 MAX_REMEMBERED = 1000  # rollouts

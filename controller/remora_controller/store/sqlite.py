@@ -54,6 +54,8 @@ class SqliteStore(SqliteDevices, SqliteLate, SqliteGovernance, SqliteSharing):
 
     def add_metrics(self, points: Sequence[MetricPoint]) -> None:
         rows = [(p.device_id, p.name, p.value, p.at) for p in points]
+        # One write for each name: a device tells of minutes at once.
+        newest = {row[:2]: row for row in sorted(rows, key=lambda row: row[3])}
         with self._atomic():
             self._write_many(
                 "INSERT INTO metrics_history (device_id, name, value, at) VALUES (?, ?, ?, ?)", rows
@@ -62,7 +64,7 @@ class SqliteStore(SqliteDevices, SqliteLate, SqliteGovernance, SqliteSharing):
                 "INSERT INTO metrics_latest (device_id, name, value, at) VALUES (?, ?, ?, ?)"
                 " ON CONFLICT (device_id, name) DO UPDATE SET value = excluded.value,"
                 " at = excluded.at WHERE excluded.at >= at",
-                rows,
+                newest.values(),
             )
 
     def latest_metrics(self) -> dict[str, dict[str, MetricPoint]]:
