@@ -35,6 +35,8 @@ from remora_controller.store.rows import dumps
 
 log = logging.getLogger(__name__)
 LOOK_EVERY_S = 2.0
+# What it measured while it was away comes with several Syncs, and is stored seconds later.
+BASELINE_SETTLED_S = 15.0
 
 
 class LateWatch:
@@ -42,6 +44,7 @@ class LateWatch:
         self._store = store
         self._presence = presence
         self._looked_at = float("-inf")
+        self._groups: dict[str, LateGroup] = {}  # of this look
         self.judging: frozenset[str] = frozenset()  # devices whose samples are wanted soon
 
     def look(self, now: float) -> list[Assignment]:
@@ -49,6 +52,7 @@ class LateWatch:
         if 0 <= now - self._looked_at < LOOK_EVERY_S:
             return []
         self._looked_at = now
+        self._groups.clear()
         made, judging = [], set()
         rollouts: dict[str, RolloutRecord] = {}
         for member in self._store.late_members():
@@ -67,14 +71,18 @@ class LateWatch:
         return made
 
     def closed_reason(self, rollout: RolloutRecord) -> str | None:
-        """Why the rollout's release goes to no further device."""
+        """Why the rollout's release goes to no further device, as it stood at the last look."""
         gates = _gates(rollout)
         if not counts_failures(gates):
             return None
         return closed_reason(gates, rollout.waves, self._group(rollout))
 
     def _group(self, rollout: RolloutRecord) -> LateGroup:
-        return group_of(self._store.late_standings(rollout.rollout_id))
+        known = self._groups.get(rollout.rollout_id)
+        if known is None:
+            known = group_of(self._store.late_standings(rollout.rollout_id))
+            self._groups[rollout.rollout_id] = known
+        return known
 
     def _view(self, rollout: RolloutRecord, member: LateMember, now: float) -> LateView:
         gates = asked_gates(_gates(rollout), has_incumbent=member.last_good is not None)
@@ -106,7 +114,9 @@ class LateWatch:
             return DeviceEvidence(member.device_id)
         keeper = self._history(member.device_id, metrics, since)
         found = {m: keeper.samples(member.device_id, m, since, now + 1.0) for m in metrics}
-        return DeviceEvidence(member.device_id, found, self._baseline(member, gates))
+        is_settled = now >= since + BASELINE_SETTLED_S
+        before = self._baseline(member, gates) if is_settled else {}
+        return DeviceEvidence(member.device_id, found, before)
 
     def _history(self, device_id: str, metrics: frozenset[str], since: float) -> SampleKeeper:
         keeper = SampleKeeper()
@@ -121,7 +131,7 @@ class LateWatch:
         metrics = baseline_metrics(gates)
         if not metrics:
             return {}
-        known = self._store.baselines(member.rollout_id).get(member.device_id)
+        known = self._store.baselines(member.rollout_id, member.device_id).get(member.device_id)
         if known is not None:
             return known
         until = member.forward.assigned_at

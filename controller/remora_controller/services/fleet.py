@@ -102,13 +102,14 @@ class FleetService(pb_grpc.FleetServicer):
         sent_at = request.sent_at_unix_s
         metrics = metrics_of(request.metrics, device.device_id, now, sent_at)
         has_news = _has_news(device, record)
+        # First: when it is decided about what the device reports, what it measured is known too.
+        parts.presence.add_metrics(device.device_id, metrics)
         if record.held is not None:
             device = replace(device, held=record.held)
         if has_news:
             await parts.writer.write(record)
             assignment = await parts.thread.call(parts.store.assignment, device.device_id)
         parts.presence.seen(device.device_id, trail, now, is_stored=has_news)
-        parts.presence.add_metrics(device.device_id, metrics)
         if has_news or not was_online:
             may_be_late = not was_online or record.device_labels != device.device_labels
             parts.on_news(device.device_id if may_be_late else None)

@@ -173,7 +173,9 @@ class RolloutStore(Protocol):
         was kept of them."""
         ...
 
-    def baselines(self, rollout_id: str) -> dict[str, Series]: ...
+    def baselines(self, rollout_id: str, device_id: str | None = None) -> dict[str, Series]:
+        """Of all its devices, or of one."""
+        ...
 
 
 class JournalStore(Protocol):

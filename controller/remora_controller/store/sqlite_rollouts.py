@@ -216,9 +216,11 @@ class SqliteRollouts(SqliteBase):
                 rows,
             )
 
-    def baselines(self, rollout_id: str) -> dict[str, Series]:
-        sql = "SELECT device_id, series FROM gate_baselines WHERE rollout_id = ?"
-        return {row["device_id"]: series_of(row["series"]) for row in self._rows(sql, rollout_id)}
+    def baselines(self, rollout_id: str, device_id: str | None = None) -> dict[str, Series]:
+        one, which = ("", []) if device_id is None else (" AND device_id = ?", [device_id])
+        sql = f"SELECT device_id, series FROM gate_baselines WHERE rollout_id = ?{one}"
+        found = self._rows(sql, rollout_id, *which)
+        return {row["device_id"]: series_of(row["series"]) for row in found}
 
     def _claim(self, rollout: RolloutRecord) -> bool:
         sql = "UPDATE rollouts SET version = version + 1 WHERE rollout_id = ? AND version = ?"
