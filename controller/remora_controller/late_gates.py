@@ -44,6 +44,8 @@ class LateState(Enum):
     OVERTAKEN = "OVERTAKEN"
 
 
+# What somebody should know of; kept for the gauge while nothing was assigned since.
+FLAGGED = (LateState.JUDGING, LateState.SENT_BACK, LateState.FAILED, LateState.INCONCLUSIVE)
 LATE_ENDS: dict[LateState, str] = {
     LateState.PASSED: "it served through its soak and every gate passes",
     LateState.SENT_BACK: "a gate that says `rollback` fails: it gets what it ran before",

@@ -8,11 +8,16 @@ import json
 import pytest
 
 from remora_contract.gates import Gate
+from remora_controller.counters import Counters
 from remora_controller.domain import Device, Facts, MetricPoint, RolloutState
 from remora_controller.late_gates import LateState
+from remora_controller.loop import DecisionLoop
+from remora_controller.metrics import ControllerCollector
 from remora_controller.notes import device_note
 from remora_controller.operations import StartRequest
 from remora_controller.store.protocol import JoinTokenRecord
+from remora_controller.store_thread import StoreThread
+from remora_controller.watchers import Watchers
 from tests.controller.gates.test_gated_rollouts import SLOW, Measured
 from tests.controller.test_scale import spec
 
@@ -84,6 +89,18 @@ def world(tmp_path):
     made.store.close()
 
 
+def gauge(world: LateWorld) -> dict[str, float]:
+    """`remora_controller_late_devices`, as it is scraped."""
+    counters, clock = Counters(), lambda: world.now
+    parts = (world.store, StoreThread(), world.driver, world.presence, Watchers())
+    DecisionLoop(*parts, counters, clock)._count()
+    parts[1].close()
+    (family,) = [
+        f for f in ControllerCollector(counters).collect() if f.name.endswith("_late_devices")
+    ]
+    return {sample.labels["state"]: sample.value for sample in family.samples}
+
+
 def leave(world: LateWorld, *device_ids: str) -> None:
     world.away |= set(device_ids)
     world.now += 60.0  # longer than it takes to count as gone
@@ -104,6 +121,7 @@ def test_a_late_device_on_which_the_release_is_slow_goes_back_alone(world, tmp_p
     assert {world.runs(d) for d in world.ids if d != late} == {new}, "nobody else is touched"
     assert world.store.rollout(rollout).state is RolloutState.COMPLETED
     assert "avg(tokens_per_s) = 10" in world.detail(rollout, late)
+    assert gauge(world) == {"judging": 0.0, "sent_back": 1.0, "failed": 0.0, "inconclusive": 0.0}
     (event,) = [e for e in world.store.events(late, 50) if e.name == "device.late"]
     assert json.loads(event.detail_json)["state"] == "SENT_BACK"
     (flag,) = world.store.late_flags()
