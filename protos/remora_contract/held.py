@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 from remora_contract.digests import canonical_json, check_digest
 
@@ -32,7 +33,7 @@ class Held:
             for digest in digests:
                 check_digest(digest)
 
-    @property
+    @cached_property
     def fingerprint(self) -> int:
         """64 bits; 0 for nothing held, which is also what an agent says that tells nothing."""
         if self == Held():
