@@ -117,13 +117,13 @@ def test_a_reconnect_in_one_second_is_spread_over_minutes_after_a_few_rounds():
 def test_at_rest_fewer_samples_are_wanted_the_larger_the_fleet_and_all_while_a_gate_looks(
     home, monkeypatch
 ):
-    monkeypatch.setattr("remora_controller.services.fleet.CALM_SAMPLES_PER_S", 1 / 3)
+    monkeypatch.setattr("remora_controller.services.fleet.CALM_SYNCS_PER_S", 0.05)
     with fleet(home, sync_interval_s=10.0, offline_after_s=45.0) as world:
         (device,) = online(world, 1)
-        assert device.sync().sample_every_s == 3.0
+        assert device.sync().sample_every_s == 20.0
         other = world.device(site="other")
         other.sync()
-        assert device.sync().sample_every_s == 6.0
+        assert device.sync().sample_every_s == 40.0
         request = op.StartRolloutRequest(
             release=create_release(world),
             selector="site=other",

@@ -47,8 +47,6 @@ BUSY_SYNC_S = 2.0
 CALM_SYNCS_PER_S = 5.5
 WATCHED_FACTOR = 18.0
 MAX_SYNC_S = 3600.0  # agents take no more
-# Samples travel with Syncs; devices at rest send so many sets of them together.
-CALM_SAMPLES_PER_S = 8.0
 # Devices that came back in one second (a mass reconnect) must not come together for ever.
 JITTER = 0.25
 MAX_REMEMBERED = 1000  # rollouts
@@ -176,14 +174,13 @@ class FleetService(pb_grpc.FleetServicer):
         return min(MAX_SYNC_S, spread_s(max(wanted, at_least), parts.random_unit()))
 
     def _sample_every_s(self, device_id: str, assignment: Assignment | None) -> float:
-        """Every sample where a gate may want it, else fewer the larger the fleet, and at least one
-        with every Sync."""
+        """Every sample where a gate may want it, else about one with each Sync of a device that can
+        be poked: in a fleet at rest samples would cost more than all else."""
         parts = self._parts
         is_calm = assignment is None or assignment.phase in FINAL
         if not is_calm or parts.wants_samples(device_id):
             return 0.0
-        devices = parts.presence.count()
-        return min(devices / CALM_SAMPLES_PER_S, watched_interval_s(parts.sync_interval_s, devices))
+        return watched_interval_s(parts.sync_interval_s, parts.presence.count())
 
     async def _rollout_windows(self, assignment: Assignment | None) -> tuple[str, ...]:
         rollout_id = None if assignment is None else assignment.rollout_id
