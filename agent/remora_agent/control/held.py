@@ -6,6 +6,7 @@ Reads the state directory; the controller is told again only when something chan
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterable
 
 from remora_agent.control.activation import Record
@@ -18,6 +19,7 @@ from remora_contract.held import Held, bounded
 from remora_protos.control.v1 import control_pb2 as pb
 
 log = logging.getLogger(__name__)
+_ARTIFACT = re.compile("[0-9a-f]{64}")  # not what is staged, nor what somebody left there
 
 
 class HeldArtifacts:
@@ -50,8 +52,17 @@ class HeldArtifacts:
             self._told = request.held_fingerprint
 
     def _current(self) -> Held:
+        """A folder that cannot be read is no reason not to Sync: then what was known stands."""
+        try:
+            return self._looked()
+        except OSError as e:
+            log.warning("held.unreadable", extra={"cause": str(e)})
+            return self._now
+
+    def _looked(self) -> Held:
         record = self._record()
-        names = sorted(p.name for p in self._layout.artifacts.iterdir() if p.name[0] != ".")
+        found = (p.name for p in self._layout.artifacts.iterdir())
+        names = sorted(name for name in found if _ARTIFACT.fullmatch(name))
         engines = sorted(p.name for p in self._layout.engines.iterdir())
         roots = None if record is None else (record.committed, record.previous, record.phase)
         seen = (names, engines, roots)

@@ -82,6 +82,21 @@ def test_an_empty_disk_says_nothing(device):
     assert (request.held_fingerprint, request.HasField("held")) == (Held().fingerprint, False)
 
 
+def test_what_does_not_belong_there_or_cannot_be_read_keeps_no_device_from_syncing(
+    device, repository
+):
+    commit(device, make_release("one", repository.bundle(1, 120_000)))
+    held = teller(device)
+    before = told(held).held_fingerprint
+    (device.layout.artifacts / "lost+found").mkdir()
+    (device.layout.artifacts / "notes.txt").write_text("mine")
+    assert told(held).held_fingerprint == before
+    gone = device.layout.engines
+    gone.rename(gone.with_name("moved"))
+    assert told(held).held_fingerprint == before
+    gone.with_name("moved").rename(gone)
+
+
 def test_an_engine_that_is_not_built_is_not_told(device, repository):
     commit(device, make_release("one", repository.bundle(1, 120_000)))
     device.host.missing = EngineKey((), {})
