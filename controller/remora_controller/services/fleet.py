@@ -213,7 +213,7 @@ class FleetService(pb_grpc.FleetServicer):
             # From here on it counts as online: its Sync will not tell any more that it was away.
             parts.on_news(device.device_id)
         # It may have been told of a long interval before: this contact counts like a Sync.
-        interval = watched_interval_s(parts.sync_interval_s, parts.presence.count())
+        interval = watched_interval_s(parts.sync_interval_s, parts.presence.count()) * (1 + JITTER)
         parts.presence.awaits(device.device_id, parts.clock(), interval)
         try:
             # A poke between the device's last Sync and now would be lost: say where we are.
