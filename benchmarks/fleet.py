@@ -1,7 +1,8 @@
 """A fleet of simulated agents against a real controller process, over loopback and mutual TLS.
 
-    python benchmarks/fleet.py [rollout|storm|restart|adapter|polling] [--agents N] [--work DIR]
+    python benchmarks/fleet.py [SCENARIO] [--agents N] [--work DIR]
 
+rest     at rest, with samples of what devices measure (--levels each beside four counters)
 rollout  at rest, a rollout to everybody at once, at rest again (--storm N: then a storm)
 storm    N new connections with one Sync each, all begun at once
 restart  the controller is killed in the second of three waves, and started again
@@ -31,7 +32,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.simulated_fleet.scenarios import SCENARIOS
 
-_AGENTS = {"rollout": 1000, "storm": 1000, "restart": 200, "adapter": 50, "polling": 10_000}
+_AGENTS = {
+    "rest": 1000,
+    "rollout": 1000,
+    "storm": 1000,
+    "restart": 200,
+    "adapter": 50,
+    "polling": 10_000,
+}
 _STORM = {"storm": 2000}
 
 
@@ -66,6 +74,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--idle", type=float, default=60.0, help="seconds to measure at rest")
     parser.add_argument("--settle", type=float, default=75.0, help="seconds before measuring")
+    parser.add_argument("--levels", type=int, default=16, help="metrics of a device (rest)")
     parser.add_argument("--down", type=float, default=2.0, help="seconds it stays killed (restart)")
     parser.add_argument("--work", type=Path, default=Path("/dev/shm"))
     arguments = parser.parse_args()

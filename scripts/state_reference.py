@@ -16,6 +16,7 @@ from remora_agent.control.phase import RESUMABLE, UNTOUCHABLE, Event
 from remora_contract.device_phase import FINAL, Phase
 from remora_controller.domain import RolloutState
 from remora_controller.gates.judge import Outcome
+from remora_controller.late_gates import LATE_ENDS
 from remora_controller.phases import ORDER
 from remora_controller.sharing.tickets import NEXT as TICKETS
 from remora_controller.sharing.tickets import Event as Happening
@@ -80,6 +81,12 @@ is told.
 ## A gate
 
 {table(("verdict", "the rollout"), ((o.value, text) for o, text in _GATES.items()))}
+
+## A device that takes a release after its waves
+
+JUDGING leads to one of these, and each is an end:
+
+{table(("state", "when"), ((state.value, when) for state, when in LATE_ENDS.items()))}
 
 ## An engine that devices share, by build key and circle
 

@@ -2,7 +2,8 @@
 directories, and a host that only says that it serves.
 
 An agent has four threads; here a few threads step all of them when they are due, each agent's Watch
-stream keeps a thread of its own, and nothing samples metrics.
+stream keeps a thread of its own. Metrics are made up where a scenario wants them, as many and as
+often as a device measures.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ from remora_agent.control.agent import Parts
 from remora_agent.control.compose import compose
 from remora_agent.control.identity import Identity
 from remora_agent.control.join import JoinPlan, join
+from remora_agent.telemetry.source import Reading
 from remora_contract.device_phase import FINAL, Phase
 from remora_contract.join_token import JoinToken
 from remora_protos.operator.v1 import operator_pb2 as pb
 from tests.support.scripted_host import ScriptedHost
 
 WORKERS = 16
+SAMPLE_S = 10.0  # the agent's default
 _STEPS_A_TURN = 8
 _BEFORE_STAGED = frozenset(
     {None, Phase.ASSIGNED, Phase.ADMITTED, Phase.STAGING, Phase.REFUSED, Phase.FAILED}
@@ -46,6 +49,8 @@ class Simulated:
     identity: Identity
     parts: Parts
     sync_at: float = 0.0
+    levels: int = 0  # measured every SAMPLE_S beside four counters; 0: nothing is measured
+    sampled_at: float = field(default_factory=time.time)
     poked: threading.Event = field(default_factory=threading.Event)
     syncing: threading.Lock = field(default_factory=threading.Lock)
 
@@ -57,6 +62,7 @@ class Simulated:
                 break
         if self.poked.is_set() or now >= self.sync_at:
             self.poked.clear()
+            self._measure(time.time())
             with self.syncing:
                 self.sync_at = time.monotonic() + self.parts.sync.once()
         if self.poked.is_set():  # it was assigned something
@@ -65,6 +71,16 @@ class Simulated:
         if is_idle and wait_s > 0:
             return self.sync_at
         return min(self.sync_at, time.monotonic() + min(wait_s, 1.0))
+
+    def _measure(self, now: float) -> None:
+        """What a sampler would have measured since the last Sync."""
+        while self.levels and self.sampled_at + SAMPLE_S <= now:
+            self.sampled_at += SAMPLE_S
+            readings = [
+                *(Reading(f"level_{n}", self.sampled_at % (n + 7)) for n in range(self.levels)),
+                *(Reading(f"count_{n}_total", self.sampled_at) for n in range(4)),
+            ]
+            self.parts.telemetry.spool.add(readings, self.sampled_at)
 
     @property
     def phase(self) -> Phase | None:
@@ -180,10 +196,12 @@ def enrol(controller: Controller, root: Path, count: int) -> list[Identity]:
         return list(pool.map(one, range(count)))
 
 
-def made(root: Path, index: int, identity: Identity, address: str | None = None) -> Simulated:
+def made(
+    root: Path, index: int, identity: Identity, address: str | None = None, levels: int = 0
+) -> Simulated:
     """`address` in place of the controller's: a counting forwarder in front of it."""
     section = ControllerConfig(address=address)
     config = AgentConfig(state_dir=str(root / f"device-{index}"), controller=section)
     parts = compose(config, identity, ScriptedHost(), openers=[])
     parts.reconciler.start("benchmark")
-    return Simulated(identity, parts)
+    return Simulated(identity, parts, levels=levels)

@@ -39,6 +39,7 @@ def running(
     interval_s: float | None,
     address: str | None = None,
     wire: CountingForwarder | None = None,
+    levels: int = 0,
 ) -> Iterator[tuple[Controller, Fleet]]:
     """A controller with so many simulated agents online."""
     controller = Controller(work / "controller", interval_s)
@@ -50,7 +51,9 @@ def running(
         started = time.monotonic()
         identities = enrol(controller, work / "devices", agents)
         say(f"joined {agents} in {time.monotonic() - started:.1f} s")
-        fleet = Fleet([made(work / "devices", i, d, address) for i, d in enumerate(identities)])
+        fleet = Fleet(
+            [made(work / "devices", i, d, address, levels) for i, d in enumerate(identities)]
+        )
         started = time.monotonic()
         fleet.start(min(10.0, agents / 100))
         await_("everybody online", lambda: controller.online() == agents)
@@ -69,6 +72,21 @@ def rest(controller: Controller, arguments: argparse.Namespace) -> float:
     syncs = (controller.metric("syncs_total") - syncs) / cost.seconds
     say(f"at rest: {cost.share:.2%} of a core, {syncs:.1f} Syncs a second")
     return cost.share
+
+
+def measure_rest(work: Path, arguments: argparse.Namespace) -> list[Row]:
+    """With what devices measure: 16 levels and 4 counters every 10 s from each."""
+    with running(work, arguments.agents, arguments.interval, levels=arguments.levels) as (
+        controller,
+        _,
+    ):
+        share = rest(controller, arguments)
+        rss = controller.rss_mb()
+    return [
+        ("agents, levels each", f"{arguments.agents}, {arguments.levels}", ""),
+        ("at rest", f"{share:.2%} of a core", f"{IDLE_GOAL:.0%}"),
+        ("controller RSS", f"{rss:.0f} MB", f"{RSS_GOAL_MB:g} MB"),
+    ]
 
 
 def order(controller: Controller, release: Release, *waves: float) -> str:
@@ -225,6 +243,7 @@ def measure_polling(work: Path, arguments: argparse.Namespace) -> list[Row]:
 
 
 SCENARIOS: dict[str, Callable[[Path, argparse.Namespace], list[Row]]] = {
+    "rest": measure_rest,
     "rollout": measure_rollout,
     "storm": measure_storm,
     "restart": measure_restart,

@@ -15,3 +15,4 @@ class Counters:
     watchers: int = 0
     devices_by_status: dict[str, int] = field(default_factory=dict)
     rollouts_by_state: dict[str, int] = field(default_factory=dict)
+    late_by_state: dict[str, int] = field(default_factory=dict)

@@ -12,6 +12,7 @@ from enum import Enum
 
 from remora_contract.device_phase import MAX_SOAK_S, Phase
 from remora_contract.gates import Gate, GateSet
+from remora_contract.held import Held
 from remora_contract.windows import parse_windows
 
 MAX_WAVE_TIMEOUT_S = 30 * 86_400.0
@@ -33,6 +34,10 @@ class Facts:
     backends: dict[str, str] = field(default_factory=dict)
     cores: int = 0
     engine_key: dict[str, str] = field(default_factory=dict)  # see remora_contract.engine
+    engine_rows: int = 0
+    engine_context: int = 0  # 0 where it said the rows: what a bundle was exported for
+    memory_floor_bytes: int = 0
+    disk_floor_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,7 @@ class Device:
     device_labels: dict[str, str] = field(default_factory=dict)  # from the agent's configuration
     operator_labels: dict[str, str] = field(default_factory=dict)  # win over the device's own
     report: Report = field(default_factory=Report)
+    held: Held = field(default_factory=Held)  # artifacts on its disk
     trail: BootTrail = field(default_factory=BootTrail)
     last_seen: float | None = None
     events_up_to: int = 0
@@ -272,6 +278,7 @@ class SyncRecord:
     trail: BootTrail
     seen_at: float
     events: tuple[DeviceEvent, ...] = ()
+    held: Held | None = None  # None: as it is stored
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from remora_controller.domain import (
 from remora_controller.gates.watch import GateWatch
 from remora_controller.groups import bind_live
 from remora_controller.late import Completed, missed_rollout
+from remora_controller.late_watch import LateWatch
 from remora_controller.planner import Contents, device_refusals
 from remora_controller.presence import Presence
 from remora_controller.rollout import MemberView, RolloutView, SetState, decide
@@ -40,6 +41,7 @@ class RolloutDriver:
         self._contents_of = contents_of
         self._gates = GateWatch(presence.samples)
         self._late: set[str] = set()
+        self._late_watch = LateWatch(store, presence)
         self.is_moving = False  # a rollout ran at the last tick
         self._told: dict[str, str] = {}  # late devices refused: device -> release
 
@@ -55,12 +57,17 @@ class RolloutDriver:
         self._gates.follow(self._store, rollouts, now)
         for rollout in rollouts:
             made += self._drive(rollout, now)
-        return made + self._assign_late(now)
+        return made + self._late_watch.look(now) + self._assign_late(now)
+
+    def wants_samples(self, device_id: str) -> bool:
+        """Whether gates wait for what the device measures."""
+        return self.is_moving or device_id in self._late_watch.judging
 
     def _drive(self, rollout: RolloutRecord, now: float) -> list[Assignment]:
         made: list[Assignment] = []
         for _ in range(_MAX_STEPS):
             view = load_view(self._store, self._presence, rollout, now)
+            self._gates.make_baselines_whole(self._store, view)
             actions = decide(self._gates.judged(self._store, view, now), now)
             if not actions:
                 break
@@ -118,7 +125,9 @@ class RolloutDriver:
         rollout = missed_rollout(device, newest, completed)
         if rollout is None:
             return None
-        reason = self._late_refusal(device, rollout.release_id)
+        reason = self._late_watch.closed_reason(rollout)
+        if reason is None:
+            reason = self._late_refusal(device, rollout.release_id)
         if reason is not None:
             self._tell_refused(device, rollout, reason, now)
             return None

@@ -15,6 +15,7 @@ from remora_contract.errors import Exhausted
 from remora_controller.counters import Counters
 from remora_controller.domain import Assignment, MetricPoint, Sighting
 from remora_controller.driver import RolloutDriver
+from remora_controller.late_gates import FLAGGED
 from remora_controller.presence import Presence
 from remora_controller.store.protocol import Store
 from remora_controller.store_thread import StoreThread
@@ -154,6 +155,8 @@ class DecisionLoop:
         states = Counter(r.state.value for r in self._store.rollouts(1000))
         self._counters.devices_by_status = dict(statuses)
         self._counters.rollouts_by_state = dict(states)
+        late = Counter(flag.state for flag in self._store.late_flags())
+        self._counters.late_by_state = {s.value.lower(): late[s] for s in FLAGGED}
         self._counters.watchers = len(self._watchers)
 
 

@@ -35,6 +35,12 @@ class ControllerCollector(Collector):
             "state",
             self._counters.rollouts_by_state,
         )
+        yield _by_label(
+            "remora_controller_late_devices",
+            "Devices that took a release after its waves and are judged or did not pass.",
+            "state",
+            self._counters.late_by_state,
+        )
         watchers = self._counters.watchers
         yield GaugeMetricFamily(
             "remora_controller_watch_streams", "Open Watch streams.", value=watchers

@@ -7,12 +7,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from remora_controller.domain import Device, Report
+from remora_controller.late_gates import LateState
 from remora_controller.phases import UNSUCCESSFUL, parse_phase
+from remora_controller.store.late import LateFlag
 
 MAX_NOTE = 300
+# Of a device that took a release after its waves.
+_LATE = {
+    LateState.SENT_BACK: "sent back by a gate",
+    LateState.FAILED: "fails a gate",
+    LateState.INCONCLUSIVE: "not judged by the gates",
+}
 
 
-def device_note(device: Device, replaced: Mapping[str, str]) -> str:
+def device_note(device: Device, replaced: Mapping[str, str], late: LateFlag | None = None) -> str:
     """One line with the next step; empty when all is well. `replaced` as `replacements` says."""
     if device.removed_at is not None:
         return "was removed and still calls: join it again with --force, or switch it off"
@@ -27,6 +35,8 @@ def device_note(device: Device, replaced: Mapping[str, str]) -> str:
         return f"joined again as {replaced[device.device_id]}: remove this one"
     if device.pin is not None:
         return f"pinned: {device.pin}"
+    if late is not None and late.state in _LATE:
+        return _cut(f"{_LATE[late.state]} of rollout {late.rollout_id}: {late.detail}")
     return _did_not_take(device.report)
 
 
@@ -36,7 +46,10 @@ def _did_not_take(report: Report) -> str:
         return ""
     why = f"{report.error_code}: {report.error_message}" if report.error_code else "no reason told"
     running = report.running_release_id or "nothing"
-    note = f"{report.phase} {report.release_id} ({why}); runs {running}"
+    return _cut(f"{report.phase} {report.release_id} ({why}); runs {running}")
+
+
+def _cut(note: str) -> str:
     return note if len(note) <= MAX_NOTE else note[: MAX_NOTE - 1] + "…"
 
 

@@ -29,9 +29,11 @@ from remora_contract.engine import (
     prefill_of,
 )
 from remora_contract.errors import Refusal
+from remora_contract.memory_need import memory_need_refusals, peak_memory_bytes
 from remora_contract.release import Release
 from remora_contract.release_rules import document_refusals
 from remora_controller.domain import Device, Wave
+from remora_controller.room import Room, sizing_of
 from remora_controller.waves import assign_waves, wave_order, wave_sizes
 
 
@@ -75,6 +77,7 @@ class DevicePlan:
     build_s: float | None  # None: no device like it has built one yet
     peak_disk_bytes: int
     refusals: tuple[Refusal, ...]
+    peak_memory_bytes: int | None = None  # None: not known
 
     @property
     def builds_engine(self) -> bool:
@@ -136,20 +139,27 @@ def _stratum(device: Device, keys: tuple[str, ...]) -> tuple[str, ...]:
 
 def ship_bytes(device: Device, contents: Contents) -> int:
     """Bytes of chunks the device lacks, each counted once."""
-    held = _chunks(contents, (device.report.bundle_digest, *_adapters_of(device)))
+    held = _chunks(contents, sorted(_room(device, contents).held))
     wanted = _chunks(contents, _shipped_to(device, contents))
     return sum(size for digest, size in wanted.items() if digest not in held)
 
 
 def peak_disk_bytes(device: Device, contents: Contents) -> int:
-    """The new artifacts with, while they are put together, the largest file of several chunks
-    twice; or with what a build may write beside them: as the device will check it."""
-    has = {device.report.bundle_digest, *_adapters_of(device)}
-    new = [contents.manifests[d] for d in set(_shipped_to(device, contents)) - has]
-    assembling = [f.size for m in new for f in m.files if len(f.chunks) > 1]
+    return _room(device, contents).peak_bytes
+
+
+def _room(device: Device, contents: Contents) -> Room:
+    shipped = _shipped_to(device, contents)
     is_built = engine_plan(device, contents).what == "built"
     building = _build_bytes(device.facts.engine_key, contents) if is_built else 0
-    return sum(m.bytes for m in new) + max([building, *assembling])
+    return Room(device, contents.release, contents.manifests, shipped, building)
+
+
+def _memory_refusals(device: Device, contents: Contents) -> list[Refusal]:
+    if device.report.bundle_digest == contents.release.bundle:
+        return []
+    facts = contents.manifests[contents.release.bundle].facts
+    return memory_need_refusals(facts, sizing_of(device.facts), device.facts.memory_bytes)
 
 
 def _build_bytes(key: Mapping[str, str], contents: Contents) -> int:
@@ -163,6 +173,8 @@ def engine_plan(device: Device, contents: Contents) -> EnginePlan:
     """As the device will decide it, as far as it told its recipe."""
     if device.report.bundle_digest == contents.release.bundle:
         return EnginePlan("kept", "the device runs this bundle")
+    if contents.release.bundle in device.held.built:
+        return EnginePlan("kept", "the device has built it before")
     key = frozenset(device.facts.engine_key.items())
     known = contents.engine_plans.get(key)
     if known is None:
@@ -224,6 +236,7 @@ def device_refusals(device: Device, contents: Contents) -> list[Refusal]:
     """All reasons at once; empty when the device can take the release."""
     found = []
     facts = device.facts
+    room = _room(device, contents)
     if device.quarantine is not None:
         by = device.quarantined_by
         need = "a device that nobody cut off" if by else "one machine per identity"
@@ -234,7 +247,7 @@ def device_refusals(device: Device, contents: Contents) -> list[Refusal]:
     found += constraint_refusals(
         contents.release.constraints,
         memory_bytes=facts.memory_bytes,
-        disk_free_bytes=facts.disk_free_bytes if ship_bytes(device, contents) else None,
+        disk_free_bytes=None if room.is_here else room.free_bytes,
         agent_version=facts.agent_version,
         backends=facts.backends,
         engine_key=facts.engine_key,
@@ -242,10 +255,10 @@ def device_refusals(device: Device, contents: Contents) -> list[Refusal]:
     dialects = dialects_in(contents.manifests[contents.release.bundle].facts)
     if dialects:
         found += dialect_refusals(dialects, facts.backends)
-    peak = peak_disk_bytes(device, contents)
-    if facts.disk_free_bytes and facts.disk_free_bytes < peak:
-        found.append(Refusal("disk", f"{_mib(peak)} free", _mib(facts.disk_free_bytes)))
-    return found
+    if facts.disk_free_bytes and room.free_bytes < room.needed_bytes:
+        have = _mib(room.free_bytes)
+        found.append(Refusal("disk", f"{_mib(room.needed_bytes)} free", have))
+    return found + _memory_refusals(device, contents)
 
 
 def release_refusals(contents: Contents) -> list[Refusal]:
@@ -316,11 +329,12 @@ def _device_plan(
         build_s=build_seconds.get(device.facts.device_model) if engine.what == "built" else 0.0,
         peak_disk_bytes=peak_disk_bytes(device, contents),
         refusals=refusals,
+        peak_memory_bytes=peak_memory_bytes(
+            contents.manifests[contents.release.bundle].facts,
+            sizing_of(device.facts),
+            device.facts.memory_bytes,
+        ),
     )
-
-
-def _adapters_of(device: Device) -> tuple[str, ...]:
-    return tuple(a.digest for a in device.report.adapters)
 
 
 def _chunks(contents: Contents, digests: Sequence[str]) -> dict[str, int]:

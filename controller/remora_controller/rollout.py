@@ -286,6 +286,8 @@ def _awaited(member: MemberView, attempt: Attempt | None, spec: RolloutSpec, now
 
 
 def _back_summary(touched: Sequence[MemberView]) -> str:
+    if not touched:
+        return "no device was touched"
     restored = sum(m.back is not None and m.back.phase is Phase.COMMITTED for m in touched)
     kept = sum(m.back is not None and m.back.is_nothing for m in touched)
     parts = [f"{restored} of {len(touched)} devices confirmed their last good release"]

@@ -11,6 +11,7 @@ import asyncio
 import json
 import logging
 import os
+import random
 import secrets
 import time
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ from remora_controller.services.artifacts import ArtifactsService
 from remora_controller.services.diagnostics import Asking, DiagnosticsService
 from remora_controller.services.enrolment import EnrolmentService
 from remora_controller.services.experiments import WholeOperatorService
-from remora_controller.services.fleet import FleetParts, FleetService, watched_interval_s
+from remora_controller.services.fleet import JITTER, FleetParts, FleetService, watched_interval_s
 from remora_controller.services.operator import OperatorParts
 from remora_controller.services.sharing import EngineSharingService
 from remora_controller.sharing.depot import Depot
@@ -104,7 +105,7 @@ class Controller:
         self._repository = Repository(repository, time.monotonic)
         self._presence = Presence(time.time(), config.offline_after_s)
         devices = self._store.devices()
-        longest_wait_s = watched_interval_s(config.sync_interval_s, len(devices))
+        longest_wait_s = watched_interval_s(config.sync_interval_s, len(devices)) * (1 + JITTER)
         self._presence.load(devices, self._store.latest_metrics(), longest_wait_s)
         self._presence.tally.load(self._store.arm_counts())
         self._admission = Admission(self._store, self._thread, self._presence, time.time)
@@ -233,7 +234,8 @@ class Controller:
             clock=time.time,
             sync_interval_s=self._config.sync_interval_s,
             on_news=self._loop.wake,
-            is_moving=lambda: self._driver.is_moving,
+            random_unit=random.random,
+            wants_samples=self._driver.wants_samples,
         )
 
     def _asking(self) -> Asking:

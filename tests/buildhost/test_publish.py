@@ -20,7 +20,7 @@ from remora_build.publish.repository import all_names, missing_chunks, read_mani
 from remora_build.publish.store import LocalStore
 from remora_contract.adapter import Adapter
 from remora_contract.artifact import Manifest, chunk_key, manifest_key, name_key
-from remora_contract.bundle import QuantSpec
+from remora_contract.bundle import QuantSpec, load_bundle
 from remora_contract.digests import digest_bytes, short
 from remora_contract.errors import (
     ArtifactInvalid,
@@ -29,6 +29,7 @@ from remora_contract.errors import (
     Exhausted,
     Refused,
 )
+from remora_contract.memory_need import memory_fact
 from tests.buildhost.documents import BASE_DIGEST, decoder_spec, write_bundle
 from tests.support.adapters import random_tensors, write_sidecar
 
@@ -115,6 +116,7 @@ def test_a_bundles_manifest_carries_what_planning_needs(tmp_path: Path) -> None:
         "kv_bytes_per_token": 2 * 2 * 2 * 8 * 2,
         "activations": "none",
         "experts": False,
+        "onnxruntime_memory": memory_fact(load_bundle(source)),
     }
 
 

@@ -502,6 +502,34 @@ def test_applying_files_changes_what_differs_and_then_nothing(world, remora, tmp
     assert code == 3 and "not pinned" in shown
 
 
+def test_a_file_that_names_what_is_not_there_changes_nothing_at_all(world, tmp_path):
+    device, _ = online(world, 2)
+    publish_first(world)
+    file = tmp_path / "fleet.yaml"
+    file.write_text(
+        f"labels: {{{device.device_id}: {{tier: prod}}}}\n"
+        "groups: {canary: {selector: tier=prod}}\n"
+        "releases: {assistant: {bundle: tiny@99}}\n"
+    )
+    with pytest.raises(RemoraError, match="no bundle tiny@99"):
+        apply(world, "-f", str(file))
+    assert Remora(world).json("groups", "list") == []
+    assert "tier" not in Remora(world).json("devices", "show", device.device_id)["labels"]
+
+
+def test_a_changed_release_is_shown_as_what_differs_from_the_one_before(world, tmp_path):
+    publish_first(world)
+    file = tmp_path / "fleet.yaml"
+    text = "releases: {assistant: {bundle: tiny@1, sampling: {temperature: %s}}}"
+    file.write_text(text % 0.2)
+    code, shown = apply(world, "-f", str(file))
+    assert (code, shown.rstrip().endswith(": new")) == (3, True)
+    file.write_text(text % 0.7)
+    code, shown = apply(world, "-f", str(file), "--dry-run")
+    assert code == 3 and "  sampling.temperature: 0.2 -> 0.7" in shown
+    assert "bundle" not in shown, "what stays is not shown"
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [

@@ -122,3 +122,28 @@ def test_time_that_is_up_is_exit_code_4(world, remora):
         REMORA_CONTROLLER=f"127.0.0.1:{world.ports.fleet}",
     )
     assert (ended.returncode, ended.stdout) == (4, "")
+
+
+def test_what_a_rollout_waits_for_and_who_took_its_devices_over_is_said(world, remora):
+    publish_first(world)
+    devices = online(world, 1)
+    create(remora)
+    start = ("rollout", "start", "assistant", "--soak", "0")
+    waiting = remora.json(*start, "--not-before", "2099-01-01")["rollout_id"]
+    assert "touches nothing before 2099-01-01" in remora("rollout", "status", waiting)
+    remora("rollout", "abort", waiting)
+    world.drive(waiting, [], "ABORTED")
+    assert "no device was touched" in remora("rollout", "status", waiting)
+    first = remora.json(*start)["rollout_id"]
+    world.drive(first, [], "RUNNING")
+    second = remora.json(*start, "--supersede")["rollout_id"]
+    (device,) = remora.json("rollout", "status", first)["devices"]
+    assert (device["outcome"], device["error"]) == ("apart", f"superseded by {second}")
+    world.drive(second, devices, "COMPLETED")
+
+
+def test_a_controller_that_listens_elsewhere_can_be_named(world, remora):
+    where = ("--credentials", str(world.home.operator), "--controller", "127.0.0.1:1")
+    asked = run(*where, "whoami")
+    assert asked.returncode == 1
+    assert "--controller HOST:PORT or REMORA_CONTROLLER" in asked.stderr

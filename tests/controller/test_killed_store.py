@@ -8,13 +8,15 @@ import random
 import pytest
 
 from remora_contract.gates import Gate
-from remora_controller.domain import BootTrail, RolloutState
+from remora_controller.domain import RolloutState
 from remora_controller.driver import RolloutDriver
+from remora_controller.late_gates import LateState
 from remora_controller.operations import Operations, StartRequest
 from remora_controller.presence import Presence
 from remora_controller.repository import Repository
 from remora_controller.store.sqlite import SqliteStore
 from tests.controller.gates.test_gated_rollouts import Measured
+from tests.controller.gates.test_late_gates import LateWorld, leave
 from tests.controller.test_scale import spec
 
 GATE = Gate("speed", "avg(tokens_per_s) > 0.9 * baseline(tokens_per_s)", min_devices=2)
@@ -65,8 +67,7 @@ class MortalWorld(Measured):
             self.rng.randbytes,
         )
         self.driver = RolloutDriver(self.store, self.presence, self.operations.contents_of)
-        for device_id in self.ids:
-            self.presence.seen(device_id, BootTrail("b", 1), self.now, is_stored=False)
+        self.hear()
 
 
 def forward(world: MortalWorld, release: str) -> list[str]:
@@ -164,3 +165,58 @@ def test_a_spec_of_an_older_controller_is_still_read(begun, tmp_path):
             "UPDATE rollouts SET spec = ? WHERE rollout_id = ?", old, started.rollout_id
         )
     assert begun.store.rollout(started.rollout_id).spec.gates == ()
+
+
+class LateMortalWorld(MortalWorld, LateWorld):
+    pass
+
+
+def come_late(folder, speed_is_bad: bool, kill_at: int | None) -> tuple[LateMortalWorld, str, int]:
+    """A world in which a device took a release late and was judged; the writes that took."""
+    folder.mkdir()
+    world = LateMortalWorld(folder)
+    world.first = world.committed(folder, "old")
+    late = world.ids[0]
+    leave(world, late)
+    rollout = world.complete(world.release(folder, "new"), GATE)
+    world.slow_on = {late} if speed_is_bad else set()
+    world.away.clear()
+    budget = 1_000_000 if kill_at is None else kill_at
+    world.store.left = budget
+    writes = 0
+    for _ in range(60):
+        try:
+            world.driver.check_late([late])
+            world.rounds(1)
+        except Killed:
+            world.restart()
+        if world.store.left is not None:
+            writes = budget - world.store.left
+    world.store.left = None
+    return world, rollout, writes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_bad", [True, False])
+def test_a_late_device_is_judged_the_same_whichever_write_the_controller_dies_before(
+    tmp_path, is_bad
+):
+    world, _, writes = come_late(tmp_path / "whole", is_bad, None)
+    world.store.close()
+    assert writes > 20
+    wanted = LateState.SENT_BACK if is_bad else LateState.PASSED
+    for kill_at in range(0, writes, 2):
+        world, rollout, _ = come_late(tmp_path / f"killed-{kill_at}", is_bad, kill_at)
+        (late,) = world.late(rollout)
+        assert world.late(rollout) == {late: wanted}, f"killed before write {kill_at}"
+        given = [
+            (row["is_rollback"], row["release_id"])
+            for row in world.store._rows(
+                "SELECT * FROM assignments WHERE device_id = ? AND rollout_id = ?", late, rollout
+            )
+        ]
+        new = world.store.rollout(rollout).release_id
+        assert given == [(0, new), *([(1, world.first)] if is_bad else [])]
+        events = [e for e in world.store.events(late, 50) if e.name == "device.late"]
+        assert len(events) == 1, "told once"
+        world.store.close()

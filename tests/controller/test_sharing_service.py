@@ -350,3 +350,43 @@ def test_an_operator_removes_an_engine_and_its_bytes(world, pair):
     assert [p for p in (world.home.shared_engines / "cas").rglob("*") if p.is_file()] == []
     with pytest.raises(grpc.RpcError, match="no shared engine"):
         world.operator.RemoveSharedEngine(request, timeout=WAIT_S)
+
+
+def test_an_upload_is_in_the_audit_log_with_who_from_where_and_what(world, pair):
+    first, _ = pair
+    engine = made()
+    first.claim(engine)
+    first.upload(engine)
+    first.finish(engine)  # its answer was lost: told again, and not written down again
+    log = world.operator.ListAudit(op.ListAuditRequest(), timeout=WAIT_S)
+    asked, done = (e for e in log.entries if e.what == "FinishEngine")
+    assert (asked.who, asked.role) == (first.id, "device")
+    assert "127.0.0.1" in asked.where
+    assert engine.manifest.digest in asked.detail_json
+    assert (done.answers, done.result) == (asked.seq, "OK")
+    assert log.broken == ""
+
+
+def test_an_upload_that_comes_too_late_is_written_down_with_why_it_was_not_taken(home):
+    with fleet(home, engine_sharing="all", engine_lease_s=1.0) as world:
+        desk = world.controller.controller._desk
+        first = Device(world.device())
+        engine = made()
+        first.claim(engine)
+        first.offer(engine)
+        for digest in engine.chunks:
+            first.put(engine, digest)
+        taken = desk._finished
+
+        def too_late(device, key_digest, whole):
+            second = world.controller.controller._store.device(first.id)
+            desk.give_up(second, key_digest, False, "taken over")
+            taken(device, key_digest, whole)
+
+        desk._finished = too_late
+        with pytest.raises(errors.RemoraError):
+            first.finish(engine)
+        log = world.operator.ListAudit(op.ListAuditRequest(), timeout=WAIT_S)
+        asked, done = (e for e in log.entries if e.what == "FinishEngine")
+        assert done.answers == asked.seq
+        assert done.result not in ("", "OK") and done.message

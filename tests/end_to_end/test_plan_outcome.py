@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
-from examples.demo.processes import DemoFailed
+from examples.demo.processes import DemoFailed, await_value
 from tests.end_to_end.deep import DEEP
 
 pytestmark = pytest.mark.slow
@@ -28,12 +30,63 @@ def test_bytes_engine_and_disk_of_every_kind_of_change_are_as_planned(deep_stage
     stage.release("adapter", bundle, "alpha", "beta-2")
     stage.release_file("words", {"alpha": "alpha", "beta": "beta@2"}, sampling={"top_k": 3})
     stage.release("model", DEEP)
-    assert [_compare(stage, agent, n) for n in ("first", "adapter", "words", "model")] == [
+    changes = ("first", "adapter", "words", "model", "words")
+    assert [_compare(stage, agent, n) for n in changes] == [
         ("built", 3),
         ("kept", 1),
         ("kept", 0),
         ("built", 1),
+        ("kept", 0),  # the release before: its artifacts and its engine are still there
     ]
+
+
+def test_memory_is_refused_in_the_plan_exactly_where_the_device_then_refuses(deep_stage):
+    """The agent's floor is moved while it is away, so that it hears of a release which the plan,
+    from what it told before, thought it could take."""
+    stage = deep_stage
+    (agent,) = stage.join("one")
+    stage.release("first", stage.artifacts.bundle.reference)
+    stage.roll_out("first")
+    stage.release("model", DEEP)
+    (planned,) = stage.fleet.operator("plan", "model")["devices"]
+    assert planned["refusals"] == [] and int(planned["peak_memory_bytes"]) > 0
+    least = _least_memory(stage)
+    _move_floor(stage, agent, psutil.virtual_memory().total - least + 1)
+    rollout = stage.start("model")
+    stage.fleet.restart(agent)
+    ended = stage.ended(rollout)
+    assert ended["state"] == "ROLLED_BACK"
+    assert stage.phases(agent, "model") == ["ASSIGNED", "REFUSED"]
+    (refused,) = stage.fleet.operator("plan", "model")["devices"]
+    (refusal,) = refused["refusals"]
+    assert refusal["code"] == "memory"
+    (device,) = ended["devices"]
+    assert refusal["message"] in device["error"]
+    _move_floor(stage, agent, psutil.virtual_memory().total - least)
+    stage.fleet.restart(agent)
+    await_value(lambda: _refused_codes(stage) == [], "a byte less is enough", 30.0, stage.shop)
+
+
+def _refused_codes(stage):
+    (device,) = stage.fleet.operator("plan", "model")["devices"]
+    return [r["code"] for r in device["refusals"]]
+
+
+def _least_memory(stage):
+    """Without the floor, by the manifest of the deep model; one row of its own context."""
+    manifests = [json.loads(p.read_text()) for p in (stage.repository / "manifests").iterdir()]
+    (facts,) = [m["facts"] for m in manifests if m["facts"].get("layers") == 16]
+    sizes = facts["onnxruntime_memory"]
+    return int(sizes["weights"] + sizes["kv_token"] * (facts["context"] + 1))
+
+
+def _move_floor(stage, agent, floor):
+    """Leaves the agent switched off, and long enough for the controller to notice."""
+    stage.fleet.stop(agent)
+    plain = [x for x in agent.config.read_text().splitlines() if "memory_floor" not in x]
+    at = plain.index("[serving]")
+    lines = [*plain[: at + 1], f"memory_floor_bytes = {floor}", *plain[at + 1 :]]
+    agent.config.write_text("\n".join(lines) + "\n")
 
 
 def _compare(stage, agent, name):

@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
-from remora_agent.config import AgentConfig, LimitsConfig
+from remora_agent.config import AgentConfig, LimitsConfig, ServingConfig
 from remora_agent.control.agent import Parts, Telemetry
 from remora_agent.control.client import ControllerClient
 from remora_agent.control.diagnostics import Diagnostics, doctor_report
 from remora_agent.control.effects import Effects, Emit
+from remora_agent.control.facts import setting_facts
 from remora_agent.control.fetch import ChunkFetcher, Pace
+from remora_agent.control.held import HeldArtifacts
 from remora_agent.control.holds import Holds
 from remora_agent.control.identity import Identity
 from remora_agent.control.interrupt import Interrupt
@@ -39,6 +41,7 @@ from remora_agent.telemetry.sources import device_openers
 from remora_agent.telemetry.spool import MetricSpool
 from remora_agent.update_locks import LockBook
 from remora_contract.errors import Exhausted
+from remora_contract.memory_need import Sizing
 
 log = logging.getLogger(__name__)
 _KERNEL_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -91,7 +94,9 @@ def compose(
     impatient = ImpatientPace(interrupt, time.monotonic, random.random, timing.fetch_backoff)
     engines = _stager(config.limits, layout, source, impatient, rate)
     origins = EngineSharing(lambda: source.client.sharing, host, engines, pace, pending, emit)
-    effects = Effects(layout, host, stager, emit, origins)
+    sizing = _sizing(config.serving)
+    pinned = config.limits.pinned_releases
+    effects = Effects(layout, host, stager, emit, origins, sizing, pinned)
     locks = LockBook(layout.update_locks, time.time, config.limits.max_lock_s)
     holds = Holds(database, locks, time.time)
     reconciler = Reconciler(
@@ -100,7 +105,7 @@ def compose(
         interrupt,
         time.monotonic,
         random.random,
-        config.limits.pinned_releases,
+        pinned,
         holding=lambda record: holds.holding(record) or origins.holding(record),
     )
     sync = SyncLoop(
@@ -114,6 +119,8 @@ def compose(
         random.random,
         timing.backoff,
     )
+    sync.held = HeldArtifacts(layout, host, lambda: reconciler.report().record, pinned)
+    sync.settings = setting_facts(sizing, config.limits.disk_floor_bytes)
     sharer = _sharer(config, source, host, layout, pending, reconciler, emit, timing)
     pending.on_change = sharer.poke
 
@@ -146,6 +153,16 @@ def compose(
     keeper = _keeper(config, identity, layout, parts, source)
     sync.after_sync, sync.after_failure = keeper.after_sync, keeper.after_failure
     return parts
+
+
+def _sizing(serving: ServingConfig) -> Sizing:
+    return Sizing(
+        serving.backend,
+        serving.rows,
+        serving.context,
+        serving.memory_floor_bytes,
+        serving.prefill,
+    )
 
 
 def _diagnostics(config: AgentConfig, layout: StateLayout) -> Diagnostics:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from remora_agent.control.activation import Effect, Record
 from remora_agent.control.facts import machine_facts
+from remora_agent.control.garbage import collect
 from remora_agent.control.layout import StateLayout
 from remora_agent.control.phase import Event
 from remora_agent.control.releases import (
@@ -23,7 +24,7 @@ from remora_agent.control.releases import (
 )
 from remora_agent.control.sharing.obtain import NoSharing, Origins
 from remora_agent.control.staging import Fetched, Stager, Wanted
-from remora_agent.host import Assignment, Progress, ServingHost
+from remora_agent.host import Assignment, BuildOutcome, Progress, ServingHost
 from remora_contract.compat import constraint_refusals
 from remora_contract.engine import Build, Ship, choose, offered_in
 from remora_contract.errors import (
@@ -32,12 +33,16 @@ from remora_contract.errors import (
     Exhausted,
     Incompatible,
     NotFound,
+    Refusal,
     Unsupported,
 )
+from remora_contract.memory_need import Sizing, memory_need_refusals
 from remora_contract.release import Release
 from remora_contract.release_rules import document_refusals
 
 log = logging.getLogger(__name__)
+# Staging cannot go on without it either.
+NO_MANIFEST = (ArtifactInvalid, DocumentInvalid, NotFound, Unsupported)
 # Of an engine: the device builds one instead.
 NOT_SHIPPED = (ArtifactInvalid, DocumentInvalid, NotFound, Unsupported, Exhausted)
 # (event name, detail) into the spool
@@ -51,6 +56,8 @@ class Effects:
     stager: Stager
     emit: Emit
     origins: Origins = field(default_factory=NoSharing)
+    sizing: Sizing | None = None  # how engines are opened; None: nothing is said about memory
+    pinned: tuple[str, ...] = ()  # releases that stay on the disk
 
     def perform(self, effect: Effect, record: Record, progress: Progress) -> Event:
         """Raises whatever the work raises; the caller turns that into FAILED or REFUSED."""
@@ -74,10 +81,21 @@ class Effects:
 
     def _admit(self, record: Record, progress: Progress) -> Event:
         release = parse_release(record.desired)
+        store_release(self.layout, release)  # before room is made: what it names must stay
+        refusals = self._refusals(release, record)
+        if any(r.code == "disk" for r in refusals) and self._make_room(record):
+            refusals = self._refusals(release, record)
+        if refusals:
+            raise Incompatible(refusals)
+        if record.committed == release.release_id and self._serves(release.release_id):
+            return Event.ALREADY_SERVING
+        return Event.ADMITTED
+
+    def _refusals(self, release: Release, record: Record) -> list[Refusal]:
         facts = machine_facts(self.layout.root)
         # A way back needs no room: what it leads to is still here.
         is_here = all(self.layout.artifact(d).exists() for d in release.artifact_digests())
-        refusals = document_refusals(release) + constraint_refusals(
+        found = document_refusals(release) + constraint_refusals(
             release.constraints,
             memory_bytes=facts.memory_bytes,
             disk_free_bytes=None if is_here else facts.disk_free_bytes,
@@ -85,16 +103,30 @@ class Effects:
             backends=facts.backends,
             engine_key=self.host.engine_key(),
         )
-        if refusals:
-            raise Incompatible(refusals)
-        store_release(self.layout, release)
-        if record.committed == release.release_id and self._serves(release.release_id):
-            return Event.ALREADY_SERVING
-        return Event.ADMITTED
+        return found or self._memory_refusals(release, record, facts.memory_bytes)
+
+    def _memory_refusals(
+        self, release: Release, record: Record, memory_bytes: int
+    ) -> list[Refusal]:
+        """Of a bundle that does not serve here and is not gone back to: those fit."""
+        serving = self.host.serving()
+        is_served = serving is not None and serving.bundle_digest == release.bundle
+        if self.sizing is None or record.desired.is_rollback or is_served:
+            return []
+        try:
+            manifest = self.stager.manifest(release.bundle)
+        except NO_MANIFEST as e:
+            log.info("memory.not_known", extra={"cause": str(e)})  # staging fails by it, and tells
+            return []
+        return memory_need_refusals(manifest.facts, self.sizing, memory_bytes)
+
+    def _make_room(self, record: Record) -> int:
+        return collect(self.layout, record, self.pinned)
 
     def _stage(self, record: Record, progress: Progress) -> Event:
         release = parse_release(record.desired)
         self.stager.cap(record.desired.download_bytes_per_s)
+        self.stager.make_room = lambda: self._make_room(record)
         for fetched in self.stager.stage(wanted_artifacts(release), progress):
             self._emit_fetched(fetched)
         check_fits_together(self.layout, release)
@@ -135,7 +167,7 @@ class Effects:
     def _build(self, record: Record, progress: Progress) -> Event:
         assignment = self._assignment(record)
         origin = self.origins.obtain(record, assignment, progress)
-        outcome = self.host.build(assignment, progress)
+        outcome = self._built(assignment, record, progress)
         is_shared = origin.what == "shared" and outcome.from_cache
         graph = {} if outcome.dialect is None else {"dialect": outcome.dialect}
         self.emit(
@@ -152,6 +184,15 @@ class Effects:
             },
         )
         return Event.DONE
+
+    def _built(self, assignment: Assignment, record: Record, progress: Progress) -> BuildOutcome:
+        try:
+            return self.host.build(assignment, progress)
+        except Exhausted as e:
+            if not self._make_room(record):
+                raise
+            log.info("engine.build_again", extra={"cause": str(e)})
+        return self.host.build(assignment, progress)
 
     def _prove(self, record: Record, progress: Progress) -> Event:
         self.host.prove(self._assignment(record), progress)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 
+from remora_contract.memory_need import Sizing
 from remora_protos.control.v1 import control_pb2 as pb
 
 # Backend name -> distribution that brings it.
@@ -38,6 +39,16 @@ def machine_facts(disk: Path) -> pb.DeviceFacts:
         disk_free_bytes=max(1, disk_free(disk)),  # 0 would mean that it is not known
         backends=installed_backends(),
         cores=os.cpu_count() or 1,
+    )
+
+
+def setting_facts(sizing: Sizing, disk_floor: int) -> pb.DeviceFacts:
+    """What the configuration adds to them."""
+    return pb.DeviceFacts(
+        engine_rows=sizing.rows,
+        engine_context=sizing.context or 0,
+        memory_floor_bytes=sizing.floor_bytes,
+        disk_floor_bytes=disk_floor,
     )
 
 

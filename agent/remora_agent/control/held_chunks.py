@@ -38,6 +38,17 @@ def remember(layout: StateLayout, manifest: Manifest) -> None:
     fresh.replace(path)
 
 
+def remembered(layout: StateLayout, digest: str) -> Manifest | None:
+    """Of an artifact that is whole; None where it is not, or its manifest cannot be read."""
+    path = layout.artifacts / f".{hex_of(digest)}{SUFFIX}"
+    try:
+        if layout.artifact(digest).is_dir() and path.exists():
+            return parse_manifest(path.read_bytes(), digest)
+    except (OSError, InvalidInput, Unsupported) as e:
+        log.warning("manifest.unreadable", extra={"path": str(path), "cause": str(e)})
+    return None
+
+
 def find_chunks(layout: StateLayout, wanted: Collection[str]) -> dict[str, Place]:
     """Those of the wanted chunks that lie in whole artifacts here."""
     found: dict[str, Place] = {}
@@ -57,9 +68,6 @@ def find_chunks(layout: StateLayout, wanted: Collection[str]) -> dict[str, Place
 def _manifests(layout: StateLayout) -> Iterator[Manifest]:
     """Of artifacts that are whole."""
     for path in layout.artifacts.glob(f".*{SUFFIX}"):
-        digest = f"sha256:{path.name[1 : -len(SUFFIX)]}"
-        try:
-            if layout.artifact(digest).is_dir():
-                yield parse_manifest(path.read_bytes(), digest)
-        except (OSError, InvalidInput, Unsupported) as e:
-            log.warning("manifest.unreadable", extra={"path": str(path), "cause": str(e)})
+        found = remembered(layout, f"sha256:{path.name[1 : -len(SUFFIX)]}")
+        if found is not None:
+            yield found

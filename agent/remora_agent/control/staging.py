@@ -18,7 +18,7 @@ from pathlib import Path
 
 from remora_agent.control.facts import disk_free
 from remora_agent.control.fetch import TRANSIENT, ChunkFetcher, ChunkSource, Pace, disk_errors
-from remora_agent.control.held_chunks import Place, find_chunks, remember
+from remora_agent.control.held_chunks import Place, find_chunks, remember, remembered
 from remora_agent.control.layout import StateLayout, sync_directory
 from remora_agent.control.manifest import (
     DiskNeed,
@@ -78,6 +78,9 @@ class Stager:
     ) -> None:
         self._layout, self._source, self._fetcher = layout, source, fetcher
         self._pace, self._floor = pace, disk_floor
+        # Frees what nothing needs any more; asked only where the disk is short, because what lies
+        # there may hold chunks of what comes.
+        self.make_room: Callable[[], int] = lambda: 0
 
     def cap(self, bytes_per_s: int | None) -> None:
         """Downloads no faster than this, nor than the device's own limit."""
@@ -96,8 +99,9 @@ class Stager:
         return [self._fetch(job, uses, here, tally) for job in jobs]
 
     def manifest(self, digest: str) -> Manifest:
-        """Waits out an unreachable controller. Raises what `stage` does."""
-        return parse_manifest(self._manifest(digest), digest)
+        """That of an artifact here, else the controller's: waits out an unreachable one. Raises
+        what `stage` does."""
+        return remembered(self._layout, digest) or parse_manifest(self._manifest(digest), digest)
 
     def _plan(self, wanted: Wanted) -> _Job:
         manifest = self.manifest(wanted.digest)
@@ -131,6 +135,8 @@ class Stager:
             needs.append(disk_need(job.missing, held))
         need = DiskNeed(sum(n.download for n in needs), max(n.assembly for n in needs))
         free = disk_free(self._layout.artifacts)
+        if need.total + self._floor > free and self.make_room():
+            free = disk_free(self._layout.artifacts)
         check_disk(need, free, self._floor, f"staging {len(jobs)} artifacts")
 
     def _fetch(

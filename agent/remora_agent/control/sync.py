@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from remora_agent.control.client import ControllerClient
 from remora_agent.control.facts import machine_facts
+from remora_agent.control.held import HeldArtifacts
 from remora_agent.control.layout import StateLayout
 from remora_agent.control.pacing import Backoff
 from remora_agent.control.reconcile import Reconciler
@@ -24,6 +25,7 @@ from remora_agent.control.wire import (
     metric_messages,
     next_sync_s,
     reported,
+    sample_every_s,
 )
 from remora_agent.host import ServingHost
 from remora_agent.telemetry.spool import MetricSpool
@@ -81,6 +83,8 @@ class SyncLoop:
         self.after_sync, self.after_failure = after_sync, after_failure
         self.on_windows, self._unix_now = on_windows, unix_now
         self.on_questions: Callable[[Sequence[DiagnosticRequest]], None] = lambda questions: None
+        self.held: HeldArtifacts | None = None  # told where it is set
+        self.settings = pb.DeviceFacts()  # what of the facts the configuration says
         self._seq = 0
         self._failures = 0
         self._quarantined = False
@@ -136,22 +140,26 @@ class SyncLoop:
         report = self._reconciler.report()
         record = report.record
         self._seq += 1
-        answer = client.sync(
-            pb.SyncRequest(
-                facts=self._facts(),
-                labels=self._labels,
-                reported=reported(report, self._host.serving()),
-                seq=self._seq,
-                boot_id=self._boot_id,
-                events=event_messages(events),
-                metrics=metric_messages(samples),
-                known_generation=0 if record is None else record.desired.generation,
-                sent_at_unix_s=self._unix_now(),
-            )
+        request = pb.SyncRequest(
+            facts=self._facts(),
+            labels=self._labels,
+            reported=reported(report, self._host.serving()),
+            seq=self._seq,
+            boot_id=self._boot_id,
+            events=event_messages(events),
+            metrics=metric_messages(samples),
+            known_generation=0 if record is None else record.desired.generation,
+            sent_at_unix_s=self._unix_now(),
         )
+        if self.held is not None:
+            self.held.put_into(request)
+        answer = client.sync(request)
         try:
+            if self.held is not None:
+                self.held.answered(request, answer)
             self._spools.events.stored_up_to(answer.events_stored_up_to)
             self._spools.metrics.sent(mark)
+            self._spools.metrics.thin(sample_every_s(answer))
             self.on_windows(answer.maintenance_windows)
             self.on_questions(answer.diagnostics)
             self._take(answer)
@@ -164,6 +172,7 @@ class SyncLoop:
     def _facts(self) -> pb.DeviceFacts:
         facts = machine_facts(self._layout.root)
         facts.engine_key.update(self._host.engine_key())
+        facts.MergeFrom(self.settings)
         return facts
 
     def _take(self, answer: pb.SyncResponse) -> None:

@@ -16,6 +16,7 @@ from remora_protos.control.v1 import control_pb2 as pb
 
 MAX_RELEASE_BYTES = 4 << 20
 _SYNC_AFTER_S = (0.05, 3600.0)
+_MOST_SAMPLE_S = 3600.0
 _MAX_MESSAGE = 2000
 _MAX_HOLD = 256
 
@@ -48,6 +49,12 @@ def next_sync_s(answer: pb.SyncResponse) -> float:
     seconds = answer.next_sync_after_s
     least, most = _SYNC_AFTER_S
     return min(most, max(least, seconds)) if math.isfinite(seconds) and seconds > 0 else 30.0
+
+
+def sample_every_s(answer: pb.SyncResponse) -> float:
+    """How close together samples are wanted, within reason; 0: all."""
+    seconds = answer.sample_every_s
+    return min(_MOST_SAMPLE_S, seconds) if math.isfinite(seconds) and seconds > 0 else 0.0
 
 
 def reported(report: Report, serving: ServingState | None) -> pb.ReportedState:

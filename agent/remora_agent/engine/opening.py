@@ -15,7 +15,6 @@ from remora_agent.engine.backends import BackendName, Overlap, check_backend, ch
 from remora_agent.engine.build import BuildControl, BuildResult, build_engine, ignore, never
 from remora_agent.engine.cache import CacheEntry, EngineCache
 from remora_agent.engine.child import ChildLimits
-from remora_agent.engine.memory import kv_bytes
 from remora_agent.engine.prefill import PrefillChoice, check_choice, chosen
 from remora_agent.engine.protocol import Engine, EngineLimits
 from remora_agent.engine.recipe import Recipe, build_key
@@ -23,6 +22,7 @@ from remora_agent.host import Progress
 from remora_contract.bundle import Bundle, load_bundle
 from remora_contract.dialects import dialect_refusals, to_build
 from remora_contract.engine import flat
+from remora_contract.engine_memory import kv_bytes
 from remora_contract.errors import Incompatible, NoFusedKernel, RequestInvalid, Unsupported
 
 log = logging.getLogger(__name__)

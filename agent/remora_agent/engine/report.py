@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 
 from remora_agent.engine.build import BuildResult
-from remora_agent.engine.memory import bank_bytes, kv_bytes
 from remora_agent.engine.opening import EngineOptions, limits_of
 from remora_agent.engine.protocol import EngineLimits
 from remora_agent.engine.recipe import dialect_of
@@ -23,6 +22,7 @@ from remora_agent.engine.trt.files import (
     FACT_WEIGHTS,
 )
 from remora_contract.bundle import Bundle
+from remora_contract.engine_memory import bank_bytes, kv_bytes
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,6 @@ import psutil
 from remora_agent.engine.build import BuildResult, ignore, never
 from remora_agent.engine.cache import CacheEntry, EngineCache
 from remora_agent.engine.golden_process import ask_in_child
-from remora_agent.engine.memory import (
-    bank_bytes,
-    engine_bytes,
-    int8_prefill_bytes,
-    kv_bytes,
-    row_slot_bytes,
-)
 from remora_agent.engine.memory_plan import MemoryPlan, Shape, plan_refusals
 from remora_agent.engine.one_row import OneRow
 from remora_agent.engine.opening import (
@@ -43,6 +36,13 @@ from remora_agent.engine.shipped import fitting, take_shipped
 from remora_agent.host import Assignment, BuildOutcome, Progress
 from remora_contract.bundle import Bundle, is_graph_file, load_bundle, verify_files
 from remora_contract.engine import EngineKey, Wanted, flat
+from remora_contract.engine_memory import (
+    bank_bytes,
+    engine_bytes,
+    int8_prefill_bytes,
+    kv_bytes,
+    row_slot_bytes,
+)
 from remora_contract.errors import (
     EngineFault,
     Exhausted,

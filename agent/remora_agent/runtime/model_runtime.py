@@ -20,7 +20,6 @@ from remora_agent.bank.heap import give_back
 from remora_agent.bank.host import HostCache
 from remora_agent.bank.loader import Load, Loader
 from remora_agent.bank.weights import AdapterWeights, load_weights
-from remora_agent.engine.memory import bank_bytes
 from remora_agent.engine.protocol import Engine
 from remora_agent.runtime.adapters import Adapters
 from remora_agent.runtime.api import (
@@ -56,6 +55,7 @@ from remora_agent.runtime.step_loop import StepLoop
 from remora_agent.runtime.stepper import Stepper
 from remora_agent.text.pipeline import TextPipeline
 from remora_contract.bundle import Bundle
+from remora_contract.engine_memory import bank_bytes
 from remora_contract.errors import EngineFault, RemoraError, Unavailable
 from remora_contract.release import SamplingDefaults
 

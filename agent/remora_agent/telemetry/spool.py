@@ -18,6 +18,7 @@ from remora_contract.experiments import ARM_PREFIX, SHADOW_PREFIX
 
 log = logging.getLogger(__name__)
 _FLUSH_SAMPLES = 500
+_ALMOST = 0.99  # a timer that fires a little early skips no sample
 
 
 @dataclass(frozen=True)
@@ -39,22 +40,38 @@ class MetricSpool:
         self._next = 1 + int(database.rows("select coalesce(max(id), 0) from samples")[0][0])
         self._base = {str(n): float(v) for n, v in database.rows("select * from counters")}
         self._last: dict[str, float] = {}
+        self._every_s = 0.0  # levels closer together than this are not kept
+        self._kept_at_s = float("-inf")
         self._totals: dict[str, Sample] = {}
         self._told: frozenset[str] = frozenset()  # names of the last readings
+
+    def thin(self, every_s: float) -> None:
+        """From now on keeps a sample of all levels so often; 0: every one."""
+        with self._lock:
+            self._every_s = every_s
 
     def add(self, readings: Iterable[Reading], at_unix_s: float) -> None:
         readings = tuple(readings)
         with self._lock:
             self._told = frozenset(reading.wire_name for reading in readings)
+            is_kept = self._is_due(at_unix_s)
             for reading in readings:
                 name = reading.wire_name
                 if reading.is_counter:
                     self._totals[name] = Sample(name, self._total(name, reading), at_unix_s)
-                else:
+                elif is_kept:
                     self._fresh.append(Sample(name, reading.value, at_unix_s))
                     self._next += 1
             if len(self._fresh) >= _FLUSH_SAMPLES:
                 self.flush()
+
+    def _is_due(self, at_unix_s: float) -> bool:
+        """Also after the clock was set back."""
+        since_s = at_unix_s - self._kept_at_s
+        if 0 <= since_s < self._every_s * _ALMOST:
+            return False
+        self._kept_at_s = at_unix_s
+        return True
 
     def _total(self, name: str, reading: Reading) -> float:
         """Over the life of the identity: a counter that falls was started again at zero."""

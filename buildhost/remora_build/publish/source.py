@@ -20,6 +20,7 @@ from remora_contract.engine import (
     manifest_facts,
 )
 from remora_contract.errors import ArtifactInvalid
+from remora_contract.memory_need import FACT, memory_fact
 
 _KV_ITEM_BYTES = {"float16": 2, "float32": 4}
 
@@ -94,6 +95,7 @@ def bundle_facts(bundle: Bundle) -> dict[str, Any]:
         "head_dim": decoder.head_dim,
         "vocab": decoder.vocab,
         "kv_bytes_per_token": kv_bytes_per_token(bundle),
+        FACT: memory_fact(bundle),
     }
 
 

@@ -28,12 +28,14 @@ Baselines = Mapping[str, Series]  # by device
 def verdicts(
     view: RolloutView, samples_of: SamplesOf, baselines: Baselines, now: float
 ) -> tuple[Verdict, ...]:
-    """Of every gate on every wave that has begun, in that order."""
+    """Of every gate on every wave that has begun and somebody of which is there, in that order."""
     if not view.spec.gates:
         return ()
     found = []
     for wave in range(1, view.wave + 1):
         members = [m for m in view.members if m.wave == wave]
+        if all(standing(m, view.spec, now) is Standing.APART for m in members):
+            continue  # nobody came: there is nothing to judge, they are judged when they return
         evidence = wave_evidence(view, wave, members, samples_of, baselines, now)
         found += [judge(gate, evidence) for gate in view.spec.gates]
     return tuple(sorted(found, key=lambda v: _order(view, v)))
@@ -90,6 +92,15 @@ def baseline_of(
     """What the device measured until now, on the release that it is about to leave."""
     found = {m: samples_of(device_id, m, now - BASELINE_S, now) for m in sorted(metrics)}
     return {m: tuple(map(_shortened, series)) for m, series in found.items() if series}
+
+
+def more_samples(one: Series, other: Series) -> bool:
+    """Whether the first holds more than the other."""
+    return _samples_in(one) > _samples_in(other)
+
+
+def _samples_in(series: Series) -> int:
+    return sum(len(s.values) for found in series.values() for s in found)
 
 
 def _shortened(samples: Samples) -> Samples:

@@ -16,6 +16,7 @@ from remora_controller.gates.collect import (
     baseline_metrics,
     baseline_of,
     gate_metrics,
+    more_samples,
     verdicts,
 )
 from remora_controller.gates.judge import Verdict
@@ -38,6 +39,7 @@ class GateWatch:
     def __init__(self, samples: SampleKeeper) -> None:
         self.samples = samples
         self._judged: dict[str, _Judged] = {}
+        self._whole: set[tuple[str, int, str]] = set()  # whose baseline was made whole
 
     def follow(self, store: Store, rollouts: Sequence[RolloutRecord], now: float) -> None:
         """From now on keeps what the gates of these rollouts look at."""
@@ -48,6 +50,7 @@ class GateWatch:
             self.samples.fill(store.metric_samples(names, now - BASELINE_S))
         open_ids = {r.rollout_id for r in rollouts}
         self._judged = {r: j for r, j in self._judged.items() if r in open_ids}
+        self._whole = {key for key in self._whole if key[0] in open_ids}
 
     def judged(self, store: Store, view: RolloutView, now: float) -> RolloutView:
         """The view with verdicts of its gates."""
@@ -75,6 +78,28 @@ class GateWatch:
         kept = {d: series for d, series in found.items() if series}
         if kept:
             store.keep_baselines(view.rollout_id, kept)
+
+    def make_baselines_whole(self, store: Store, view: RolloutView) -> None:
+        """Of devices that serve now: what they measured before they were assigned came in part
+        only with the Syncs that followed."""
+        if not _compares(view):
+            return
+        serving = {
+            (view.rollout_id, m.forward.generation, m.device_id): m.forward.assigned_at
+            for m in view.members
+            if m.forward is not None and m.forward.served_at is not None
+        }
+        new = {key: at for key, at in serving.items() if key not in self._whole}
+        if not new:
+            return
+        known, metrics = store.baselines(view.rollout_id), baseline_metrics(view.spec.gates)
+        found = {
+            d: baseline_of(d, metrics, self.samples.samples, at) for (_, _, d), at in new.items()
+        }
+        kept = {d: s for d, s in found.items() if more_samples(s, known.get(d, {}))}
+        if kept:
+            store.keep_baselines(view.rollout_id, kept)
+        self._whole.update(new)
 
 
 def _compares(view: RolloutView) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +11,8 @@ import typer
 
 from remora_contract.digests import canonical_json
 from remora_contract.errors import DocumentInvalid, NotFound, RequestInvalid, UsageWrong
+from remora_contract.release import Release
+from remora_contract.strict import loads
 from remora_controller.gates.syntax import parse_check
 from remora_controller.operator_cli import render
 from remora_controller.operator_cli.fleet_file import (
@@ -25,6 +27,7 @@ from remora_controller.operator_cli.release_document import to_release
 from remora_controller.operator_cli.releases import create_release, list_artifacts
 from remora_controller.operator_cli.session import Session, connect
 from remora_controller.operator_cli.spec_options import spec_message
+from remora_controller.release_diff import release_differences
 from remora_protos.operator.v1 import operator_pb2 as pb
 
 CHANGED = 3
@@ -40,6 +43,7 @@ class Change:
     before: str  # "" where there is nothing yet
     after: str
     make: Callable[[], object]
+    said: str = ""  # for people, in place of before and after
 
 
 def register(root: typer.Typer) -> None:
@@ -63,6 +67,9 @@ def apply(
     for name, rollout in wanted.rollouts.items():
         _start(name, rollout, rollout.release)  # before anything is changed
     session = connect(context)
+    if not dry_run:
+        for _ in changes(session, wanted):
+            pass  # whatever cannot be found is refused before anything is changed
     shown = []
     for change in changes(session, wanted):
         shown.append({"what": change.what, "before": change.before, "after": change.after})
@@ -70,7 +77,7 @@ def apply(
             change.make()
         if as_json is None:
             before = f"{change.before} -> " if change.before else ""
-            render.console().print(f"{change.what}: {before}{change.after}")
+            render.console().print(f"{change.what}: {change.said or before + change.after}")
     if as_json is not None:
         render.print_data(shown, as_json)
     elif not shown:
@@ -85,21 +92,35 @@ def changes(session: Session, wanted: FleetFile) -> Iterator[Change]:
     yield from _label_changes(session, wanted)
     yield from _group_changes(session, wanted.groups)
     yield from _pin_changes(session, wanted)
-    ids = {}
     published = list_artifacts(session) if wanted.releases else []
-    known = {r.release_id for r in _releases(session)}
-    for name, file in wanted.releases.items():
-        release = to_release(file, published)
-        ids[name] = release.release_id
-        if release.release_id not in known:
-            document = canonical_json(release).decode()
-            yield Change(
-                f"release {release.release_id}",
-                "",
-                document,
-                lambda r=release: create_release(session, r),  # type: ignore[misc]
-            )
+    releases = {name: to_release(file, published) for name, file in wanted.releases.items()}
+    yield from _release_changes(session, releases.values())
+    ids = {name: release.release_id for name, release in releases.items()}
     yield from _rollout_changes(session, wanted.rollouts, ids)
+
+
+def _release_changes(session: Session, releases: Iterable[Release]) -> Iterator[Change]:
+    found = _releases(session)
+    for release in releases:
+        if any(r.release_id == release.release_id for r in found):
+            continue
+        older = next((r for r in found if r.name == release.name), None)  # newest first
+        yield Change(
+            f"release {release.release_id}",
+            older.release_id if older is not None else "",
+            canonical_json(release).decode(),
+            lambda r=release: create_release(session, r),  # type: ignore[misc]
+            "new" if older is None else _differing(older, release),
+        )
+
+
+def _differing(older: pb.ReleaseInfo, release: Release) -> str:
+    before = loads(Release, older.release_json, older.release_id)
+    lines = [
+        f"  {d.path}: {d.before or 'nothing'} -> {d.after or 'nothing'}"
+        for d in release_differences(before, release, {})
+    ]
+    return "\n".join([f"after {older.release_id}", *lines])
 
 
 def _label_changes(session: Session, wanted: FleetFile) -> Iterator[Change]:

@@ -52,7 +52,7 @@ def plan(
 
 
 def print_plan(made: pb.PlanResponse) -> None:
-    columns = ("DEVICE", "WAVE", ">SHIPS", "ENGINE", ">PEAK DISK", "REFUSED BECAUSE")
+    columns = ("DEVICE", "WAVE", ">SHIPS", "ENGINE", ">PEAK DISK", ">MEMORY", "REFUSED BECAUSE")
     rows = [
         (
             d.device_id,
@@ -60,6 +60,7 @@ def print_plan(made: pb.PlanResponse) -> None:
             render.size(d.ship_bytes),
             _engine(d),
             render.size(d.peak_disk_bytes),
+            render.size(d.peak_memory_bytes) if d.peak_memory_bytes else "-",
             "; ".join(r.message for r in d.refusals) or "-",
         )
         for d in made.devices

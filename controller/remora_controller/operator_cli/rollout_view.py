@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from rich.console import Group, RenderableType
 from rich.text import Text
 
@@ -28,10 +30,11 @@ def rollout_view(found: pb.Rollout) -> Group:
         render.styled(found.state),
         f"  {found.release_id}  wave {found.wave}/{found.waves}",
         f"  ({printable(found.reason)})" if found.reason else "",
+        _not_before(found),
     )
     ordered = sorted(found.devices, key=lambda d: (_attention(d.outcome), d.wave, d.device_id))
     rows = [
-        (d.device_id, str(d.wave), render.styled(d.outcome), _phase(d), (d.error or d.hold)[:120])
+        (d.device_id, str(d.wave), render.styled(d.outcome), _phase(d), _why(d)[:120])
         for d in ordered[:_MAX_ROWS]
     ]
     parts: list[RenderableType] = [
@@ -43,6 +46,12 @@ def rollout_view(found: pb.Rollout) -> Group:
     if len(ordered) > _MAX_ROWS:
         parts.append(f"… and {len(ordered) - _MAX_ROWS} more (--json shows all)")
     return Group(*parts)
+
+
+def _not_before(found: pb.Rollout) -> str:
+    at = found.spec.not_before_unix_s
+    is_awaited = found.state in ("RUNNING", "AWAITING_APPROVAL", "PAUSED") and at > time.time()
+    return f"  (touches nothing before {render.clock_time(at)})" if is_awaited else ""
 
 
 def _gates(found: pb.Rollout) -> RenderableType:
@@ -57,6 +66,13 @@ def _gates(found: pb.Rollout) -> RenderableType:
 
 def _attention(outcome: str) -> int:
     return _URGENT.index(outcome) if outcome in _URGENT else len(_URGENT)
+
+
+def _why(device: pb.RolloutDevice) -> str:
+    if device.error or device.hold or not device.late:
+        return device.error or device.hold
+    late = f"late: {device.late}"
+    return f"{late}: {device.late_detail}" if device.late_detail else late
 
 
 def _phase(device: pb.RolloutDevice) -> str:

@@ -65,7 +65,8 @@ class Session:
             return error
         return Unavailable(
             f"no answer from the controller at {self.address}: is remora-controller running "
-            f"there, and are these its credentials? ({error})"
+            "there, and are these its credentials? Where it listens elsewhere, say so with "
+            f"--controller HOST:PORT or REMORA_CONTROLLER ({error})"
         )
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from remora_contract.device_phase import FINAL, Phase
 from remora_contract.errors import NotFound, Refused, RequestInvalid
+from remora_contract.held import Held
 from remora_contract.windows import windows_of
 from remora_controller import pki
 from remora_controller.clones import CloneFound, follow
@@ -25,6 +26,7 @@ from remora_controller.services.wire import (
     desired_of,
     events_of,
     facts_of,
+    held_of,
     labels_of,
     metrics_of,
     report_of,
@@ -45,6 +47,8 @@ BUSY_SYNC_S = 2.0
 CALM_SYNCS_PER_S = 5.5
 WATCHED_FACTOR = 18.0
 MAX_SYNC_S = 3600.0  # agents take no more
+# Devices that came back in one second (a mass reconnect) must not come together for ever.
+JITTER = 0.25
 MAX_REMEMBERED = 1000  # rollouts
 DISK_NEWS_BYTES = 64 << 20
 
@@ -65,7 +69,8 @@ class FleetParts:
     clock: Callable[[], float]
     sync_interval_s: float
     on_news: Callable[[str | None], None]  # wakes the decision loop; a device may be late
-    is_moving: Callable[[], bool]  # whether a rollout runs: its gates want fresh metrics
+    random_unit: Callable[[], float]
+    wants_samples: Callable[[str], bool]  # whether gates wait for what the device measures
 
 
 class FleetService(pb_grpc.FleetServicer):
@@ -90,15 +95,19 @@ class FleetService(pb_grpc.FleetServicer):
             trail=trail,
             seen_at=now,
             events=events_of(request.events, now),
+            held=_held(device, request),
         )
         sent_at = request.sent_at_unix_s
         metrics = metrics_of(request.metrics, device.device_id, now, sent_at)
         has_news = _has_news(device, record)
+        # First: when it is decided about what the device reports, what it measured is known too.
+        parts.presence.add_metrics(device.device_id, metrics)
+        if record.held is not None:
+            device = replace(device, held=record.held)
         if has_news:
             await parts.writer.write(record)
             assignment = await parts.thread.call(parts.store.assignment, device.device_id)
         parts.presence.seen(device.device_id, trail, now, is_stored=has_news)
-        parts.presence.add_metrics(device.device_id, metrics)
         if has_news or not was_online:
             may_be_late = not was_online or record.device_labels != device.device_labels
             parts.on_news(device.device_id if may_be_late else None)
@@ -139,6 +148,8 @@ class FleetService(pb_grpc.FleetServicer):
             diagnostics=requests_of(
                 self._parts.questions.waiting(device.device_id, self._parts.clock())
             ),
+            sample_every_s=self._sample_every_s(device.device_id, assignment),
+            wants_held=device.held.fingerprint != request.held_fingerprint,
         )
         if assignment is None or assignment.generation == request.known_generation:
             response.not_modified.SetInParent()
@@ -155,12 +166,21 @@ class FleetService(pb_grpc.FleetServicer):
         calm = FINAL | {Phase.WAIT_WINDOW}
         is_busy = assignment is not None and assignment.phase not in calm
         if is_busy:
-            wanted = min(parts.sync_interval_s, BUSY_SYNC_S)
-        elif device_id in parts.watchers and not parts.is_moving():
+            return min(MAX_SYNC_S, max(min(parts.sync_interval_s, BUSY_SYNC_S), at_least))
+        if device_id in parts.watchers and not parts.wants_samples(device_id):
             wanted = watched_interval_s(parts.sync_interval_s, parts.presence.count())
         else:
             wanted = parts.sync_interval_s
-        return min(MAX_SYNC_S, max(wanted, at_least))
+        return min(MAX_SYNC_S, spread_s(max(wanted, at_least), parts.random_unit()))
+
+    def _sample_every_s(self, device_id: str, assignment: Assignment | None) -> float:
+        """Every sample where a gate may want it, else about one with each Sync of a device that can
+        be poked: in a fleet at rest samples would cost more than all else."""
+        parts = self._parts
+        is_calm = assignment is None or assignment.phase in FINAL
+        if not is_calm or parts.wants_samples(device_id):
+            return 0.0
+        return watched_interval_s(parts.sync_interval_s, parts.presence.count())
 
     async def _rollout_windows(self, assignment: Assignment | None) -> tuple[str, ...]:
         rollout_id = None if assignment is None else assignment.rollout_id
@@ -193,7 +213,7 @@ class FleetService(pb_grpc.FleetServicer):
             # From here on it counts as online: its Sync will not tell any more that it was away.
             parts.on_news(device.device_id)
         # It may have been told of a long interval before: this contact counts like a Sync.
-        interval = watched_interval_s(parts.sync_interval_s, parts.presence.count())
+        interval = watched_interval_s(parts.sync_interval_s, parts.presence.count()) * (1 + JITTER)
         parts.presence.awaits(device.device_id, parts.clock(), interval)
         try:
             # A poke between the device's last Sync and now would be lost: say where we are.
@@ -221,10 +241,23 @@ class FleetService(pb_grpc.FleetServicer):
         return pb.RenewResponse(certificate_pem=certificate, ca_pem=authority.pem)
 
 
+def spread_s(interval_s: float, random_unit: float) -> float:
+    """The same on average; `random_unit` is uniform in [0, 1)."""
+    return interval_s * (1 - JITTER + 2 * JITTER * random_unit)
+
+
 def watched_interval_s(sync_interval_s: float, devices: int) -> float:
     """How often a device at rest reports while its Watch stream is open."""
     most = min(MAX_SYNC_S, WATCHED_FACTOR * sync_interval_s)
     return min(most, max(sync_interval_s, devices / CALM_SYNCS_PER_S))
+
+
+def _held(device: Device, request: pb.SyncRequest) -> Held | None:
+    """None: what is stored still holds, or it is not told what does."""
+    if request.HasField("held"):
+        return held_of(request.held)
+    holds_nothing = request.held_fingerprint == 0 and device.held != Held()
+    return Held() if holds_nothing else None
 
 
 def _has_news(device: Device, record: SyncRecord) -> bool:
@@ -235,6 +268,7 @@ def _has_news(device: Device, record: SyncRecord) -> bool:
         facts != device.facts
         or _disk_is_news(known, now)
         or device.report != record.report
+        or record.held not in (None, device.held)
         or device.device_labels != dict(record.device_labels)
         or any(e.seq > device.events_up_to for e in record.events)
     )

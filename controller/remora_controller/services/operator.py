@@ -16,6 +16,7 @@ from remora_controller.presence import Presence
 from remora_controller.repository import Repository
 from remora_controller.services import operator_wire as wire
 from remora_controller.services.calls import Context, caller, unary
+from remora_controller.store.late import LateFlag
 from remora_controller.store.protocol import Store
 from remora_controller.store_thread import StoreThread
 from remora_controller.transitions import Request
@@ -85,15 +86,23 @@ class OperatorService(pb_grpc.OperatorServicer):
         found = self._parts.operations.devices(selector)
         assignments = self._parts.store.assignments()
         replaced = replacements(self._parts.store.devices(), self._parts.presence.sightings())
-        return [self._device(d, assignments.get(d.device_id), replaced) for d in found]
+        flags = {f.device_id: f for f in self._parts.store.late_flags()}
+        return [
+            self._device(d, assignments.get(d.device_id), replaced, flags.get(d.device_id))
+            for d in found
+        ]
 
     def _device(
-        self, device: Device, assignment: Assignment | None, replaced: Mapping[str, str]
+        self,
+        device: Device,
+        assignment: Assignment | None,
+        replaced: Mapping[str, str],
+        late: LateFlag | None = None,
     ) -> pb.Device:
         presence = self._parts.presence
         seen = presence.last_seen(device.device_id)
         is_online = presence.is_online(device.device_id, self._parts.clock())
-        note = device_note(device, replaced)
+        note = device_note(device, replaced, late)
         return wire.device_message(device, assignment, seen, is_online, note)
 
     @unary

@@ -13,9 +13,11 @@ from remora_controller.domain import (
     ReleaseRecord,
     RolloutRecord,
     RolloutSpec,
+    RolloutState,
     StoredEvent,
     Wave,
 )
+from remora_controller.late_gates import LateState
 from remora_controller.operations import RolloutDetail
 from remora_controller.planner import DevicePlan, Plan
 from remora_controller.release_diff import Difference
@@ -170,6 +172,7 @@ def _device_plan_message(plan: DevicePlan) -> pb.DevicePlan:
         engine_from=plan.engine.source or "",
         engine_bytes=plan.engine.bytes or 0,
         shares_engine=plan.engine.shares,
+        peak_memory_bytes=plan.peak_memory_bytes or 0,
     )
 
 
@@ -177,7 +180,7 @@ def rollout_message(detail: RolloutDetail, now: float) -> pb.Rollout:
     states = {s.member.device_id: s for s in detail.states}
     message = rollout_summary(detail.record, detail.release_name)
     message.devices.extend(
-        _rollout_device(m, states[m.device_id], detail.record.spec, now)
+        _rollout_device(m, states[m.device_id], detail.record, now)
         for m in detail.view.members
         if m.device_id in states
     )
@@ -206,11 +209,20 @@ def rollout_summary(record: RolloutRecord, release_name: str) -> pb.Rollout:
 
 
 def _rollout_device(
-    member: MemberView, state: MemberState, spec: RolloutSpec, now: float
+    member: MemberView, state: MemberState, rollout: RolloutRecord, now: float
 ) -> pb.RolloutDevice:
-    attempt = member.back or member.forward
+    attempt, spec = member.back or member.forward, rollout.spec
     phase = attempt.phase if attempt else None
     outcome = outcome_of(member, spec, now)
+    if rollout.state is RolloutState.SUPERSEDED and outcome in _UNFINISHED:
+        return pb.RolloutDevice(
+            device_id=member.device_id,
+            hostname=state.hostname,
+            wave=member.wave,
+            outcome="apart",
+            phase=phase.value if phase else "",
+            error=rollout.reason,
+        )
     return pb.RolloutDevice(
         device_id=member.device_id,
         hostname=state.hostname,
@@ -218,9 +230,15 @@ def _rollout_device(
         outcome=outcome,
         phase=phase.value if phase else "",
         progress=state.progress if outcome in ("updating", "soaking") else 0.0,
-        error=_error(outcome, attempt, state.error, spec),
+        error=_error(outcome, attempt, state.error or _sent_back(state), spec),
         hold=state.hold if phase is Phase.WAIT_WINDOW else "",
+        late=state.late.value if state.late is not None else "",
+        late_detail=state.late_detail,
     )
+
+
+def _sent_back(state: MemberState) -> str:
+    return state.late_detail if state.late is LateState.SENT_BACK else ""
 
 
 def _error(outcome: str, attempt: Attempt | None, reported: str, spec: RolloutSpec) -> str:
@@ -234,6 +252,7 @@ def _error(outcome: str, attempt: Attempt | None, reported: str, spec: RolloutSp
     return reported if outcome in ("failed", "reverted") else ""
 
 
+_UNFINISHED = ("waiting", "offline", "updating", "soaking")
 _OUTCOMES = {
     Standing.WAITING: "waiting",
     Standing.CHANGING: "updating",

@@ -94,7 +94,8 @@ class EngineSharingService(pb_grpc.EngineSharingServicer):
             return pb.FinishEngineResponse(engine_digest=known)
         name = await self._thread.call(self._desk.allow_chunk, device, key)
         whole = await asyncio.to_thread(self._depot.finish, name, key)
-        await self._thread.call(self._desk.finished, device, key, whole)
+        where = str(context.peer())
+        await self._thread.call(self._desk.finished, device, key, whole, where)
         return pb.FinishEngineResponse(engine_digest=whole.manifest.digest)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence, Sized
 
 from remora_contract.engine import MAX_FIELD_TEXT, MAX_KEY_FIELDS
 from remora_contract.errors import RequestInvalid
+from remora_contract.held import MAX_HELD, Held
 from remora_controller.domain import (
     Assignment,
     DeviceEvent,
@@ -54,7 +55,27 @@ def facts_of(message: pb.DeviceFacts) -> Facts:
         engine_key={
             k[:MAX_TEXT]: v[:MAX_FIELD_TEXT] for k, v in sorted(message.engine_key.items())
         },
+        engine_rows=message.engine_rows,
+        engine_context=message.engine_context,
+        memory_floor_bytes=_whole("memory_floor_bytes", message.memory_floor_bytes),
+        disk_floor_bytes=_whole("disk_floor_bytes", message.disk_floor_bytes),
     )
+
+
+def held_of(message: pb.HeldArtifacts) -> Held:
+    """Raises RequestInvalid for too many, or what is no digest."""
+    return Held(
+        _digests("kept", message.kept),
+        _digests("loose", message.loose),
+        _digests("built", message.built),
+    )
+
+
+def _digests(name: str, found: Sequence[bytes]) -> tuple[str, ...]:
+    _count(f"{name} artifacts", found, MAX_HELD)
+    if any(len(digest) != 32 for digest in found):
+        raise RequestInvalid(f"{name} artifacts: a digest is 32 bytes")
+    return tuple(sorted(f"sha256:{digest.hex()}" for digest in found))
 
 
 def labels_of(labels: Mapping[str, str]) -> dict[str, str]:

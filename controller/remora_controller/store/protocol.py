@@ -24,9 +24,11 @@ from remora_controller.domain import (
     SyncRecord,
 )
 from remora_controller.gates.evaluate import Series
+from remora_controller.late_gates import LateState
 from remora_controller.rollout import Action, Attempt
 from remora_controller.store.experiments import ExperimentStore
 from remora_controller.store.governance import GovernanceStore
+from remora_controller.store.late import LateStore
 from remora_controller.store.sharing import SharingStore
 
 
@@ -57,6 +59,8 @@ class MemberState:
     progress: float
     error: str
     hold: str = ""  # why the device says it does not switch now
+    late: LateState | None = None  # None: it went with its wave
+    late_detail: str = ""
 
 
 class DeviceStore(Protocol):
@@ -166,10 +170,13 @@ class RolloutStore(Protocol):
         ...
 
     def keep_baselines(self, rollout_id: str, series: Mapping[str, Series]) -> None:
-        """What devices measured on their incumbents, by device. The first of each stays."""
+        """What devices measured on their incumbents, by device; in place of what
+        was kept of them."""
         ...
 
-    def baselines(self, rollout_id: str) -> dict[str, Series]: ...
+    def baselines(self, rollout_id: str, device_id: str | None = None) -> dict[str, Series]:
+        """Of all its devices, or of one."""
+        ...
 
 
 class JournalStore(Protocol):
@@ -191,8 +198,10 @@ class JournalStore(Protocol):
         """Oldest first; short and bounded."""
         ...
 
-    def metric_samples(self, names: Collection[str], since: float) -> list[MetricPoint]:
-        """Of all devices, these metrics with or without labels, by device, time and name."""
+    def metric_samples(
+        self, names: Collection[str], since: float, device_id: str | None = None
+    ) -> list[MetricPoint]:
+        """Of all devices or one, these metrics with or without labels, by device, time and name."""
         ...
 
     def prune(self, now: float) -> None:
@@ -203,6 +212,7 @@ class JournalStore(Protocol):
 class Store(
     DeviceStore,
     RolloutStore,
+    LateStore,
     JournalStore,
     GovernanceStore,
     SharingStore,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import Any
 
 from remora_contract.device_phase import Phase
+from remora_contract.held import Held
 from remora_contract.strict import parse, plain
 from remora_controller.domain import (
     Assignment,
@@ -39,6 +41,7 @@ def device_row(device: Device) -> Row:
         "device_labels": dumps(device.device_labels),
         "operator_labels": dumps(device.operator_labels),
         "report": dumps(device.report),
+        "held": dumps(device.held),
         "progress": device.report.progress,
         "trail": dumps(device.trail),
         "last_seen": device.last_seen,
@@ -59,6 +62,7 @@ def device_of(row: Row) -> Device:
         device_labels=json.loads(row["device_labels"]),
         operator_labels=json.loads(row["operator_labels"]),
         report=_report(json.loads(row["report"])),
+        held=_held(row["held"]),
         trail=_trail(json.loads(row["trail"])),
         last_seen=row["last_seen"],
         events_up_to=row["events_up_to"],
@@ -71,6 +75,13 @@ def device_of(row: Row) -> Device:
 
 def error_text(report: Report) -> str:
     return ": ".join(part for part in (report.error_code, report.error_message) if part)
+
+
+@functools.lru_cache(maxsize=1024)
+def _held(text: str) -> Held:
+    """Most devices of a fleet hold the same."""
+    data = json.loads(text) if text else {}
+    return Held(**{name: tuple(digests) for name, digests in data.items()})
 
 
 def _report(data: Row) -> Report:

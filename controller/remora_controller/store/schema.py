@@ -217,6 +217,31 @@ def m0004_engine_sharing(db: Database) -> None:
 
 migrations(name="m0004_engine_sharing")(m0004_engine_sharing)
 
+# Devices that took a release after its waves: how far they are judged, and by what it ended.
+_LATE = """
+ALTER TABLE rollout_devices ADD COLUMN late TEXT NOT NULL DEFAULT '';
+ALTER TABLE rollout_devices ADD COLUMN late_detail TEXT NOT NULL DEFAULT '';
+CREATE INDEX rollout_devices_judged ON rollout_devices (late) WHERE late = 'JUDGING';
+CREATE INDEX rollout_devices_flagged ON rollout_devices (late)
+  WHERE late IN ('JUDGING', 'SENT_BACK', 'FAILED', 'INCONCLUSIVE');
+"""
+
+
+def m0005_late(db: Database) -> None:
+    db.executescript(_LATE)
+
+
+migrations(name="m0005_late")(m0005_late)
+
+
+def m0006_held(db: Database) -> None:
+    """Which artifacts lie on a device's disk; "" until it says."""
+    db.executescript("ALTER TABLE devices ADD COLUMN held TEXT NOT NULL DEFAULT '';")
+
+
+migrations(name="m0006_held")(m0006_held)
+
+
 # What arms of experiments counted: newest totals alone, counts as JSON by name.
 _EXPERIMENTS = """
 CREATE TABLE experiment_counts (
@@ -229,11 +254,11 @@ CREATE TABLE experiment_counts (
 """
 
 
-def m0006_experiments(db: Database) -> None:
+def m0007_experiments(db: Database) -> None:
     db.executescript(_EXPERIMENTS)
 
 
-migrations(name="m0006_experiments")(m0006_experiments)
+migrations(name="m0007_experiments")(m0007_experiments)
 
 MIGRATION_NAMES = frozenset(
     {
@@ -241,7 +266,9 @@ MIGRATION_NAMES = frozenset(
         "m0002_gates",
         "m0003_governance",
         "m0004_engine_sharing",
-        "m0006_experiments",
+        "m0005_late",
+        "m0006_held",
+        "m0007_experiments",
     }
 )
 

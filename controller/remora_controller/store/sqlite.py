@@ -12,7 +12,7 @@ from remora_controller.store.rows import Row
 from remora_controller.store.sqlite_devices import SqliteDevices
 from remora_controller.store.sqlite_experiments import SqliteExperiments
 from remora_controller.store.sqlite_governance import SqliteGovernance
-from remora_controller.store.sqlite_rollouts import SqliteRollouts
+from remora_controller.store.sqlite_late import SqliteLate
 from remora_controller.store.sqlite_sharing import SqliteSharing
 
 MAX_EVENTS = 100_000
@@ -32,9 +32,7 @@ WHERE a.generation <= (SELECT MAX(b.generation) - ? FROM assignments b
 """
 
 
-class SqliteStore(
-    SqliteDevices, SqliteRollouts, SqliteGovernance, SqliteSharing, SqliteExperiments
-):
+class SqliteStore(SqliteDevices, SqliteLate, SqliteGovernance, SqliteSharing, SqliteExperiments):
     """Implements `store.protocol.Store`."""
 
     def add_events(self, events: Sequence[StoredEvent]) -> None:
@@ -57,6 +55,8 @@ class SqliteStore(
 
     def add_metrics(self, points: Sequence[MetricPoint]) -> None:
         rows = [(p.device_id, p.name, p.value, p.at) for p in points]
+        # One write for each name: a device tells of minutes at once.
+        newest = {row[:2]: row for row in sorted(rows, key=lambda row: row[3])}
         with self._atomic():
             self._write_many(
                 "INSERT INTO metrics_history (device_id, name, value, at) VALUES (?, ?, ?, ?)", rows
@@ -65,7 +65,7 @@ class SqliteStore(
                 "INSERT INTO metrics_latest (device_id, name, value, at) VALUES (?, ?, ?, ?)"
                 " ON CONFLICT (device_id, name) DO UPDATE SET value = excluded.value,"
                 " at = excluded.at WHERE excluded.at >= at",
-                rows,
+                newest.values(),
             )
 
     def latest_metrics(self) -> dict[str, dict[str, MetricPoint]]:
@@ -82,16 +82,19 @@ class SqliteStore(
         )
         return [MetricPoint(**row) for row in rows]
 
-    def metric_samples(self, names: Collection[str], since: float) -> list[MetricPoint]:
+    def metric_samples(
+        self, names: Collection[str], since: float, device_id: str | None = None
+    ) -> list[MetricPoint]:
         wanted = sorted(names)
         marks = ", ".join("?" * len(wanted))
         # A metric's labels follow a dot.
         plain = "substr(name, 1, instr(name || '.', '.') - 1)"
+        one = "" if device_id is None else "device_id = ? AND "
         rows = self._rows(
             "SELECT device_id, name, value, at FROM metrics_history"
-            f" WHERE at >= ? AND (name IN ({marks}) OR {plain} IN ({marks}))"
+            f" WHERE {one}at >= ? AND (name IN ({marks}) OR {plain} IN ({marks}))"
             " ORDER BY device_id, at, name",
-            *(since, *wanted, *wanted),
+            *(*([] if device_id is None else [device_id]), since, *wanted, *wanted),
         )
         return [MetricPoint(**row) for row in rows]
 
@@ -99,7 +102,10 @@ class SqliteStore(
         with self._atomic():
             self._write(
                 "DELETE FROM gate_baselines WHERE rollout_id IN"
-                " (SELECT rollout_id FROM rollouts WHERE finished_at < ?)",
+                " (SELECT rollout_id FROM rollouts WHERE finished_at < ?) AND NOT EXISTS"
+                " (SELECT 1 FROM rollout_devices m WHERE m.late = 'JUDGING'"
+                " AND m.rollout_id = gate_baselines.rollout_id"
+                " AND m.device_id = gate_baselines.device_id)",
                 now - BASELINES_KEPT_S,
             )
             self._write("DELETE FROM metrics_history WHERE at < ?", now - METRIC_HISTORY_S)

@@ -95,12 +95,13 @@ class SqliteDevices(SqliteBase):
         self._record_phase(record)
         self._write(
             "UPDATE devices SET hostname = ?, facts = ?, device_labels = ?, report = ?,"
-            " progress = ?, trail = ?, last_seen = ?, events_up_to = ?"
+            " held = COALESCE(?, held), progress = ?, trail = ?, last_seen = ?, events_up_to = ?"
             " WHERE device_id = ?",
             record.facts.hostname,
             dumps(record.facts),
             dumps(dict(record.device_labels)),
             dumps(record.report),
+            None if record.held is None else dumps(record.held),
             record.report.progress,
             dumps(record.trail),
             record.seen_at,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-from remora_contract.device_phase import Phase
+from remora_contract.device_phase import FINAL, Phase
 from remora_contract.errors import Conflict
 from remora_controller.domain import (
     FINAL_STATES,
@@ -16,6 +16,7 @@ from remora_controller.domain import (
     RolloutState,
 )
 from remora_controller.gates.evaluate import Series
+from remora_controller.late_gates import LateState
 from remora_controller.rollout import Action, AdvanceWave, Assign, Attempt
 from remora_controller.store.base import SqliteBase
 from remora_controller.store.protocol import MemberState
@@ -35,7 +36,12 @@ from remora_controller.store.rows import (
 _FINAL = ", ".join(f"'{s.value}'" for s in sorted(FINAL_STATES, key=lambda s: s.value))
 _SHOWN_CONFLICTS = 5
 
-_MEMBER_STATES = """
+# What the device `m` committed before it was given `m.generation`.
+LAST_GOOD = """(SELECT g.release_id FROM assignments g
+    WHERE g.device_id = m.device_id AND g.generation < m.generation AND g.phase = 'COMMITTED'
+      AND g.release_id IS NOT NULL
+    ORDER BY g.generation DESC LIMIT 1)"""
+_MEMBER_STATES = f"""
 SELECT m.*, d.hostname, d.device_labels, d.operator_labels, d.last_seen, d.progress,
   d.quarantine IS NOT NULL OR d.removed_at IS NOT NULL OR d.pin IS NOT NULL AS is_barred,
   f.created_at AS forward_at, f.phase AS forward_phase, f.release_id AS forward_release,
@@ -43,15 +49,21 @@ SELECT m.*, d.hostname, d.device_labels, d.operator_labels, d.last_seen, d.progr
   b.created_at AS back_at, b.phase AS back_phase, b.release_id AS back_release,
   COALESCE(json_extract(d.report, '$.hold'), '') AS hold,
   COALESCE(NULLIF(b.error, ''), f.error, '') AS error,
-  (SELECT g.release_id FROM assignments g
-    WHERE g.device_id = m.device_id AND g.generation < m.generation AND g.phase = 'COMMITTED'
-      AND g.release_id IS NOT NULL
-    ORDER BY g.generation DESC LIMIT 1) AS last_good
+  {LAST_GOOD} AS last_good
 FROM rollout_devices m
 JOIN devices d ON d.device_id = m.device_id
 LEFT JOIN assignments f ON f.device_id = m.device_id AND f.generation = m.generation
 LEFT JOIN assignments b ON b.device_id = m.device_id AND b.generation = m.rollback_generation
 WHERE m.rollout_id = ? ORDER BY m.wave, m.position
+"""
+
+# Who has not ended when its rollout completes (it waits for a window, or did not answer) takes the
+# release without its wave.
+_LEFT_OVER = f"""
+UPDATE rollout_devices AS m SET late = 'JUDGING'
+WHERE m.rollout_id = ? AND m.rollback_generation IS NULL AND EXISTS (
+  SELECT 1 FROM assignments a WHERE a.device_id = m.device_id AND a.generation = m.generation
+    AND (a.phase IS NULL OR a.phase NOT IN ({", ".join(f"'{p.value}'" for p in FINAL)})))
 """
 
 
@@ -74,10 +86,13 @@ class SqliteRollouts(SqliteBase):
         with self._atomic():
             made = self._assign(Assign(device_id, rollout.release_id, False), rollout, now)
             self._write(
-                "INSERT INTO rollout_devices (rollout_id, device_id, wave, position, generation)"
-                " VALUES (?, ?, ?, 0, ?)"
-                " ON CONFLICT (rollout_id, device_id) DO UPDATE SET generation = ?",
-                *(rollout.rollout_id, device_id, rollout.waves, made.generation, made.generation),
+                "INSERT INTO rollout_devices"
+                " (rollout_id, device_id, wave, position, generation, late)"
+                " VALUES (?, ?, ?, 0, ?, 'JUDGING')"
+                " ON CONFLICT (rollout_id, device_id) DO UPDATE SET"
+                " generation = excluded.generation, rollback_generation = NULL,"
+                " late = 'JUDGING', late_detail = ''",
+                *(rollout.rollout_id, device_id, rollout.waves, made.generation),
             )
             return made
 
@@ -170,6 +185,8 @@ class SqliteRollouts(SqliteBase):
                     self._write(sql, action.wave, now, rollout.rollout_id)
                 else:
                     self._set_state(rollout.rollout_id, action.state, action.reason, now)
+                    if action.state is RolloutState.COMPLETED:
+                        self._write(_LEFT_OVER, rollout.rollout_id)
             return made
 
     def set_state(
@@ -195,13 +212,15 @@ class SqliteRollouts(SqliteBase):
         with self._atomic():
             self._write_many(
                 "INSERT INTO gate_baselines (rollout_id, device_id, series) VALUES (?, ?, ?)"
-                " ON CONFLICT DO NOTHING",
+                " ON CONFLICT (rollout_id, device_id) DO UPDATE SET series = excluded.series",
                 rows,
             )
 
-    def baselines(self, rollout_id: str) -> dict[str, Series]:
-        sql = "SELECT device_id, series FROM gate_baselines WHERE rollout_id = ?"
-        return {row["device_id"]: series_of(row["series"]) for row in self._rows(sql, rollout_id)}
+    def baselines(self, rollout_id: str, device_id: str | None = None) -> dict[str, Series]:
+        one, which = ("", []) if device_id is None else (" AND device_id = ?", [device_id])
+        sql = f"SELECT device_id, series FROM gate_baselines WHERE rollout_id = ?{one}"
+        found = self._rows(sql, rollout_id, *which)
+        return {row["device_id"]: series_of(row["series"]) for row in found}
 
     def _claim(self, rollout: RolloutRecord) -> bool:
         sql = "UPDATE rollouts SET version = version + 1 WHERE rollout_id = ? AND version = ?"
@@ -266,16 +285,18 @@ def _member_state(row: Row) -> MemberState:
         labels={**json.loads(row["device_labels"]), **json.loads(row["operator_labels"])},
         is_barred=bool(row["is_barred"]),
         last_seen=row["last_seen"],
-        forward=_attempt(row, row["generation"], "forward"),
-        back=_attempt(row, row["rollback_generation"], "back"),
+        forward=attempt_of(row, row["generation"], "forward"),
+        back=attempt_of(row, row["rollback_generation"], "back"),
         last_good=row["last_good"],
         progress=row["progress"],
         error=row["error"],
         hold=row["hold"],
+        late=LateState(row["late"]) if row["late"] else None,
+        late_detail=row["late_detail"],
     )
 
 
-def _attempt(row: Row, generation: int | None, prefix: str) -> Attempt | None:
+def attempt_of(row: Row, generation: int | None, prefix: str) -> Attempt | None:
     if generation is None or row[f"{prefix}_at"] is None:
         return None
     phase = row[f"{prefix}_phase"]

@@ -14,6 +14,7 @@ from remora_agent.control.wire import (
     metric_messages,
     next_sync_s,
     reported,
+    sample_every_s,
 )
 from remora_agent.telemetry.spool import Sample
 from remora_contract.device_phase import Phase
@@ -51,6 +52,13 @@ def test_absurd_assignments_are_refused(fields, message):
 )
 def test_the_controller_cannot_make_the_device_spin_or_sleep_forever(asked, answer):
     assert next_sync_s(pb.SyncResponse(next_sync_after_s=asked)) == answer
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer"), [(0.0, 0.0), (60.0, 60.0), (-1.0, 0.0), (math.nan, 0.0), (1e9, 3600.0)]
+)
+def test_the_controller_cannot_make_the_device_measure_nothing_for_ever(asked, answer):
+    assert sample_every_s(pb.SyncResponse(sample_every_s=asked)) == answer
 
 
 def test_a_report_carries_error_and_bounded_text():

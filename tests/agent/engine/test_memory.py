@@ -10,11 +10,11 @@ from dataclasses import replace
 import numpy as np
 
 from remora_agent.engine.child import anonymous_bytes
-from remora_agent.engine.memory import bank_bytes, engine_bytes, kv_bytes, row_slot_bytes
 from remora_agent.engine.ort.kv import KvCache
 from remora_agent.engine.ort.packing import pack
 from remora_agent.engine.ort.slots import RowSlots
 from remora_contract.bundle import QuantSpec
+from remora_contract.engine_memory import bank_bytes, engine_bytes, kv_bytes, row_slot_bytes
 from tests.agent.engine.conftest import Bench, Case
 from tests.agent.engine.portable import FLOAT32, INT4, QWEN2, QWEN3, random_adapter
 

@@ -17,7 +17,6 @@ from remora_agent.bank.weights import AdapterWeights
 from remora_agent.engine.agreement import Agreement
 from remora_agent.engine.build import ignore
 from remora_agent.engine.cache import EngineCache
-from remora_agent.engine.memory import engine_bytes, int8_prefill_bytes
 from remora_agent.engine.opening import (
     EngineOptions,
     ensure_built,
@@ -31,6 +30,7 @@ from remora_agent.engine.protocol import Engine, MixEntry, RowStep
 from remora_agent.hosting.engines import CachedEngines, EngineSettings
 from remora_contract.bundle import BUNDLE_JSON, GOLDEN_JSON, BundleFile, GraphSpec, load_bundle
 from remora_contract.digests import canonical_json, digest_file
+from remora_contract.engine_memory import engine_bytes, int8_prefill_bytes
 from remora_contract.errors import EngineFault, Incompatible, RequestInvalid
 from remora_contract.golden import Golden
 from remora_contract.targets import AdapterTarget

@@ -188,6 +188,32 @@ def levels_of(spool, limit=1000):
     return [s.value for s in spool.batch(limit)[0]]
 
 
+def test_a_controller_that_wants_fewer_samples_gets_whole_ones_and_every_counter(database):
+    spool = MetricSpool(database, 100)
+    spool.thin(30.0)
+    for i in range(10):
+        at = 10.0 * i - 0.05 * i  # a timer that fires a little early
+        spool.add([Reading("cpu_load", float(i)), Reading("memory_used_bytes", float(i))], at)
+        spool.add([Reading("requests_total", float(i))], at)
+    samples, _ = spool.batch(100)
+    kept = [(s.name, s.value) for s in samples]
+    assert ("requests_total", 9.0) in kept, "a counter is as it stands, however seldom it is sent"
+    levels = [v for n, v in kept if n == "cpu_load"]
+    assert levels == [0.0, 3.0, 6.0, 9.0]
+    assert levels == [v for n, v in kept if n == "memory_used_bytes"]
+    spool.thin(0.0)
+    spool.add([Reading("cpu_load", 10.0)], 91.0)
+    assert levels_of(spool)[-1] == 10.0, "all of them again, at once"
+
+
+def test_a_clock_that_was_set_back_ends_no_samples(database):
+    spool = MetricSpool(database, 100)
+    spool.thin(60.0)
+    spool.add([Reading("cpu_load", 1.0)], 1000.0)
+    spool.add([Reading("cpu_load", 2.0)], 10.0)
+    assert levels_of(spool) == [1.0, 2.0]
+
+
 def test_what_was_dropped_while_a_batch_was_under_way_costs_no_unsent_sample(database):
     spool = MetricSpool(database, 10)
     for i in range(10):

@@ -157,3 +157,39 @@ def test_nothing_is_touched_before_its_time(world, tmp_path):
     members = world.operations.rollout(rollout).view.members
     assert all(m.forward is None for m in members)
     assert world.until_end(rollout) is RolloutState.COMPLETED
+
+
+def test_a_wave_that_is_away_as_a_whole_is_not_waited_for(world, tmp_path):
+    """Who is online goes first, so the last wave of many a fleet is of devices that are not."""
+    world.committed(tmp_path)
+    rollout = world.start(world.release(tmp_path, "new"), SLOW)
+    members = world.operations.rollout(rollout).view.members
+    last = {m.device_id for m in members if m.wave == members[-1].wave}
+    assert 0 < len(last) < len(members)
+    heard, world.now = world.ids, world.now + 60.0
+    world.ids = [d for d in heard if d not in last]
+    world.hear()
+    assert world.until_end(rollout) is RolloutState.COMPLETED
+    assert f"{len(last)} offline" in world.store.rollout(rollout).reason
+
+
+def test_a_baseline_that_devices_send_only_after_they_were_assigned_counts(world, tmp_path):
+    """A device at rest tells of minutes at once: here, all of them with its first busy Sync."""
+    release = world.release(tmp_path, "good")
+    first = world.operations.start(StartRequest(release, "", spec()), "op").record.rollout_id
+    assert world.run(first) is RolloutState.COMPLETED
+    held = []
+    for n in range(6):
+        at = world.now - 60.0 + 10.0 * n
+        for d in world.ids:
+            held.append(MetricPoint(d, "completion_tokens_total", float(n), at))
+            held.append(MetricPoint(d, "tokens_per_s", 20.0, at))
+    slow = world.release(tmp_path, "slow")
+    world.speed[slow] = 10.0
+    rollout = world.start(slow, SLOW)
+    world.round()
+    assert any(a.rollout_id == rollout for a in world.store.assignments().values())
+    for point in held:
+        world.presence.add_metrics(point.device_id, [point])
+    world.tokens = 100.0
+    assert world.until_end(rollout) is RolloutState.ROLLED_BACK

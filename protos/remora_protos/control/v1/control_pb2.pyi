@@ -60,7 +60,7 @@ class RenewResponse(_message.Message):
     def __init__(self, certificate_pem: _Optional[bytes] = ..., ca_pem: _Optional[bytes] = ...) -> None: ...
 
 class DeviceFacts(_message.Message):
-    __slots__ = ("machine_id", "hostname", "agent_version", "architecture", "device_model", "memory_bytes", "disk_free_bytes", "backends", "cores", "engine_key")
+    __slots__ = ("machine_id", "hostname", "agent_version", "architecture", "device_model", "memory_bytes", "disk_free_bytes", "backends", "cores", "engine_key", "engine_rows", "engine_context", "memory_floor_bytes", "disk_floor_bytes")
     class BackendsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -85,6 +85,10 @@ class DeviceFacts(_message.Message):
     BACKENDS_FIELD_NUMBER: _ClassVar[int]
     CORES_FIELD_NUMBER: _ClassVar[int]
     ENGINE_KEY_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_ROWS_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FLOOR_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DISK_FLOOR_BYTES_FIELD_NUMBER: _ClassVar[int]
     machine_id: str
     hostname: str
     agent_version: str
@@ -95,10 +99,14 @@ class DeviceFacts(_message.Message):
     backends: _containers.ScalarMap[str, str]
     cores: int
     engine_key: _containers.ScalarMap[str, str]
-    def __init__(self, machine_id: _Optional[str] = ..., hostname: _Optional[str] = ..., agent_version: _Optional[str] = ..., architecture: _Optional[str] = ..., device_model: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., disk_free_bytes: _Optional[int] = ..., backends: _Optional[_Mapping[str, str]] = ..., cores: _Optional[int] = ..., engine_key: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    engine_rows: int
+    engine_context: int
+    memory_floor_bytes: int
+    disk_floor_bytes: int
+    def __init__(self, machine_id: _Optional[str] = ..., hostname: _Optional[str] = ..., agent_version: _Optional[str] = ..., architecture: _Optional[str] = ..., device_model: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., disk_free_bytes: _Optional[int] = ..., backends: _Optional[_Mapping[str, str]] = ..., cores: _Optional[int] = ..., engine_key: _Optional[_Mapping[str, str]] = ..., engine_rows: _Optional[int] = ..., engine_context: _Optional[int] = ..., memory_floor_bytes: _Optional[int] = ..., disk_floor_bytes: _Optional[int] = ...) -> None: ...
 
 class SyncRequest(_message.Message):
-    __slots__ = ("facts", "labels", "reported", "seq", "boot_id", "events", "metrics", "known_generation", "sent_at_unix_s")
+    __slots__ = ("facts", "labels", "reported", "seq", "boot_id", "events", "metrics", "known_generation", "sent_at_unix_s", "held_fingerprint", "held")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -115,6 +123,8 @@ class SyncRequest(_message.Message):
     METRICS_FIELD_NUMBER: _ClassVar[int]
     KNOWN_GENERATION_FIELD_NUMBER: _ClassVar[int]
     SENT_AT_UNIX_S_FIELD_NUMBER: _ClassVar[int]
+    HELD_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
     facts: DeviceFacts
     labels: _containers.ScalarMap[str, str]
     reported: ReportedState
@@ -124,23 +134,39 @@ class SyncRequest(_message.Message):
     metrics: _containers.RepeatedCompositeFieldContainer[Metric]
     known_generation: int
     sent_at_unix_s: float
-    def __init__(self, facts: _Optional[_Union[DeviceFacts, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., reported: _Optional[_Union[ReportedState, _Mapping]] = ..., seq: _Optional[int] = ..., boot_id: _Optional[str] = ..., events: _Optional[_Iterable[_Union[DeviceEvent, _Mapping]]] = ..., metrics: _Optional[_Iterable[_Union[Metric, _Mapping]]] = ..., known_generation: _Optional[int] = ..., sent_at_unix_s: _Optional[float] = ...) -> None: ...
+    held_fingerprint: int
+    held: HeldArtifacts
+    def __init__(self, facts: _Optional[_Union[DeviceFacts, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., reported: _Optional[_Union[ReportedState, _Mapping]] = ..., seq: _Optional[int] = ..., boot_id: _Optional[str] = ..., events: _Optional[_Iterable[_Union[DeviceEvent, _Mapping]]] = ..., metrics: _Optional[_Iterable[_Union[Metric, _Mapping]]] = ..., known_generation: _Optional[int] = ..., sent_at_unix_s: _Optional[float] = ..., held_fingerprint: _Optional[int] = ..., held: _Optional[_Union[HeldArtifacts, _Mapping]] = ...) -> None: ...
+
+class HeldArtifacts(_message.Message):
+    __slots__ = ("kept", "loose", "built")
+    KEPT_FIELD_NUMBER: _ClassVar[int]
+    LOOSE_FIELD_NUMBER: _ClassVar[int]
+    BUILT_FIELD_NUMBER: _ClassVar[int]
+    kept: _containers.RepeatedScalarFieldContainer[bytes]
+    loose: _containers.RepeatedScalarFieldContainer[bytes]
+    built: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, kept: _Optional[_Iterable[bytes]] = ..., loose: _Optional[_Iterable[bytes]] = ..., built: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class SyncResponse(_message.Message):
-    __slots__ = ("not_modified", "desired", "next_sync_after_s", "events_stored_up_to", "maintenance_windows", "diagnostics")
+    __slots__ = ("not_modified", "desired", "next_sync_after_s", "events_stored_up_to", "maintenance_windows", "diagnostics", "wants_held", "sample_every_s")
     NOT_MODIFIED_FIELD_NUMBER: _ClassVar[int]
     DESIRED_FIELD_NUMBER: _ClassVar[int]
     NEXT_SYNC_AFTER_S_FIELD_NUMBER: _ClassVar[int]
     EVENTS_STORED_UP_TO_FIELD_NUMBER: _ClassVar[int]
     MAINTENANCE_WINDOWS_FIELD_NUMBER: _ClassVar[int]
     DIAGNOSTICS_FIELD_NUMBER: _ClassVar[int]
+    WANTS_HELD_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_EVERY_S_FIELD_NUMBER: _ClassVar[int]
     not_modified: NotModified
     desired: DesiredState
     next_sync_after_s: float
     events_stored_up_to: int
     maintenance_windows: _containers.RepeatedScalarFieldContainer[str]
     diagnostics: _containers.RepeatedCompositeFieldContainer[_diagnostics_pb2.DiagnosticRequest]
-    def __init__(self, not_modified: _Optional[_Union[NotModified, _Mapping]] = ..., desired: _Optional[_Union[DesiredState, _Mapping]] = ..., next_sync_after_s: _Optional[float] = ..., events_stored_up_to: _Optional[int] = ..., maintenance_windows: _Optional[_Iterable[str]] = ..., diagnostics: _Optional[_Iterable[_Union[_diagnostics_pb2.DiagnosticRequest, _Mapping]]] = ...) -> None: ...
+    wants_held: bool
+    sample_every_s: float
+    def __init__(self, not_modified: _Optional[_Union[NotModified, _Mapping]] = ..., desired: _Optional[_Union[DesiredState, _Mapping]] = ..., next_sync_after_s: _Optional[float] = ..., events_stored_up_to: _Optional[int] = ..., maintenance_windows: _Optional[_Iterable[str]] = ..., diagnostics: _Optional[_Iterable[_Union[_diagnostics_pb2.DiagnosticRequest, _Mapping]]] = ..., wants_held: bool = ..., sample_every_s: _Optional[float] = ...) -> None: ...
 
 class NotModified(_message.Message):
     __slots__ = ()

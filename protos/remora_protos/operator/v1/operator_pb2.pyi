@@ -253,7 +253,7 @@ class PlanResponse(_message.Message):
     def __init__(self, devices: _Optional[_Iterable[_Union[DevicePlan, _Mapping]]] = ..., waves: _Optional[_Iterable[str]] = ..., total_bytes: _Optional[int] = ..., engine_sharing: _Optional[str] = ...) -> None: ...
 
 class DevicePlan(_message.Message):
-    __slots__ = ("device_id", "hostname", "wave", "ship_bytes", "builds_engine", "build_s", "build_s_known", "peak_disk_bytes", "refusals", "engine", "engine_why", "engine_from", "engine_bytes", "shares_engine")
+    __slots__ = ("device_id", "hostname", "wave", "ship_bytes", "builds_engine", "build_s", "build_s_known", "peak_disk_bytes", "refusals", "engine", "engine_why", "engine_from", "engine_bytes", "shares_engine", "peak_memory_bytes")
     DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
     HOSTNAME_FIELD_NUMBER: _ClassVar[int]
     WAVE_FIELD_NUMBER: _ClassVar[int]
@@ -268,6 +268,7 @@ class DevicePlan(_message.Message):
     ENGINE_FROM_FIELD_NUMBER: _ClassVar[int]
     ENGINE_BYTES_FIELD_NUMBER: _ClassVar[int]
     SHARES_ENGINE_FIELD_NUMBER: _ClassVar[int]
+    PEAK_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     device_id: str
     hostname: str
     wave: int
@@ -282,7 +283,8 @@ class DevicePlan(_message.Message):
     engine_from: str
     engine_bytes: int
     shares_engine: bool
-    def __init__(self, device_id: _Optional[str] = ..., hostname: _Optional[str] = ..., wave: _Optional[int] = ..., ship_bytes: _Optional[int] = ..., builds_engine: bool = ..., build_s: _Optional[float] = ..., build_s_known: bool = ..., peak_disk_bytes: _Optional[int] = ..., refusals: _Optional[_Iterable[_Union[PlanRefusal, _Mapping]]] = ..., engine: _Optional[str] = ..., engine_why: _Optional[str] = ..., engine_from: _Optional[str] = ..., engine_bytes: _Optional[int] = ..., shares_engine: bool = ...) -> None: ...
+    peak_memory_bytes: int
+    def __init__(self, device_id: _Optional[str] = ..., hostname: _Optional[str] = ..., wave: _Optional[int] = ..., ship_bytes: _Optional[int] = ..., builds_engine: bool = ..., build_s: _Optional[float] = ..., build_s_known: bool = ..., peak_disk_bytes: _Optional[int] = ..., refusals: _Optional[_Iterable[_Union[PlanRefusal, _Mapping]]] = ..., engine: _Optional[str] = ..., engine_why: _Optional[str] = ..., engine_from: _Optional[str] = ..., engine_bytes: _Optional[int] = ..., shares_engine: bool = ..., peak_memory_bytes: _Optional[int] = ...) -> None: ...
 
 class PlanRefusal(_message.Message):
     __slots__ = ("code", "need", "have", "message")
@@ -465,7 +467,7 @@ class Rollout(_message.Message):
     def __init__(self, rollout_id: _Optional[str] = ..., release_id: _Optional[str] = ..., release_name: _Optional[str] = ..., selector: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., wave: _Optional[int] = ..., waves: _Optional[int] = ..., devices: _Optional[_Iterable[_Union[RolloutDevice, _Mapping]]] = ..., spec: _Optional[_Union[RolloutSpec, _Mapping]] = ..., created_at_unix_s: _Optional[float] = ..., created_by: _Optional[str] = ..., approved_by: _Optional[str] = ..., gates: _Optional[_Iterable[_Union[GateVerdict, _Mapping]]] = ..., retry_of: _Optional[str] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class RolloutDevice(_message.Message):
-    __slots__ = ("device_id", "hostname", "wave", "outcome", "phase", "progress", "error", "hold")
+    __slots__ = ("device_id", "hostname", "wave", "outcome", "phase", "progress", "error", "hold", "late", "late_detail")
     DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
     HOSTNAME_FIELD_NUMBER: _ClassVar[int]
     WAVE_FIELD_NUMBER: _ClassVar[int]
@@ -474,6 +476,8 @@ class RolloutDevice(_message.Message):
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     HOLD_FIELD_NUMBER: _ClassVar[int]
+    LATE_FIELD_NUMBER: _ClassVar[int]
+    LATE_DETAIL_FIELD_NUMBER: _ClassVar[int]
     device_id: str
     hostname: str
     wave: int
@@ -482,7 +486,9 @@ class RolloutDevice(_message.Message):
     progress: float
     error: str
     hold: str
-    def __init__(self, device_id: _Optional[str] = ..., hostname: _Optional[str] = ..., wave: _Optional[int] = ..., outcome: _Optional[str] = ..., phase: _Optional[str] = ..., progress: _Optional[float] = ..., error: _Optional[str] = ..., hold: _Optional[str] = ...) -> None: ...
+    late: str
+    late_detail: str
+    def __init__(self, device_id: _Optional[str] = ..., hostname: _Optional[str] = ..., wave: _Optional[int] = ..., outcome: _Optional[str] = ..., phase: _Optional[str] = ..., progress: _Optional[float] = ..., error: _Optional[str] = ..., hold: _Optional[str] = ..., late: _Optional[str] = ..., late_detail: _Optional[str] = ...) -> None: ...
 
 class TopRequest(_message.Message):
     __slots__ = ("selector",)
