@@ -90,6 +90,7 @@ class Adapters:
         when what is pinned or in use leaves no room, Unavailable after `timeout_s`."""
         record = self._directory.resolve(name, revision)
         done: Future[None] = Future()
+        # What runs of nobody leaves for it: Stepper.step.
         self._loop.call(lambda: self._bank.preload(record, done), timeout_s)
         wait_for(done, timeout_s)
         return self._info(record)
@@ -108,6 +109,7 @@ class Adapters:
         record = self._directory.resolve(name, revision)
 
         def on_step_thread() -> None:
+            self._stepper.end_spare()  # nobody's work is no reason to refuse or to wait
             self._bank.check_unload(record, refuse_if_busy=mode is UnloadMode.REFUSE_IF_BUSY)
             if forget:
                 self._directory.forget(record.name, record.revision)

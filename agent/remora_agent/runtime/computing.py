@@ -53,7 +53,8 @@ class Computing:
         if isinstance(request.answer, Embedding):
             request.answer.read(self._engine.embed(work.row, tokens, work.start, mix))
             return []
-        if request.generating.request.scoring.prompt_top is None:
+        scoring = request.generating.request.scoring
+        if scoring.prompt_top is None or work.stop < (scoring.prompt_from or 1):
             logits = self._engine.prefill(work.row, tokens, work.start, mix)
         else:
             logits = read_scored(
@@ -96,7 +97,9 @@ class Computing:
         answer = request.generating
         position, mix = answer.position, request.mix_at(answer.position)
         room = answer.request.stopping.max_tokens - len(answer.tokens) - 1
-        draft = self._speculation.draft(answer, request.prompt, answer.tokens, room)
+        is_spare = request.job.is_spare  # computed as others, but nothing is drafted or learnt
+        tried = 0 if is_spare else room
+        draft = self._speculation.draft(answer, request.prompt, answer.tokens, tried)
         began = time.perf_counter()
         # What fills up the step is overwritten by the token that comes.
         last = answer.tokens[-1]
@@ -107,5 +110,6 @@ class Computing:
             seen = list(self._engine.score(row, tokens, position, mix))
         else:
             seen = self._decode([row], [request])
-        self._speculation.computed(len(seen), time.perf_counter() - began)
+        if not is_spare:
+            self._speculation.computed(len(seen), time.perf_counter() - began)
         return Found(seen[: 1 + len(draft)], draft)

@@ -24,14 +24,9 @@ from remora_agent.runtime.prefix_cache import PrefixCache
 from remora_agent.runtime.prefix_keys import Acting, PrefixKeys
 from remora_agent.runtime.request import Arrival, Request
 from remora_agent.runtime.sampling import Logits
-from remora_agent.runtime.scheduler import (
-    DecodeStep,
-    EndCause,
-    PrefillChunk,
-    Scheduler,
-    Work,
-)
+from remora_agent.runtime.scheduler import EndCause, PrefillChunk, Scheduler, Work
 from remora_agent.runtime.shortlist import ShortRow
+from remora_agent.runtime.spare import SpareWork
 from remora_agent.runtime.speculation import Speculation
 from remora_contract.errors import DeadlineExceeded, Exhausted, RemoraError
 
@@ -62,6 +57,7 @@ class Stepper:
         self._requests: dict[str, Request] = {}
         self._fresh: list[Answer | Embedding] = []
         self._closed: RemoraError | None = None
+        self.spare = SpareWork(bank, scheduler, prefixes, memory)
 
     # -- any thread -------------------------------------------------------------------------
 
@@ -124,7 +120,8 @@ class Stepper:
     def refuse(self, error: RemoraError) -> None:
         """New requests get `error` from now on."""
         with self._changed:
-            self._closed = error
+            self._closed, self.spare.is_open = error, False
+            self._scheduler.end_spare()
 
     def wait_empty(self, timeout_s: float) -> bool:
         """Whether all requests have ended within the time."""
@@ -152,7 +149,7 @@ class Stepper:
         with self._changed:
             work = self._scheduler.next_work()
         if work is None:
-            return self._idle_s()
+            return None if self.spare.begin(self._changed, self._requests) else self._idle_s()
         if isinstance(work, PrefillChunk) and self._reused(work):
             return None
         engine_s = self._compute(work)
@@ -164,6 +161,13 @@ class Stepper:
         self._greet_and_reap()
         for request in list(self._requests.values()):
             self._fail(request, error)
+        self.spare.close()
+
+    def end_spare(self) -> None:
+        """What nobody waits for gives back all that it holds, now."""
+        with self._changed:
+            self._scheduler.end_spare()
+        self._greet_and_reap()
 
     def _greet_and_reap(self) -> None:
         now = self._clock()
@@ -175,11 +179,10 @@ class Stepper:
             answer.accept()
         for request, cause in ended:
             self._release(request)
+            self._count_end(request, failed=cause is not EndCause.CANCELLED)
             if cause is EndCause.CANCELLED:
-                self._metrics.ended(failed=False)
                 request.answer.finish(FinishReason.CANCELLED, now)
             else:
-                self._metrics.ended(failed=True)
                 request.answer.fail(DeadlineExceeded("the request's deadline has passed"))
 
     def _fail_unreadable(self) -> None:
@@ -258,6 +261,8 @@ class Stepper:
 
     def _prefetch(self) -> None:
         self._bank.prefetch(r.wanted for r in self._waiting() if r.wanted)
+        if self._bank.preloading:
+            self.end_spare()  # what an operator waits for may need its place
         self._bank.serve_preloads()
 
     def _idle_s(self) -> float:
@@ -273,7 +278,7 @@ class Stepper:
             found = self._computing.run(work, requests)
         except RemoraError as e:
             log.warning("engine.step_failed", extra={"rows": len(requests), "error": str(e)})
-            for row, request in zip(_rows(work), requests, strict=True):
+            for row, request in zip(work.rows, requests, strict=True):
                 self._prefixes.lost(row)
                 self._fail(request, e)
             return time.perf_counter() - began
@@ -293,7 +298,7 @@ class Stepper:
 
     def _wrote(self, work: Work, requests: Sequence[Request]) -> None:
         """What the rows hold after the step."""
-        for row, request in zip(_rows(work), requests, strict=True):
+        for row, request in zip(work.rows, requests, strict=True):
             if isinstance(work, PrefillChunk):
                 self._memory.wrote(row, work.stop)
                 self._prefixes.wrote(row, request.keys, request.prompt, work.stop)
@@ -305,8 +310,7 @@ class Stepper:
                 self._prefixes.wrote(row, request.keys, tokens, valid)
 
     def _of(self, work: Work) -> list[Request]:
-        ids = work.request_ids if isinstance(work, DecodeStep) else (work.request_id,)
-        return [self._requests[i] for i in ids]
+        return [self._requests[i] for i in work.request_ids]
 
     def _take(self, requests: Sequence[Request], found: Iterable[Found], engine_s: float) -> None:
         """Tokens for each; counted before anybody hears that an answer is complete."""
@@ -316,10 +320,11 @@ class Stepper:
             for request, of_one in zip(requests, found, strict=False)
             for taken in self._take_all(request, of_one, now)
         ]
-        between = [taken.since_last_s for _, taken in pairs if not taken.first]
-        self._metrics.step(len(pairs), engine_s, between)
+        if not requests[0].job.is_spare:  # all of them, or none
+            between = [taken.since_last_s for _, taken in pairs if not taken.first]
+            self._metrics.step(len(pairs), engine_s, between)
         for request, taken in pairs:
-            if taken.first:
+            if taken.first and not request.job.is_spare:
                 self._metrics.first_token(taken.since_last_s)
             if taken.reason is not None:
                 self._finish(request, taken.reason, now)
@@ -352,13 +357,17 @@ class Stepper:
 
     def _finish(self, request: Request, reason: FinishReason, now: float) -> None:
         self._end(request)
-        self._metrics.ended(failed=False)
+        self._count_end(request, failed=False)
         request.answer.finish(reason, now)
 
     def _fail(self, request: Request, error: RemoraError) -> None:
         if self._end(request):
-            self._metrics.ended(failed=True)
+            self._count_end(request, failed=True)
             request.answer.fail(error)
+
+    def _count_end(self, request: Request, *, failed: bool) -> None:
+        if not request.job.is_spare:
+            self._metrics.ended(failed=failed)
 
     def _end(self, request: Request) -> bool:
         """Out of bank, scheduler and table before the last event: whoever hears it sees the bank
@@ -383,7 +392,3 @@ class Stepper:
     def _waiting(self) -> list[Request]:
         with self._changed:
             return [self._requests[i] for i in self._scheduler.waiting()]
-
-
-def _rows(work: Work) -> tuple[int, ...]:
-    return work.rows if isinstance(work, DecodeStep) else (work.row,)
