@@ -37,6 +37,7 @@ class SchedulerLimits:
     aging_s: float = 30.0  # so long without a turn is worth one level of priority
     inter_token_s: float = float("inf")  # chunks are cut so that running answers move as often
     spare_s: float = 0.02  # the same for spare work: so long may whoever comes have to wait
+    spare_after_s: float = 0.25  # spare work begins when nobody was here for so long
 
 
 def job_of(request: GenerationRequest, borders: tuple[int, ...]) -> Job:

@@ -377,4 +377,5 @@ def _scheduler_limits(rows: int, options: RuntimeOptions) -> SchedulerLimits:
         prefill_chunk=options.prefill_chunk,
         aging_s=options.aging_s,
         inter_token_s=options.inter_token_s,
+        spare_after_s=options.spare_after_s,
     )

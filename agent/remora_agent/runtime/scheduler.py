@@ -91,6 +91,7 @@ class Scheduler:
         self._running: dict[str, _Running] = {}  # in the order of admission
         self._cancelled: set[str] = set()
         self._free_rows = list(range(limits.rows - 1, -1, -1))
+        self._left_s: float | None = None  # when somebody's request ended last
         self._decode_next = False
         self._share = NestedShare()
         self._pace = Pace(limits.prefill_chunk)
@@ -203,6 +204,15 @@ class Scheduler:
     def idle(self) -> bool:
         """Nothing waits and nothing runs, spare or not."""
         return not self._waiting and not self._running
+
+    def spare_in_s(self, now: float) -> float:
+        """When spare work may begin; infinite while anything waits or runs. Whoever has just left
+        often comes back at once."""
+        if not self.idle:
+            return float("inf")
+        if self._left_s is None:
+            return 0.0
+        return max(0.0, self._left_s + self._limits.spare_after_s - now)
 
     def run_spare(self, job: Job, row: int) -> None:
         """Gives a free row to work that nobody waits for. Raises InternalFault unless `idle`."""
@@ -347,4 +357,5 @@ class Scheduler:
             self._share.charge(job.owner, job.client, served - job.cost)
         if job is None:
             raise InternalFault(f"request {request_id!r} has ended before")
+        self._left_s = now
         self._share.leave(job.owner, job.client)

@@ -1,4 +1,5 @@
-"""Work that nobody waits for: given a row while nothing else waits or runs, and only what is there.
+"""Work that nobody waits for: given a row when nothing else has waited or run for a moment, and
+only what is there.
 
 It makes no adapter come or go, overwrites no prefix that is not kept elsewhere, takes no memory
 below the floor, and leaves at the first request of anybody. Used by the step thread.
@@ -38,10 +39,16 @@ class SpareSource(Protocol):
 
 class SpareWork:
     def __init__(
-        self, bank: Bank, scheduler: Scheduler, prefixes: PrefixCache, memory: MemoryFloor
+        self,
+        bank: Bank,
+        scheduler: Scheduler,
+        prefixes: PrefixCache,
+        memory: MemoryFloor,
+        clock: Callable[[], float],
     ) -> None:
         self._bank, self._scheduler = bank, scheduler
         self._prefixes, self._memory = prefixes, memory
+        self._clock = clock
         self._source: SpareSource | None = None
         self._arriving: Arriving | None = None
         self.is_open = True  # `lock` of `begin` guards it
@@ -56,14 +63,17 @@ class SpareWork:
         if source is not None:
             source.close()
 
-    def begin(self, lock: Condition, requests: dict[str, Request]) -> bool:
-        """Whether there was something to do, begun now or given up. `lock` guards the scheduler
-        and the table; no listener hears under it."""
+    def begin(self, lock: Condition, requests: dict[str, Request]) -> float | None:
+        """None: there was something to do, begun now or given up; else for how many seconds there
+        will be nothing. `lock` guards the scheduler and the table; no listener hears under it."""
         with lock:
-            is_free = self.is_open and self._scheduler.idle
+            wait_s = self._scheduler.spare_in_s(self._clock())
+            is_free = self.is_open and not wait_s
+        if self._source is not None and 0 < wait_s < float("inf"):
+            return wait_s
         new = self._next() if is_free and not self._bank.preloading else None
         if new is None:
-            return False
+            return float("inf")
         lease, job = self._bank.acquire_resident(new.wanted), new.job
         with lock:
             # Somebody may have come meanwhile.
@@ -76,7 +86,7 @@ class SpareWork:
             if lease is not None:
                 self._bank.release(lease)
             new.answer.fail(Exhausted("there is no room beside what people use", RETRY_AFTER_S))
-        return True
+        return None
 
     def _next(self) -> Arrival | None:
         source, arriving, new = self._source, self._arriving, None

@@ -57,7 +57,7 @@ class Stepper:
         self._requests: dict[str, Request] = {}
         self._fresh: list[Answer | Embedding] = []
         self._closed: RemoraError | None = None
-        self.spare = SpareWork(bank, scheduler, prefixes, memory)
+        self.spare = SpareWork(bank, scheduler, prefixes, memory, clock)
 
     # -- any thread -------------------------------------------------------------------------
 
@@ -149,7 +149,8 @@ class Stepper:
         with self._changed:
             work = self._scheduler.next_work()
         if work is None:
-            return None if self.spare.begin(self._changed, self._requests) else self._idle_s()
+            spare_s = self.spare.begin(self._changed, self._requests)
+            return None if spare_s is None else min(spare_s, self._idle_s())
         if isinstance(work, PrefillChunk) and self._reused(work):
             return None
         engine_s = self._compute(work)

@@ -36,7 +36,7 @@ OTHER = Experiment(
 
 @pytest.fixture
 def shadowed(real_bundles) -> Iterator[SimpleNamespace]:
-    with served(real_bundles, RuntimeOptions()) as made:
+    with served(real_bundles, RuntimeOptions(spare_after_s=0.0)) as made:
         yield made
 
 

@@ -235,6 +235,7 @@ def until(steps, done):
         if done():
             return
         steps.load()
+        steps.now += 0.01
         steps.stepper.step()
     raise AssertionError("nothing happens")
 
@@ -266,7 +267,7 @@ def test_who_comes_while_work_is_looked_for_is_first(steps):
         return found
 
     steps.next = next_one
-    steps.stepper.step()
+    until(steps, lambda: not steps.waiting)
     (_, events), *_ = steps.spares.values()
     assert isinstance(events[-1].error, Exhausted)
     assert not steps.spare_rows and steps.scheduler.waiting()
@@ -316,6 +317,21 @@ def test_spare_work_begins_only_while_nothing_waits_or_runs():
     scheduler.admit("a", 0.0)
     with pytest.raises(InternalFault):
         scheduler.run_spare(spare_job(), scheduler.free_rows[0])
+
+
+def test_spare_work_begins_when_nobody_was_here_for_a_moment():
+    """Who has just left often comes back: a caller that pauses for less never meets it."""
+    scheduler = Scheduler(SchedulerLimits(2, 4, 500, 64, spare_after_s=0.25))
+    assert scheduler.spare_in_s(0.0) == 0.0  # nobody ever came
+    scheduler.submit(Job("a", 3), 1.0)
+    assert scheduler.spare_in_s(9.0) == float("inf")
+    scheduler.admit("a", 1.0)
+    assert scheduler.spare_in_s(9.0) == float("inf")
+    scheduler.end("a", 2.0)
+    assert scheduler.spare_in_s(2.125) == 0.125
+    scheduler.run_spare(spare_job(), 0)
+    scheduler.end("s", 3.0)
+    assert scheduler.spare_in_s(3.0) == 0.0  # the next piece follows at once
 
 
 def test_spare_work_is_read_in_small_pieces():

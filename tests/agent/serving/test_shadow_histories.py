@@ -21,6 +21,7 @@ from remora_agent.hosting.names import check_shadows
 from remora_agent.runtime.adapters import UnloadMode
 from remora_agent.runtime.api import AdapterRef, Delta, Finished, FinishReason, Scoring
 from remora_agent.runtime.model_runtime import ModelRuntime
+from remora_agent.runtime.options import RuntimeOptions
 from remora_agent.serving.call import (
     GenerateCall,
     SamplingOverrides,
@@ -67,7 +68,8 @@ class World:
             )
         self.digests = {n: self.directory.resolve(n, None).digest for n in "ab"}
         self.engine = ReferenceEngine(rows, CONTEXT, VOCAB, bank)
-        self.runtime = ModelRuntime(self.engine, bundle, byte_text(), self.directory)
+        options = RuntimeOptions(spare_after_s=0.0)
+        self.runtime = ModelRuntime(self.engine, bundle, byte_text(), self.directory, options)
         self.counts = ExperimentCounts()
         self.model = ServedModel(self.runtime, experiments=self.counts)
         self.declared: list[Declared] = []
