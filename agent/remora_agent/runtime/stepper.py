@@ -134,7 +134,8 @@ class Stepper:
 
     @property
     def rows_busy(self) -> int:
-        return self._scheduler.rows_busy
+        with self._changed:
+            return self._scheduler.rows_busy
 
     # -- step thread ------------------------------------------------------------------------
 
@@ -153,8 +154,10 @@ class Stepper:
             return None if spare_s is None else min(spare_s, self._idle_s())
         if isinstance(work, PrefillChunk) and self._reused(work):
             return None
+        is_spare = self._of(work)[0].job.is_spare  # all of them, or none
         engine_s = self._compute(work)
-        self._metrics.overhead(time.perf_counter() - began - engine_s)
+        if not is_spare:
+            self._metrics.overhead(time.perf_counter() - began - engine_s)
         return None
 
     def fail_all(self, error: RemoraError) -> None:
@@ -321,7 +324,7 @@ class Stepper:
             for request, of_one in zip(requests, found, strict=False)
             for taken in self._take_all(request, of_one, now)
         ]
-        if not requests[0].job.is_spare:  # all of them, or none
+        if not requests[0].job.is_spare:
             between = [taken.since_last_s for _, taken in pairs if not taken.first]
             self._metrics.step(len(pairs), engine_s, between)
         for request, taken in pairs:
