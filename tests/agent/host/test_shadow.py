@@ -24,6 +24,7 @@ from remora_agent.serving.stack import ServingStack, StackOptions
 from remora_contract.adapter import load_adapter
 from remora_contract.errors import RequestInvalid, Unavailable
 from remora_contract.experiments import Arm, Experiment, Shadow, is_compared
+from remora_contract.release import ReleaseUseCase, WeightedName
 
 OPTIONS = {"max_tokens": 12, "temperature": 0.0, "ignore_eos": True}
 SAME = Experiment(
@@ -275,6 +276,42 @@ def test_a_switch_and_the_end_do_not_wait_for_shadows(shadowed):
     shadowed.host.drain(5.0)
     with pytest.raises(Unavailable):
         shadowed.client.generate("too late", adapter="a", **OPTIONS)
+
+
+def test_mixes_are_compared_and_no_use_case_counts_a_shadow(shadowed):
+    """Of the use case's two names one is asked for by people, the other by the shadow alone."""
+    parts = (WeightedName("a", 0.5), WeightedName("b", 0.25))
+    mixed = Experiment(
+        "mixed",
+        (Arm("x", 100, use_case="one"), Arm("y", 0, use_case="two")),
+        shadow=Shadow("x", "y", 100),
+    )
+    use_cases = tuple(ReleaseUseCase(name, parts) for name in ("one", "two"))
+    release = replace(shadowed.release, use_cases=use_cases, experiments=(mixed,))
+    shadowed.host.switch(replace(release, release_id="mixes"))
+    shadowed.client.generate("hello", adapter="mixed", **OPTIONS)
+    found = shadowed.settled("mixed", 1)
+    assert (found["compared"], found["exact"], found["agreed_tokens"]) == (1, 1, 12)
+    metrics = shadowed.host.metrics()
+    assert metrics["compositions"] == 1
+    assert not [n for n in metrics if n.startswith("use_case_requests") and n.endswith("two")]
+
+
+def test_another_engine_ends_the_comparisons_of_the_old_one(shadowed, real_bundles):
+    """The arms are the same adapters there, so the counts go on under their names."""
+    long = {**OPTIONS, "max_tokens": 100}
+    for i in range(3):
+        shadowed.client.generate(f"a long one {i}", adapter="other", **long)
+    int4 = real_bundles.assignment("int4", real_bundles.int4, "r1")
+    int4 = replace(int4, experiments=(SAME, OTHER))
+    shadowed.host.build(int4, lambda phase, done: None)
+    shadowed.client.generate("the last", adapter="other", **long)
+    shadowed.host.switch(int4)
+    before = shadowed.settled("other", 4)
+    assert before["cancelled"] + before["skipped"] + before["compared"] == 4
+    shadowed.client.generate("hello", adapter="other", **OPTIONS)
+    after = shadowed.settled("other", 5)
+    assert after["compared"] == before["compared"] + 1
 
 
 def test_a_candidate_that_is_not_resident_is_not_brought_in(real_bundles):
