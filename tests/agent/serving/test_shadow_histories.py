@@ -32,7 +32,7 @@ from remora_agent.serving.experiment_counts import ExperimentCounts
 from remora_agent.serving.served_model import ServedModel
 from remora_agent.serving.shadow import MAX_TASKS
 from remora_contract.errors import Unsupported
-from remora_contract.experiments import SHADOW_COUNTS, Arm, Experiment, Shadow, arm_identity
+from remora_contract.experiments import SHADOW_COUNTS, Arm, Experiment, Shadow
 from tests.support.reference_engine import ReferenceEngine
 from tests.support.runtime import VOCAB, Listener, add_adapter, byte_text, make_bundle
 
@@ -87,8 +87,7 @@ class World:
         arms = (Arm("i", 100, adapter=incumbent), Arm("c", 0, adapter=candidate))
         made = Experiment("x", arms, shadow=Shadow("i", "c", percent))
         mixes = {"i": ((self.digests[incumbent], 1.0),), "c": ((self.digests[candidate], 1.0),)}
-        identities = {arm.name: arm_identity(made, arm, mixes[arm.name]) for arm in arms}
-        return Declared(made, identities, mixes)
+        return Declared(made, {"i": incumbent, "c": f"{incumbent}{candidate}"}, mixes)
 
     def ask(self, name: str, prompt: tuple[int, ...], count: int, temperature: float) -> Listener:
         listener = Listener()
