@@ -198,16 +198,30 @@ def assign(experiment: Experiment, session: str) -> Arm:
     return min(running, key=lambda arm: (_time(experiment, session, arm), arm.name))
 
 
+def is_compared(experiment: Experiment, request_id: str) -> bool:
+    """Whether the shadow is to answer a request of its incumbent too: u(shadow) of its id is below
+    the share. A larger share keeps what a smaller one chose."""
+    shadow = experiment.shadow
+    if shadow is None:
+        return False
+    return _drawn(experiment, request_id, SHADOW) * 100 < Decimal(shadow.percent)
+
+
 def _time(experiment: Experiment, session: str, arm: Arm) -> Decimal:
+    drawn = _drawn(experiment, session, arm.name)
+    return _EXACT.divide(-_EXACT.ln(drawn), Decimal(arm.percent))
+
+
+def _drawn(experiment: Experiment, key: str, name: str) -> Decimal:
+    """u(name), in (0, 1)."""
     parts = (b"remora experiment 1", *map(str.encode, (experiment.name, experiment.salt)))
     hasher = hashlib.sha256()
     # A lone surrogate, which JSON can carry, is hashed as it is.
-    for part in (*parts, session.encode(errors="surrogatepass"), arm.name.encode()):
+    for part in (*parts, key.encode(errors="surrogatepass"), name.encode()):
         hasher.update(len(part).to_bytes(8, "little"))
         hasher.update(part)
     drawn = int.from_bytes(hasher.digest()[: _HASH_BITS // 8], "big")
-    middle = _EXACT.divide(Decimal(2 * drawn + 1), Decimal(2 << _HASH_BITS))
-    return _EXACT.divide(-_EXACT.ln(middle), Decimal(arm.percent))
+    return _EXACT.divide(Decimal(2 * drawn + 1), Decimal(2 << _HASH_BITS))
 
 
 Mix = Sequence[tuple[str, float]]  # adapters' digests with their weights

@@ -20,6 +20,7 @@ from remora_contract.experiments import (
     arm_identity,
     assign,
     check_experiments,
+    is_compared,
     written_experiments,
 )
 from remora_contract.release import (
@@ -112,6 +113,31 @@ def test_raising_an_arm_moves_sessions_into_that_arm_alone(
     for i in range(120):
         old, new = assign(before, f"s{i}").name, assign(now, f"s{i}").name
         assert new in (old, f"arm{raised}")
+
+
+def shadowed(percent: float, salt: str = "s") -> Experiment:
+    return Experiment("sql", _ARMS, salt, Shadow("control", "candidate", percent))
+
+
+def test_a_shadow_compares_its_share_of_requests_and_a_larger_share_keeps_them() -> None:
+    ids = [f"request-{i}" for i in range(3000)]
+    few, many = ({i for i in ids if is_compared(shadowed(p), i)} for p in (10, 25))
+    assert few < many
+    for found, p in ((few, 0.10), (many, 0.25)):
+        assert abs(len(found) - 3000 * p) <= 6 * math.sqrt(3000 * p * (1 - p))
+    assert all(is_compared(shadowed(100), i) for i in ids)
+    assert not any(is_compared(experiment(50, 50), i) for i in ids[:50])
+    other = {i for i in ids if is_compared(shadowed(25, "t"), i)}
+    assert len(many & other) < 0.5 * len(many)
+
+
+@pytest.mark.parametrize(
+    ("request_id", "chosen"), [("r0", True), ("r1", True), ("r2", False), ("\ud800", True)]
+)
+def test_requests_that_are_compared_are_the_same_in_every_version(
+    request_id: str, chosen: bool
+) -> None:
+    assert is_compared(shadowed(40), request_id) is chosen
 
 
 def test_another_salt_and_another_name_draw_anew() -> None:

@@ -123,6 +123,14 @@ class Bank:
         self._count(hits=len(sizes) - len(missing))
         return self._lease(wanted)
 
+    def acquire_resident(self, wanted: Sequence[Wanted]) -> Lease | None:
+        """A lease for what nobody waits for: of adapters that are resident, or None. Nobody makes
+        room for it, it counts nowhere, and an adapter is no more in use than before."""
+        places = [self._residents.place(w.adapter.digest) for w in wanted]
+        if any(place is None or place.draining for place in places):
+            return None
+        return self._lease(wanted, is_use=False)
+
     def release(self, lease: Lease) -> None:
         """Raises InternalFault for a lease that was released before."""
         if self._leases.pop(lease.number, None) is None:
@@ -210,6 +218,11 @@ class Bank:
                 self._preloads.settle(adapter.digest)
         return bool(self._preloads)
 
+    @property
+    def preloading(self) -> bool:
+        """Whether somebody waits for a preload."""
+        return bool(self._preloads)
+
     def close(self, error: RemoraError) -> None:
         """Frees everything, bank and host memory; who waits for a preload gets `error`. All leases
         have been released."""
@@ -287,7 +300,7 @@ class Bank:
         place = self._residents.place(digest)
         return place.leases if place is not None else 0
 
-    def _lease(self, wanted: Sequence[Wanted]) -> Lease:
+    def _lease(self, wanted: Sequence[Wanted], *, is_use: bool = True) -> Lease:
         digests = tuple(dict.fromkeys(w.adapter.digest for w in wanted))
         mix = tuple(
             MixEntry(
@@ -299,9 +312,10 @@ class Bank:
         starts = {w.adapter.digest: w.start for w in wanted}  # equal digests start alike
         lease = Lease(next(self._numbers), digests, mix, tuple(starts[d] for d in digests))
         self._leases[lease.number] = lease
-        self._count(compositions=len(mix) > 1 or any(entry.weight != 1.0 for entry in mix))
+        is_composed = len(mix) > 1 or any(entry.weight != 1.0 for entry in mix)
+        self._count(compositions=is_composed and is_use)
         for digest in digests:
-            self._residents.hold(digest)
+            self._residents.hold(digest, is_use=is_use)
         self._publish()
         return lease
 

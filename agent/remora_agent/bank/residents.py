@@ -75,10 +75,11 @@ class Residents:
         self._engine.remove_adapter(resident.handle)
         log.info("adapter.evicted", extra={"digest": digest})
 
-    def hold(self, digest: str) -> None:
-        """One lease more; a lease is a use."""
+    def hold(self, digest: str, *, is_use: bool = True) -> None:
+        """One lease more; a lease is a use, unless it is said to be none."""
         place = self._residents[digest].place
-        self._put(digest, replace(place, leases=place.leases + 1, used=next(self._uses)))
+        used = next(self._uses) if is_use else place.used
+        self._put(digest, replace(place, leases=place.leases + 1, used=used))
 
     def let_go(self, digest: str) -> Place:
         """One lease less."""

@@ -16,6 +16,7 @@ from remora_agent.runtime.api import AdapterRef
 from remora_agent.runtime.bounds import check_sampling
 from remora_agent.runtime.checks import check_adapters
 from remora_agent.runtime.defaults import sampling_params
+from remora_agent.runtime.model_runtime import ModelRuntime
 from remora_agent.runtime.options import RuntimeOptions
 from remora_agent.serving.served_model import ServedModel
 from remora_contract.errors import (
@@ -26,6 +27,7 @@ from remora_contract.errors import (
     RemoraError,
     RequestInvalid,
     Unavailable,
+    Unsupported,
 )
 from remora_contract.experiments import Experiment, arm_mix
 from remora_contract.release import arm_identities
@@ -38,9 +40,10 @@ def adopt(model: ServedModel, old: Assignment | None, new: Assignment) -> None:
 
     On an error names mean what they meant before. Raises ArtifactInvalid, AdapterInvalid,
     Incompatible, Conflict (a revision registered with other bytes), NotFound, RequestInvalid (use
-    cases or sampling defaults that no request could be answered with).
+    cases or sampling defaults that no request could be answered with), Unsupported.
     """
     check_answerable(new, model.runtime.options)
+    check_shadows(new, model.runtime)
     adapters = model.runtime.adapters
     added = _register(adapters, new)
     try:
@@ -75,6 +78,17 @@ def check_answerable(new: Assignment, options: RuntimeOptions) -> None:
         raise RequestInvalid(
             f"sampling defaults of {new.release_id}: min_tokens must be at least 0"
         )
+
+
+def check_shadows(new: Assignment, runtime: ModelRuntime) -> None:
+    """Raises Unsupported where a shadow could compare nothing."""
+    for experiment in new.experiments:
+        if experiment.shadow is not None and not runtime.scores:
+            raise Unsupported(
+                f"experiment {experiment.name} of {new.release_id}: a shadow needs the logprobs of "
+                f"given answers, which this {runtime.status().backend} engine does not give; leave "
+                "shadow out"
+            )
 
 
 def stale(old: Assignment | None, new: Assignment) -> list[AssignedAdapter]:

@@ -91,6 +91,7 @@ class Adapters:
         record = self._directory.resolve(name, revision)
         done: Future[None] = Future()
         self._bank.read_ahead(record)
+        # What runs of nobody leaves for it: Stepper.step.
         self._loop.call(lambda: self._bank.preload(record, done), timeout_s)
         wait_for(done, timeout_s)
         return self._info(record)
@@ -109,6 +110,7 @@ class Adapters:
         record = self._directory.resolve(name, revision)
 
         def on_step_thread() -> None:
+            self._stepper.end_spare()  # nobody's work is no reason to refuse or to wait
             self._bank.check_unload(record, refuse_if_busy=mode is UnloadMode.REFUSE_IF_BUSY)
             if forget:
                 self._directory.forget(record.name, record.revision)

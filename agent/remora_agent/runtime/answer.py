@@ -102,11 +102,11 @@ class Answer:
 
     def score_prompt(self, start: int, logits: Logits) -> None:
         """logits [s, vocab] after the prompt's tokens from `start` on: each scores the next one."""
-        prompt, top = self.request.prompt, self.request.scoring.prompt_top or 0
+        prompt, scoring = self.request.prompt, self.request.scoring
         self._prompt_logprobs.extend(
-            scored(after, prompt[position], top)
+            scored(after, prompt[position], scoring.prompt_top or 0)
             for position, after in enumerate(logits, start + 1)
-            if position < len(prompt)
+            if (scoring.prompt_from or 1) <= position < len(prompt)
         )
 
     def watch(self, vocab: int) -> Watch:

@@ -93,6 +93,9 @@ class Scoring:
 
     top: int | None = None  # of the answer's tokens
     prompt_top: int | None = None  # of the prompt's
+    # From here on the prompt is an answer, given to be scored: nothing before it is scored, and
+    # what invokes an adapter is looked for before it alone.
+    prompt_from: int | None = None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from remora_agent.engine.protocol import Engine
 from remora_agent.runtime.embedding import Embedding
 from remora_agent.runtime.request import Request
-from remora_agent.runtime.scheduler import PrefillChunk, Work
+from remora_agent.runtime.work import PrefillChunk, Work
 from remora_contract.errors import RemoraError
 
 log = logging.getLogger(__name__)

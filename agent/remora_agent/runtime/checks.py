@@ -94,7 +94,10 @@ def _check_scoring(request: GenerationRequest, limits: EngineLimits) -> None:
         return
     if limits.scored < 1:
         raise Unsupported("prompt_logprobs: not with this engine; leave it out")
-    check_prompt_scores(top, [len(request.prompt)])
+    first = request.scoring.prompt_from or 0
+    if not 0 <= first <= len(request.prompt):
+        raise RequestInvalid(f"prompt_from: the prompt has no token {first}")
+    check_prompt_scores(top, [len(request.prompt) - first])
 
 
 def _check_stopping(stopping: StoppingParams, options: RuntimeOptions) -> None:

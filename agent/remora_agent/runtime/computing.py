@@ -19,9 +19,9 @@ from remora_agent.runtime.embedding import Embedding
 from remora_agent.runtime.prompt_scoring import read_scored
 from remora_agent.runtime.request import Request
 from remora_agent.runtime.sampling import Logits
-from remora_agent.runtime.scheduler import PrefillChunk, Work
 from remora_agent.runtime.shortlist import ShortRow
 from remora_agent.runtime.speculation import Speculation
+from remora_agent.runtime.work import PrefillChunk, Work
 
 _NOTHING = Watch(np.zeros(0, np.int64))
 
@@ -59,7 +59,9 @@ class Computing:
         if isinstance(request.answer, Embedding):
             request.answer.read(self._engine.embed(work.row, tokens, work.start, mix, whole))
             return []
-        if work.again or request.generating.request.scoring.prompt_top is None:
+        scoring = request.generating.request.scoring
+        is_scored = scoring.prompt_top is not None and work.stop >= (scoring.prompt_from or 1)
+        if work.again or not is_scored:
             logits = self._engine.prefill(work.row, tokens, work.start, mix, whole)
         else:
             logits = read_scored(
@@ -105,7 +107,9 @@ class Computing:
         switch = self._engine.limits.switch
         if switch is not None and position < switch:  # no step reads tokens of both kinds
             room = min(room, switch - position - 1)
-        draft = self._speculation.draft(answer, request.prompt, answer.tokens, room)
+        is_spare = request.job.is_spare  # computed as others, but nothing is drafted or learnt
+        tried = 0 if is_spare else room
+        draft = self._speculation.draft(answer, request.prompt, answer.tokens, tried)
         began = time.perf_counter()
         # What fills up the step is overwritten by the token that comes.
         last = answer.tokens[-1]
@@ -117,5 +121,6 @@ class Computing:
             seen = list(self._engine.score(row, tokens, position, mix, whole))
         else:
             seen = self._decode([row], [request])
-        self._speculation.computed(len(seen), time.perf_counter() - began)
+        if not is_spare:
+            self._speculation.computed(len(seen), time.perf_counter() - began)
         return Found(seen[: 1 + len(draft)], draft)

@@ -55,7 +55,9 @@ class Intake:
         if request.constraint is not None and grammar is None:
             raise InternalFault("a request's constraint is to be compiled before it is submitted")
         check_request(request, self.limits, self.options, now)
-        acting = _acting(request.prompt, self._resolved(request.adapters))
+        # Of what is scored as an answer, nothing invokes an adapter.
+        invoking = request.prompt[: request.scoring.prompt_from]
+        acting = _acting(invoking, self._resolved(request.adapters))
         matcher = None if grammar is None else grammar.start()
         answer = self._answer(self._clipped(request), acting, on_event, now, matcher)
         return self._arrival(answer, acting)

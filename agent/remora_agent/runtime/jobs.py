@@ -19,6 +19,8 @@ class Job:
     priority: int = 0  # higher first
     client: str = ""  # whom its tokens are counted against, within its owner's part
     owner: str = ""  # who is connected
+    is_spare: bool = False  # nobody waits for it: it runs alone, and leaves for any other
+    slow_from: int | None = None  # of spare work: every token after so many is scored
 
     @property
     def cost(self) -> int:
@@ -34,6 +36,8 @@ class SchedulerLimits:
     prefill_chunk: int  # most prompt tokens between two decode steps
     aging_s: float = 30.0  # so long without a turn is worth one level of priority
     inter_token_s: float = float("inf")  # chunks are cut so that running answers move as often
+    spare_s: float = 0.02  # the same for spare work: so long may whoever comes have to wait
+    spare_after_s: float = 0.25  # spare work begins when nobody was here for so long
 
 
 def job_of(request: GenerationRequest, borders: tuple[int, ...]) -> Job:

@@ -47,7 +47,9 @@ from remora_agent.runtime.memory_floor import MemoryFloor
 from remora_agent.runtime.metrics import RuntimeMetrics
 from remora_agent.runtime.options import MAX_DRAFT_TOKENS, RuntimeOptions
 from remora_agent.runtime.prefix_cache import PrefixCache
+from remora_agent.runtime.request import Arrival
 from remora_agent.runtime.scheduler import Scheduler
+from remora_agent.runtime.spare import SpareSource
 from remora_agent.runtime.speculation import speculation_of
 from remora_agent.runtime.status import RuntimeState, RuntimeStatus
 from remora_agent.runtime.step_forms import forms_agree
@@ -215,6 +217,24 @@ class ModelRuntime:
         batch.start()
         return batch.cancel
 
+    def spare_work(self, source: SpareSource) -> None:
+        """From now on asks `source` what to compute while there is nothing else: one at a time, on
+        what is resident, until anybody's request comes."""
+
+        def arriving(r: GenerationRequest, hear: OnEvent, grammar: Grammar | None) -> Arrival:
+            return self._intake.arrival(r, hear, grammar, self._clock())
+
+        self._stepper.spare.take_from(source, arriving)
+
+    def end_spare(self) -> None:
+        """What is computed of `spare_work` ends, after the step that runs."""
+        self._loop.post(self._stepper.end_spare)
+
+    @property
+    def scores(self) -> bool:
+        """Whether the engine tells the logprobs of a prompt's tokens."""
+        return self._limits.scored > 0
+
     def cancel(self, request_id: str) -> bool:
         """Whether it was found; it then ends with Finished(CANCELLED), unless it ends otherwise
         in the step that is running."""
@@ -355,4 +375,5 @@ def _scheduler_limits(rows: int, options: RuntimeOptions) -> SchedulerLimits:
         prefill_chunk=options.prefill_chunk,
         aging_s=options.aging_s,
         inter_token_s=options.inter_token_s,
+        spare_after_s=options.spare_after_s,
     )

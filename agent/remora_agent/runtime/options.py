@@ -20,7 +20,9 @@ EXACT_DRAFTS_HELP = (
     "what was drafted; steps without a draft take longer."
 )
 
-_MAY_BE_ZERO = frozenset(["prefix_bytes", "memory_floor_bytes", "draft_tokens", "exact_drafts"])
+_MAY_BE_ZERO = frozenset(
+    ["prefix_bytes", "memory_floor_bytes", "draft_tokens", "exact_drafts", "spare_after_s"]
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class RuntimeOptions:
     max_stop_chars: int = 256
     draft_tokens: int = 8  # guessed and proven in one step of a row that decodes alone; 0: none
     exact_drafts: bool = False  # an answer alone is the same bit for bit whatever was drafted
+    spare_after_s: float = 0.25  # nobody's work begins when nobody was here for so long
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -76,6 +76,16 @@ class PrefixCache:
 
         return max(free, key=worth)
 
+    def spare_row(self, free: Sequence[int]) -> int | None:
+        """The free row that can be written to with least lost: what it holds is nothing, or in the
+        copies too. None where there is none."""
+
+        def is_lost(row: int) -> bool:
+            return any(key not in self._store for key in self._held[row])
+
+        rows = [row for row in free if not is_lost(row)]
+        return min(rows, key=lambda row: len(self._held[row])) if rows else None
+
     def reuse(self, row: int, keys: PrefixKeys | None, prompt: Sequence[int], start: int) -> int:
         """Tokens from `start` on that are in `row` now and need not be computed; all before
         `start` were reused."""

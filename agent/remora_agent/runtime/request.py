@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from remora_agent.bank.bank import Lease, Wanted
 from remora_agent.engine.protocol import Mix
@@ -20,6 +20,19 @@ class Arrival:
     answer: Answer | Embedding
     wanted: tuple[Wanted, ...]
     job: Job
+
+
+def spare(arrival: Arrival) -> Arrival:
+    """The same as work that nobody waits for."""
+    job, scored_from = (
+        replace(arrival.job, is_spare=True),
+        arrival.answer.request.scoring.prompt_from,
+    )
+    if scored_from is not None:
+        before = scored_from - 1  # whose logits score the first
+        borders = tuple(sorted({*job.borders, before}))
+        job = replace(job, borders=borders, slow_from=before)
+    return replace(arrival, job=job)
 
 
 @dataclass(frozen=True)

@@ -18,31 +18,13 @@ from enum import Enum
 from remora_agent.runtime.estimate import Ahead, Wait, estimate
 from remora_agent.runtime.fair_share import NestedShare
 from remora_agent.runtime.jobs import Job, SchedulerLimits
-from remora_agent.runtime.pace import Pace, Rates
+from remora_agent.runtime.pace import LEAST_CHUNK, Pace, Rates
 from remora_agent.runtime.waiting import WaitingJobs
+from remora_agent.runtime.work import DecodeStep, PrefillChunk, Work
 from remora_contract.errors import Conflict, Exhausted, InternalFault
 
 _RETRY_UNKNOWN_S = 1.0  # until speeds were measured
 _RETRY_LEAST_S = 0.1
-
-
-@dataclass(frozen=True)
-class PrefillChunk:
-    request_id: str
-    row: int
-    start: int
-    stop: int
-    last: bool  # its logits give a token
-    again: bool = False  # of a text that was read before, with what was answered since
-
-
-@dataclass(frozen=True)
-class DecodeStep:
-    request_ids: tuple[str, ...]
-    rows: tuple[int, ...]
-
-
-Work = PrefillChunk | DecodeStep
 
 
 class EndCause(Enum):
@@ -90,6 +72,7 @@ class Scheduler:
         self._running: dict[str, _Running] = {}  # in the order of admission
         self._cancelled: set[str] = set()
         self._free_rows = list(range(limits.rows - 1, -1, -1))
+        self._left_s: float | None = None  # when somebody's request ended last
         self._decode_next = False
         self._begun: PrefillChunk | None = None  # beside decode steps
         self._share = NestedShare()
@@ -101,7 +84,8 @@ class Scheduler:
 
     @property
     def rows_busy(self) -> int:
-        return len(self._running)
+        """By those that somebody waits for."""
+        return len(self._real())
 
     @property
     def row_free(self) -> bool:
@@ -114,14 +98,16 @@ class Scheduler:
 
     @property
     def empty(self) -> bool:
-        return not self._waiting and not self._running
+        """But for spare work."""
+        return not self._waiting and not self._real()
 
     def submit(self, job: Job, now: float, *, begun: bool = False) -> None:
-        """Puts it into the queue. Raises Conflict for an id in use, and, unless it is a part of
-        what has `begun`, Exhausted when the queue is full or the first token would come after the
-        deadline."""
+        """Puts it into the queue; spare work leaves for it. Raises Conflict for an id in use, and,
+        unless it is a part of what has `begun`, Exhausted when the queue is full or the first token
+        would come after the deadline."""
         if job.request_id in self._waiting or job.request_id in self._running:
             raise Conflict(f"a request with id {job.request_id!r} is running; choose another id")
+        self.end_spare()
         if not begun:
             self._check_wait(job, now)
         self._share.enter(job.owner, job.client)
@@ -145,7 +131,7 @@ class Scheduler:
         rates = self._pace.rates
         if rates is None:
             return None
-        running = [r.left for r in self._running.values()]
+        running = [r.left for r in self._real()]
         own = Ahead(job.prompt_tokens, job.max_new)
         waiting = self._waiting.before(job, self._share, now)
         before = [Ahead(j.prompt_tokens, j.max_new) for j in waiting]
@@ -198,10 +184,36 @@ class Scheduler:
         self._running[request_id] = _Running(job, row, job.prompt_tokens)
         return row
 
+    @property
+    def idle(self) -> bool:
+        """Nothing waits and nothing runs, spare or not."""
+        return not self._waiting and not self._running
+
+    def spare_in_s(self, now: float) -> float:
+        """When spare work may begin; infinite while anything waits or runs. Whoever has just left
+        often comes back at once."""
+        if not self.idle:
+            return float("inf")
+        if self._left_s is None:
+            return 0.0
+        return max(0.0, self._left_s + self._limits.spare_after_s - now)
+
+    def run_spare(self, job: Job, row: int) -> None:
+        """Gives a free row to work that nobody waits for. Raises InternalFault unless `idle`."""
+        if not self.idle or not job.is_spare:
+            raise InternalFault(f"spare work {job.request_id!r} cannot run now")
+        self._free_rows.remove(row)
+        self._running[job.request_id] = _Running(job, row, job.prompt_tokens)
+
+    def end_spare(self) -> None:
+        """What nobody waits for is not computed from now on, and ends at the next `reap`."""
+        self._cancelled |= {r.job.request_id for r in self._running.values() if r.job.is_spare}
+
     def next_work(self) -> Work | None:
         """What to compute now; the same until `done` or `reuse` says that it was done. None also
-        where there is nothing beside the chunk that was begun."""
-        decoding = [r for r in self._running.values() if r.decoding]
+        where there is nothing beside the chunk that was begun. Spare work that is to leave is not
+        computed any more: all of a step is spare, or nothing of it."""
+        decoding = [r for r in self._active() if r.decoding]
         prefilling = None if self._begun is not None else self._prefilling()
         if decoding and (prefilling is None or self._decode_next):
             ids = tuple(r.job.request_id for r in decoding)
@@ -215,7 +227,7 @@ class Scheduler:
 
     @property
     def any_decodes(self) -> bool:
-        return any(r.decoding for r in self._running.values())
+        return any(r.decoding for r in self._active())
 
     def begin(self, work: PrefillChunk) -> None:
         """The engine computes `work` beside what `next_work` says from now on, until `done`. Raises
@@ -253,6 +265,8 @@ class Scheduler:
             running = self._running[work.request_id]
             running.read = work.stop
             running.drawn += work.last
+            if running.job.is_spare:
+                return  # what it takes says nothing of what people wait for
             if work.last and not work.again:
                 self._pace.reused(running.reused, running.job.prompt_tokens)
             if seconds is not None:
@@ -260,6 +274,8 @@ class Scheduler:
         else:
             for request_id in work.request_ids:
                 self._running[request_id].drawn += 1
+            if self._running[work.request_ids[0]].job.is_spare:
+                return
             if seconds is not None:
                 self._pace.step_took(seconds)
         was_begun, self._begun = work is self._begun, None if work is self._begun else self._begun
@@ -279,7 +295,7 @@ class Scheduler:
         """The request has finished or failed; its row is free. Raises InternalFault for one that
         is not here."""
         running = self._running.get(request_id)
-        if running is not None and running.drawn:
+        if running is not None and running.drawn and not running.job.is_spare:
             self._pace.answered(running.drawn)
         self._take_out(request_id, now)
 
@@ -296,8 +312,8 @@ class Scheduler:
         return tuple(job.request_id for job in self._waiting)
 
     def running(self) -> tuple[tuple[int, Job], ...]:
-        """Row and job of each that has a row."""
-        return tuple((r.row, r.job) for r in self._running.values())
+        """Row and job of each that has a row, but for spare work."""
+        return tuple((r.row, r.job) for r in self._real())
 
     def reused(self, request_id: str) -> int:
         """Prompt tokens that were not computed."""
@@ -314,13 +330,25 @@ class Scheduler:
 
     def _prefilling(self) -> _Running | None:
         """Whose prompt is read now: the first admitted."""
-        return next((r for r in self._running.values() if not r.decoding), None)
+        return next((r for r in self._active() if not r.decoding), None)
+
+    def _real(self) -> list[_Running]:
+        return [r for r in self._running.values() if not r.job.is_spare]
+
+    def _active(self) -> list[_Running]:
+        running = self._running.values()
+        return [r for r in running if not (r.job.is_spare and r.job.request_id in self._cancelled)]
 
     def _stop(self, running: _Running, others_decode: bool) -> int:
         """Where the next chunk ends: at a multiple of its size, at a border or with the prompt, so
         that equal prompts are cut alike wherever their reading begins."""
         size = self._limits.prefill_chunk
-        if others_decode:
+        slow_from = running.job.slow_from
+        if slow_from is not None and running.read >= slow_from:
+            size = LEAST_CHUNK  # what scores take was never measured
+        elif running.job.is_spare:
+            size = self._pace.chunk(self._limits.spare_s)
+        elif others_decode:
             size = self._pace.chunk(self._limits.inter_token_s)
         start = running.read
         ahead = (b for b in running.job.borders if b > start)
@@ -339,8 +367,11 @@ class Scheduler:
         if running is not None:
             job = running.job
             self._free_rows.append(running.row)
+            if job.is_spare:
+                return
             served = running.read - running.reused + running.drawn + running.in_vain
             self._share.charge(job.owner, job.client, served - job.cost)
         if job is None:
             raise InternalFault(f"request {request_id!r} has ended before")
+        self._left_s = now
         self._share.leave(job.owner, job.client)

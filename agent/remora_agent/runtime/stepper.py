@@ -14,26 +14,21 @@ from dataclasses import replace
 
 from remora_agent.bank.bank import Bank, Lease
 from remora_agent.engine.protocol import Engine
-from remora_agent.runtime.answer import Answer, TokenTaken
+from remora_agent.runtime.answer import Answer
 from remora_agent.runtime.api import FinishReason
 from remora_agent.runtime.beside import Beside
-from remora_agent.runtime.computing import Computing, Found
+from remora_agent.runtime.computing import Computing
 from remora_agent.runtime.embedding import Embedding
 from remora_agent.runtime.memory_floor import RETRY_AFTER_S, MemoryFloor
 from remora_agent.runtime.metrics import RuntimeMetrics
 from remora_agent.runtime.prefix_cache import PrefixCache
 from remora_agent.runtime.prefix_keys import Acting, PrefixKeys
 from remora_agent.runtime.request import Arrival, Request
-from remora_agent.runtime.sampling import Logits
-from remora_agent.runtime.scheduler import (
-    DecodeStep,
-    EndCause,
-    PrefillChunk,
-    Scheduler,
-    Work,
-)
-from remora_agent.runtime.shortlist import ShortRow
+from remora_agent.runtime.scheduler import EndCause, Scheduler
+from remora_agent.runtime.spare import SpareWork
 from remora_agent.runtime.speculation import Speculation
+from remora_agent.runtime.taking import Taking
+from remora_agent.runtime.work import PrefillChunk, Work
 from remora_contract.errors import DeadlineExceeded, Exhausted, RemoraError
 
 log = logging.getLogger(__name__)
@@ -60,10 +55,12 @@ class Stepper:
         self._memory = memory
         self._beside = Beside(engine)
         self._computing = Computing(engine, speculation, self._beside)
+        self._taking = Taking(metrics, self._drafted, self._fail, self.cancel)
         self._changed = threading.Condition()
         self._requests: dict[str, Request] = {}
         self._fresh: list[Answer | Embedding] = []
         self._closed: RemoraError | None = None
+        self.spare = SpareWork(bank, scheduler, prefixes, memory, clock)
 
     # -- any thread -------------------------------------------------------------------------
 
@@ -126,7 +123,8 @@ class Stepper:
     def refuse(self, error: RemoraError) -> None:
         """New requests get `error` from now on."""
         with self._changed:
-            self._closed = error
+            self._closed, self.spare.is_open = error, False
+            self._scheduler.end_spare()
 
     def wait_empty(self, timeout_s: float) -> bool:
         """Whether all requests have ended within the time."""
@@ -139,7 +137,8 @@ class Stepper:
 
     @property
     def rows_busy(self) -> int:
-        return self._scheduler.rows_busy
+        with self._changed:
+            return self._scheduler.rows_busy
 
     # -- step thread ------------------------------------------------------------------------
 
@@ -155,11 +154,14 @@ class Stepper:
             work = self._scheduler.next_work()
         landed = self._beside.landed(wait=work is None)
         if (work := landed or work) is None:
-            return self._idle_s()
-        if isinstance(work, PrefillChunk) and work is not landed and self._spared(work):
+            spare_s = self.spare.begin(self._changed, self._requests)
+            return None if spare_s is None else min(spare_s, self._idle_s())
+        if isinstance(work, PrefillChunk) and work is not landed and self._goes_on(work):
             return None
+        is_spare = self._of(work)[0].job.is_spare  # all of them, or none
         engine_s = self._compute(work)
-        self._metrics.overhead(time.perf_counter() - began - engine_s)
+        if not is_spare:
+            self._metrics.overhead(time.perf_counter() - began - engine_s)
         return None
 
     def fail_all(self, error: RemoraError) -> None:
@@ -169,6 +171,13 @@ class Stepper:
         self._greet_and_reap()
         for request in list(self._requests.values()):
             self._fail(request, error)
+        self.spare.close()
+
+    def end_spare(self) -> None:
+        """What nobody waits for gives back all that it holds, now."""
+        with self._changed:
+            self._scheduler.end_spare()
+        self._greet_and_reap()
 
     def _greet_and_reap(self) -> None:
         now = self._clock()
@@ -180,11 +189,10 @@ class Stepper:
             answer.accept()
         for request, cause in ended:
             self._release(request)
+            self._count_end(request, failed=cause is not EndCause.CANCELLED)
             if cause is EndCause.CANCELLED:
-                self._metrics.ended(failed=False)
                 request.answer.finish(FinishReason.CANCELLED, now)
             else:
-                self._metrics.ended(failed=True)
                 request.answer.fail(DeadlineExceeded("the request's deadline has passed"))
 
     def _fail_unreadable(self) -> None:
@@ -261,7 +269,7 @@ class Stepper:
                 self._scheduler.reuse(request.id, count)
         return count > 0
 
-    def _spared(self, work: PrefillChunk) -> bool:
+    def _goes_on(self, work: PrefillChunk) -> bool:
         """Whether its tokens are there already, or the engine now reads it beside decode steps."""
         if self._reused(work):
             return True
@@ -273,6 +281,8 @@ class Stepper:
 
     def _prefetch(self) -> None:
         self._bank.prefetch(r.wanted for r in self._waiting() if r.wanted)
+        if self._bank.preloading:
+            self.end_spare()  # what an operator waits for may need its place
         self._bank.serve_preloads()
 
     def _idle_s(self) -> float:
@@ -288,7 +298,7 @@ class Stepper:
             found = self._computing.run(work, requests)
         except RemoraError as e:
             log.warning("engine.step_failed", extra={"rows": len(requests), "error": str(e)})
-            for row, request in zip(_rows(work), requests, strict=True):
+            for row, request in zip(work.rows, requests, strict=True):
                 self._prefixes.lost(row)
                 self._fail(request, e)
             return time.perf_counter() - began
@@ -296,7 +306,9 @@ class Stepper:
         self._wrote(work, requests)
         with self._changed:
             self._scheduler.done(work, self._beside.seconds(work, engine_s))
-        self._take(requests, found, engine_s)
+        now = self._clock()
+        for request, reason in self._taking.take(requests, found, engine_s, now):
+            self._finish(request, reason, now)
         self._read_again(request for request, _ in zip(requests, found, strict=False))
         if isinstance(work, PrefillChunk) and work.last:
             self._end_embedding(requests[0])
@@ -322,7 +334,7 @@ class Stepper:
 
     def _wrote(self, work: Work, requests: Sequence[Request]) -> None:
         """What the rows hold after the step."""
-        for row, request in zip(_rows(work), requests, strict=True):
+        for row, request in zip(work.rows, requests, strict=True):
             if isinstance(work, PrefillChunk):
                 self._memory.wrote(row, work.stop)
                 self._prefixes.wrote(row, request.keys, request.text, work.stop)
@@ -333,60 +345,25 @@ class Stepper:
                 self._prefixes.wrote(row, request.keys, request.text, valid)
 
     def _of(self, work: Work) -> list[Request]:
-        ids = work.request_ids if isinstance(work, DecodeStep) else (work.request_id,)
-        return [self._requests[i] for i in ids]
+        return [self._requests[i] for i in work.request_ids]
 
-    def _take(self, requests: Sequence[Request], found: Iterable[Found], engine_s: float) -> None:
-        """Tokens for each; counted before anybody hears that an answer is complete."""
-        now = self._clock()
-        pairs = [
-            (request, taken)
-            for request, of_one in zip(requests, found, strict=False)
-            for taken in self._take_all(request, of_one, now)
-        ]
-        between = [taken.since_last_s for _, taken in pairs if not taken.first]
-        self._metrics.step(len(pairs), engine_s, between)
-        for request, taken in pairs:
-            if taken.first:
-                self._metrics.first_token(taken.since_last_s)
-            if taken.reason is not None:
-                self._finish(request, taken.reason, now)
-
-    def _take_all(self, request: Request, found: Found, now: float) -> list[TokenTaken]:
-        """A token of each position, as long as it is the draft's."""
-        answer, tokens = request.generating, list[TokenTaken]()
-        for seen, drafted in zip(found.logits, (*found.draft, None), strict=True):
-            taken = self._take_one(request, seen, now)
-            if taken is None:
-                return tokens
-            tokens.append(taken)
-            if taken.reason is not None or answer.tokens[-1] != drafted:
-                break
-        if found.draft:
-            self._metrics.drafted(len(found.draft), len(tokens) - 1)
-            with self._changed:
-                self._scheduler.drafted(request.id, len(found.draft), len(tokens) - 1)
-        return tokens
-
-    def _take_one(self, request: Request, seen: Logits | ShortRow, now: float) -> TokenTaken | None:
-        try:
-            taken = request.generating.take(seen, now)
-        except RemoraError as e:
-            self._fail(request, e)
-            return None
-        if request.generating.deaf:
-            self.cancel(request.id)
-        return taken
+    def _drafted(self, request_id: str, computed: int, accepted: int) -> None:
+        with self._changed:
+            self._scheduler.drafted(request_id, computed, accepted)
 
     def _finish(self, request: Request, reason: FinishReason, now: float) -> None:
         self._end(request)
-        self._metrics.ended(failed=False)
+        self._count_end(request, failed=False)
         request.answer.finish(reason, now)
 
     def _fail(self, request: Request, error: RemoraError) -> None:
         if self._end(request):
-            self._metrics.ended(failed=True)
+            self._count_end(request, failed=True)
             request.answer.fail(error)
+
+    def _count_end(self, request: Request, *, failed: bool) -> None:
+        if not request.job.is_spare:
+            self._metrics.ended(failed=failed)
 
     def _end(self, request: Request) -> bool:
         """Out of bank, scheduler and table before the last event: whoever hears it sees the bank
@@ -411,7 +388,3 @@ class Stepper:
     def _waiting(self) -> list[Request]:
         with self._changed:
             return [self._requests[i] for i in self._scheduler.waiting()]
-
-
-def _rows(work: Work) -> tuple[int, ...]:
-    return work.rows if isinstance(work, DecodeStep) else (work.row,)

@@ -39,6 +39,7 @@ from remora_agent.serving.embedding import EmbedCall, as_event, joined
 from remora_agent.serving.experiment_counts import ExperimentCounts
 from remora_agent.serving.experiments import Assigned, assigned, drawn, refuse_embedding
 from remora_agent.serving.held_calls import HeldCall, HeldCalls
+from remora_agent.serving.shadow import ShadowRunner
 from remora_agent.serving.tool_calls import ToolPlan, constrained, tool_plan
 from remora_agent.serving.use_case_counts import UseCaseCounts
 from remora_agent.serving.waiting_calls import AcceptedOnce, WaitingCalls
@@ -73,12 +74,15 @@ class ServedModel:
         self._observe = observe
         self.tool_format = tool_format or detect(runtime.text.tool_template)
         self._waiting = WaitingCalls()
+        self._shadow = ShadowRunner(runtime, self._experiments, self._adapters)
 
     @contextmanager
     def changing_names(self) -> Iterator[None]:
-        """No request settles its names meanwhile. Hold it for dictionary work only."""
+        """No request settles its names meanwhile. Hold it for dictionary work only. What shadows
+        compute of the old names ends."""
         with self._names:
             yield
+        self.runtime.end_spare()
 
     def encode(self, prompt: PromptInput) -> Encoded:
         """Tokens of any input; takes as long as the text is long: for a worker thread.
@@ -153,10 +157,14 @@ class ServedModel:
             pairs = []
             for i, (request_id, on_event) in enumerate(zip(request_ids, on_events, strict=True)):
                 one = choice_call(call, i)
+                is_shadowed = i == 0 and self._shadow.wants(arm, request_id)
+                one = self._shadow.seeded(one) if is_shadowed else one
                 request = self._request(request_id, one, tokens, deadline_s, arm)
                 listener = self._told(one, request, AcceptedOnce(on_event))
                 if arm is not None:
                     listener = self._experiments.listening(arm.is_keyed, listener)
+                    if is_shadowed:
+                        listener = self._shadow.listening(arm, request, grammar, listener)
                 pairs.append(self._adding(adding, one, request, listener))
             self.runtime.submit_all(pairs, grammar)
 

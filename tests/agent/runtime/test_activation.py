@@ -8,7 +8,8 @@ import pytest
 
 from remora_agent.runtime.activation import activation_start
 from remora_agent.runtime.options import RuntimeOptions
-from remora_agent.runtime.scheduler import Job, PrefillChunk, Scheduler, SchedulerLimits
+from remora_agent.runtime.scheduler import Job, Scheduler, SchedulerLimits
+from remora_agent.runtime.work import PrefillChunk
 from tests.support.runtime import VOCAB, request
 
 

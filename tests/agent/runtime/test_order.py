@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from remora_agent.runtime.fair_share import MAX_REMEMBERED, FairShare
 from remora_agent.runtime.jobs import Job, SchedulerLimits
 from remora_agent.runtime.memory_floor import MemoryFloor
-from remora_agent.runtime.scheduler import PrefillChunk, Scheduler
+from remora_agent.runtime.scheduler import Scheduler
+from remora_agent.runtime.work import PrefillChunk
 from remora_contract.errors import Exhausted
 
 LIMITS = SchedulerLimits(

@@ -5,13 +5,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from remora_agent.runtime.jobs import Job, SchedulerLimits
-from remora_agent.runtime.scheduler import (
-    DecodeStep,
-    EndCause,
-    Ended,
-    PrefillChunk,
-    Scheduler,
-)
+from remora_agent.runtime.scheduler import EndCause, Ended, Scheduler
+from remora_agent.runtime.work import DecodeStep, PrefillChunk
 from remora_contract.errors import Conflict, Exhausted, InternalFault
 
 LIMITS = SchedulerLimits(rows=2, max_waiting=4, max_waiting_tokens=40, prefill_chunk=4)

@@ -15,7 +15,8 @@ from remora_agent.runtime.api import PromptScored, Scoring
 from remora_agent.runtime.jobs import Job, SchedulerLimits
 from remora_agent.runtime.options import RuntimeOptions
 from remora_agent.runtime.prefix_keys import BLOCK
-from remora_agent.runtime.scheduler import DecodeStep, PrefillChunk, Scheduler
+from remora_agent.runtime.scheduler import Scheduler
+from remora_agent.runtime.work import DecodeStep, PrefillChunk
 from remora_contract.errors import InternalFault
 from remora_contract.gates import GoldenQuestion
 from tests.support.reference_engine import ReferenceEngine
