@@ -20,15 +20,7 @@ def document_refusals(release: Release) -> list[Refusal]:
     return [
         *_sampling_refusals(release.sampling),
         *_constraint_faults(release.constraints),
-        *_shadow_refusals(release),
     ]
-
-
-def _shadow_refusals(release: Release) -> list[Refusal]:
-    """No agent answers a shadow yet: a release that asks for one must not pass for one that runs
-    it."""
-    named = [e.name for e in release.experiments or () if e.shadow is not None]
-    return [Refusal(f"experiments.{n}.shadow", "an experiment without it", "shadow") for n in named]
 
 
 def unknown_backends(wants: Constraints) -> list[Refusal]:

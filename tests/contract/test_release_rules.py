@@ -11,8 +11,7 @@ from remora_agent.runtime.api import SamplingOverrides
 from remora_agent.runtime.bounds import check_sampling
 from remora_contract.digests import digest_bytes
 from remora_contract.errors import RequestInvalid
-from remora_contract.experiments import Arm, Experiment, Shadow
-from remora_contract.release import Constraints, Release, ReleaseAdapter, SamplingDefaults
+from remora_contract.release import Constraints, Release, SamplingDefaults
 from remora_contract.release_rules import BACKENDS, document_refusals, unknown_backends
 from remora_contract.sampling_bounds import LENGTHS, RANGES
 
@@ -26,15 +25,6 @@ def codes(sampling: SamplingDefaults | None = None, wants: Constraints | None = 
         constraints=wants or Constraints(),
     )
     return [r.code for r in document_refusals(release)]
-
-
-def test_a_shadow_that_no_agent_answers_is_refused_and_not_ignored():
-    arms = (Arm("old", 50, adapter="a"), Arm("new", 50, adapter="a"))
-    experiments = [Experiment("x", arms), Experiment("y", arms, shadow=Shadow("old", "new", 5))]
-    digest = digest_bytes(b"a")
-    adapters = (ReleaseAdapter("a", "1", digest),)
-    release = Release(1, "r", digest, adapters, experiments=tuple(experiments))
-    assert [r.code for r in document_refusals(release)] == ["experiments.y.shadow"]
 
 
 def test_every_default_has_bounds():

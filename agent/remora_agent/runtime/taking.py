@@ -1,4 +1,7 @@
-"""Draws tokens of what a step has found. For the step thread; ends no request: it says which to end."""
+"""Draws tokens of what a step has found, and says which requests are complete. It ends none itself.
+
+For the step thread.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ import tokenizers
 
 from remora_agent.text.vocabulary import bytes_of_one, token_bytes
 from remora_contract.errors import ArtifactInvalid, PromptTooLong, RequestInvalid
+
+# One text at a time is encoded: the library would start a thread for each processor in vain.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 TOKENIZER_JSON = "tokenizer.json"
 MAX_FILE_BYTES = 256 << 20
@@ -63,7 +67,9 @@ class TextTokenizer:
             raise PromptTooLong(
                 f"the text has {size} bytes; at most {self._max_text_bytes} are tokenised"
             )
-        return tuple(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        # `encode` would hold Python's lock, for seconds when the text is long: nothing else moves.
+        found = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return tuple(found[0].ids)
 
     def decode(self, token_ids: Sequence[int], *, keep_special_tokens: bool = False) -> str:
         """Ids without a token give no text; a cut-off character gives U+FFFD."""

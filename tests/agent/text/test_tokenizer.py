@@ -1,5 +1,7 @@
 """Loading and bounds of the tokenizer."""
 
+import threading
+
 import pytest
 
 from remora_agent.text.pipeline import TextPipeline
@@ -34,6 +36,23 @@ def test_text_past_the_bound_names_both_numbers():
     text = TextTokenizer(byte_tokenizer(), 8)
     with pytest.raises(PromptTooLong, match=r"10 bytes.*8"):
         text.encode("é" * 5, add_special_tokens=True)
+
+
+def test_other_threads_go_on_while_a_long_text_is_encoded():
+    """Or a prompt that is too long would stop every running stream for seconds."""
+    text, tokenizer = "the long text " * 100_000, TextTokenizer(byte_tokenizer(), 4 << 20)
+    encoded, beats = [], 0
+
+    def encode():
+        encoded.append(tokenizer.encode(text, add_special_tokens=False))
+
+    thread = threading.Thread(target=encode)
+    thread.start()
+    while not encoded:
+        thread.join(0.002)
+        beats += 1
+    assert len(encoded[0]) == len(text)
+    assert beats > 20  # one or two with Python's lock held all the while
 
 
 def test_half_a_surrogate_pair_is_refused():
