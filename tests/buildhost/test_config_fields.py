@@ -18,6 +18,7 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     masking_utils,
     modeling_rope_utils,
     modeling_utils,
@@ -27,6 +28,7 @@ from transformers.integrations import moe
 from remora_build.families import FAMILIES, read_config
 from remora_contract.errors import RemoraError
 from tests.buildhost.reference import load_reference
+from tests.buildhost.test_multimodal import MODELS, make
 from tests.support.checkpoints import make_checkpoint
 
 # Tables with tests of their own, sizes that every tensor follows, what is no field of a file.
@@ -37,13 +39,13 @@ ELSEWHERE = re.compile(
 )
 READ = re.compile(r'config\.(\w+)|getattr\(\s*(?:self\.|effective_)?config,\s*"(\w+)"')
 NO_VALUE = (TypeError, ValueError, AttributeError, StrictDataclassError)  # of this field
+TYING = ("tie_word_embeddings",)  # what a stored head means to it: test_multimodal
 OFTEN = ("qwen2_moe", "gemma3_text", "phi3", "smollm3")  # the rest in the long run
 TOKENS = torch.arange(1, 101)[None] * 7919 % 320
 
 
-def fields(family: str) -> list[str]:
-    config = AutoConfig.for_model(family)
-    modeling = sys.modules[MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__module__]
+def fields(config: Any, model: type) -> list[str]:
+    modeling = sys.modules[model.__module__]
     sources = (modeling, masking_utils, modeling_rope_utils, modeling_utils, moe)
     read = {a or b for m in sources for a, b in READ.findall(inspect.getsource(m))}
     found = {*config.to_dict(), *read}
@@ -70,10 +72,12 @@ def others(value: Any) -> list[Any]:
     return [False, True, 3, 0.5, "gelu", [1, 0], ["full_attention"] * 2, ["sliding_attention"] * 2]
 
 
-def answer(directory: Path, weights: dict[str, torch.Tensor]) -> torch.Tensor:
+def answer(
+    directory: Path, weights: dict[str, torch.Tensor], auto: Any = AutoModelForCausalLM
+) -> torch.Tensor:
     """Raises for what transformers refuses, or has other tensors for."""
     config = AutoConfig.from_pretrained(directory)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    model = auto.from_config(config, dtype=torch.float32).eval()
     model.load_state_dict(weights, strict=True)
     with torch.no_grad():
         return model(TOKENS).logits
@@ -88,7 +92,7 @@ def test_a_field_that_is_passed_over_changes_no_answer(tmp_path, family):
     config = json.loads(path.read_text())
     base, weights = read_config(checkpoint), load_reference(checkpoint).state_dict()
     said, want, seen = AutoConfig.from_pretrained(checkpoint), answer(checkpoint, weights), 0
-    for name in fields(family):
+    for name in fields(said, MODEL_FOR_CAUSAL_LM_MAPPING[type(said)]):
         for other in others(config.get(name, getattr(said, name, None))):
             path.write_text(json.dumps(config | {name: other}))
             if treated(checkpoint, base):
@@ -96,6 +100,29 @@ def test_a_field_that_is_passed_over_changes_no_answer(tmp_path, family):
             try:
                 have = answer(checkpoint, weights)
             except NO_VALUE:
+                continue
+            assert torch.equal(have, want), f"{name}: {other!r}"
+            seen += 1
+    assert seen > 5, "too little was compared to say anything"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MODELS)
+def test_a_field_around_a_text_part_that_is_passed_over_changes_no_answer(tmp_path, model):
+    checkpoint = make(tmp_path, model)
+    path = checkpoint / "config.json"
+    config = json.loads(path.read_text())
+    whole = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
+    base, weights, said = read_config(checkpoint), whole.state_dict(), whole.config
+    want, seen = answer(checkpoint, weights, AutoModelForImageTextToText), 0
+    for name in fields(said, type(whole)):
+        for other in others(config.get(name, getattr(said, name, None))):
+            path.write_text(json.dumps(config | {name: other}))
+            if name in TYING or treated(checkpoint, base):
+                continue
+            try:
+                have = answer(checkpoint, weights, AutoModelForImageTextToText)
+            except (*NO_VALUE, RuntimeError):  # other tensors of images
                 continue
             assert torch.equal(have, want), f"{name}: {other!r}"
             seen += 1

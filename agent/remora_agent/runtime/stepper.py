@@ -318,13 +318,11 @@ class Stepper:
         """Those whose next token makes them longer than `limits.switch`: by then all their keys
         have to be of the other kind."""
         switch = self._engine.limits.switch
-        if switch is None:
-            return
-        for request in requests:
-            with self._changed:
+        with self._changed:
+            for request in requests if switch is not None else ():
                 if self._here(request) and request.generating.position == switch:
                     self._scheduler.read_again(request.id)
-                    keys = None if request.keys is None else request.keys.switched()
+                    keys = request.keys and request.keys.switched()
                     self._requests[request.id] = replace(request, keys=keys)
 
     def _end_embedding(self, request: Request) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from remora_agent.engine.golden import Asked, ask, surprise
 from remora_agent.runtime.api import PromptScored, Scoring
+from remora_agent.runtime.embedding import Embedded, Pooling
 from remora_agent.runtime.jobs import Job, SchedulerLimits
 from remora_agent.runtime.options import RuntimeOptions
 from remora_agent.runtime.prefix_keys import BLOCK
@@ -19,6 +20,7 @@ from remora_agent.runtime.scheduler import Scheduler
 from remora_agent.runtime.work import DecodeStep, PrefillChunk
 from remora_contract.errors import InternalFault
 from remora_contract.gates import GoldenQuestion
+from tests.agent.runtime.test_embedding import embed
 from tests.support.reference_engine import ReferenceEngine
 from tests.support.runtime import request
 
@@ -102,6 +104,17 @@ def test_the_prompt_is_scored_once_as_it_was_first_read(serve, top):
     assert crossing.tokens == s.solo(asked)
     scored = [[e for e in h.events if isinstance(e, PromptScored)] for h in (crossing, never)]
     assert scored[0] == scored[1] and len(scored[0]) == 1
+
+
+@pytest.mark.parametrize("count", [SWITCH, SWITCH + 1])
+def test_an_embedding_is_turned_as_one_whole(serve, count):
+    vectors = []
+    for chunk in (8, CONTEXT):
+        s = serve(context=CONTEXT, switch=SWITCH, options=RuntimeOptions(prefill_chunk=chunk))
+        found = embed(s, (prompt_of(count),), pooling=Pooling.MEAN).wait()
+        assert isinstance(found, Embedded)
+        vectors.append(found.vectors)
+    assert np.array_equal(*vectors)
 
 
 LIMITS = SchedulerLimits(rows=1, max_waiting=4, max_waiting_tokens=40, prefill_chunk=4)
