@@ -19,7 +19,6 @@ from remora_contract.join_token import JoinToken
 from remora_contract.release import Release
 from remora_contract.release_rules import document_refusals, unknown_backends
 from remora_contract.strict import loads
-from remora_contract.windows import parse_windows, windows_of
 from remora_controller.build_history import build_seconds
 from remora_controller.domain import (
     Device,
@@ -35,12 +34,13 @@ from remora_controller.experiments.rules import check_rules
 from remora_controller.gates.judge import parsed
 from remora_controller.gates.watch import GateWatch
 from remora_controller.groups import bind
+from remora_controller.labels import check_labels
 from remora_controller.planner import Contents, DevicePlan, Plan, make_plan, release_refusals
 from remora_controller.presence import Presence
 from remora_controller.release_diff import Difference, release_differences
 from remora_controller.repository import Repository
 from remora_controller.rollout import RolloutView
-from remora_controller.selector import RESERVED, Selector, check_label, parse_selector
+from remora_controller.selector import Selector, parse_selector
 from remora_controller.sharing.forecast import Sharing, shared
 from remora_controller.sharing.policy import Policy
 from remora_controller.store.protocol import JoinTokenRecord, MemberState, Store
@@ -49,7 +49,6 @@ from remora_controller.transitions import Request, requested
 from remora_controller.waves import bucket
 
 log = logging.getLogger(__name__)
-MAX_LABELS = 64
 MAX_TOKEN_LIFE_S = 30 * 24 * 3600.0
 _SHOWN_REFUSALS = 5
 _CAS_ATTEMPTS = 8
@@ -104,7 +103,7 @@ class Operations:
         """The token and when it expires. Raises RequestInvalid."""
         if not 0 < valid_for_s <= MAX_TOKEN_LIFE_S:
             raise RequestInvalid("a join token is valid for more than 0 seconds, at most 30 days")
-        _check_labels(labels)
+        check_labels(labels)
         secret = base64.urlsafe_b64encode(self._random_bytes(32)).decode().rstrip("=")
         now = self._clock()
         record = JoinTokenRecord(
@@ -147,7 +146,7 @@ class Operations:
                 )
             if labels.pop(key, None) is None:
                 raise NotFound(f"device {device_id} has no label {key}")
-        _check_labels(labels)
+        check_labels(labels)
         self._store.set_operator_labels(device_id, labels)
         return self.device(device_id)
 
@@ -373,19 +372,6 @@ class Operations:
 def secret_hash(secret: str) -> str:
     """Secrets are random and long: a plain hash is enough to store."""
     return hashlib.sha256(secret.encode()).hexdigest()
-
-
-def _check_labels(labels: Mapping[str, str]) -> None:
-    if len(labels) > MAX_LABELS:
-        raise RequestInvalid(f"a device has at most {MAX_LABELS} labels")
-    for key, value in labels.items():
-        check_label(key, value)
-        if key in RESERVED:
-            raise RequestInvalid(f"label key {key!r} has a meaning of its own in selectors")
-    try:
-        parse_windows(windows_of(labels))
-    except ValueError as e:
-        raise RequestInvalid(str(e)) from e
 
 
 def _refused_message(refused: tuple[DevicePlan, ...]) -> str:
