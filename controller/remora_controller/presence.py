@@ -147,6 +147,12 @@ class Presence:
         with self._lock:
             return dict(self._metrics.get(device_id, {}))
 
+    def take_points(self) -> list[MetricPoint]:
+        """The samples that the store has not heard; the caller stores them."""
+        with self._lock:
+            points, self._pending = self._pending, []
+            return points
+
     def take_unsaved(self) -> tuple[list[Sighting], list[MetricPoint]]:
         """What the store has not heard; the caller stores it."""
         with self._lock:

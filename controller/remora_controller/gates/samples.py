@@ -62,6 +62,10 @@ class SampleKeeper:
         self._wanted: frozenset[str] = frozenset()
         self._devices: dict[str, _DeviceTracks] = {}
 
+    def keeps(self, metrics: frozenset[str]) -> bool:
+        """Whether it keeps all of these already."""
+        return metrics <= self._wanted
+
     def want(self, metrics: frozenset[str]) -> frozenset[str]:
         """Keeps these from now on and drops all others; those that were not kept before."""
         with self._lock:

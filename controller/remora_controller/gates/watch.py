@@ -7,10 +7,10 @@ filled from the event loop.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from remora_controller.domain import RolloutRecord
+from remora_controller.domain import MetricPoint, RolloutRecord
 from remora_controller.gates.collect import (
     BASELINE_S,
     baseline_metrics,
@@ -36,14 +36,21 @@ class _Judged:
 
 
 class GateWatch:
-    def __init__(self, samples: SampleKeeper) -> None:
+    def __init__(
+        self, samples: SampleKeeper, take_points: Callable[[], list[MetricPoint]] = list
+    ) -> None:
+        """`take_points`: samples that wait to be stored; `follow` stores them."""
         self.samples = samples
+        self._take_points = take_points
         self._judged: dict[str, _Judged] = {}
         self._whole: set[tuple[str, int, str]] = set()  # whose baseline was made whole
 
     def follow(self, store: Store, rollouts: Sequence[RolloutRecord], now: float) -> None:
         """From now on keeps what the gates of these rollouts look at."""
         metrics = gate_metrics(r.spec.gates for r in rollouts)
+        if not self.samples.keeps(metrics):
+            # They come from the store below, and the newest are not there yet.
+            store.add_metrics(self._take_points())
         new = self.samples.want(metrics)
         if new:
             names = {*new, TOKENS}

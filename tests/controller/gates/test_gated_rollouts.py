@@ -173,6 +173,22 @@ def test_a_wave_that_is_away_as_a_whole_is_not_waited_for(world, tmp_path):
     assert f"{len(last)} offline" in world.store.rollout(rollout).reason
 
 
+def test_samples_that_are_not_stored_yet_when_a_rollout_starts_are_its_baseline(world, tmp_path):
+    release = world.release(tmp_path, "good")
+    first = world.operations.start(StartRequest(release, "", spec()), "op").record.rollout_id
+    assert world.run(first) is RolloutState.COMPLETED
+    for n in range(4):  # as they come, between two flushes
+        for d in world.ids:
+            at = world.now - 4.0 + n
+            points = [("completion_tokens_total", float(n)), ("tokens_per_s", 20.0)]
+            world.presence.add_metrics(d, [MetricPoint(d, k, v, at) for k, v in points])
+    slow = world.release(tmp_path, "slow")
+    world.speed[slow] = 10.0
+    rollout = world.start(slow, SLOW)
+    world.tokens = 100.0
+    assert world.until_end(rollout) is RolloutState.ROLLED_BACK
+
+
 def test_a_baseline_that_devices_send_only_after_they_were_assigned_counts(world, tmp_path):
     """A device at rest tells of minutes at once: here, all of them with its first busy Sync."""
     release = world.release(tmp_path, "good")
