@@ -23,7 +23,8 @@ def test_a_slow_release_is_caught_while_it_soaks_and_a_good_one_passes_the_same_
     stage.release("good", stage.artifacts.bundle.reference, "alpha", "beta-1")
     stage.roll_out("good")
     with Load(agents, _questions(stage)) as load:
-        await_value(lambda: load.seconds() > BASELINE_S, "a baseline to compare with", 60.0)
+        await_value(lambda: load.seconds() > BASELINE_S, "answers for some seconds", 60.0)
+        _await_measured(stage, 4)
         stage.release("better", stage.artifacts.bundle.reference, "alpha", "beta-2")
         better = stage.ended(stage.start("better", "--soak", "4", "--gate", PACE))
         assert better["state"] == "COMPLETED", better
@@ -103,7 +104,7 @@ def test_a_device_that_was_away_for_three_releases_goes_to_the_newest_in_one_swi
     stage.release_file("two", {}, bundle=DEEP, sampling={"temperature": 0.5})
     stage.release("three", stage.artifacts.bundle.reference, "alpha", "beta-2")
     for name in ("one", "two", "three"):
-        stage.roll_out(name, "--wave", "1")
+        stage.roll_out(name, "--wave", "100%")  # a first wave that is away would be waited for
         assert stage.running() == {name, "zero"}
     assert len(here.events("engine.built")) == 2, "the releases between are of another bundle"
     stage.fleet.restart(away)
@@ -116,6 +117,20 @@ def test_a_device_that_was_away_for_three_releases_goes_to_the_newest_in_one_swi
     (fetched,) = away.events("artifact.fetched")
     assert fetched["digest"] == stage.artifacts.built.adapters["beta-2"].digest
     stage.ask(away, stage.artifacts.cast.variants(2))
+
+
+def _await_measured(stage, times: int) -> None:
+    """Until the controller has heard of every device's speed so many times."""
+    heard: dict[str, set[float]] = {}
+
+    def look() -> bool:
+        for row in stage.fleet.operator("top", "--once"):
+            at = heard.setdefault(row["device"]["device_id"], set())
+            if row["metrics"].get("tokens_per_s", 0.0) > 0.0:
+                at.add(row["metrics_at_unix_s"])
+        return all(len(at) >= times for at in heard.values())
+
+    await_value(look, "a baseline to compare with", 60.0)
 
 
 def _questions(stage):
