@@ -1,4 +1,5 @@
-"""Whether a call asks an engine for rows, positions and tokens that there are. Pure.
+"""Whether a call asks an engine for rows, positions and tokens that there are, and how it is cut.
+Pure.
 
 Every backend asks before it computes, so all of them refuse the same calls in the same words.
 `lengths` [rows] says how many tokens each row holds.
@@ -7,11 +8,12 @@ Every backend asks before it computes, so all of them refuse the same calls in t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from remora_agent.engine.protocol import EngineLimits, KvBlock, RowStep
+from remora_agent.engine.protocol import EngineLimits, KvBlock, Mix, RowStep
 from remora_contract.bundle import Bundle
 from remora_contract.errors import Incompatible, PromptTooLong, Refusal, RequestInvalid
 
@@ -45,9 +47,34 @@ def switch_of(bundle: Bundle, context: int) -> int | None:
     return switch
 
 
-def whole(tokens: NDArray[np.int64], start: int, length: int | None) -> int:
-    """Tokens of the sequence that those from `start` on are a part of; without `length` its end."""
-    return start + len(tokens) if length is None else length
+@dataclass(frozen=True)
+class Part:
+    """Tokens [s] of one row from `start` on, of a sequence of `whole`."""
+
+    row: int
+    tokens: NDArray[np.int64]
+    start: int
+    mix: Mix
+    whole: int
+
+    @classmethod
+    def of(
+        cls, row: int, tokens: NDArray[np.int64], start: int, mix: Mix, length: int | None
+    ) -> Part:
+        """As `Engine.prefill` is asked: without `length` they end their sequence."""
+        return cls(row, tokens, start, mix, start + len(tokens) if length is None else length)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self)
+
+    def cut(self, begin: int, size: int) -> Part:
+        """At most `size` of its tokens, without the first `begin`."""
+        tokens = self.tokens[begin : begin + size]
+        return Part(self.row, tokens, self.start + begin, self.mix, self.whole)
 
 
 def most_scored(vocab: int) -> int:

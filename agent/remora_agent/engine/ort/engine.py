@@ -63,25 +63,6 @@ class EngineFiles:
     prefill: PrefillForm | None = None
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """Tokens [s] of one row from `start` on, of a sequence of `length`."""
-
-    row: int
-    tokens: NDArray[np.int64]
-    start: int
-    mix: Mix
-    length: int
-
-    @property
-    def stop(self) -> int:
-        return self.start + len(self.tokens)
-
-    @property
-    def ends(self) -> Ends:
-        return Ends(np.array([self.stop - 1]), np.array([self.length]))
-
-
 class OrtEngine(OneThingAtATime):
     """See `engine.protocol.Engine`. Driven by one thread."""
 
@@ -154,13 +135,12 @@ class OrtEngine(OneThingAtATime):
     ) -> NDArray[np.float32]:
         self._check_chunk(row, tokens, start)
         logits: NDArray[np.float32] = np.empty(0, np.float32)
-        whole = places.whole(tokens, start, length)
+        text = places.Part.of(row, tokens, start, mix, length)
         least = None if self._files.prefill is None else self._files.prefill.least
         for begin, end, int8 in chunks(len(tokens), least):
             # Of a chunk before the last nobody wants logits, and states need no head.
             asked = Asked.LAST if end == len(tokens) else Asked.STATES
-            piece = _Piece(row, tokens[begin:end], start + begin, mix, whole)
-            logits = self._read(piece, asked, int8)
+            logits = self._read(text.cut(begin, end - begin), asked, int8)
         only: NDArray[np.float32] = logits[0].copy()
         return only
 
@@ -174,8 +154,7 @@ class OrtEngine(OneThingAtATime):
     ) -> NDArray[np.float32]:
         self._check_chunk(row, tokens, start)
         places.check_scored(self._limits, tokens)
-        whole = places.whole(tokens, start, length)
-        return self._read(_Piece(row, tokens, start, mix, whole), Asked.EVERY)
+        return self._read(places.Part.of(row, tokens, start, mix, length), Asked.EVERY)
 
     def embed(
         self,
@@ -186,22 +165,21 @@ class OrtEngine(OneThingAtATime):
         length: int | None = None,
     ) -> NDArray[np.float32]:
         self._check_chunk(row, tokens, start)
-        whole = places.whole(tokens, start, length)
+        text = places.Part.of(row, tokens, start, mix, length)
         states = np.empty((len(tokens), self._limits.hidden), np.float32)
         for begin in range(0, len(tokens), _PREFILL_CHUNK):
-            chunk = tokens[begin : begin + _PREFILL_CHUNK]
-            found = self._read(_Piece(row, chunk, start + begin, mix, whole), Asked.STATES)
-            states[begin : begin + len(chunk)] = found
+            part = text.cut(begin, _PREFILL_CHUNK)
+            states[begin : begin + len(part)] = self._read(part, Asked.STATES)
         return states
 
-    def _read(self, piece: _Piece, asked: Asked, int8: bool = False) -> NDArray[np.float32]:
+    def _read(self, part: places.Part, asked: Asked, int8: bool = False) -> NDArray[np.float32]:
         """One call for several tokens of one row."""
-        rows, tokens, mixes = Rows(piece.row, 1), piece.tokens[None], {piece.row: piece.mix}
+        rows, tokens, mixes = Rows(part.row, 1), part.tokens[None], {part.row: part.mix}
         if int8:
-            found = self._run_int8(piece, asked)
+            found = self._run_int8(part, asked)
         else:
-            found = self._run(rows, tokens, piece.ends, mixes, asked)
-        self._cache.lengths[piece.row] = piece.stop
+            found = self._run(rows, tokens, _ends(part), mixes, asked)
+        self._cache.lengths[part.row] = part.stop
         return found
 
     def decode(self, steps: Sequence[RowStep]) -> NDArray[np.float32]:
@@ -269,14 +247,14 @@ class OrtEngine(OneThingAtATime):
         more = Step(self._embedding_change(rows, tokens, mixes), self._experts_of(rows, mixes))
         return session.run(self._cache, rows, tokens, ends, lora, grouped, more, asked)
 
-    def _run_int8(self, piece: _Piece, asked: Asked) -> NDArray[np.float32]:
+    def _run_int8(self, part: places.Part, asked: Asked) -> NDArray[np.float32]:
         """One chunk of one row's prompt. There is one graph for it, which adds nothing without an
         adapter."""
         assert self._prefill is not None  # else there are no such chunks
-        rows, tokens = Rows(piece.row, 1), piece.tokens[None]
-        lora = self._packed(piece.mix) if self._limits.max_bank_rank else None
-        more = Step(self._embedding_change(rows, tokens, {piece.row: piece.mix}))
-        step = (self._cache, rows, tokens, piece.ends)
+        rows, tokens = Rows(part.row, 1), part.tokens[None]
+        lora = self._packed(part.mix) if self._limits.max_bank_rank else None
+        more = Step(self._embedding_change(rows, tokens, {part.row: part.mix}))
+        step = (self._cache, rows, tokens, _ends(part))
         return self._prefill.run(*step, lora, False, more, asked)
 
     def _experts_of(self, rows: Rows, mixes: dict[int, Mix]) -> Lora:
@@ -359,3 +337,7 @@ def chunks(count: int, int8_least: int | None) -> list[tuple[int, int, bool]]:
         return [(at, min(at + size, count), False) for at in range(0, count, size)]
     ends = [(at, min(at + _INT8_CHUNK, count)) for at in range(0, count, _INT8_CHUNK)]
     return [(begin, end, end - begin >= int8_least) for begin, end in ends]
+
+
+def _ends(part: places.Part) -> Ends:
+    return Ends(np.array([part.stop - 1]), np.array([part.whole]))

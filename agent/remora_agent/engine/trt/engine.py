@@ -22,7 +22,7 @@ from remora_agent.bank.weights import AdapterWeights
 from remora_agent.engine import places
 from remora_agent.engine.protocol import EngineLimits, KvBlock, Mix, RowStep, Shortlist, Watch
 from remora_agent.engine.trt.device import Device
-from remora_agent.engine.trt.flight import Flight, Part, queue_chunk
+from remora_agent.engine.trt.flight import Flight, queue_chunk
 from remora_agent.engine.trt.inputs import Asked, Places, StepShape
 from remora_contract.errors import RequestInvalid, Unavailable, Unsupported
 
@@ -122,7 +122,7 @@ class TrtEngine:
         self._shortlisted = []
         device = self._device
         device.bank.check_mix(mix)
-        text = Part(row, tokens, start, mix, places.whole(tokens, start, length))
+        text = places.Part.of(row, tokens, start, mix, length)
         most = device.scored if asked is Asked.EVERY else device.chunk
         for begin in range(0, len(text), most):
             part = text.cut(begin, most)
@@ -148,8 +148,7 @@ class TrtEngine:
             raise RequestInvalid("one prompt is read beside decode steps already: end it first")
         self._device.bank.check_mix(mix)
         self._lift(row)
-        whole = places.whole(tokens, start, length)
-        flight = Flight(self._device, Part(row, tokens, start, mix, whole))
+        flight = Flight(self._device, places.Part.of(row, tokens, start, mix, length))
         flight.begin()
         self._flight = flight
 

@@ -4,38 +4,13 @@ when the one before has run. Owns how far it has come and how it ended; knows no
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
-from remora_agent.engine.protocol import Mix
+from remora_agent.engine.places import Part
 from remora_agent.engine.trt.device import Device
 from remora_agent.engine.trt.inputs import Asked, Places, StepShape
 from remora_contract.errors import RemoraError
-
-
-@dataclass(frozen=True)
-class Part:
-    """Tokens [s] of one row from `start` on, of a sequence of `whole`."""
-
-    row: int
-    tokens: NDArray[np.int64]
-    start: int
-    mix: Mix
-    whole: int
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    @property
-    def stop(self) -> int:
-        return self.start + len(self)
-
-    def cut(self, begin: int, size: int) -> Part:
-        """At most `size` of its tokens, without the first `begin`."""
-        tokens = self.tokens[begin : begin + size]
-        return Part(self.row, tokens, self.start + begin, self.mix, self.whole)
 
 
 def queue_chunk(device: Device, part: Part, asked: Asked) -> StepShape:
