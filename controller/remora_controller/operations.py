@@ -227,6 +227,11 @@ class Operations:
         """Raises NotFound, RequestInvalid; Refused when no device matches."""
         return self.plan_of(self.contents_of(release), selector, spec)
 
+    def plan_document(self, document: bytes, selector: str, spec: RolloutSpec) -> Plan:
+        """Of a release that may not be stored. Raises what `create_release` and `plan` raise."""
+        contents = self.checked_contents(loads(Release, document, "release"))
+        return self.plan_of(contents, selector, spec)
+
     def plan_of(self, contents: Contents, selector: str, spec: RolloutSpec) -> Plan:
         """Raises RequestInvalid; Refused when no device matches."""
         devices = self.devices(selector)

@@ -202,6 +202,24 @@ def test_shipping_an_adapter_is_one_command(world, remora):
     assert world.drive(again["rollout_id"], devices, "COMPLETED").state == "COMPLETED"
 
 
+def test_a_plan_of_an_adapter_is_what_shipping_it_brings_and_makes_no_release(world, remora):
+    publish_first(world)
+    artifacts.adapter(world.home.repository, "sql", "2")
+    devices = online(world, 2)
+    rollout = remora.json("rollout", "start", create(remora), "--soak", "0")["rollout_id"]
+    world.drive(rollout, devices, "COMPLETED")
+    before = remora.json("releases", "list")
+    planned = remora.json("plan", "--adapter", "sql=sql@2")
+    assert remora.json("releases", "list") == before
+    assert len(planned["devices"]) == 2 and int(planned["total_bytes"]) > 0
+    shipped = remora.json("adapters", "ship", "sql=sql@2", "--gate", "ttft: p95(ttft_s) < 9")
+    assert [g["name"] for g in shipped["spec"]["gates"]] == ["ttft"]
+    stored = remora.json("plan", shipped["release_id"])
+    assert stored == planned
+    with pytest.raises(RemoraError, match="name a RELEASE, or an adapter"):
+        remora("plan")
+
+
 def test_shipping_to_devices_that_differ_asks_which_release_is_meant(world, remora):
     publish_first(world)
     one, other = online(world, 1, site="a") + online(world, 1, site="b")

@@ -9,15 +9,14 @@ from typing import Annotated
 import typer
 
 from remora_contract.digests import short
-from remora_controller.operator_cli import render
+from remora_controller.operator_cli import gate_options as more
+from remora_controller.operator_cli import render, rollouts
 from remora_controller.operator_cli import spec_options as spec
 from remora_controller.operator_cli.alone import is_alone
 from remora_controller.operator_cli.devices import Selector
-from remora_controller.operator_cli.release_document import pairs
 from remora_controller.operator_cli.releases import list_artifacts
-from remora_controller.operator_cli.rollouts import Watch, launch
+from remora_controller.operator_cli.rollouts import Watch
 from remora_controller.operator_cli.session import connect
-from remora_controller.operator_cli.shipping import ship_release
 from remora_protos.operator.v1 import operator_pb2 as pb
 
 _SHOWN_DEVICES = 4
@@ -110,18 +109,37 @@ def ship(
     threshold: spec.Threshold = 1.0,
     wave_timeout: spec.WaveTimeout = None,
     max_unavailable: spec.MaxUnavailable = 0,
+    gate: more.GateOption = None,
+    stratify: more.Stratify = None,
+    not_before: more.NotBefore = None,
+    window: more.WindowOption = None,
+    device_bandwidth: more.DeviceBandwidth = None,
+    skip_refused: spec.SkipRefused = False,
     supersede: spec.Supersede = False,
+    needs_approval: spec.NeedsApproval = False,
     watch: Watch = False,
     as_json: render.Json = None,
 ) -> None:
-    """Ship adapters: roll out what devices run, with these adapters changed."""
-    wanted = spec.spec_message(wave, soak, threshold, wave_timeout, max_unavailable)
-    changed = pairs(adapter, "adapter", "NAME=REF")
-    session = connect(context)
-    request = pb.StartRolloutRequest(
-        release=ship_release(session, changed, selector, base),
+    """Ship adapters: roll out what devices run, with these adapters changed. `remora plan
+    --adapter` shows beforehand what comes of it."""
+    rollouts.start(
+        context,
+        base,
+        adapter=adapter,
         selector=selector,
-        spec=wanted,
+        wave=wave,
+        soak=soak,
+        threshold=threshold,
+        wave_timeout=wave_timeout,
+        max_unavailable=max_unavailable,
+        gate=gate,
+        stratify=stratify,
+        not_before=not_before,
+        window=window,
+        device_bandwidth=device_bandwidth,
+        skip_refused=skip_refused,
         supersede=supersede,
+        needs_approval=needs_approval,
+        watch=watch,
+        as_json=as_json,
     )
-    launch(session, request, watch, as_json)

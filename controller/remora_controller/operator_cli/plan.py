@@ -6,11 +6,15 @@ from typing import Annotated
 
 import typer
 
+from remora_contract.digests import canonical_json
+from remora_contract.errors import UsageWrong
 from remora_controller.operator_cli import completion, render
 from remora_controller.operator_cli import gate_options as more
 from remora_controller.operator_cli import spec_options as spec
 from remora_controller.operator_cli.devices import Selector
+from remora_controller.operator_cli.release_document import pairs
 from remora_controller.operator_cli.session import connect
+from remora_controller.operator_cli.shipping import derived
 from remora_protos.operator.v1 import operator_pb2 as pb
 
 _FROM = {"fetched": "from", "waits": "for"}
@@ -20,10 +24,16 @@ _SHARING = {
     "all": "engine sharing: the whole fleet",
 }
 Release = Annotated[
-    str,
+    str | None,
     typer.Argument(
-        help="A release id, or a name for its newest.", autocompletion=completion.releases
+        help="A release id, or a name for its newest (with --adapter: left out).",
+        show_default=False,
+        autocompletion=completion.releases,
     ),
+]
+Adapter = Annotated[
+    list[str] | None,
+    typer.Option(help="NAME=REF: what the devices run, with this adapter changed; repeat."),
 ]
 
 
@@ -33,17 +43,26 @@ def register(root: typer.Typer) -> None:
 
 def plan(
     context: typer.Context,
-    release: Release,
+    release: Release = None,
+    adapter: Adapter = None,
     selector: Selector = "",
     wave: spec.Wave = None,
     stratify: more.Stratify = None,
     as_json: render.Json = None,
 ) -> None:
-    """Show what a release would cost each device, and which cannot take it and why."""
+    """Show what a release would cost each device, and which cannot take it and why. With --adapter
+    what `remora adapters ship` would bring; nothing is made for it."""
+    if release is None and not adapter:
+        raise UsageWrong("name a RELEASE, or an adapter to change with --adapter NAME=REF")
     session = connect(context)
     waves = spec.spec_message(wave, 0, 1, None, 0)
     waves.stratify.extend(stratify or [])
-    request = pb.PlanRequest(release=release, selector=selector, spec=waves)
+    request = pb.PlanRequest(selector=selector, spec=waves)
+    if adapter:
+        changed = pairs(adapter, "--adapter", "NAME=REF")
+        request.release_json = canonical_json(derived(session, changed, selector, release))
+    else:
+        request.release = release or ""
     made = session.call(session.stub.Plan, request)
     if as_json is not None:
         render.print_data(render.plain(made), as_json)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from remora_contract.errors import Refused
+from remora_contract.release import Release
 from remora_controller.operator_cli.release_document import derive
 from remora_controller.operator_cli.releases import (
     create_release,
@@ -19,10 +20,17 @@ from remora_protos.operator.v1 import operator_pb2 as pb
 def ship_release(
     session: Session, adapters: Mapping[str, str], selector: str, base: str | None
 ) -> str:
-    """Id of the derived release. Raises Refused when the devices run different releases."""
+    """Makes the derived release; its id. Raises as `derived` does."""
+    return create_release(session, derived(session, adapters, selector, base)).release_id
+
+
+def derived(
+    session: Session, adapters: Mapping[str, str], selector: str, base: str | None
+) -> Release:
+    """What the devices run, or `base`, with these adapters changed; not made yet. Raises Refused
+    when the devices run different releases."""
     base_id = base or common_release(session, selector)
-    release = release_of(find_release(session, base_id))
-    return create_release(session, derive(release, adapters, list_artifacts(session))).release_id
+    return derive(release_of(find_release(session, base_id)), adapters, list_artifacts(session))
 
 
 def common_release(session: Session, selector: str) -> str:

@@ -164,13 +164,16 @@ class OperatorService(pb_grpc.OperatorServicer):
     @unary
     async def Plan(self, request: pb.PlanRequest, context: Context) -> pb.PlanResponse:
         caller(context, pki.Role.OPERATOR)
-        plan = await self._parts.thread.call(
-            self._parts.operations.plan,
-            request.release,
-            request.selector,
-            wire.spec_of(request.spec),
-        )
-        return wire.plan_message(plan, self._parts.operations.sharing)
+        operations, spec = self._parts.operations, wire.spec_of(request.spec)
+        if request.release and request.release_json:
+            raise RequestInvalid("a plan is of `release` or of `release_json`, not of both")
+        if request.release_json:
+            args = request.release_json, request.selector, spec
+            plan = await self._parts.thread.call(operations.plan_document, *args)
+        else:
+            named = request.release, request.selector, spec
+            plan = await self._parts.thread.call(operations.plan, *named)
+        return wire.plan_message(plan, operations.sharing)
 
     @unary
     async def StartRollout(self, request: pb.StartRolloutRequest, context: Context) -> pb.Rollout:

@@ -231,14 +231,16 @@ class ListReleasesResponse(_message.Message):
     def __init__(self, releases: _Optional[_Iterable[_Union[ReleaseInfo, _Mapping]]] = ...) -> None: ...
 
 class PlanRequest(_message.Message):
-    __slots__ = ("release", "selector", "spec")
+    __slots__ = ("release", "selector", "spec", "release_json")
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     SELECTOR_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_JSON_FIELD_NUMBER: _ClassVar[int]
     release: str
     selector: str
     spec: RolloutSpec
-    def __init__(self, release: _Optional[str] = ..., selector: _Optional[str] = ..., spec: _Optional[_Union[RolloutSpec, _Mapping]] = ...) -> None: ...
+    release_json: bytes
+    def __init__(self, release: _Optional[str] = ..., selector: _Optional[str] = ..., spec: _Optional[_Union[RolloutSpec, _Mapping]] = ..., release_json: _Optional[bytes] = ...) -> None: ...
 
 class PlanResponse(_message.Message):
     __slots__ = ("devices", "waves", "total_bytes", "engine_sharing")
