@@ -39,7 +39,7 @@ class RolloutDriver:
         self._store = store
         self._presence = presence
         self._contents_of = contents_of
-        self._gates = GateWatch(presence.samples, presence.take_points)
+        self._gates = GateWatch(presence.samples, presence.unsaved_points)
         self._late: set[str] = set()
         self._late_watch = LateWatch(store, presence)
         self.is_moving = False  # a rollout ran at the last tick

@@ -138,13 +138,28 @@ class DecisionLoop:
         await self._thread.call(self._save, sightings, points)
 
     def _save(self, sightings: list[Sighting], points: list[MetricPoint]) -> None:
-        if sightings:
-            self._store.record_sightings(sightings)
-        if points:
-            self._store.add_metrics(points)
-        counted, dropped = self._presence.tally.take_unsaved()
-        if counted or dropped:
-            self._store.save_arm_counts(counted, dropped)
+        """What a full disk does not take is tried again with the next flush. Raises Exhausted."""
+        try:
+            if points:
+                self._store.add_metrics(points)
+                points = []
+            if sightings:
+                self._store.record_sightings(sightings)
+                sightings = []
+            self._save_arms()
+        except Exhausted:
+            self._presence.put_back(sightings, points)
+            raise
+
+    def _save_arms(self) -> None:
+        tally = self._presence.tally
+        counted, dropped = tally.take_unsaved()
+        try:
+            if counted or dropped:
+                self._store.save_arm_counts(counted, dropped)
+        except Exhausted:
+            tally.put_back(counted, dropped)
+            raise
 
     def _count(self) -> None:
         now = self._clock()

@@ -6,7 +6,7 @@ A heartbeat without news never becomes a row of its own. Time comes in; knows no
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from remora_controller.domain import BootTrail, Device, MetricPoint, Sighting
 from remora_controller.experiments.tally import ExperimentTally
@@ -16,6 +16,7 @@ MAX_PENDING_POINTS = 50_000
 MAX_METRICS_PER_DEVICE = 256
 MAX_TURNED_AWAY = 1000
 TURNED_AWAY_S = 300.0
+CLOCK_SET_S = 5.0
 
 
 class Presence:
@@ -25,6 +26,7 @@ class Presence:
         self._seen: dict[str, float] = {}
         self._awaited: dict[str, float] = {}  # until when a device's silence means nothing
         self._trails: dict[str, BootTrail] = {}
+        self._ahead_s: dict[str, float] = {}
         self._dirty: set[str] = set()
         self._metrics: dict[str, dict[str, MetricPoint]] = {}
         self._pending: list[MetricPoint] = []
@@ -69,6 +71,16 @@ class Presence:
             patience_s = max(self.offline_after_s, wait_s + self.offline_after_s / 2)
             self._awaited[device_id] = now + patience_s
 
+    def ahead_s(self, device_id: str, measured_s: float) -> float:
+        """How far the device's clock is ahead. A call measures it less its own delay, so the most
+        that was measured holds, and what a device tells twice has one time; until it is off by so
+        much that the clock was set."""
+        with self._lock:
+            known = self._ahead_s.get(device_id)
+            if known is None or not known - CLOCK_SET_S <= measured_s <= known:
+                self._ahead_s[device_id] = measured_s
+            return self._ahead_s[device_id]
+
     def left(self, device_id: str, now: float) -> None:
         """Its stream ended: it has `offline_after_s` to return, whatever it was asked."""
         with self._lock:
@@ -108,6 +120,7 @@ class Presence:
         with self._lock:
             self._seen.pop(device_id, None)
             self._awaited.pop(device_id, None)
+            self._ahead_s.pop(device_id, None)
             self._trails.pop(device_id, None)
             self._metrics.pop(device_id, None)
             self._dirty.discard(device_id)
@@ -147,11 +160,10 @@ class Presence:
         with self._lock:
             return dict(self._metrics.get(device_id, {}))
 
-    def take_points(self) -> list[MetricPoint]:
-        """The samples that the store has not heard; the caller stores them."""
+    def unsaved_points(self) -> list[MetricPoint]:
+        """The samples that the store has not heard yet, as they came."""
         with self._lock:
-            points, self._pending = self._pending, []
-            return points
+            return list(self._pending)
 
     def take_unsaved(self) -> tuple[list[Sighting], list[MetricPoint]]:
         """What the store has not heard; the caller stores it."""
@@ -160,3 +172,10 @@ class Presence:
             points, self._pending = self._pending, []
             self._dirty.clear()
             return sightings, points
+
+    def put_back(self, sightings: Iterable[Sighting], points: Sequence[MetricPoint]) -> None:
+        """The store could not take them; samples go before what came since."""
+        with self._lock:
+            self._dirty |= {s.device_id for s in sightings} & self._trails.keys()
+            self._pending[:0] = points
+            del self._pending[: max(0, len(self._pending) - MAX_PENDING_POINTS)]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from remora_contract.errors import Exhausted
 from remora_controller import loop as loops
 from remora_controller.counters import Counters
-from remora_controller.domain import BootTrail
+from remora_controller.domain import BootTrail, MetricPoint
 from remora_controller.driver import RolloutDriver
 from remora_controller.loop import DecisionLoop
 from remora_controller.presence import Presence
@@ -83,5 +84,32 @@ def test_a_full_disk_stops_no_decision_loop(tmp_path, monkeypatch, caplog):
     asyncio.run(flood_until(decisions, done))
     assert store.device("d1").trail == BootTrail("b", 5)
     assert caplog.messages.count("store.full") == 1
+    thread.close()
+    store.close()
+
+
+@pytest.mark.parametrize("full", ["add_metrics", "record_sightings", "save_arm_counts"])
+def test_what_a_full_disk_does_not_take_is_stored_with_the_next_flush(tmp_path, monkeypatch, full):
+    store, thread = SqliteStore(tmp_path / "c.db"), StoreThread()
+    enrol(store, "d1")
+    presence = Presence(0.0, 30.0)
+    driver = RolloutDriver(store, presence, lambda _: None)
+    decisions = DecisionLoop(store, thread, driver, presence, Watchers(), Counters(), lambda: 60.0)
+    label = "e/arm/" + "0" * 12
+    presence.seen("d1", BootTrail("b", 4), 50.0, is_stored=False)
+    arm = MetricPoint("d1", f"experiment_requests_total.{label}", 3.0, 50.0)
+    presence.add_metrics("d1", [MetricPoint("d1", "ttft_s", 0.5, 50.0), arm])
+
+    def refuse(*_):
+        raise Exhausted("the controller's disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, full, refuse)
+        with pytest.raises(Exhausted):
+            asyncio.run(decisions.flush())
+    asyncio.run(decisions.flush())
+    assert [p.value for p in store.metric_samples({"ttft_s"}, 0.0)] == [0.5]
+    assert store.device("d1").trail == BootTrail("b", 4)
+    assert [r.label for r in store.arm_counts()] == [label]
     thread.close()
     store.close()

@@ -137,3 +137,23 @@ def test_a_forgotten_device_leaves_nothing():
     presence.forget("d")
     assert (presence.last_seen("d"), dict(presence.metrics("d")), presence.count()) == (None, {}, 0)
     assert presence.take_unsaved()[0] == []
+
+
+def test_what_the_store_could_not_take_is_told_again_before_what_came_since():
+    presence = Presence(0.0, 30.0)
+    presence.seen("d", TRAIL, 1.0, is_stored=False)
+    presence.add_metrics("d", [MetricPoint("d", "m", 1.0, 1.0)])
+    sightings, points = presence.take_unsaved()
+    presence.add_metrics("d", [MetricPoint("d", "m", 2.0, 2.0)])
+    presence.put_back([*sightings, Sighting("removed", TRAIL, 1.0)], points)
+    again, told = presence.take_unsaved()
+    assert [p.value for p in told] == [1.0, 2.0]
+    assert again == sightings, "and nobody who was removed meanwhile"
+
+
+def test_what_is_put_back_is_bounded(monkeypatch):
+    monkeypatch.setattr(presences, "MAX_PENDING_POINTS", 3)
+    presence = Presence(0.0, 30.0)
+    presence.add_metrics("d", [MetricPoint("d", "m", float(n), n) for n in (3, 4)])
+    presence.put_back([], [MetricPoint("d", "m", float(n), n) for n in (0, 1, 2)])
+    assert [p.value for p in presence.unsaved_points()] == [2.0, 3.0, 4.0], "the oldest go"

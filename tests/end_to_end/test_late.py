@@ -29,25 +29,26 @@ def test_a_device_that_was_away_goes_back_alone_when_a_gate_fails_on_it(deep_sta
     cast = stage.artifacts.cast
     questions = [{"messages": cast.prompt(q), "max_tokens": 4} for q in cast.questions]
     with Load([away], questions) as load:
-        await_value(lambda: _late(stage, rollout) == "SENT_BACK", "it is sent back", 60.0)
-        stage.await_phase(away, "COMMITTED")
+        await_value(
+            lambda: _judged(stage, rollout).get("late") == "SENT_BACK", "it is sent back", 60.0
+        )
         await_value(
             lambda: _running(stage, away) == "good", "it serves what it had", 60.0, stage.shop
         )
+    # It serves what it had before it is through with the soak of going back.
+    await_value(lambda: _judged(stage, rollout).get("outcome") == "reverted", "it settles")
     assert load.complaints() == [], "no request was lost on the way there and back"
     assert _running(stage, here) == "new", "nobody else is touched"
     found = stage.fleet.operator("rollout", "status", rollout)
     assert found["state"] == "COMPLETED"
-    (judged,) = [d for d in found["devices"] if d["late"]]
-    assert judged["outcome"] == "reverted"
-    assert "gate quiet fails" in judged["late_detail"]
+    assert "gate quiet fails" in _judged(stage, rollout)["late_detail"]
     (device,) = stage.fleet.operator("devices", "list", "--selector", "name=away")
     assert device["note"].startswith(f"sent back by a gate of rollout {rollout}")
 
 
-def _late(stage, rollout):
+def _judged(stage, rollout):
     found = stage.fleet.operator("rollout", "status", rollout)
-    return next((d["late"] for d in found["devices"] if d["late"]), "")
+    return next((d for d in found["devices"] if d["late"]), {})
 
 
 def _running(stage, agent):

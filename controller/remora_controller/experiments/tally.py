@@ -134,6 +134,16 @@ class ExperimentTally:
             self._dropped.clear()
             return rows, dropped
 
+    def put_back(self, rows: Iterable[ArmRow], dropped: Iterable[_Key]) -> None:
+        """The store could not take them."""
+        with self._lock:
+            self._unsaved |= {
+                (r.device_id, r.label)
+                for r in rows
+                if r.label in self._devices.get(r.device_id, {})
+            }
+            self._dropped |= {(d, n) for d, n in dropped if n not in self._devices.get(d, {})}
+
     def sums(self, labels: Collection[str], device_ids: Iterable[str]) -> dict[str, Sum]:
         """Of these labels over these devices."""
         counts: dict[str, Counter[str]] = {label: Counter() for label in labels}

@@ -62,10 +62,6 @@ class SampleKeeper:
         self._wanted: frozenset[str] = frozenset()
         self._devices: dict[str, _DeviceTracks] = {}
 
-    def keeps(self, metrics: frozenset[str]) -> bool:
-        """Whether it keeps all of these already."""
-        return metrics <= self._wanted
-
     def want(self, metrics: frozenset[str]) -> frozenset[str]:
         """Keeps these from now on and drops all others; those that were not kept before."""
         with self._lock:
@@ -95,8 +91,8 @@ class SampleKeeper:
                 self._add(point)
 
     def fill(self, points: Iterable[MetricPoint]) -> None:
-        """History of metrics just wanted, ordered by device, time and name: goes before whatever
-        came in meanwhile."""
+        """History of metrics just wanted, by device and as they came: goes before whatever came in
+        meanwhile."""
         with self._lock:
             devices, self._devices = self._devices, {}
             for point in points:

@@ -37,24 +37,23 @@ class _Judged:
 
 class GateWatch:
     def __init__(
-        self, samples: SampleKeeper, take_points: Callable[[], list[MetricPoint]] = list
+        self, samples: SampleKeeper, unsaved_points: Callable[[], list[MetricPoint]] = list
     ) -> None:
-        """`take_points`: samples that wait to be stored; `follow` stores them."""
+        """`unsaved_points`: samples that wait to be stored."""
         self.samples = samples
-        self._take_points = take_points
+        self._unsaved_points = unsaved_points
         self._judged: dict[str, _Judged] = {}
         self._whole: set[tuple[str, int, str]] = set()  # whose baseline was made whole
 
     def follow(self, store: Store, rollouts: Sequence[RolloutRecord], now: float) -> None:
         """From now on keeps what the gates of these rollouts look at."""
         metrics = gate_metrics(r.spec.gates for r in rollouts)
-        if not self.samples.keeps(metrics):
-            # They come from the store below, and the newest are not there yet.
-            store.add_metrics(self._take_points())
         new = self.samples.want(metrics)
         if new:
             names = {*new, TOKENS}
-            self.samples.fill(store.metric_samples(names, now - BASELINE_S))
+            stored = store.metric_samples(names, now - BASELINE_S)
+            # Asked behind `want`: what comes in between would be in neither.
+            self.samples.fill([*stored, *self._unsaved_points()])
         open_ids = {r.rollout_id for r in rollouts}
         self._judged = {r: j for r, j in self._judged.items() if r in open_ids}
         self._whole = {key for key in self._whole if key[0] in open_ids}

@@ -23,6 +23,7 @@ from remora_controller.services.admission import Admission, quarantine_message
 from remora_controller.services.calls import Context, caller, streaming, unary
 from remora_controller.services.diagnostics import requests_of
 from remora_controller.services.wire import (
+    clock_ahead_s,
     desired_of,
     events_of,
     facts_of,
@@ -97,8 +98,8 @@ class FleetService(pb_grpc.FleetServicer):
             events=events_of(request.events, now),
             held=_held(device, request),
         )
-        sent_at = request.sent_at_unix_s
-        metrics = metrics_of(request.metrics, device.device_id, now, sent_at)
+        ahead_s = parts.presence.ahead_s(device.device_id, clock_ahead_s(request, now))
+        metrics = metrics_of(request.metrics, device.device_id, now, ahead_s)
         has_news = _has_news(device, record)
         # First: when it is decided about what the device reports, what it measured is known too.
         parts.presence.add_metrics(device.device_id, metrics)

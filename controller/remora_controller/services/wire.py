@@ -111,16 +111,20 @@ def events_of(events: Sequence[pb.DeviceEvent], now: float) -> tuple[DeviceEvent
     return tuple(_event_of(e, now) for e in events)
 
 
-def metrics_of(
-    metrics: Sequence[pb.Metric], device_id: str, now: float, sent_at: float = 0.0
-) -> tuple[MetricPoint, ...]:
-    """Without values that are not finite and names nobody could type. Raises RequestInvalid.
+def clock_ahead_s(request: pb.SyncRequest, now: float) -> float:
+    """What the call says of how far the device's clock is ahead, less the call's own delay."""
+    sent_at = request.sent_at_unix_s  # 0: not told
+    return sent_at - now if math.isfinite(sent_at) and sent_at > 0 else 0.0
 
-    `sent_at`: the device's clock when it sent; times move by how far it is off. 0: not told."""
+
+def metrics_of(
+    metrics: Sequence[pb.Metric], device_id: str, now: float, ahead_s: float
+) -> tuple[MetricPoint, ...]:
+    """Without values that are not finite and names nobody could type; in the controller's time.
+    Raises RequestInvalid."""
     _count("metrics", metrics, MAX_METRICS)
-    ahead = sent_at - now if math.isfinite(sent_at) and sent_at > 0 else 0.0
     return tuple(
-        MetricPoint(device_id, m.name, m.value, _past(m.at_unix_s - ahead, now))
+        MetricPoint(device_id, m.name, m.value, _past(m.at_unix_s - ahead_s, now))
         for m in metrics
         if math.isfinite(m.value) and _METRIC_NAME.fullmatch(m.name)
     )

@@ -201,7 +201,7 @@ class JournalStore(Protocol):
     def metric_samples(
         self, names: Collection[str], since: float, device_id: str | None = None
     ) -> list[MetricPoint]:
-        """Of all devices or one, these metrics with or without labels, by device, time and name."""
+        """Of all devices or one, these metrics with or without labels: by device, as they came."""
         ...
 
     def prune(self, now: float) -> None:

@@ -93,7 +93,7 @@ class SqliteStore(SqliteDevices, SqliteLate, SqliteGovernance, SqliteSharing, Sq
         rows = self._rows(
             "SELECT device_id, name, value, at FROM metrics_history"
             f" WHERE {one}at >= ? AND (name IN ({marks}) OR {plain} IN ({marks}))"
-            " ORDER BY device_id, at, name",
+            " ORDER BY device_id, id",
             *(*([] if device_id is None else [device_id]), since, *wanted, *wanted),
         )
         return [MetricPoint(**row) for row in rows]
