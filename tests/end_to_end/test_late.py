@@ -36,7 +36,9 @@ def test_a_device_that_was_away_goes_back_alone_when_a_gate_fails_on_it(deep_sta
             lambda: _running(stage, away) == "good", "it serves what it had", 60.0, stage.shop
         )
     # It serves what it had before it is through with the soak of going back.
-    await_value(lambda: _judged(stage, rollout).get("outcome") == "reverted", "it settles")
+    await_value(
+        lambda: _judged(stage, rollout).get("outcome") == "reverted", "it settles", 60.0, stage.shop
+    )
     assert load.complaints() == [], "no request was lost on the way there and back"
     assert _running(stage, here) == "new", "nobody else is touched"
     found = stage.fleet.operator("rollout", "status", rollout)
