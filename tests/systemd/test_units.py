@@ -50,6 +50,11 @@ def test_systemd_accepts_the_unit(tmp_path, name):
     assert (done.returncode, complaints) == (0, [])
 
 
+def test_a_build_that_runs_out_of_memory_does_not_end_the_service():
+    """By systemd's default one killed child stops the whole unit."""
+    assert directives("remora-agent.service")["OOMPolicy"] == ["continue"]
+
+
 def exposure(name: str) -> float:
     done = subprocess.run(
         ["systemd-analyze", "security", "--offline=true", "--no-pager", str(UNITS / name)],

@@ -174,6 +174,8 @@ def _conclude(returncode: int, report: _Report, what: str, log_path: Path) -> di
         return report.result
     if returncode < 0:
         ending = f"was killed by {_signal_name(-returncode)}"
+        if -returncode == signal.SIGKILL:
+            ending += " (by the kernel, if memory ran out: `journalctl -k` says so)"
     else:
         ending = f"exited with status {returncode} and no result"
     raise EngineFault(f"{what} {ending} while {report.phase}; its last words: {log_tail(log_path)}")

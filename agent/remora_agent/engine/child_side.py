@@ -17,6 +17,8 @@ from remora_contract.errors import RemoraError
 _PR_SET_PDEATHSIG = 1
 # Building and proving happen beside an engine that serves: requests go first.
 _NICENESS = 10
+# What the kernel kills first when memory runs out: the work, not the agent that serves.
+_OOM_SCORE_ADJ = 500
 
 
 def child_main(descriptor: int, work: Callable[[Progress], dict[str, Any]]) -> int:
@@ -26,6 +28,7 @@ def child_main(descriptor: int, work: Callable[[Progress], dict[str, Any]]) -> i
     """
     _die_with_parent()
     os.nice(_NICENESS)
+    _offer_to_the_oom_killer()
 
     def send(message: dict[str, Any]) -> None:
         os.write(descriptor, json.dumps(message).encode() + b"\n")
@@ -50,3 +53,9 @@ def _die_with_parent() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+
+
+def _offer_to_the_oom_killer() -> None:
+    """Every process may make itself more likely to be chosen, none less."""
+    path = Path("/proc/self/oom_score_adj")
+    path.write_text(str(max(_OOM_SCORE_ADJ, int(path.read_text()))))

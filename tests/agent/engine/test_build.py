@@ -270,6 +270,27 @@ def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
     return run
 
 
+def test_a_child_is_what_the_kernel_kills_first_when_memory_runs_out(child):
+    text = """
+    def work(progress):
+        return {"adj": int(open("/proc/self/oom_score_adj").read())}
+
+    child_main(int(sys.argv[1]), work)
+    """
+    assert child(text)["adj"] >= 500
+
+
+def test_a_child_that_the_kernel_kills_is_reported_with_where_to_look(child):
+    text = """
+    def work(progress):
+        os.kill(os.getpid(), 9)
+
+    child_main(int(sys.argv[1]), work)
+    """
+    with pytest.raises(EngineFault, match=r"killed by SIGKILL .*journalctl -k"):
+        child(text)
+
+
 def test_a_child_killed_by_a_signal_is_reported_with_its_last_words(child):
     body = """
     def work(progress):
