@@ -16,6 +16,10 @@ from remora_contract.errors import Conflict
 
 # Abnormal exits that a release may cost before the device goes back by itself.
 MAX_ABNORMAL_EXITS = 3
+# Runs in a row that ended while a release was built or proven. Fewer than the starts after which
+# systemd gives up (StartLimitBurst), more than a device's power may well fail during a long build.
+MAX_CUT_WORK = 4
+_RISKY = frozenset({Phase.BUILDING, Phase.PROVING})
 _HELD_POLL_S = 1.0  # windows open and locks end without telling
 
 
@@ -46,6 +50,7 @@ class Record:
     previous: str | None = None
     error_code: str = ""
     error_message: str = ""
+    cut_runs: int = 0  # in a row that ended in this phase without warning
 
 
 class Effect(Enum):
@@ -125,7 +130,8 @@ def advance(
 ) -> Record:
     """The record after the event. Raises InternalFault when the event is impossible here."""
     phase = next_phase(record.phase, event)
-    moved = replace(record, phase=phase, entered_at_s=now_s)
+    cut_runs = record.cut_runs if phase is record.phase else 0
+    moved = replace(record, phase=phase, entered_at_s=now_s, cut_runs=cut_runs)
     if code and not moved.error_code:
         moved = replace(moved, error_code=code, error_message=message)
     if phase is Phase.COMMITTED:
@@ -154,12 +160,18 @@ def decide(
     return Advance(Event.SOAKED) if now_s >= soaked_at_s else WaitUntil(soaked_at_s)
 
 
+def counted(record: Record) -> Record:
+    """The record that a run found which ended without warning: work that takes the agent or its
+    machine down is not begun again and again."""
+    return replace(record, cut_runs=record.cut_runs + 1) if record.phase in _RISKY else record
+
+
 def after_start(record: Record | None, abnormal_exits: int) -> Event | None:
     """The event with which a starting agent meets the record it finds."""
     if record is None:
         return None
     if record.phase not in FINAL:
-        return Event.INTERRUPTED
+        return Event.FAILED if record.cut_runs >= MAX_CUT_WORK else Event.INTERRUPTED
     looping = abnormal_exits >= MAX_ABNORMAL_EXITS and record.previous is not None
     return Event.CRASH_LOOP if looping and record.phase is Phase.COMMITTED else None
 

@@ -22,6 +22,7 @@ from remora_agent.control.activation import (
     advance,
     after_start,
     assign,
+    counted,
     decide,
 )
 from remora_agent.control.effects import Effects
@@ -32,7 +33,7 @@ from remora_agent.control.pacing import Backoff
 from remora_agent.control.phase import Event
 from remora_agent.control.releases import link_current
 from remora_agent.control.soak import unhealthy_reason
-from remora_agent.control.state import DeviceState
+from remora_agent.control.state import DeviceState, PastRuns
 from remora_agent.telemetry.serving import serving_metrics
 from remora_contract.device_phase import FINAL, Phase
 from remora_contract.errors import (
@@ -101,19 +102,20 @@ class Reconciler:
 
         A full disk keeps nothing from serving: what cannot be written down is only remembered, and
         a restart would conclude the same from what is on disk."""
-        exits = self._begin_run(kernel_boot_id)
-        event = after_start(self._record, exits)
-        if self._record is not None and event is not None:
-            self._meet(self._record, event, exits)
+        past, record = self._begin_run(kernel_boot_id), self._record
+        if record is not None and past.was_cut:
+            record = counted(record)
+        event = after_start(record, past.abnormal_exits)
+        if record is not None and event is not None:
+            self._meet(record, event, past.abnormal_exits)
         self._tidy(self._record)
 
-    def _begin_run(self, kernel_boot_id: str) -> int:
-        """How many runs in a row ended abnormally."""
+    def _begin_run(self, kernel_boot_id: str) -> PastRuns:
         try:
             return self._state.begin_run(kernel_boot_id)
         except Exhausted as e:
             log.error("state_dir.full", extra={"cause": str(e)})
-            return 0
+            return PastRuns()
 
     def _meet(self, record: Record, event: Event, exits: int) -> None:
         code, message = _start_error(record, event, exits)
@@ -329,6 +331,12 @@ def _code(error: RemoraError) -> str:
 def _start_error(record: Record, event: Event, exits: int) -> tuple[str, str]:
     if event is Event.CRASH_LOOP:
         return "AbnormalExits", f"the agent ended abnormally {exits} times running this release"
+    if event is Event.FAILED:
+        what = f"the agent or its machine went down {record.cut_runs} times while"
+        return (
+            "AbnormalExits",
+            f"{what} {record.phase.value}; see the agent's log and `journalctl -k`",
+        )
     if record.phase in (Phase.SWITCHING, Phase.SOAKING):
         return "Interrupted", f"the agent was stopped or killed while {record.phase.value}"
     return "", ""

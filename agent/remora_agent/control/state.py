@@ -11,7 +11,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,14 @@ class Database:
             self._db.conn.close()
 
 
+@dataclass(frozen=True)
+class PastRuns:
+    """How the agent's runs ended before this one."""
+
+    abnormal_exits: int = 0  # in a row; a machine that went down with its agent adds nothing
+    was_cut: bool = False  # the last one ended without `end_run`, whatever the reason
+
+
 class DeviceState:
     """The facts by their meaning."""
 
@@ -106,16 +114,17 @@ class DeviceState:
     def save_record(self, record: Record) -> None:
         self._database.set_facts({"activation": encode_record(record)})
 
-    def begin_run(self, kernel_boot_id: str) -> int:
-        """Marks the agent as running. Returns how many runs in a row ended without `end_run`.
+    def begin_run(self, kernel_boot_id: str) -> PastRuns:
+        """Marks the agent as running.
 
         A run that ended with its machine's (another kernel boot) is a power cut, not a crash."""
         exits = int(self._database.fact("abnormal_exits") or 0)
-        if self._database.fact("running_in") == kernel_boot_id:
+        running_in = self._database.fact("running_in")
+        if running_in == kernel_boot_id:
             exits += 1
         facts = {"running_in": kernel_boot_id, "abnormal_exits": str(exits)}
         self._database.set_facts(facts)
-        return exits
+        return PastRuns(exits, was_cut=bool(running_in))
 
     def forgive_exits(self) -> None:
         """The run has been healthy long enough: earlier exits no longer count."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from remora_agent.control.activation import MAX_CUT_WORK
 from remora_agent.control.reconcile import Reconciler
 from remora_contract.device_phase import Phase
 from remora_contract.errors import EngineFault, Exhausted, Unavailable
@@ -374,6 +375,33 @@ def test_power_cuts_are_not_abnormal_exits(device, first, second):
         device.crash()
         device.boot(kernel_boot_id=f"power cycle {n}")
     assert device.running == second.release_id
+
+
+@pytest.mark.parametrize("phase", [Phase.BUILDING, Phase.PROVING])
+@pytest.mark.parametrize("takes_down", ["agent", "machine"])
+def test_work_that_takes_agent_or_machine_down_is_not_begun_for_ever(
+    device, first, second, phase, takes_down
+):
+    commit(device, first)
+    device.assign(second)
+    for n in range(MAX_CUT_WORK):
+        assert device.settle(until=phase).phase is phase
+        device.crash()
+        device.boot(kernel_boot_id="k1" if takes_down == "agent" else f"boot {n}")
+    record = device.settle()
+    assert (record.phase, record.error_code) == (Phase.FAILED, "AbnormalExits")
+    assert f"{MAX_CUT_WORK} times while {phase.value}" in record.error_message
+    assert device.running == first.release_id
+
+
+def test_clean_stops_in_the_middle_of_a_build_count_for_nothing(device, first, second):
+    commit(device, first)
+    device.assign(second)
+    for _ in range(2 * MAX_CUT_WORK):
+        device.settle(until=Phase.BUILDING)
+        device.stop()
+        device.boot()
+    assert device.settle().phase is Phase.COMMITTED
 
 
 def test_clean_stops_are_not_abnormal_exits(device, first, second):

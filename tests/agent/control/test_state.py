@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 from remora_agent.control.activation import Desired, Record
 from remora_agent.control.spool import EventSpool
-from remora_agent.control.state import Database, DeviceState, decode_record, encode_record
+from remora_agent.control.state import (
+    Database,
+    DeviceState,
+    PastRuns,
+    decode_record,
+    encode_record,
+)
 from remora_contract.device_phase import Phase
 from remora_contract.errors import Exhausted, InternalFault
 
@@ -67,10 +73,19 @@ def test_a_file_that_is_no_database_says_what_to_do(tmp_path):
 
 def test_exits_count_only_within_one_boot_of_the_machine(database):
     state = DeviceState(database)
-    assert [state.begin_run("k1") for _ in range(3)] == [0, 1, 2]
-    assert state.begin_run("k2") == 2, "a power cut adds nothing"
+    assert state.begin_run("k1") == PastRuns(0, was_cut=False)
+    assert [state.begin_run("k1") for _ in range(2)] == [PastRuns(1, True), PastRuns(2, True)]
+    assert state.begin_run("k2") == PastRuns(2, True), "a power cut adds nothing"
     state.end_run()
-    assert state.begin_run("k2") == 0
+    assert state.begin_run("k2") == PastRuns(0, was_cut=False)
+
+
+def test_a_record_of_an_earlier_version_is_read():
+    stored = json.loads(
+        encode_record(Record(Desired(1, "a-1", "{}", "r1", 0.0, False), Phase.PROVING, 1.0))
+    )
+    del stored["cut_runs"]
+    assert decode_record(json.dumps(stored)).cut_runs == 0
 
 
 def test_events_keep_their_order_and_numbers_over_restarts(tmp_path):
