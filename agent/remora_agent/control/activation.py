@@ -14,7 +14,7 @@ from remora_agent.control.phase import UNTOUCHABLE, Event, next_phase
 from remora_contract.device_phase import FINAL, Phase
 from remora_contract.errors import Conflict
 
-# Abnormal exits that a release may cost before the device goes back by itself.
+# Abnormal exits that a release may cost before the device stops serving it by itself.
 MAX_ABNORMAL_EXITS = 3
 _HELD_POLL_S = 1.0  # windows open and locks end without telling
 
@@ -126,7 +126,7 @@ def advance(
     """The record after the event. Raises InternalFault when the event is impossible here."""
     phase = next_phase(record.phase, event)
     moved = replace(record, phase=phase, entered_at_s=now_s)
-    if code and not moved.error_code:
+    if code and (event is Event.CRASH_LOOP or not moved.error_code):
         moved = replace(moved, error_code=code, error_message=message)
     if phase is Phase.COMMITTED:
         return _commit(moved)
@@ -155,13 +155,16 @@ def decide(
 
 
 def after_start(record: Record | None, abnormal_exits: int) -> Event | None:
-    """The event with which a starting agent meets the record it finds."""
+    """The event with which a starting agent meets the record it finds.
+
+    A crash loop is met where the committed release is all that runs. Where the work of a newer one
+    goes on too, either may be to blame, and none is given up."""
     if record is None:
         return None
-    if record.phase not in FINAL:
-        return Event.INTERRUPTED
-    looping = abnormal_exits >= MAX_ABNORMAL_EXITS and record.previous is not None
-    return Event.CRASH_LOOP if looping and record.phase is Phase.COMMITTED else None
+    is_alone = record.phase in FINAL or record.phase is Phase.REVERTING
+    if abnormal_exits >= MAX_ABNORMAL_EXITS and is_alone and record.committed is not None:
+        return Event.CRASH_LOOP
+    return None if record.phase in FINAL else Event.INTERRUPTED
 
 
 def _commit(record: Record) -> Record:
