@@ -31,6 +31,6 @@ class Phase(Enum):
     UNASSIGNED = "UNASSIGNED"  # nothing is assigned: the device keeps what it runs
 
 
-# A generation ends in one of these. One exception: a crash loop still takes a device from
-# COMMITTED to REVERTING.
+# A generation ends in one of these. One exception: a crash loop of what serves still takes a device
+# from there to REVERTING.
 FINAL = frozenset({Phase.COMMITTED, Phase.REFUSED, Phase.REVERTED, Phase.FAILED, Phase.UNASSIGNED})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import grpc
 import psutil
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from examples.demo.fleet import agent_toml
 from examples.demo.processes import await_value
@@ -43,6 +45,24 @@ def test_an_agent_killed_while_it_builds_builds_again(stage):
     stage.ask(agent, stage.artifacts.cast.variants(1))
 
 
+def test_a_first_release_that_takes_the_agent_down_makes_room_for_a_better_one(stage):
+    (agent,) = stage.join("one")
+    stage.release("fatal", stage.artifacts.bundle.reference, "alpha")
+    stage.roll_out("fatal")
+    for _ in range(3):
+        _await_health(agent, health_pb2.HealthCheckResponse.SERVING)
+        agent.daemon.kill()
+        stage.fleet.restart(agent)
+    await_value(lambda: _device(stage)["phase"] == "FAILED", "FAILED", 30.0, stage.shop)
+    device = _device(stage)
+    assert (device["error_code"], device["running_release_id"]) == ("AbnormalExits", "")
+    assert "agent.started" in device["error_message"], "the log's last lines of the run before"
+    _await_health(agent, health_pb2.HealthCheckResponse.NOT_SERVING)
+    stage.release("better", stage.artifacts.bundle.reference, "alpha", "beta-1")
+    stage.roll_out("better")
+    stage.ask(agent, stage.artifacts.cast.variants(1))
+
+
 def test_a_rollout_outlives_its_controller(stage):
     agents = stage.join("one", "two", download_bytes_per_s=SLOW)
     stage.release("all", stage.artifacts.bundle.reference, "alpha", "beta-1")
@@ -61,6 +81,18 @@ def _published_bytes(stage):
     """Of the bundle with its own document."""
     artifacts = stage.fleet.operator("bundles")
     return next(a["bytes"] for a in artifacts if a["digest"] == stage.artifacts.bundle.digest)
+
+
+def _device(stage):
+    (device,) = stage.fleet.operator("devices", "list")
+    return device
+
+
+def _await_health(agent, state):
+    with grpc.insecure_channel(agent.address) as channel:
+        check = health_pb2_grpc.HealthStub(channel).Check
+        request = health_pb2.HealthCheckRequest()
+        await_value(lambda: check(request).status == state, f"health {state}", 30.0)
 
 
 def _held(agent):

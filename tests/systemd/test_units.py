@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from remora_agent.config import load_config
+from remora_agent.control.activation import MAX_ABNORMAL_EXITS, MAX_CUT_WORK
 from tests.agent.control.test_killed import ROOT, Fleet
 
 UNITS = ROOT / "systemd"
@@ -48,6 +49,11 @@ def test_systemd_accepts_the_unit(tmp_path, name):
     )
     complaints = [line for line in done.stderr.splitlines() if name in line]
     assert (done.returncode, complaints) == (0, [])
+
+
+def test_systemd_gives_up_after_the_agent_has_given_up_what_takes_it_down():
+    starts = int(directives("remora-agent.service")["StartLimitBurst"][0])
+    assert starts > MAX_CUT_WORK + MAX_ABNORMAL_EXITS + 1
 
 
 def test_a_build_that_runs_out_of_memory_does_not_end_the_service():

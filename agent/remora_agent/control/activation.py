@@ -14,10 +14,10 @@ from remora_agent.control.phase import UNTOUCHABLE, Event, next_phase
 from remora_contract.device_phase import FINAL, Phase
 from remora_contract.errors import Conflict
 
-# Abnormal exits that a release may cost before the device goes back by itself.
+# Abnormal exits that a release may cost before the device stops serving it by itself.
 MAX_ABNORMAL_EXITS = 3
-# Runs in a row that ended while a release was built or proven. Fewer than the starts after which
-# systemd gives up (StartLimitBurst), more than a device's power may well fail during a long build.
+# Runs in a row that ended while a release was built or proven: more, because power may well fail
+# during a long build.
 MAX_CUT_WORK = 4
 _RISKY = frozenset({Phase.BUILDING, Phase.PROVING})
 _HELD_POLL_S = 1.0  # windows open and locks end without telling
@@ -132,7 +132,7 @@ def advance(
     phase = next_phase(record.phase, event)
     cut_runs = record.cut_runs if phase is record.phase else 0
     moved = replace(record, phase=phase, entered_at_s=now_s, cut_runs=cut_runs)
-    if code and not moved.error_code:
+    if code and (event is Event.CRASH_LOOP or not moved.error_code):
         moved = replace(moved, error_code=code, error_message=message)
     if phase is Phase.COMMITTED:
         return _commit(moved)
@@ -167,13 +167,18 @@ def counted(record: Record) -> Record:
 
 
 def after_start(record: Record | None, abnormal_exits: int) -> Event | None:
-    """The event with which a starting agent meets the record it finds."""
+    """The event with which a starting agent meets the record it finds.
+
+    A crash loop is met where the committed release is all that runs. Where the work of a newer one
+    goes on too, either may be to blame, and none is given up."""
     if record is None:
         return None
-    if record.phase not in FINAL:
-        return Event.FAILED if record.cut_runs >= MAX_CUT_WORK else Event.INTERRUPTED
-    looping = abnormal_exits >= MAX_ABNORMAL_EXITS and record.previous is not None
-    return Event.CRASH_LOOP if looping and record.phase is Phase.COMMITTED else None
+    if record.cut_runs >= MAX_CUT_WORK:
+        return Event.FAILED
+    is_alone = record.phase in FINAL or record.phase is Phase.REVERTING
+    if abnormal_exits >= MAX_ABNORMAL_EXITS and is_alone and record.committed is not None:
+        return Event.CRASH_LOOP
+    return None if record.phase in FINAL else Event.INTERRUPTED
 
 
 def _commit(record: Record) -> Record:

@@ -74,8 +74,11 @@ def compose(
     host: ServingHost,
     timing: Timing | None = None,
     openers: list[Opener] | None = None,
+    last_words: str = "",
 ) -> Parts:
-    """Everything `Agent` runs. The state directory must be locked (`layout.exclusive`)."""
+    """Everything `Agent` runs. The state directory must be locked (`layout.exclusive`).
+
+    `last_words`: the end of the last run's log."""
     timing = timing or Timing()
     layout = StateLayout(Path(config.state_dir))
     layout.create()
@@ -107,6 +110,7 @@ def compose(
         random.random,
         pinned,
         holding=lambda record: holds.holding(record) or origins.holding(record),
+        last_words=last_words,
     )
     sync = SyncLoop(
         client,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from remora_contract.structured_logs import JsonFormatter
 log = logging.getLogger(__name__)
 PRIVATE = ("prompt", "answer")
 _LEFT_OUT = "(left out)"
+_LAST_LINES, _LAST_LINE_CHARS = 5, 300  # fit together into what a device reports
 
 
 class _WithoutTexts(JsonFormatter):
@@ -73,6 +75,17 @@ def kept_lines(path: Path, since_unix_s: float) -> bytes:
     if since_unix_s <= 0:
         return lines
     return b"".join(line for line in lines.splitlines(True) if _at(line) >= since_unix_s)
+
+
+def last_lines(path: Path) -> str:
+    """The newest lines, each cut to what a report has room for; "" where none are kept."""
+    if not path.exists():
+        return ""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - (64 << 10)))
+        lines = file.read().decode(errors="replace").splitlines()
+    return "\n".join(line[:_LAST_LINE_CHARS] for line in lines[-_LAST_LINES:])
 
 
 def _at(line: bytes) -> float:

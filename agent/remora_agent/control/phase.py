@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from remora_contract.device_phase import Phase
+from remora_contract.device_phase import FINAL, Phase
 from remora_contract.errors import InternalFault
 
 
@@ -23,7 +23,7 @@ class Event(Enum):
     UNHEALTHY = "unhealthy"  # while soaking
     FAILED = "failed"  # the effect of this phase did not happen
     INTERRUPTED = "interrupted"  # the agent started again and found this phase
-    CRASH_LOOP = "crash_loop"  # a committed release took the agent down again and again
+    CRASH_LOOP = "crash_loop"  # what serves after a start took the agent down again and again
 
 
 P, E = Phase, Event
@@ -61,13 +61,14 @@ NEXT: dict[tuple[Phase, Event], Phase] = {
     (P.SWITCHING, E.FAILED): P.REVERTING,
     (P.SOAKING, E.SOAKED): P.COMMITTED,
     (P.SOAKING, E.UNHEALTHY): P.REVERTING,
-    (P.COMMITTED, E.CRASH_LOOP): P.REVERTING,
     (P.REVERTING, E.DONE): P.REVERTED,
     (P.REVERTING, E.FAILED): P.FAILED,
     **{(p, E.INTERRUPTED): p for p in RESUMABLE},
     (P.SWITCHING, E.INTERRUPTED): P.REVERTING,
     (P.SOAKING, E.INTERRUPTED): P.REVERTING,
     (P.REVERTING, E.INTERRUPTED): P.REVERTING,
+    **{(p, E.CRASH_LOOP): P.REVERTING for p in Phase if p in FINAL},
+    (P.REVERTING, E.CRASH_LOOP): P.REVERTING,
 }
 
 

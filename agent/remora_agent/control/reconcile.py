@@ -80,12 +80,15 @@ class Reconciler:
         pinned: tuple[str, ...] = (),
         on_change: Callable[[], None] = lambda: None,
         holding: Callable[[Record | None], Hold | None] = lambda record: None,
+        last_words: str = "",
     ) -> None:
         """`now` is monotonic; `on_change` hears of every new phase and must return at once;
-        `holding` says why a switch waits (`holds`)."""
+        `holding` says why a switch waits (`holds`); `last_words` are the log's last lines of the
+        run before this one."""
         self._state, self._effects, self._interrupt = state, effects, interrupt
         self._now, self._random_unit = now, random_unit
         self._pinned, self.on_change, self._holding = pinned, on_change, holding
+        self._last_words = last_words
         self._lock = threading.RLock()
         self._wake = threading.Event()
         self._stopping = False
@@ -118,11 +121,11 @@ class Reconciler:
             return PastRuns()
 
     def _meet(self, record: Record, event: Event, exits: int) -> None:
-        code, message = _start_error(record, event, exits)
+        code, message = _start_error(record, event, exits, self._last_words)
         try:
             self._move(record, event, code, message)
-            if event is Event.CRASH_LOOP:
-                self._state.forgive_exits()
+            if event in (Event.CRASH_LOOP, Event.FAILED):
+                self._state.forgive_exits()  # whose they were is settled
         except Exhausted as e:
             log.error("record.not_saved", extra={"cause": str(e)})
             self._record = advance(record, event, self._now(), code, message)
@@ -243,7 +246,10 @@ class Reconciler:
 
     def _save(self, record: Record) -> None:
         with self._lock:
-            self._state.save_record(record)
+            # What ran until now is not what the next abnormal exit will speak of.
+            is_new = self._record is None or record.phase is not self._record.phase
+            forgives = is_new and (record.phase in FINAL or record.phase is Phase.REVERTING)
+            self._state.save_record(record, forgives)
             self._record, self._progress = record, 0.0
 
     def _announce(self, record: Record) -> None:
@@ -328,15 +334,15 @@ def _code(error: RemoraError) -> str:
     return type(error).__name__
 
 
-def _start_error(record: Record, event: Event, exits: int) -> tuple[str, str]:
+def _start_error(record: Record, event: Event, exits: int, last_words: str) -> tuple[str, str]:
+    words = f"; its last log lines:\n{last_words}" if last_words else ""
     if event is Event.CRASH_LOOP:
-        return "AbnormalExits", f"the agent ended abnormally {exits} times running this release"
+        loop = f"the agent ended abnormally {exits} times running {record.committed}"
+        alone = "; there is no earlier release to go back to, so nothing serves: roll out another"
+        return "AbnormalExits", loop + ("" if record.previous else alone) + words
     if event is Event.FAILED:
-        what = f"the agent or its machine went down {record.cut_runs} times while"
-        return (
-            "AbnormalExits",
-            f"{what} {record.phase.value}; see the agent's log and `journalctl -k`",
-        )
+        what = f"the agent or its machine went down {record.cut_runs} times while "
+        return "AbnormalExits", what + record.phase.value + words
     if record.phase in (Phase.SWITCHING, Phase.SOAKING):
         return "Interrupted", f"the agent was stopped or killed while {record.phase.value}"
     return "", ""

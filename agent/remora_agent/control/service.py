@@ -24,7 +24,7 @@ from remora_agent.config import (
 from remora_agent.control.agent import Agent, Supervisor
 from remora_agent.control.compose import compose
 from remora_agent.control.identity import load_identity
-from remora_agent.control.kept_log import keeping_log
+from remora_agent.control.kept_log import keeping_log, last_lines
 from remora_agent.control.layout import StateLayout, exclusive
 from remora_agent.host import ServingHost
 from remora_agent.telemetry.prometheus import MetricsServer
@@ -145,10 +145,11 @@ def run_agent(
     stopping = threading.Event()
     with ExitStack() as stack:
         stack.enter_context(exclusive(layout))
+        last_words = last_lines(layout.kept_log)  # of the run before this one
         stack.enter_context(keeping_log(layout.kept_log, config.telemetry.kept_log_bytes))
         identity = load_identity(layout.identity)
         host = stack.enter_context(open_host(config, layout, stopping.is_set))
-        parts = compose(config, identity, host)
+        parts = compose(config, identity, host, last_words=last_words)
         if config.telemetry.metrics_listen:
             address = check_address(config.telemetry.metrics_listen, "metrics_listen")
             latest = parts.telemetry.sampler.latest

@@ -111,8 +111,10 @@ class DeviceState:
         text = self._database.fact("activation")
         return None if text is None else decode_record(text)
 
-    def save_record(self, record: Record) -> None:
-        self._database.set_facts({"activation": encode_record(record)})
+    def save_record(self, record: Record, forgives: bool = False) -> None:
+        """`forgives`: earlier abnormal exits no longer count, in the same transaction."""
+        exits = {"abnormal_exits": "0"} if forgives else {}
+        self._database.set_facts({"activation": encode_record(record), **exits})
 
     def begin_run(self, kernel_boot_id: str) -> PastRuns:
         """Marks the agent as running.

@@ -47,7 +47,9 @@ class Device:
         self.generation = 0
         self.boot()
 
-    def boot(self, kernel_boot_id: str = "k1", is_full: bool = False) -> Device:
+    def boot(
+        self, kernel_boot_id: str = "k1", is_full: bool = False, last_words: str = ""
+    ) -> Device:
         """`is_full`: state.db cannot grow, as on a full disk."""
         self.host = ScriptedHost()
         self.database = Database(self.layout.database)
@@ -68,6 +70,7 @@ class Device:
             lambda: self.clock[0],
             random.Random(2).random,
             holding=self.holds.holding,
+            last_words=last_words,
         )
         self.reconciler.start(kernel_boot_id)
         self.reconciler._ensure_serving()

@@ -125,8 +125,28 @@ def test_three_abnormal_exits_of_a_committed_release_go_back_to_the_previous_one
     assert (ended.phase, ended.committed, ended.previous) == (Phase.REVERTED, "a-1", None)
 
 
-def test_a_crash_loop_without_an_earlier_release_stays():
-    assert after_start(record(Phase.COMMITTED, "b-1", None), 10) is None
+@pytest.mark.parametrize("phase", sorted(FINAL, key=lambda p: p.value))
+def test_a_crash_loop_without_an_earlier_release_ends_with_nothing_that_serves(phase):
+    current = replace(record(phase, "b-1", None), error_code="Earlier")
+    event = after_start(current, MAX_ABNORMAL_EXITS)
+    reverting = advance(current, event, 1.0, "AbnormalExits", "three times")
+    assert reverting.committed is None
+    ended = advance(reverting, Event.FAILED, 2.0, "NotFound", "nothing to go back to")
+    assert (ended.phase, ended.error_code) == (Phase.FAILED, "AbnormalExits")
+    assert after_start(ended, 10) is None, "there is nothing left to give up"
+
+
+def test_a_way_back_that_crashes_again_and_again_is_given_up_too():
+    reverting = record(Phase.REVERTING, "a-1", None)
+    assert after_start(reverting, MAX_ABNORMAL_EXITS - 1) is Event.INTERRUPTED
+    event = after_start(reverting, MAX_ABNORMAL_EXITS)
+    assert event is Event.CRASH_LOOP
+    assert advance(reverting, event, 1.0).committed is None
+
+
+@pytest.mark.parametrize("phase", sorted(RESUMABLE, key=lambda p: p.value))
+def test_while_a_newer_release_is_worked_on_none_is_given_up(phase):
+    assert after_start(record(phase), 10) is Event.INTERRUPTED
 
 
 @pytest.mark.parametrize("phase", list(Phase))
@@ -150,7 +170,7 @@ def test_assigning_nothing_drops_what_is_unfinished_and_keeps_what_is_committed(
         dropped = assign(record(phase), nothing, 1.0)
         assert (dropped.phase, dropped.committed) == (Phase.UNASSIGNED, "a-1")
         assert decide(dropped, 2.0) == Idle()
-        assert after_start(dropped, MAX_ABNORMAL_EXITS) is None
+        assert after_start(dropped, 0) is None
 
 
 def test_a_device_that_lost_its_memory_can_be_assigned_nothing():

@@ -368,6 +368,37 @@ def test_three_abnormal_exits_of_a_committed_release_bring_the_previous_one_back
     assert device.running == first.release_id
 
 
+def test_a_first_release_that_crashes_three_times_is_served_no_more(device, first, second):
+    commit(device, first)
+    for _ in range(3):
+        assert device.running == first.release_id
+        device.crash()
+        device.boot(last_words='{"event": "step.began"}')
+    record = device.settle()
+    assert (record.phase, record.error_code) == (Phase.FAILED, "AbnormalExits")
+    assert first.release_id in record.error_message
+    assert "roll out another" in record.error_message
+    assert record.error_message.endswith('{"event": "step.began"}')
+    assert device.running is None
+    device.crash()
+    device.boot()
+    assert device.settle().phase is Phase.FAILED
+    assert device.running is None, "it stays given up"
+    commit(device, second)
+    assert device.running == second.release_id
+
+
+def test_exits_under_one_release_do_not_count_against_the_next(device, first, second):
+    commit(device, first)
+    for _ in range(2):
+        device.crash()
+        device.boot()
+    commit(device, second)
+    device.crash()
+    device.boot()
+    assert (device.settle().phase, device.running) == (Phase.COMMITTED, second.release_id)
+
+
 def test_power_cuts_are_not_abnormal_exits(device, first, second):
     commit(device, first)
     commit(device, second)
@@ -391,7 +422,10 @@ def test_work_that_takes_agent_or_machine_down_is_not_begun_for_ever(
     record = device.settle()
     assert (record.phase, record.error_code) == (Phase.FAILED, "AbnormalExits")
     assert f"{MAX_CUT_WORK} times while {phase.value}" in record.error_message
-    assert device.running == first.release_id
+    device.crash()
+    device.boot()
+    assert device.settle().phase is Phase.FAILED
+    assert device.running == first.release_id, "what served is not to blame"
 
 
 def test_clean_stops_in_the_middle_of_a_build_count_for_nothing(device, first, second):
@@ -532,7 +566,7 @@ def test_a_full_disk_under_state_db_stops_nothing_that_serves(device, first, sec
     assert device.settle().phase is Phase.COMMITTED
 
 
-def failing_save(record):
+def failing_save(record, forgives=False):
     raise Exhausted("state.db cannot grow")
 
 
