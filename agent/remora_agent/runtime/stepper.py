@@ -132,13 +132,11 @@ class Stepper:
             return self._changed.wait_for(lambda: self._scheduler.empty, timeout_s)
 
     @property
-    def queued(self) -> int:
-        return self._scheduler.queued
-
-    @property
-    def rows_busy(self) -> int:
+    def load(self) -> tuple[int, int]:
+        """Rows that are busy and requests that wait, at one moment: who has just got a row is in
+        one of them."""
         with self._changed:
-            return self._scheduler.rows_busy
+            return self._scheduler.rows_busy, self._scheduler.queued
 
     # -- step thread ------------------------------------------------------------------------
 
