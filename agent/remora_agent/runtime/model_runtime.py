@@ -357,7 +357,7 @@ class ModelRuntime:
     def _on_exit(self, error: RemoraError) -> None:
         """On the step thread, last."""
         self._stepper.refuse(Unavailable("the runtime has ended"))
-        self._stepper.fail_all(error)
+        self._stepper.fail_all(error, broken=self._loop.failed)
         if self._loop.failed:
             self._bank.fail_preloads(error)
         else:

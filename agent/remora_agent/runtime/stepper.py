@@ -162,9 +162,10 @@ class Stepper:
             self._metrics.overhead(time.perf_counter() - began - engine_s)
         return None
 
-    def fail_all(self, error: RemoraError) -> None:
-        """Ends everything that is left."""
-        if (begun := self._beside.landed(wait=True)) is not None:
+    def fail_all(self, error: RemoraError, *, broken: bool = False) -> None:
+        """Ends everything that is left; `broken`: without asking the engine, which a bug has left
+        as nobody knows."""
+        if not broken and (begun := self._beside.landed(wait=True)) is not None:
             self._compute(begun)
         self._greet_and_reap()
         for request in list(self._requests.values()):
