@@ -47,9 +47,9 @@ class OverlapEngine(ReferenceEngine):
         begun, self._begun = self._begun, None
         return super().prefill(*begun)
 
-    def prefill(self, row: int, *more: Any) -> np.ndarray:
+    def prefill(self, row: int, *more: Any, **named: Any) -> np.ndarray:
         self._check(row)
-        return super().prefill(row, *more)
+        return super().prefill(row, *more, **named)
 
     def decode(self, steps: Sequence[RowStep]) -> np.ndarray:
         self._check(*(s.row for s in steps))
@@ -57,13 +57,13 @@ class OverlapEngine(ReferenceEngine):
             self.beside.append(tuple(s.row for s in steps))
         return super().decode(steps)
 
-    def score(self, row: int, *more: Any) -> np.ndarray:
+    def score(self, row: int, *more: Any, **named: Any) -> np.ndarray:
         self._check(row)
-        return super().score(row, *more)
+        return super().score(row, *more, **named)
 
-    def embed(self, row: int, *more: Any) -> np.ndarray:
+    def embed(self, row: int, *more: Any, **named: Any) -> np.ndarray:
         self._check(row)
-        return super().embed(row, *more)
+        return super().embed(row, *more, **named)
 
     def read_kv(self, row: int, start: int, stop: int) -> KvBlock:
         self._check(row)

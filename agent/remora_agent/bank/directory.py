@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from remora_contract.bundle import Bundle
 from remora_contract.compat import adapter_refusals
 from remora_contract.digests import short
 from remora_contract.errors import Conflict, Exhausted, Incompatible, NotFound, RequestInvalid
-from remora_contract.experiments import Experiment
+from remora_contract.experiments import Arm, Experiment
 from remora_contract.release import BASE_USE_CASES, WeightedName, check_use_case_name
 
 MAX_REVISIONS = 4096
@@ -143,7 +143,7 @@ class AdapterDirectory:
 
     def forget(self, name: str, revision: str) -> Registered:
         """Removes a revision; the files stay. Raises NotFound, and Conflict while the name's alias
-        points to it and other revisions exist, or a use case needs the name."""
+        points to it and other revisions exist, or a use case or an experiment needs the name."""
         with self._lock:
             record = self._find(name, revision)
             others = [r for r in self._revisions.values() if r.name == name and r != record]
@@ -181,8 +181,9 @@ class AdapterDirectory:
         return use_case
 
     def delete_use_case(self, name: str) -> bool:
-        """Whether it existed."""
+        """Whether it existed. Raises Conflict while an experiment needs it."""
         with self._lock:
+            self._check_no_arm(lambda arm: arm.use_case == name, f"use case {name}")
             return self._use_cases.pop(name, None) is not None
 
     def use_case(self, name: str) -> UseCase:
@@ -271,3 +272,14 @@ class AdapterDirectory:
         ]
         if users and not has_others:
             raise Conflict(f"use case {users[0]} needs adapter {record.name}; delete it first")
+        if not has_others:
+            self._check_no_arm(lambda arm: arm.adapter == record.name, f"adapter {record.name}")
+
+    def _check_no_arm(self, answers: Callable[[Arm], bool], what: str) -> None:
+        """Raises Conflict where an arm of an experiment `answers` with `what`."""
+        for declared in self._experiments.values():
+            for arm in filter(answers, declared.experiment.arms):
+                raise Conflict(
+                    f"{what} answers for arm {arm.name} of experiment {declared.experiment.name}; "
+                    "it can go once a release without the experiment serves"
+                )

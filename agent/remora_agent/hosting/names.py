@@ -137,9 +137,9 @@ def _swap(model: ServedModel, old: Assignment | None, new: Assignment) -> None:
                 adapters.set_alias(adapter.name, adapter.revision)
         for use_case in new.use_cases:
             directory.set_use_case(use_case.name, use_case.adapters)
+        directory.set_experiments(map(declared_by(new), new.experiments))
         for name in gone:
             directory.delete_use_case(name)
-        directory.set_experiments(map(declared_by(new), new.experiments))
         model.runtime.set_sampling_defaults(new.sampling)
 
 

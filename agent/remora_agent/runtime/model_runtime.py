@@ -284,6 +284,7 @@ class ModelRuntime:
         return self._clock()
 
     def status(self) -> RuntimeStatus:
+        rows_busy, queued = self._stepper.load
         return RuntimeStatus(
             state=RuntimeState.FAILED if self._loop.failed else self._state,
             backend=self._engine.backend,
@@ -292,8 +293,8 @@ class ModelRuntime:
             model_name=self.bundle.source.name,
             context_tokens=self._limits.context,
             rows=self._limits.rows,
-            rows_busy=self._stepper.rows_busy,
-            queued=self._stepper.queued,
+            rows_busy=rows_busy,
+            queued=queued,
             requests_served=self._metrics.requests - self._metrics.failures,
             requests_failed=self._metrics.failures,
             tokens_generated=self._metrics.tokens,
@@ -311,10 +312,11 @@ class ModelRuntime:
         prefix_evictions; now: queue_depth, rows_busy, prefix_bytes and what is resident
         (BankSnapshot.metrics); recently: ttft_s, ttft_p95_s, inter_token_s, tokens_per_s,
         scheduler_step_s (a step outside the engine)."""
+        rows_busy, queued = self._stepper.load
         return {
             **self._metrics.values(),
-            "queue_depth": float(self._stepper.queued),
-            "rows_busy": float(self._stepper.rows_busy),
+            "queue_depth": float(queued),
+            "rows_busy": float(rows_busy),
             "swaps": float(self._directory.swaps),
             **self._bank.snapshot.metrics(),
             **self._prefix_metrics(),
@@ -355,7 +357,7 @@ class ModelRuntime:
     def _on_exit(self, error: RemoraError) -> None:
         """On the step thread, last."""
         self._stepper.refuse(Unavailable("the runtime has ended"))
-        self._stepper.fail_all(error)
+        self._stepper.fail_all(error, broken=self._loop.failed)
         if self._loop.failed:
             self._bank.fail_preloads(error)
         else:

@@ -132,13 +132,11 @@ class Stepper:
             return self._changed.wait_for(lambda: self._scheduler.empty, timeout_s)
 
     @property
-    def queued(self) -> int:
-        return self._scheduler.queued
-
-    @property
-    def rows_busy(self) -> int:
+    def load(self) -> tuple[int, int]:
+        """Rows that are busy and requests that wait, at one moment: who has just got a row is in
+        one of them."""
         with self._changed:
-            return self._scheduler.rows_busy
+            return self._scheduler.rows_busy, self._scheduler.queued
 
     # -- step thread ------------------------------------------------------------------------
 
@@ -164,9 +162,10 @@ class Stepper:
             self._metrics.overhead(time.perf_counter() - began - engine_s)
         return None
 
-    def fail_all(self, error: RemoraError) -> None:
-        """Ends everything that is left."""
-        if (begun := self._beside.landed(wait=True)) is not None:
+    def fail_all(self, error: RemoraError, *, broken: bool = False) -> None:
+        """Ends everything that is left; `broken`: without asking the engine, which a bug has left
+        as nobody knows."""
+        if not broken and (begun := self._beside.landed(wait=True)) is not None:
             self._compute(begun)
         self._greet_and_reap()
         for request in list(self._requests.values()):

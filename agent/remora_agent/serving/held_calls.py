@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from remora_agent.runtime.api import (
+    Accepted,
     Failed,
     Finished,
     FinishReason,
@@ -131,6 +132,8 @@ class HeldCalls:
     def _end(self, held: HeldCall, event: Finished | Failed) -> None:
         if self._observe is not None:
             self._observe(event)
+        if isinstance(event, Finished):  # it comes after Accepted, which nobody may have said yet
+            held.on_event(Accepted(held.request_id, held.provenance))
         held.on_event(event)
 
     def _take(self, held: HeldCall) -> bool:

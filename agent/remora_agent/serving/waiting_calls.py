@@ -15,7 +15,8 @@ Withdraw = Callable[[Collection[str], Callable[[str], bool]], tuple[str, ...]]
 
 class AcceptedOnce:
     """A listener of a call that may move: it is accepted by the first model that says so. What the
-    call's other models say of it comes from other threads, each beginning with Accepted too."""
+    call's other models say of it comes from other threads, each beginning with Accepted too: of a
+    call that ended on its way, the model that gave it up says so perhaps after the end."""
 
     def __init__(self, on_event: OnEvent) -> None:
         self._lock = threading.Lock()
@@ -30,6 +31,9 @@ class AcceptedOnce:
                     return
                 self._on_event(event)  # before anybody's next event
         else:
+            if not self._told:
+                with self._lock:
+                    self._told = True
             self._on_event(event)
 
 

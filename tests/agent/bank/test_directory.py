@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from remora_agent.bank.directory import AdapterDirectory
+from remora_agent.bank.directory import AdapterDirectory, Declared
 from remora_contract.digests import digest_bytes, short
 from remora_contract.errors import (
     ArtifactInvalid,
@@ -16,6 +16,7 @@ from remora_contract.errors import (
     NotFound,
     RequestInvalid,
 )
+from remora_contract.experiments import Arm, Experiment
 from remora_contract.release import WeightedName
 from tests.support.runtime import add_adapter, make_bundle
 
@@ -151,6 +152,21 @@ def test_use_cases_are_kept_by_name_and_checked(directory, add):
     assert directory.delete_use_case("letters") and not directory.delete_use_case("letters")
     with pytest.raises(NotFound, match="letters"):
         directory.use_case("letters")
+
+
+def test_what_answers_for_an_arm_of_an_experiment_stays_until_that_is_gone(directory, add):
+    """Else a part of the sessions would be told that there is no such adapter."""
+    add("legal", "r1", 1), add("short", "r1", 2)
+    directory.set_use_case("letters", [WeightedName("short")])
+    arms = (Arm("i", 50, adapter="legal"), Arm("c", 50, use_case="letters"))
+    directory.set_experiments([Declared(Experiment("x", arms), {}, {})])
+    with pytest.raises(Conflict, match="arm i of experiment x"):
+        directory.forget("legal", "r1")
+    with pytest.raises(Conflict, match="arm c of experiment x"):
+        directory.delete_use_case("letters")
+    directory.set_experiments([])
+    directory.forget("legal", "r1")
+    assert directory.delete_use_case("letters")
 
 
 def test_a_use_case_may_join_names_and_only_base_names_no_adapter(directory, add):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from remora_agent.client import Client
 from remora_agent.local_host import HostSettings
 from remora_agent.runtime.api import (
+    Accepted,
     Failed,
     Finished,
     FinishReason,
@@ -22,6 +24,7 @@ from remora_agent.runtime.options import RuntimeOptions
 from remora_agent.serving.call import GenerateCall, TokenPrompt
 from remora_agent.serving.held_calls import HeldCall, HeldCalls
 from remora_agent.serving.served_model import ServedModel
+from remora_agent.serving.waiting_calls import AcceptedOnce
 from remora_agent.text.pipeline import Encoded
 from remora_contract.errors import EngineFault, NotFound, Refused, RemoraError, Unavailable
 from tests.agent.host.load import OPTIONS
@@ -303,7 +306,8 @@ def test_a_call_cancelled_before_during_or_after_the_move_ends_once():
     calls.hand_over(model, 0.0)
     assert [name for name, _, _ in model.submitted] == ["stays"]
     for heard in (early, late):
-        (end,) = heard
+        accepted, end = heard
+        assert isinstance(accepted, Accepted) and accepted.provenance == end.provenance
         expected = (FinishReason.CANCELLED, Usage(2, 0, 0), Timings(0.0, 0.0, 0.0, 0.0))
         assert isinstance(end, Finished) and (end.reason, end.usage, end.timings) == expected
 
@@ -318,8 +322,23 @@ def test_a_call_cancelled_while_it_is_tokenised_anew_ends_once_though_that_fails
 
     calls.fill([held("a", events)])
     calls.hand_over(Failing(), 0.0)
-    (end,) = events
+    _, end = events
     assert isinstance(end, Finished) and end.reason is FinishReason.CANCELLED
+
+
+def test_nothing_is_heard_after_the_end_though_the_first_model_says_accepted_late():
+    """Its step thread may not have greeted a call when that was withdrawn."""
+    events, calls = [], HeldCalls()
+    listen = AcceptedOnce(events.append)
+    calls.fill([replace(held("a", events), on_event=listen)])
+    assert calls.cancel("a")
+    listen(Accepted("a", Provenance("b", "e")))
+    assert [type(e) for e in events] == [Accepted, Finished]
+    failed = []
+    listen = AcceptedOnce(failed.append)
+    listen(Failed(NotFound("no adapter")))
+    listen(Accepted("a", Provenance("b", "e")))
+    assert [type(e) for e in failed] == [Failed]
 
 
 def test_what_the_next_model_refuses_hears_why_and_the_rest_goes_on():

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 
 from remora_agent.runtime.api import Failed, Finished
+from remora_agent.runtime.model_runtime import ModelRuntime
 from remora_contract.errors import EngineFault
 from tests.agent.runtime.manual import manual_runtime
 from tests.support.overlap_engine import OverlapEngine
 from tests.support.reference_engine import ReferenceEngine
-from tests.support.runtime import VOCAB, make_bundle, request
+from tests.support.runtime import VOCAB, Listener, byte_text, make_bundle, request
 
 CONTEXT = 96
 PROMPTS = {"a": (1, 2, 3), "b": tuple(range(20, 60)), "c": tuple(range(60, 75))}
@@ -100,6 +102,28 @@ def test_closing_over_a_chunk_ends_everything(tmp_path):
         while engine._begun is None:
             loop.step()
     assert isinstance(heard[-1], Failed) and engine._begun is None and engine.closed
+
+
+def test_a_bug_in_the_engine_ends_everything_though_it_strikes_again(tmp_path, monkeypatch):
+    caught: list = []
+    broken: list = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: caught.append(args.exc_type))
+    engine = OverlapEngine(3, CONTEXT, VOCAB, 4, asks=1 << 30)
+    runtime = ModelRuntime(engine, make_bundle(CONTEXT, 4), byte_text())
+
+    def break_beside():
+        if engine._begun is not None or broken:
+            broken.append(True)
+            raise ZeroDivisionError
+
+    engine.before_step = break_beside
+    heard = [Listener() for _ in PROMPTS]
+    for (name, prompt), listener in zip(PROMPTS.items(), heard, strict=True):
+        runtime.submit(request(name, prompt, 12), listener)
+    for listener in heard:
+        assert isinstance(listener.wait().error, EngineFault)
+    runtime.close()
+    assert caught == [ZeroDivisionError]
 
 
 def test_a_prompt_whose_logprobs_are_wanted_is_read_alone(tmp_path):

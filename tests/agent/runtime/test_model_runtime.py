@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from remora_agent.bank.directory import AdapterDirectory
 from remora_agent.runtime.api import (
     Accepted,
     AdapterRef,
@@ -18,6 +19,7 @@ from remora_agent.runtime.api import (
 )
 from remora_agent.runtime.defaults import GenerationDefaults
 from remora_agent.runtime.options import RuntimeOptions
+from remora_agent.runtime.scheduler import Scheduler
 from remora_agent.runtime.status import RuntimeState
 from remora_contract.errors import (
     Conflict,
@@ -30,8 +32,9 @@ from remora_contract.errors import (
     Unavailable,
 )
 from remora_contract.release import SamplingDefaults
-from tests.support.reference_engine import fault
-from tests.support.runtime import EOS, VOCAB, Listener, byte_tokenizer, request
+from tests.agent.runtime.manual import manual_runtime
+from tests.support.reference_engine import ReferenceEngine, fault
+from tests.support.runtime import EOS, VOCAB, Listener, byte_tokenizer, make_bundle, request
 
 
 def hold(engine):
@@ -411,6 +414,25 @@ def test_status_and_metrics_tell_what_happened(serve):
     assert (metrics["adapter_loads"], metrics["adapter_hits"]) == (1, 1)
     assert metrics["tokens_per_s"] > 0 and metrics["inter_token_s"] > 0 < metrics["ttft_s"]
     assert metrics["last_swap_s"] > 0 < metrics["scheduler_step_s"]
+
+
+def test_who_gets_a_row_while_the_status_is_read_is_not_missed(monkeypatch):
+    """A switch that waits until nothing runs would close the model under it."""
+    engine, bundle = ReferenceEngine(vocab=VOCAB), make_bundle()
+    with manual_runtime(engine, bundle, AdapterDirectory(bundle)) as (runtime, _, _):
+        queued, admitting = Scheduler.queued.fget, []
+
+        def read(scheduler):
+            admitting.append(threading.Thread(target=runtime._stepper._admit))
+            admitting[-1].start()
+            admitting[-1].join(0.2)
+            return queued(scheduler)
+
+        monkeypatch.setattr(Scheduler, "queued", property(read))
+        runtime.submit(request("r"), Listener())
+        status = runtime.status()
+        admitting[-1].join()
+        assert (status.rows_busy, status.queued) in ((1, 0), (0, 1))
 
 
 def test_times_of_an_answer_add_up(serve):

@@ -150,7 +150,8 @@ class SpareSteps(Steps):
         self.stepper.step()
         self.load()
         self.stepper.step()
-        assert done.done()
+        draining = any(p.draining for p in self.bank.snapshot.places)
+        assert done.done() or (mixed and draining)  # it comes back when its last request has ended
         if not mixed and not waits:
             done.result()
             assert self.bank.snapshot.place(self.records[name].digest) is not None
