@@ -155,6 +155,7 @@ class RolloutSpec:
     not_before: float | None = None  # no device is touched earlier
     windows: tuple[str, ...] = ()  # of devices without a window label; `remora_contract.windows`
     download_bytes_per_s: int | None = None  # of each device
+    total_bytes_per_s: int | None = None  # of all that fetch at once, together
 
     def __post_init__(self) -> None:
         if not 0 < self.success_threshold <= 1:
@@ -178,9 +179,10 @@ def _check_schedule(spec: RolloutSpec) -> None:
     if spec.not_before is not None and not 0 < spec.not_before < 1e11:
         raise ValueError("not before: a time in Unix seconds")
     parse_windows(spec.windows)
-    rate = spec.download_bytes_per_s
-    if rate is not None and not LEAST_DOWNLOAD_BYTES_PER_S <= rate < 1 << 40:
-        raise ValueError(f"a device downloads at least {LEAST_DOWNLOAD_BYTES_PER_S} bytes/s")
+    device, together = spec.download_bytes_per_s, spec.total_bytes_per_s
+    for what, rate in (("a device downloads", device), ("a rollout downloads", together)):
+        if rate is not None and not LEAST_DOWNLOAD_BYTES_PER_S <= rate < 1 << 40:
+            raise ValueError(f"{what} at least {LEAST_DOWNLOAD_BYTES_PER_S} bytes/s")
 
 
 class RolloutState(Enum):

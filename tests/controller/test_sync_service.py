@@ -63,6 +63,20 @@ def test_metrics_show_in_top(world):
     }
 
 
+def test_devices_that_fetch_share_what_their_rollout_may_take_together(world):
+    one, two = online(world, 2)
+    spec = op.RolloutSpec(total_bytes_per_s=100_000, waves=[op.Wave(percent=100)])
+    start(world, create_release(world), spec=spec)
+    for device in (one, two):
+        wait_for("it is assigned", lambda d=device: d.sync() and d.generation == 1)
+        assert device.desired.shares_bandwidth
+    held = cp.Fetching(share_bytes_per_s=70_000)
+    assert one.sync(fetching=held).download_share.bytes_per_s == 70_000, "held over a restart"
+    limited = cp.Fetching(limit_bytes_per_s=30_000, share_bytes_per_s=50_000)
+    assert two.sync(fetching=limited).download_share.bytes_per_s == 30_000
+    assert not one.sync().HasField("download_share"), "it does not fetch"
+
+
 def test_a_watch_is_poked_when_something_is_assigned(world):
     (device,) = online(world, 1)
     watch = device.fleet.Watch(cp.WatchRequest(), timeout=WAIT_S)

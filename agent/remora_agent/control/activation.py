@@ -36,6 +36,7 @@ class Desired:
     soak_s: float
     is_rollback: bool
     download_bytes_per_s: int | None = None
+    shares_bandwidth: bool = False  # with all that fetch for the rollout at once
 
 
 @dataclass(frozen=True)

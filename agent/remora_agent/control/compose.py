@@ -15,6 +15,7 @@ from remora_agent.config import AgentConfig, LimitsConfig, ServingConfig
 from remora_agent.control.agent import Parts, Telemetry
 from remora_agent.control.client import ControllerClient
 from remora_agent.control.diagnostics import Diagnostics, doctor_report
+from remora_agent.control.download_share import DownloadShare
 from remora_agent.control.effects import Effects, Emit
 from remora_agent.control.facts import setting_facts
 from remora_agent.control.fetch import ChunkFetcher, Pace
@@ -91,11 +92,13 @@ def compose(
     interrupt = Interrupt()
     pace = Pace(interrupt, time.monotonic, random.random, timing.fetch_backoff)
     rate = RateLimit(config.limits.download_bytes_per_s, time.monotonic())
-    stager = _stager(config.limits, layout, source, pace, rate)
+    share = DownloadShare(config.limits.download_bytes_per_s, time.monotonic)
+    rate.shared = share.rate
+    stager = _stager(config.limits, layout, source, pace, rate, share)
     emit = _emitter(events)
     pending = PendingStore(database)
     impatient = ImpatientPace(interrupt, time.monotonic, random.random, timing.fetch_backoff)
-    engines = _stager(config.limits, layout, source, impatient, rate)
+    engines = _stager(config.limits, layout, source, impatient, rate, share)
     origins = EngineSharing(lambda: source.client.sharing, host, engines, pace, pending, emit)
     sizing = _sizing(config.serving)
     pinned = config.limits.pinned_releases
@@ -124,6 +127,7 @@ def compose(
         timing.backoff,
     )
     sync.held = HeldArtifacts(layout, host, lambda: reconciler.report().record, pinned)
+    sync.share, share.on_change = share, sync.poke
     sync.settings = setting_facts(sizing, config.limits.disk_floor_bytes)
     sharer = _sharer(config, source, host, layout, pending, reconciler, emit, timing)
     pending.on_change = sharer.poke
@@ -184,8 +188,9 @@ def _stager(
     source: SwappableSource,
     pace: Pace,
     rate: RateLimit,
+    share: DownloadShare,
 ) -> Stager:
-    fetcher = ChunkFetcher(layout.root, source, pace, rate)
+    fetcher = ChunkFetcher(layout.root, source, pace, rate, share)
     return Stager(layout, source, fetcher, pace, limits.disk_floor_bytes)
 
 

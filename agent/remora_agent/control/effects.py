@@ -69,6 +69,8 @@ class Effects:
             Effect.SWITCH: self._switch,
             Effect.REVERT: self._revert,
         }
+        desired = record.desired
+        self.stager.cap(desired.download_bytes_per_s, desired.shares_bandwidth)
         return work[effect](record, progress)
 
     def serve(self, release_id: str, progress: Progress) -> None:
@@ -125,7 +127,6 @@ class Effects:
 
     def _stage(self, record: Record, progress: Progress) -> Event:
         release = parse_release(record.desired)
-        self.stager.cap(record.desired.download_bytes_per_s)
         self.stager.make_room = lambda: self._make_room(record)
         for fetched in self.stager.stage(wanted_artifacts(release), progress):
             self._emit_fetched(fetched)

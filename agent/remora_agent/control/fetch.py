@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from remora_agent.control.download_share import DownloadShare
 from remora_agent.control.interrupt import Interrupt
 from remora_agent.control.layout import sync_directory
 from remora_agent.control.pacing import Backoff, RateLimit
@@ -56,13 +57,24 @@ class Pace:
 
 
 class ChunkFetcher:
-    def __init__(self, root: Path, source: ChunkSource, pace: Pace, rate: RateLimit) -> None:
-        """`root` is the state directory: chunks go below its cas/."""
+    def __init__(
+        self,
+        root: Path,
+        source: ChunkSource,
+        pace: Pace,
+        rate: RateLimit,
+        share: DownloadShare | None = None,
+    ) -> None:
+        """`root` is the state directory: chunks go below its cas/. `share` is what `rate` asks for
+        what others leave."""
         self._root, self._source, self._pace, self._rate = root, source, pace, rate
+        self.share = share or DownloadShare(None, pace.now)
 
-    def cap(self, bytes_per_s: int | None) -> None:
-        """No faster than this, nor than the device's own limit."""
+    def cap(self, bytes_per_s: int | None, is_shared: bool = False) -> None:
+        """No faster than this, nor than the device's own limit; `is_shared`: nor than what others
+        that fetch for the same rollout leave."""
         self._rate.cap(bytes_per_s)
+        self.share.assigned(is_shared, bytes_per_s)
 
     def path(self, digest: str) -> Path:
         return self._root / chunk_key(digest)
@@ -121,13 +133,28 @@ class ChunkFetcher:
                 self._pace.wait_after(bad_answers)
         return received
 
+    def _pieces(self, chunk: Chunk, have: int) -> Iterator[bytes]:
+        """From that byte on. Under a cap in portions of a second, each waited for before it is
+        asked for: what is on its way cannot be slowed down any more."""
+        while have < chunk.size:
+            while (wait_s := self.share.wait_s()) > 0:
+                self._pace.interrupt.sleep(wait_s)
+            count = self._rate.portion(chunk.size - have)
+            end = have + count
+            self._pace.interrupt.sleep(self._rate.delay_s(count, self._pace.now()))
+            for data in _remote(self._source.fetch(chunk.digest, have, count)):
+                have += len(data)
+                yield data
+            if have < end:
+                return
+
     def _attempt(self, chunk: Chunk, path: Path, on_bytes: Callable[[int], None]) -> int:
         part = _part(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with disk_errors(path), part.open("ab+") as f:
             hasher, have = _hash_so_far(f, chunk.size)
             received = 0
-            for data in _remote(self._source.fetch(chunk.digest, have, chunk.size - have)):
+            for data in self._pieces(chunk, have):
                 self._pace.interrupt.check()
                 if have + received + len(data) > chunk.size:
                     f.truncate(0)
@@ -136,7 +163,6 @@ class ChunkFetcher:
                 hasher.update(data)
                 received += len(data)
                 on_bytes(len(data))
-                self._pace.interrupt.sleep(self._rate.delay_s(len(data), self._pace.now()))
             f.flush()
             os.fsync(f.fileno())
         _check_whole(chunk, part, have + received, received, hasher.hexdigest())

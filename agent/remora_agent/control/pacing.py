@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -17,12 +18,19 @@ class Backoff:
         return random_unit * min(self.cap_s, self.base_s * 2.0 ** min(failures, 32))
 
 
+_BURST_S, _SHARED_BURST_S = 1.0, 0.25
+_LEAST_PORTION_BYTES = 4096
+
+
 class RateLimit:
-    """A token bucket of one second's worth of bytes: `delay_s` says how long to wait after `count`
-    more bytes so that the average stays below the cap."""
+    """A token bucket: `delay_s` says how long to wait for `count` more bytes so that the average
+    stays below the cap. Idle time earns a second's worth of them, less where others share the cap:
+    all their bursts may come at once."""
 
     def __init__(self, bytes_per_s: int | None, now_s: float) -> None:
         self._own = self._rate = bytes_per_s
+        # What others leave, which changes while bytes come; 0: nothing just now.
+        self.shared: Callable[[], int | None] = lambda: None
         self._free_at_s = now_s  # when the bytes let through so far are paid for
 
     def cap(self, bytes_per_s: int | None) -> None:
@@ -31,8 +39,17 @@ class RateLimit:
         self._rate = min(rates, default=None)
 
     def delay_s(self, count: int, now_s: float) -> float:
-        if self._rate is None:
+        shared, rate = self.shared(), self._least()
+        if rate is None:
             return 0.0
-        # Idle time earns at most one second of burst.
-        self._free_at_s = max(self._free_at_s, now_s - 1.0) + count / self._rate
+        burst_s = _BURST_S if shared is None else _SHARED_BURST_S
+        self._free_at_s = max(self._free_at_s, now_s - burst_s) + count / rate
         return max(0.0, self._free_at_s - now_s)
+
+    def portion(self, count: int) -> int:
+        """How many of `count` bytes to ask for at once: what the cap lets through in a second."""
+        rate = self._least()
+        return count if rate is None else min(count, max(_LEAST_PORTION_BYTES, rate))
+
+    def _least(self) -> int | None:
+        return min((r for r in (self._rate, self.shared() or None) if r is not None), default=None)

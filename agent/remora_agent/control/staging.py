@@ -82,9 +82,10 @@ class Stager:
         # there may hold chunks of what comes.
         self.make_room: Callable[[], int] = lambda: 0
 
-    def cap(self, bytes_per_s: int | None) -> None:
-        """Downloads no faster than this, nor than the device's own limit."""
-        self._fetcher.cap(bytes_per_s)
+    def cap(self, bytes_per_s: int | None, is_shared: bool = False) -> None:
+        """Downloads no faster than this, nor than the device's own limit, nor, when `is_shared`,
+        than the rollout's total leaves."""
+        self._fetcher.cap(bytes_per_s, is_shared)
 
     def stage(self, wanted: Sequence[Wanted], progress: Progress) -> list[Fetched]:
         """Makes every artifact's directory exist; only what no artifact here holds already comes
@@ -96,7 +97,8 @@ class Stager:
         uses = Counter(c.digest for j in jobs for f in j.missing for c in f.chunks)
         tally = _Tally(sum(f.size for j in jobs for f in j.missing), progress)
         here = find_chunks(self._layout, uses.keys())
-        return [self._fetch(job, uses, here, tally) for job in jobs]
+        with self._fetcher.share.fetching():
+            return [self._fetch(job, uses, here, tally) for job in jobs]
 
     def manifest(self, digest: str) -> Manifest:
         """That of an artifact here, else the controller's: waits out an unreachable one. Raises

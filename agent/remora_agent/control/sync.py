@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from remora_agent.control.client import ControllerClient
+from remora_agent.control.download_share import DownloadShare
 from remora_agent.control.facts import machine_facts
 from remora_agent.control.held import HeldArtifacts
 from remora_agent.control.layout import StateLayout
@@ -84,6 +85,7 @@ class SyncLoop:
         self.on_windows, self._unix_now = on_windows, unix_now
         self.on_questions: Callable[[Sequence[DiagnosticRequest]], None] = lambda questions: None
         self.held: HeldArtifacts | None = None  # told where it is set
+        self.share: DownloadShare | None = None  # likewise
         self.settings = pb.DeviceFacts()  # what of the facts the configuration says
         self._seq = 0
         self._failures = 0
@@ -153,7 +155,10 @@ class SyncLoop:
         )
         if self.held is not None:
             self.held.put_into(request)
+        asked_s = 0.0 if self.share is None else self.share.put_into(request)
         answer = client.sync(request)
+        if self.share is not None:
+            self.share.answered(request, answer, asked_s)
         try:
             if self.held is not None:
                 self.held.answered(request, answer)

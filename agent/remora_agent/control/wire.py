@@ -41,6 +41,7 @@ def desired_from(message: pb.DesiredState) -> Desired:
         soak_s=message.soak_s,
         is_rollback=message.is_rollback,
         download_bytes_per_s=message.download_bytes_per_s or None,
+        shares_bandwidth=message.shares_bandwidth,
     )
 
 

@@ -213,8 +213,9 @@ def _start(name: str, rollout: WantedRollout, release_id: str) -> pb.StartRollou
         )
         for gate in rollout.gates:
             parse_check(gate.check)
-        schedule = (rollout.not_before, rollout.windows, rollout.device_bandwidth)
-        add_to(spec, rollout.gates, rollout.stratify, *schedule)
+        schedule = (rollout.not_before, rollout.windows)
+        limits = (rollout.device_bandwidth, rollout.bandwidth)
+        add_to(spec, rollout.gates, rollout.stratify, *schedule, *limits)
     except (UsageWrong, RequestInvalid) as e:
         raise DocumentInvalid(f"rollouts.{name}: {e}") from e
     return pb.StartRolloutRequest(

@@ -132,7 +132,7 @@ def promote(
     """Make an arm what the name means: a release without the experiment, and its rollout. Refused
     unless the rules that concern the arm PASS. What the name means anyway needs no rules."""
     wanted = spec.spec_message(wave, soak, threshold, wave_timeout, max_unavailable)
-    more.add_to(wanted, [more.gate_of_text(text) for text in gate or []], [], None, [], None)
+    more.add_to(wanted, [more.gate_of_text(text) for text in gate or []], [], None, [], None, None)
     request = pb.PromotionRequest(
         name=name,
         arm=arm or "",

@@ -46,6 +46,7 @@ class WantedRollout:
     not_before: str | None = None
     windows: tuple[str, ...] = ()
     device_bandwidth: str | None = None  # "500K"
+    bandwidth: str | None = None  # "50M", of all devices together
     supersede: bool = False
 
 

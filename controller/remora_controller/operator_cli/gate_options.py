@@ -63,6 +63,14 @@ DeviceBandwidth = Annotated[
         show_default=False,
     ),
 ]
+Bandwidth = Annotated[
+    str | None,
+    typer.Option(
+        help="Most that all devices of this rollout download together: bytes a second, or with K, "
+        "M or G (50M).",
+        show_default=False,
+    ),
+]
 _OPTION = re.compile(r"\s+(on_fail|min_devices|min_samples|scope|max_failing)=(\S+)\s*$")
 _NUMBERS = {"min_devices": int, "min_samples": int, "max_failing": float}
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -74,6 +82,7 @@ def add_to(
     stratify: Sequence[str],
     not_before: str | None,
     windows: Sequence[str],
+    device_bandwidth: str | None,
     bandwidth: str | None,
 ) -> pb.RolloutSpec:
     """The spec with these. Raises UsageWrong for what cannot be read."""
@@ -81,7 +90,8 @@ def add_to(
     spec.stratify.extend(stratify)
     spec.not_before_unix_s = 0.0 if not_before is None else _time(not_before)
     spec.windows.extend(map(_window, windows))
-    spec.download_bytes_per_s = 0 if bandwidth is None else _bytes_per_s(bandwidth)
+    spec.download_bytes_per_s = bytes_per_s("--device-bandwidth", device_bandwidth)
+    spec.total_bytes_per_s = bytes_per_s("--bandwidth", bandwidth)
     return spec
 
 
@@ -126,10 +136,13 @@ def _window(text: str) -> str:
     return text
 
 
-def _bytes_per_s(text: str) -> int:
+def bytes_per_s(option: str, text: str | None) -> int:
+    """0 where nothing is said. Raises UsageWrong."""
+    if text is None:
+        return 0
     unit = _UNITS.get(text[-1:].upper(), 1)
     number = text[:-1] if unit > 1 else text
     try:
         return int(float(number) * unit)
     except (ValueError, OverflowError) as e:
-        raise UsageWrong(f"--device-bandwidth {text!r}: write bytes a second, such as 500K") from e
+        raise UsageWrong(f"{option} {text!r}: write bytes a second, such as 500K") from e

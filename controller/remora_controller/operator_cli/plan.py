@@ -48,6 +48,7 @@ def plan(
     selector: Selector = "",
     wave: spec.Wave = None,
     stratify: more.Stratify = None,
+    bandwidth: more.Bandwidth = None,
     as_json: render.Json = None,
 ) -> None:
     """Show what a release would cost each device, and which cannot take it and why. With --adapter
@@ -67,10 +68,11 @@ def plan(
     if as_json is not None:
         render.print_data(render.plain(made), as_json)
     else:
-        print_plan(made)
+        print_plan(made, more.bytes_per_s("--bandwidth", bandwidth))
 
 
-def print_plan(made: pb.PlanResponse) -> None:
+def print_plan(made: pb.PlanResponse, total_bytes_per_s: int = 0) -> None:
+    """`total_bytes_per_s`: what all devices may download together; 0: as much as they can."""
     columns = ("DEVICE", "WAVE", ">SHIPS", "ENGINE", ">PEAK DISK", ">MEMORY", "REFUSED BECAUSE")
     rows = [
         (
@@ -87,9 +89,17 @@ def print_plan(made: pb.PlanResponse) -> None:
     console = render.console()
     console.print(render.table(columns, rows))
     waves = ", ".join(made.waves) or "no device takes it"
-    console.print(f"{waves}; {render.size(made.total_bytes)} to ship")
+    shipping = f"{render.size(made.total_bytes)} to ship{_at_least(made, total_bytes_per_s)}"
+    console.print(f"{waves}; {shipping}")
     if made.engine_sharing:
         console.print(_SHARING[made.engine_sharing])
+
+
+def _at_least(made: pb.PlanResponse, total_bytes_per_s: int) -> str:
+    if not total_bytes_per_s:
+        return ""
+    least = render.duration(made.total_bytes / total_bytes_per_s)
+    return f", at {render.size(total_bytes_per_s)}/s together at least {least}"
 
 
 def _engine(plan: pb.DevicePlan) -> str:

@@ -31,6 +31,7 @@ def rollout_view(found: pb.Rollout) -> Group:
         f"  {found.release_id}  wave {found.wave}/{found.waves}",
         f"  ({printable(found.reason)})" if found.reason else "",
         _not_before(found),
+        _bandwidth(found),
     )
     ordered = sorted(found.devices, key=lambda d: (_attention(d.outcome), d.wave, d.device_id))
     rows = [
@@ -52,6 +53,11 @@ def _not_before(found: pb.Rollout) -> str:
     at = found.spec.not_before_unix_s
     is_awaited = found.state in ("RUNNING", "AWAITING_APPROVAL", "PAUSED") and at > time.time()
     return f"  (touches nothing before {render.clock_time(at)})" if is_awaited else ""
+
+
+def _bandwidth(found: pb.Rollout) -> str:
+    total = found.spec.total_bytes_per_s
+    return f"  (at most {render.size(total)}/s together)" if total else ""
 
 
 def _gates(found: pb.Rollout) -> RenderableType:

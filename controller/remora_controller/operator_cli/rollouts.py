@@ -71,6 +71,7 @@ def start(
     not_before: more.NotBefore = None,
     window: more.WindowOption = None,
     device_bandwidth: more.DeviceBandwidth = None,
+    bandwidth: more.Bandwidth = None,
     skip_refused: spec.SkipRefused = False,
     supersede: spec.Supersede = False,
     needs_approval: spec.NeedsApproval = False,
@@ -80,7 +81,8 @@ def start(
     """Start a rollout: wave by wave, stopping and going back by itself when too many fail."""
     wanted = spec.spec_message(wave, soak, threshold, wave_timeout, max_unavailable)
     gates = [more.gate_of_text(text) for text in gate or []]
-    more.add_to(wanted, gates, stratify or [], not_before, window or [], device_bandwidth)
+    limits = (device_bandwidth, bandwidth)
+    more.add_to(wanted, gates, stratify or [], not_before, window or [], *limits)
     session = connect(context)
     request = pb.StartRolloutRequest(
         release=_chosen_release(session, release, adapter or [], selector),

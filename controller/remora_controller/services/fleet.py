@@ -14,9 +14,10 @@ from remora_contract.errors import NotFound, Refused, RequestInvalid
 from remora_contract.held import Held
 from remora_contract.windows import windows_of
 from remora_controller import pki
+from remora_controller.bandwidth import SHARE_FOR_S, BandwidthBook
 from remora_controller.clones import CloneFound, follow
 from remora_controller.counters import Counters
-from remora_controller.domain import Assignment, BootTrail, Device, SyncRecord
+from remora_controller.domain import Assignment, BootTrail, Device, RolloutSpec, SyncRecord
 from remora_controller.presence import Presence
 from remora_controller.questions import Questions
 from remora_controller.services.admission import Admission, quarantine_message
@@ -27,6 +28,7 @@ from remora_controller.services.wire import (
     desired_of,
     events_of,
     facts_of,
+    fetching_of,
     held_of,
     labels_of,
     metrics_of,
@@ -52,6 +54,7 @@ MAX_SYNC_S = 3600.0  # agents take no more
 JITTER = 0.25
 MAX_REMEMBERED = 1000  # rollouts
 DISK_NEWS_BYTES = 64 << 20
+_NO_ROLLOUT = RolloutSpec()
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,8 @@ class FleetService(pb_grpc.FleetServicer):
     def __init__(self, parts: FleetParts) -> None:
         self._parts = parts
         self._releases: dict[str, bytes] = {}  # immutable documents, by id
-        self._windows: dict[str, tuple[str, ...]] = {}  # of rollouts, which never change either
+        self._specs: dict[str, RolloutSpec] = {}  # of rollouts, which never change either
+        self._bandwidth = BandwidthBook(parts.clock())
 
     @unary
     async def Sync(self, request: pb.SyncRequest, context: Context) -> pb.SyncResponse:
@@ -142,10 +146,11 @@ class FleetService(pb_grpc.FleetServicer):
         interval = self._next_sync_s(device.device_id, assignment)
         self._parts.presence.awaits(device.device_id, record.seen_at, interval)
         labels = {**record.device_labels, **device.operator_labels}
+        spec = await self._spec(assignment)
         response = pb.SyncResponse(
             next_sync_after_s=interval,
             events_stored_up_to=stored,
-            maintenance_windows=windows_of(labels) or await self._rollout_windows(assignment),
+            maintenance_windows=windows_of(labels) or spec.windows,
             diagnostics=requests_of(
                 self._parts.questions.waiting(device.device_id, self._parts.clock())
             ),
@@ -155,8 +160,31 @@ class FleetService(pb_grpc.FleetServicer):
         if assignment is None or assignment.generation == request.known_generation:
             response.not_modified.SetInParent()
         else:
-            response.desired.CopyFrom(desired_of(assignment, await self._document(assignment)))
+            document = await self._document(assignment)
+            shares = spec.total_bytes_per_s is not None
+            response.desired.CopyFrom(desired_of(assignment, document, shares_bandwidth=shares))
+        self._share_bandwidth(request, response, assignment, spec, record.seen_at)
         return response
+
+    def _share_bandwidth(
+        self,
+        request: pb.SyncRequest,
+        response: pb.SyncResponse,
+        assignment: Assignment | None,
+        spec: RolloutSpec,
+        now: float,
+    ) -> None:
+        if assignment is None or assignment.rollout_id is None or spec.total_bytes_per_s is None:
+            return
+        key = (assignment.rollout_id, assignment.device_id)
+        if not request.HasField("fetching"):
+            self._bandwidth.end(*key)
+            return
+        limit, held = fetching_of(request.fetching)
+        response.download_share.bytes_per_s = self._bandwidth.share(
+            assignment.rollout_id, spec.total_bytes_per_s, assignment.device_id, limit, held, now
+        )
+        response.download_share.for_s = SHARE_FOR_S
 
     def _next_sync_s(self, device_id: str, assignment: Assignment | None) -> float:
         """Sooner while the device is changing; later the larger the fleet, and while a stream is
@@ -183,16 +211,17 @@ class FleetService(pb_grpc.FleetServicer):
             return 0.0
         return watched_interval_s(parts.sync_interval_s, parts.presence.count())
 
-    async def _rollout_windows(self, assignment: Assignment | None) -> tuple[str, ...]:
+    async def _spec(self, assignment: Assignment | None) -> RolloutSpec:
+        """Of the rollout that assigned it; one that asks for nothing where there is none."""
         rollout_id = None if assignment is None else assignment.rollout_id
         if rollout_id is None:
-            return ()
-        if rollout_id not in self._windows:
+            return _NO_ROLLOUT
+        if rollout_id not in self._specs:
             rollout = await self._parts.thread.call(self._parts.store.rollout, rollout_id)
-            if len(self._windows) >= MAX_REMEMBERED:
-                self._windows.clear()
-            self._windows[rollout_id] = rollout.spec.windows if rollout is not None else ()
-        return self._windows[rollout_id]
+            if len(self._specs) >= MAX_REMEMBERED:
+                self._specs.clear()
+            self._specs[rollout_id] = rollout.spec if rollout is not None else _NO_ROLLOUT
+        return self._specs[rollout_id]
 
     async def _document(self, assignment: Assignment) -> bytes:
         release_id = assignment.release_id

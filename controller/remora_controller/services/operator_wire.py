@@ -47,6 +47,7 @@ def spec_of(message: pb.RolloutSpec) -> RolloutSpec:
             not_before=message.not_before_unix_s or None,
             windows=tuple(message.windows),
             download_bytes_per_s=message.download_bytes_per_s or None,
+            total_bytes_per_s=message.total_bytes_per_s or None,
         )
     except (ValueError, DocumentInvalid) as e:
         raise RequestInvalid(str(e)) from e
@@ -68,6 +69,7 @@ def spec_message(spec: RolloutSpec) -> pb.RolloutSpec:
         not_before_unix_s=spec.not_before or 0.0,
         windows=spec.windows,
         download_bytes_per_s=spec.download_bytes_per_s or 0,
+        total_bytes_per_s=spec.total_bytes_per_s or 0,
     )
 
 

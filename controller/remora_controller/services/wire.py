@@ -130,7 +130,9 @@ def metrics_of(
     )
 
 
-def desired_of(assignment: Assignment, release_json: bytes) -> pb.DesiredState:
+def desired_of(
+    assignment: Assignment, release_json: bytes, *, shares_bandwidth: bool = False
+) -> pb.DesiredState:
     return pb.DesiredState(
         generation=assignment.generation,
         release_id=assignment.release_id or "",
@@ -139,7 +141,14 @@ def desired_of(assignment: Assignment, release_json: bytes) -> pb.DesiredState:
         soak_s=assignment.soak_s,
         is_rollback=assignment.is_rollback,
         download_bytes_per_s=assignment.download_bytes_per_s or 0,
+        shares_bandwidth=shares_bandwidth,
     )
+
+
+def fetching_of(message: pb.Fetching) -> tuple[int | None, int]:
+    """The device's own limit, and the share it holds. Raises RequestInvalid."""
+    limit = _whole("limit_bytes_per_s", message.limit_bytes_per_s)
+    return limit or None, _whole("share_bytes_per_s", message.share_bytes_per_s)
 
 
 def _adapter_of(message: pb.ServingAdapter) -> ServingAdapter:

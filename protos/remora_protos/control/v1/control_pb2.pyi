@@ -106,7 +106,7 @@ class DeviceFacts(_message.Message):
     def __init__(self, machine_id: _Optional[str] = ..., hostname: _Optional[str] = ..., agent_version: _Optional[str] = ..., architecture: _Optional[str] = ..., device_model: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., disk_free_bytes: _Optional[int] = ..., backends: _Optional[_Mapping[str, str]] = ..., cores: _Optional[int] = ..., engine_key: _Optional[_Mapping[str, str]] = ..., engine_rows: _Optional[int] = ..., engine_context: _Optional[int] = ..., memory_floor_bytes: _Optional[int] = ..., disk_floor_bytes: _Optional[int] = ...) -> None: ...
 
 class SyncRequest(_message.Message):
-    __slots__ = ("facts", "labels", "reported", "seq", "boot_id", "events", "metrics", "known_generation", "sent_at_unix_s", "held_fingerprint", "held")
+    __slots__ = ("facts", "labels", "reported", "seq", "boot_id", "events", "metrics", "known_generation", "sent_at_unix_s", "held_fingerprint", "held", "fetching")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -125,6 +125,7 @@ class SyncRequest(_message.Message):
     SENT_AT_UNIX_S_FIELD_NUMBER: _ClassVar[int]
     HELD_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     HELD_FIELD_NUMBER: _ClassVar[int]
+    FETCHING_FIELD_NUMBER: _ClassVar[int]
     facts: DeviceFacts
     labels: _containers.ScalarMap[str, str]
     reported: ReportedState
@@ -136,7 +137,16 @@ class SyncRequest(_message.Message):
     sent_at_unix_s: float
     held_fingerprint: int
     held: HeldArtifacts
-    def __init__(self, facts: _Optional[_Union[DeviceFacts, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., reported: _Optional[_Union[ReportedState, _Mapping]] = ..., seq: _Optional[int] = ..., boot_id: _Optional[str] = ..., events: _Optional[_Iterable[_Union[DeviceEvent, _Mapping]]] = ..., metrics: _Optional[_Iterable[_Union[Metric, _Mapping]]] = ..., known_generation: _Optional[int] = ..., sent_at_unix_s: _Optional[float] = ..., held_fingerprint: _Optional[int] = ..., held: _Optional[_Union[HeldArtifacts, _Mapping]] = ...) -> None: ...
+    fetching: Fetching
+    def __init__(self, facts: _Optional[_Union[DeviceFacts, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., reported: _Optional[_Union[ReportedState, _Mapping]] = ..., seq: _Optional[int] = ..., boot_id: _Optional[str] = ..., events: _Optional[_Iterable[_Union[DeviceEvent, _Mapping]]] = ..., metrics: _Optional[_Iterable[_Union[Metric, _Mapping]]] = ..., known_generation: _Optional[int] = ..., sent_at_unix_s: _Optional[float] = ..., held_fingerprint: _Optional[int] = ..., held: _Optional[_Union[HeldArtifacts, _Mapping]] = ..., fetching: _Optional[_Union[Fetching, _Mapping]] = ...) -> None: ...
+
+class Fetching(_message.Message):
+    __slots__ = ("limit_bytes_per_s", "share_bytes_per_s")
+    LIMIT_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    SHARE_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    limit_bytes_per_s: int
+    share_bytes_per_s: int
+    def __init__(self, limit_bytes_per_s: _Optional[int] = ..., share_bytes_per_s: _Optional[int] = ...) -> None: ...
 
 class HeldArtifacts(_message.Message):
     __slots__ = ("kept", "loose", "built")
@@ -149,7 +159,7 @@ class HeldArtifacts(_message.Message):
     def __init__(self, kept: _Optional[_Iterable[bytes]] = ..., loose: _Optional[_Iterable[bytes]] = ..., built: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class SyncResponse(_message.Message):
-    __slots__ = ("not_modified", "desired", "next_sync_after_s", "events_stored_up_to", "maintenance_windows", "diagnostics", "wants_held", "sample_every_s")
+    __slots__ = ("not_modified", "desired", "next_sync_after_s", "events_stored_up_to", "maintenance_windows", "diagnostics", "wants_held", "sample_every_s", "download_share")
     NOT_MODIFIED_FIELD_NUMBER: _ClassVar[int]
     DESIRED_FIELD_NUMBER: _ClassVar[int]
     NEXT_SYNC_AFTER_S_FIELD_NUMBER: _ClassVar[int]
@@ -158,6 +168,7 @@ class SyncResponse(_message.Message):
     DIAGNOSTICS_FIELD_NUMBER: _ClassVar[int]
     WANTS_HELD_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_EVERY_S_FIELD_NUMBER: _ClassVar[int]
+    DOWNLOAD_SHARE_FIELD_NUMBER: _ClassVar[int]
     not_modified: NotModified
     desired: DesiredState
     next_sync_after_s: float
@@ -166,14 +177,23 @@ class SyncResponse(_message.Message):
     diagnostics: _containers.RepeatedCompositeFieldContainer[_diagnostics_pb2.DiagnosticRequest]
     wants_held: bool
     sample_every_s: float
-    def __init__(self, not_modified: _Optional[_Union[NotModified, _Mapping]] = ..., desired: _Optional[_Union[DesiredState, _Mapping]] = ..., next_sync_after_s: _Optional[float] = ..., events_stored_up_to: _Optional[int] = ..., maintenance_windows: _Optional[_Iterable[str]] = ..., diagnostics: _Optional[_Iterable[_Union[_diagnostics_pb2.DiagnosticRequest, _Mapping]]] = ..., wants_held: bool = ..., sample_every_s: _Optional[float] = ...) -> None: ...
+    download_share: DownloadShare
+    def __init__(self, not_modified: _Optional[_Union[NotModified, _Mapping]] = ..., desired: _Optional[_Union[DesiredState, _Mapping]] = ..., next_sync_after_s: _Optional[float] = ..., events_stored_up_to: _Optional[int] = ..., maintenance_windows: _Optional[_Iterable[str]] = ..., diagnostics: _Optional[_Iterable[_Union[_diagnostics_pb2.DiagnosticRequest, _Mapping]]] = ..., wants_held: bool = ..., sample_every_s: _Optional[float] = ..., download_share: _Optional[_Union[DownloadShare, _Mapping]] = ...) -> None: ...
+
+class DownloadShare(_message.Message):
+    __slots__ = ("bytes_per_s", "for_s")
+    BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    FOR_S_FIELD_NUMBER: _ClassVar[int]
+    bytes_per_s: int
+    for_s: float
+    def __init__(self, bytes_per_s: _Optional[int] = ..., for_s: _Optional[float] = ...) -> None: ...
 
 class NotModified(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class DesiredState(_message.Message):
-    __slots__ = ("generation", "release_id", "release_json", "rollout_id", "soak_s", "is_rollback", "download_bytes_per_s")
+    __slots__ = ("generation", "release_id", "release_json", "rollout_id", "soak_s", "is_rollback", "download_bytes_per_s", "shares_bandwidth")
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     RELEASE_ID_FIELD_NUMBER: _ClassVar[int]
     RELEASE_JSON_FIELD_NUMBER: _ClassVar[int]
@@ -181,6 +201,7 @@ class DesiredState(_message.Message):
     SOAK_S_FIELD_NUMBER: _ClassVar[int]
     IS_ROLLBACK_FIELD_NUMBER: _ClassVar[int]
     DOWNLOAD_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    SHARES_BANDWIDTH_FIELD_NUMBER: _ClassVar[int]
     generation: int
     release_id: str
     release_json: bytes
@@ -188,7 +209,8 @@ class DesiredState(_message.Message):
     soak_s: float
     is_rollback: bool
     download_bytes_per_s: int
-    def __init__(self, generation: _Optional[int] = ..., release_id: _Optional[str] = ..., release_json: _Optional[bytes] = ..., rollout_id: _Optional[str] = ..., soak_s: _Optional[float] = ..., is_rollback: bool = ..., download_bytes_per_s: _Optional[int] = ...) -> None: ...
+    shares_bandwidth: bool
+    def __init__(self, generation: _Optional[int] = ..., release_id: _Optional[str] = ..., release_json: _Optional[bytes] = ..., rollout_id: _Optional[str] = ..., soak_s: _Optional[float] = ..., is_rollback: bool = ..., download_bytes_per_s: _Optional[int] = ..., shares_bandwidth: bool = ...) -> None: ...
 
 class ReportedState(_message.Message):
     __slots__ = ("phase", "generation", "release_id", "running_release_id", "bundle_digest", "adapters", "error_code", "error_message", "progress", "hold", "hold_until_unix_s")

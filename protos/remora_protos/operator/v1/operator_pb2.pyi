@@ -309,7 +309,7 @@ class Wave(_message.Message):
     def __init__(self, count: _Optional[int] = ..., percent: _Optional[float] = ...) -> None: ...
 
 class RolloutSpec(_message.Message):
-    __slots__ = ("waves", "soak_s", "success_threshold", "wave_timeout_s", "max_unavailable", "gates", "stratify", "not_before_unix_s", "windows", "download_bytes_per_s")
+    __slots__ = ("waves", "soak_s", "success_threshold", "wave_timeout_s", "max_unavailable", "gates", "stratify", "not_before_unix_s", "windows", "download_bytes_per_s", "total_bytes_per_s")
     WAVES_FIELD_NUMBER: _ClassVar[int]
     SOAK_S_FIELD_NUMBER: _ClassVar[int]
     SUCCESS_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
@@ -320,6 +320,7 @@ class RolloutSpec(_message.Message):
     NOT_BEFORE_UNIX_S_FIELD_NUMBER: _ClassVar[int]
     WINDOWS_FIELD_NUMBER: _ClassVar[int]
     DOWNLOAD_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
     waves: _containers.RepeatedCompositeFieldContainer[Wave]
     soak_s: float
     success_threshold: float
@@ -330,7 +331,8 @@ class RolloutSpec(_message.Message):
     not_before_unix_s: float
     windows: _containers.RepeatedScalarFieldContainer[str]
     download_bytes_per_s: int
-    def __init__(self, waves: _Optional[_Iterable[_Union[Wave, _Mapping]]] = ..., soak_s: _Optional[float] = ..., success_threshold: _Optional[float] = ..., wave_timeout_s: _Optional[float] = ..., max_unavailable: _Optional[int] = ..., gates: _Optional[_Iterable[_Union[Gate, _Mapping]]] = ..., stratify: _Optional[_Iterable[str]] = ..., not_before_unix_s: _Optional[float] = ..., windows: _Optional[_Iterable[str]] = ..., download_bytes_per_s: _Optional[int] = ...) -> None: ...
+    total_bytes_per_s: int
+    def __init__(self, waves: _Optional[_Iterable[_Union[Wave, _Mapping]]] = ..., soak_s: _Optional[float] = ..., success_threshold: _Optional[float] = ..., wave_timeout_s: _Optional[float] = ..., max_unavailable: _Optional[int] = ..., gates: _Optional[_Iterable[_Union[Gate, _Mapping]]] = ..., stratify: _Optional[_Iterable[str]] = ..., not_before_unix_s: _Optional[float] = ..., windows: _Optional[_Iterable[str]] = ..., download_bytes_per_s: _Optional[int] = ..., total_bytes_per_s: _Optional[int] = ...) -> None: ...
 
 class Gate(_message.Message):
     __slots__ = ("name", "check", "on_fail", "min_devices", "min_samples", "scope", "max_failing")
