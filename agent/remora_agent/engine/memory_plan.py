@@ -18,12 +18,13 @@ class MemoryPlan:
     weights: int
     kv: int  # [layers, 2, rows, kv_heads, context, head_dim]
     bank: int  # adapters' columns and vectors
-    workspace: int  # activations and scratch of the largest profile
+    workspace: int  # what layers take while they run: scratch and activations
     logits: int  # [rows, vocab] float32, and what sampling keeps of them
     floor: int  # stays free
     # Of a prompt's chunk beside decode steps: a second workspace, states, room to move a row.
     overlap: int = 0
     pinned: int = 0  # host memory that a GPU reads and writes, where it is the GPU's memory too
+    step: int = 0  # a prompt's logits and states, and the rows' vectors of adapters
 
     def __post_init__(self) -> None:
         for part, size in vars(self).items():

@@ -100,10 +100,13 @@ def report(
 
 def _memory(result: BuildResult, bundle: Bundle, limits: EngineLimits) -> dict[str, int | None]:
     facts, decoder, graph = result.entry.manifest.facts, bundle.decoder, bundle.graph
-    if result.entry.manifest.key.recipe.gpu is not None:
+    gpu, limit = result.entry.manifest.key.recipe.gpu, {}
+    if gpu is not None:
         cache = sizes.cache_bytes(decoder, graph, limits.rows)
         bank = sizes.bank_bytes(decoder, graph)
         bank += sizes.vectors_bytes(decoder, graph, limits.rows)
+        if gpu.workspace_bytes is not None:
+            limit["workspace of a layer, at most"] = gpu.workspace_bytes
     else:
         cache = kv_bytes(decoder, limits.rows, limits.context)
         bank = bank_bytes(decoder, graph.max_bank_rank, graph=graph)
@@ -111,6 +114,7 @@ def _memory(result: BuildResult, bundle: Bundle, limits: EngineLimits) -> dict[s
         "engine files": result.entry.bytes,
         "weights": _told(facts, FACT_WEIGHTS),
         "activations": _told(facts, FACT_ACTIVATION),
+        **limit,
         "cache": cache,
         "adapters, at most": bank,
     }

@@ -22,6 +22,7 @@ PLAN = MemoryPlan(
     256 * MIB,
     overlap=40 * MIB,
     pinned=24 * MIB,
+    step=4 * MIB,
 )
 SHAPE = Shape(rows=8, context=4096, bank_rank=64)
 

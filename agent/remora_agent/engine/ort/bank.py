@@ -78,7 +78,11 @@ class Bank:
             )
         handle, self._next_handle = self._next_handle, self._next_handle + 1
         self._resident[handle] = weights
-        self.packed((MixEntry(handle, 1.0),))
+        try:
+            self.packed((MixEntry(handle, 1.0),))
+        except MemoryError:
+            del self._resident[handle]  # nobody was given its handle
+            raise
         return handle
 
     def remove(self, handle: int) -> list[Packed]:

@@ -18,6 +18,7 @@ from remora_agent.engine import places
 from remora_agent.engine.ort.bank import Bank
 from remora_agent.engine.ort.expert_slots import ExpertSlots
 from remora_agent.engine.ort.extras import Extras, uses_extras
+from remora_agent.engine.ort.faults import survives_no_memory
 from remora_agent.engine.ort.kv import KvCache
 from remora_agent.engine.ort.names import BACKEND, MODEL
 from remora_agent.engine.ort.packing import Packed
@@ -114,6 +115,7 @@ class OrtEngine(OneThingAtATime):
     def prepare(self, weights: AdapterWeights) -> AdapterWeights:
         return self._bank.prepare(weights)
 
+    @survives_no_memory
     def add_adapter(self, weights: AdapterWeights) -> int:
         self._check_open()
         handle = self._bank.add(weights)
@@ -125,6 +127,7 @@ class OrtEngine(OneThingAtATime):
         self._let_go(self._bank.remove(handle))
         self._experts.forget()
 
+    @survives_no_memory
     def prefill(
         self,
         row: int,
@@ -144,6 +147,7 @@ class OrtEngine(OneThingAtATime):
         only: NDArray[np.float32] = logits[0].copy()
         return only
 
+    @survives_no_memory
     def score(
         self,
         row: int,
@@ -156,6 +160,7 @@ class OrtEngine(OneThingAtATime):
         places.check_scored(self._limits, tokens)
         return self._read(places.Part.of(row, tokens, start, mix, length), Asked.EVERY)
 
+    @survives_no_memory
     def embed(
         self,
         row: int,
@@ -182,6 +187,7 @@ class OrtEngine(OneThingAtATime):
         self._cache.lengths[part.row] = part.stop
         return found
 
+    @survives_no_memory
     def decode(self, steps: Sequence[RowStep]) -> NDArray[np.float32]:
         self._check_open()
         if not steps:
@@ -211,15 +217,23 @@ class OrtEngine(OneThingAtATime):
     def step_logits(self, index: int) -> NDArray[np.float32]:
         raise Unsupported(f"{BACKEND} has its logits in host memory; use decode")
 
+    @survives_no_memory
     def read_kv(self, row: int, start: int, stop: int) -> KvBlock:
         self._check_open()
         places.check_read(self._limits, self._cache.lengths, row, start, stop)
         return self._cache.read(row, start, stop)
 
+    @survives_no_memory
     def write_kv(self, row: int, start: int, block: KvBlock) -> None:
         self._check_open()
         places.check_write(self._limits, self._cache.lengths, row, start, block)
         self._cache.write(row, start, block)
+
+    def drop_half_made(self) -> None:
+        """After a step that numpy had no memory for: slots that may have been filled in part."""
+        self._slots = None
+        self._slot_views.clear()
+        self._experts.forget()
 
     def close(self) -> None:
         self._closed = True

@@ -15,6 +15,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from remora_agent.engine.ort import names
+from remora_agent.engine.ort.faults import fault
 from remora_agent.engine.ort.kv import KvCache, present_name
 from remora_agent.engine.ort.values import Buffer, zeros
 from remora_contract import targets
@@ -62,7 +63,7 @@ class Session:
     """A model file of the built engine, loaded as it was optimised at build."""
 
     def __init__(self, path: Path, threads: int | None, vocab: int, hidden: int) -> None:
-        """Raises EngineFault when the runtime cannot load it."""
+        """Raises EngineFault when the runtime cannot load it, Exhausted without the memory."""
         options = ort.SessionOptions()
         options.log_severity_level = _LOG_ERRORS
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -73,7 +74,7 @@ class Session:
                 str(path), options, providers=["CPUExecutionProvider"]
             )
         except Exception as e:  # the runtime's exceptions share no base class
-            raise EngineFault(f"onnxruntime {ort.__version__} cannot load {path}: {e}") from e
+            raise fault(e, f"onnxruntime {ort.__version__} cannot load {path}") from e
         self._widths = {Asked.LAST: vocab, Asked.EVERY: vocab, Asked.STATES: hidden}
         self._inputs = frozenset(i.name for i in self._session.get_inputs())
         self._bound: dict[tuple[Rows, Asked], _Binding] = {}
@@ -92,25 +93,34 @@ class Session:
         """One step: tokens [count, s] whose last ones go to the positions that `ends` says.
 
         `lora` holds arrays of one group, or, `grouped`, of one group per row. Returns what is
-        `asked`; LAST in memory that the next call for the same rows overwrites. EngineFault.
+        `asked`; LAST in memory that the next call for the same rows overwrites. Raises EngineFault,
+        Exhausted when the runtime has no memory for the step, MemoryError when numpy has none.
         """
+        try:
+            binding = self._binding(cache, rows, asked)
+            binding.set_step(tokens, ends, grouped)
+            if names.SLOT_EMBED in self._inputs:
+                binding.set_embed(None if more is None else more.embed, self._widths[Asked.STATES])
+            if lora is not None:
+                binding.set_lora(lora)
+            if more is not None:
+                binding.set_experts(more.experts)
+        except MemoryError:
+            self._bound.pop((rows, asked), None)  # half changed
+            raise
+        try:
+            self._session.run_with_iobinding(binding.io)
+        except Exception as e:  # as above
+            raise fault(e, f"onnxruntime failed in a step of rows {rows}") from e
+        return binding.output.take()
+
+    def _binding(self, cache: KvCache, rows: Rows, asked: Asked) -> _Binding:
         binding = self._bound.get((rows, asked))
         if binding is None:
             output = _Output(asked, rows.count, self._widths[asked])
             binding = _Binding(self._session, cache, rows, output, self._inputs)
             self._bound[rows, asked] = binding
-        binding.set_step(tokens, ends, grouped)
-        if names.SLOT_EMBED in self._inputs:
-            binding.set_embed(None if more is None else more.embed, self._widths[Asked.STATES])
-        if lora is not None:
-            binding.set_lora(lora)
-        if more is not None:
-            binding.set_experts(more.experts)
-        try:
-            self._session.run_with_iobinding(binding.io)
-        except Exception as e:  # as above
-            raise EngineFault(f"onnxruntime failed in a step of rows {rows}: {e}") from e
-        return binding.output.take()
+        return binding
 
     def unbind(self, gone: list[Lora]) -> None:
         """Lets go of adapter arrays that are no longer resident."""

@@ -23,7 +23,8 @@ from remora_contract.errors import RemoraError
 
 log = logging.getLogger(__name__)
 
-# Shapes differ by powers of two: four of rows times the layouts that a device's adapters need.
+# Rows double from 1 to what is served (4 shapes of 8 rows, 9 of 256), times the layouts that a
+# device's adapters need.
 _KEPT = 32
 
 

@@ -8,9 +8,8 @@ from dataclasses import replace
 from remora_agent.engine.recipe import GpuBuild, Machine, Recipe, graph_files
 from remora_agent.engine.trt.module import TrtBackend, TrtModule, load_module
 from remora_agent.engine.trt.profiles import profiles_of
-from remora_agent.engine.trt.sizes import bank_bytes, cache_bytes, vectors_bytes
+from remora_agent.engine.trt.sizes import build_plan, pinned_bytes
 from remora_agent.engine.trt.target import Gpu, check_processors, this_gpu
-from remora_agent.engine.trt.workspace import workspace_bytes
 from remora_contract.bundle import Bundle
 from remora_contract.engine import flat
 
@@ -58,20 +57,15 @@ def _recipe(module: TrtModule, build: GpuBuild) -> Recipe:
 
 
 def _bound(build: GpuBuild, gpu: Gpu, bundle: Bundle) -> GpuBuild:
-    """To the GPU whose kernels were measured while it was built."""
-    workspace = workspace_bytes(
-        gpu.memory_bytes,
-        sum(f.size for f in graph_files(bundle)),
-        cache_bytes(bundle.decoder, bundle.graph, build.rows),
-        bank_bytes(bundle.decoder, bundle.graph)
-        + vectors_bytes(bundle.decoder, bundle.graph, build.rows),
-    )
-    return GpuBuild(
-        build.processors,
-        build.rows,
-        build.prefill_tokens,
-        gpu.name,
-        gpu.driver,
-        gpu.power_mode,
-        workspace,
+    """To the GPU whose kernels are measured while it is built."""
+    rows, chunk = build.rows, build.prefill_tokens
+    pinned = pinned_bytes(bundle.decoder, bundle.graph, rows, chunk) if gpu.shares_memory else 0
+    weights = sum(f.size for f in graph_files(bundle))
+    plan = build_plan(bundle, rows, weights, gpu.memory_bytes, chunk, pinned)
+    return replace(
+        build,
+        device=gpu.name,
+        driver=gpu.driver,
+        power_mode=gpu.power_mode,
+        workspace_bytes=plan.workspace,
     )

@@ -21,10 +21,12 @@ from remora_agent.engine.trt.profiles import PREFILL_TOKENS
 from remora_agent.engine.trt.sampling import SHORTLIST, WATCHED, SamplingSize
 from remora_contract.bundle import Bundle, GraphSpec
 from remora_contract.decoder import DecoderSpec
-from remora_contract.errors import Refusal
+from remora_contract.errors import Exhausted, Refusal
 from remora_contract.targets import PARTS
 
 FLOOR_BYTES = 512 << 20  # left to the rest of the system, whatever is served
+LEAST_WORKSPACE_BYTES = 64 << 20
+MOST_WORKSPACE_BYTES = 2 << 30
 _FLOAT32, _INT64 = 4, 8
 _INDICES = 5  # tensors of a step that are no gates, each at most one entry a token
 
@@ -121,14 +123,28 @@ def memory_plan(
         weights=weights,
         kv=cache_bytes(decoder, graph, rows),
         bank=bank_bytes(decoder, graph),
-        workspace=workspace
-        + outputs_bytes(decoder, rows, min(chunk, graph.context))
-        + vectors_bytes(decoder, graph, rows),
+        workspace=workspace,
         logits=rows * decoder.vocab * _FLOAT32,
         floor=FLOOR_BYTES,
         overlap=overlap,
         pinned=pinned,
+        step=outputs_bytes(decoder, rows, min(chunk, graph.context))
+        + vectors_bytes(decoder, graph, rows),
     )
+
+
+def build_plan(
+    bundle: Bundle, rows: int, weights: int, device: int, chunk: int, pinned: int
+) -> MemoryPlan:
+    """Of an engine that is to be built for a GPU of `device` bytes: its `workspace` is the most
+    that the builder may give one layer, half of what all other parts leave, within bounds; the
+    other half is for activations, which nobody knows before the build. Raises Exhausted naming
+    every part when not even the least would be free."""
+    plan = memory_plan(bundle, rows, weights, 0, chunk, pinned)
+    least = replace(plan, workspace=2 * LEAST_WORKSPACE_BYTES)
+    if refused := refusals(least, bundle, rows, device):
+        raise Exhausted(str(refused[0]))
+    return replace(plan, workspace=min((device - plan.total) // 2, MOST_WORKSPACE_BYTES))
 
 
 def refusals(plan: MemoryPlan, bundle: Bundle, rows: int, free: int) -> list[Refusal]:

@@ -27,6 +27,7 @@ class Gpu:
     memory_bytes: int  # of the device; on a Jetson shared with everything else
     driver: str
     power_mode: str | None  # nvpmodel's number; None where there is none
+    shares_memory: bool = False  # with the system, as on a Jetson
 
 
 def this_gpu(backend: str, cuda: Any = None) -> Gpu:
@@ -54,6 +55,7 @@ def this_gpu(backend: str, cuda: Any = None) -> Gpu:
         int(properties.totalGlobalMem),
         " ".join(filter(None, (f"CUDA {version}", driver_version(_read(_DRIVER))))),
         power_mode(_read(_POWER_MODE)),
+        bool(properties.integrated),
     )
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import enum
 import sys
+from dataclasses import replace
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import onnx
 import pytest
 
-from remora_agent.engine.recipe import build_key
+from remora_agent.engine.memory_plan import MemoryPlan
+from remora_agent.engine.recipe import build_key, graph_files
+from remora_agent.engine.trt import builder, sizes, timing
 from remora_agent.engine.trt import recipe as recipes
-from remora_agent.engine.trt import timing
 from remora_agent.engine.trt.builder import check
 from remora_agent.engine.trt.files import Profile
 from remora_agent.engine.trt.log import BuildLog
@@ -32,7 +35,6 @@ from remora_agent.engine.trt.target import (
     power_mode,
     this_gpu,
 )
-from remora_agent.engine.trt.workspace import LEAST_BYTES, MOST_BYTES, workspace_bytes
 from remora_contract.bundle import GRAPH_FILE, load_bundle
 from remora_contract.errors import (
     ArtifactInvalid,
@@ -180,12 +182,42 @@ def test_a_profile_beyond_the_cache_is_refused(bundle_dir):
 # Workspace
 
 
-def test_the_workspace_is_half_of_what_is_free_within_bounds():
-    assert workspace_bytes(64 * GIB, GIB, GIB, GIB) == MOST_BYTES
-    floor = 512 << 20
-    assert workspace_bytes(floor + 3 * LEAST_BYTES, 0, 0, 0) == 3 * LEAST_BYTES // 2
-    with pytest.raises(Exhausted, match=r"GPU has 2048 MiB.*weights 2048, cache 0, adapters 0"):
-        workspace_bytes(2 * GIB, 2 * GIB, 0, 0)
+def test_the_workspace_is_half_of_what_the_memory_plan_leaves_within_bounds(bundle_dir):
+    bundle = load_bundle(bundle_dir)
+
+    def planned(device: int, rows: int = 4, weights: int = GIB) -> MemoryPlan:
+        return sizes.build_plan(bundle, rows, weights, device, chunk=48, pinned=5 << 20)
+
+    rest = replace(planned(64 * GIB), workspace=0)
+    assert rest == sizes.memory_plan(bundle, 4, GIB, 0, chunk=48, pinned=5 << 20)
+    least, most = sizes.LEAST_WORKSPACE_BYTES, sizes.MOST_WORKSPACE_BYTES
+    assert planned(64 * GIB).workspace == most
+    assert planned(rest.total + 3 * least).workspace == 3 * least // 2
+    assert planned(rest.total + 2 * least).workspace == least
+    with pytest.raises(Exhausted, match=r"weights 1024 MiB, kv .*pinned 5 MiB.*MiB free"):
+        planned(rest.total + 2 * least - 1)
+
+
+def test_the_builder_is_given_what_the_memory_plan_says(monkeypatch, bundle_dir, tmp_path):
+    bundle, gpu = load_bundle(bundle_dir), replace(ORIN, memory_bytes=GIB, shares_memory=True)
+    monkeypatch.setattr(recipes, "load_module", lambda b: stand_in(b, "10.3.0", 0))
+    monkeypatch.setattr(recipes, "this_gpu", lambda b: gpu)
+    recipe = recipes.recipe("tensorrt", bundle, 4, 48)
+    pinned = sizes.pinned_bytes(bundle.decoder, bundle.graph, 4, 48)
+    weights = sum(f.size for f in graph_files(bundle))
+    plan = sizes.build_plan(bundle, 4, weights, GIB, 48, pinned)
+    limits: dict[str, int] = {}
+    config = SimpleNamespace(set_memory_pool_limit=limits.__setitem__)
+    trt = SimpleNamespace(
+        Builder=lambda logger: SimpleNamespace(create_builder_config=lambda: config),
+        ProfilingVerbosity=SimpleNamespace(DETAILED=2),
+        MemoryPoolType=SimpleNamespace(WORKSPACE="workspace"),
+        BuilderFlag=SimpleNamespace(),
+    )
+    module: Any = TrtModule("tensorrt", trt, "10.3.0", APIS[0])
+    work = builder._Work(module, BuildLog(), None, "legacy")
+    work.configure(recipe.gpu, bundle, None)
+    assert limits == {"workspace": plan.workspace} and 0 < plan.workspace < GIB // 2
 
 
 # The GPU
@@ -204,7 +236,8 @@ class Cuda:
 
     def cudaGetDeviceProperties(self, device: int):
         name = b"NVIDIA A10\0"
-        return self.Error(0), SimpleNamespace(name=name, major=8, minor=6, totalGlobalMem=24 * GIB)
+        found = {"name": name, "major": 8, "minor": 6, "totalGlobalMem": 24 * GIB, "integrated": 0}
+        return self.Error(0), SimpleNamespace(**found)
 
     def cudaDriverGetVersion(self):
         return self.Error(0), 12060
