@@ -108,11 +108,13 @@ def test_closing_over_a_chunk_ends_everything(tmp_path):
 def test_a_bug_in_the_engine_ends_everything_though_it_strikes_again(tmp_path, monkeypatch):
     caught: list = []
     broken: list = []
+    all_here = threading.Event()
     monkeypatch.setattr(threading, "excepthook", lambda args: caught.append(args.exc_type))
     engine = OverlapEngine(3, CONTEXT, VOCAB, 4, asks=1 << 30)
     runtime = ModelRuntime(engine, make_bundle(CONTEXT, 4), byte_text())
 
     def break_beside():
+        assert all_here.wait(20)
         if engine._begun is not None or broken:
             broken.append(True)
             raise ZeroDivisionError
@@ -121,6 +123,7 @@ def test_a_bug_in_the_engine_ends_everything_though_it_strikes_again(tmp_path, m
     heard = [Listener() for _ in PROMPTS]
     for (name, prompt), listener in zip(PROMPTS.items(), heard, strict=True):
         runtime.submit(request(name, prompt, 12), listener)
+    all_here.set()
     for listener in heard:
         assert isinstance(listener.wait().error, EngineFault)
     runtime.close()
