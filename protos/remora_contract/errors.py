@@ -32,6 +32,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,9 @@ class Refusal:
 
     def __str__(self) -> str:
         return f"{self.code}: needs {self.need}, has {self.have}"
+
+
+_Error = TypeVar("_Error", bound="RemoraError")
 
 
 class RemoraError(Exception):
@@ -155,3 +159,11 @@ def all_errors(root: type[RemoraError] = RemoraError) -> Iterator[type[RemoraErr
     for child in root.__subclasses__():
         if child.__module__ == __name__:
             yield from all_errors(child)
+
+
+def anew(error: _Error) -> _Error:
+    """The same error as an object of its own, for one that is kept and raised again: each raise
+    adds to an exception the frames that it passes, with all that they hold."""
+    made = type(error).__new__(type(error), *error.args)
+    made.__dict__.update(error.__dict__)
+    return made

@@ -61,3 +61,14 @@ def test_an_error_that_another_part_derives_travels_as_what_it_derives_from():
     status = rpc.to_status(FieldOdd("temperature is odd"))
     (_, packed), *_ = status.trailing_metadata
     assert b"RequestInvalid" in packed and b"FieldOdd" not in packed
+
+
+@pytest.mark.parametrize("cls", LEAVES)
+def test_an_error_made_anew_is_the_same_without_who_raised_it(cls):
+    kept = cls("later", 2.5) if cls is errors.Exhausted else _make(cls)
+    try:
+        raise kept from ValueError("why")
+    except errors.RemoraError as e:
+        made = errors.anew(e)
+    assert type(made) is cls and str(made) == str(kept) and vars(made) == vars(kept)
+    assert made.__traceback__ is made.__cause__ is made.__context__ is None

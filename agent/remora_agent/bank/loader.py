@@ -18,7 +18,7 @@ from remora_agent.bank.heap import give_back
 from remora_agent.bank.weights import AdapterWeights
 from remora_contract.adapter import ADAPTER_JSON, WEIGHTS_FILE
 from remora_contract.digests import short
-from remora_contract.errors import ArtifactInvalid, Exhausted, InternalFault, RemoraError
+from remora_contract.errors import ArtifactInvalid, Exhausted, InternalFault, RemoraError, anew
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ class VerifyingReader:
         stamp, now = _stamp(directory), self._clock()
         known = self._broken.get(digest)
         if known is not None and known.stamp == stamp and now - known.read_s < self._retry_s:
-            raise known.error
+            raise anew(known.error)
         try:
             weights = self._load(directory)
             if weights.digest != digest:
@@ -152,7 +152,7 @@ class VerifyingReader:
         except Exhausted:
             raise  # says nothing about the files
         except RemoraError as e:
-            self._remember(digest, _Broken(stamp, e, now))
+            self._remember(digest, _Broken(stamp, anew(e), now))
             raise
         self._broken.pop(digest, None)
         return weights

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from remora_agent.bank.policy import Place, Size
 from remora_agent.bank.weights import AdapterWeights
 from remora_agent.engine.protocol import Engine
-from remora_contract.errors import AdapterInvalid
+from remora_contract.errors import AdapterInvalid, anew
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Residents:
         again and again. The same bytes in the same engine stay refused."""
         for digest in digests:
             if digest in self._refused:
-                raise self._refused[digest]
+                raise anew(self._refused[digest])
 
     def add(self, weights: AdapterWeights, now: float) -> None:
         """Raises what the engine refuses it with."""
@@ -90,7 +90,7 @@ class Residents:
         self._put(digest, replace(self._residents[digest].place, draining=draining))
 
     def _remember(self, digest: str, error: AdapterInvalid) -> None:
-        self._refused[digest] = error
+        self._refused[digest] = anew(error)
         if len(self._refused) > _MAX_REFUSED:
             self._refused.popitem(last=False)
 

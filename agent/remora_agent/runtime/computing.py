@@ -107,8 +107,9 @@ class Computing:
         switch = self._engine.limits.switch
         if switch is not None and position < switch:  # no step reads tokens of both kinds
             room = min(room, switch - position - 1)
-        is_spare = request.job.is_spare  # computed as others, but nothing is drafted or learnt
-        tried = 0 if is_spare else room
+        # Else nothing is learnt; and a draft would wait for the prompt that is read beside steps.
+        is_measured = not request.job.is_spare and self._beside.work is None
+        tried = room if is_measured else 0
         draft = self._speculation.draft(answer, request.prompt, answer.tokens, tried)
         began = time.perf_counter()
         # What fills up the step is overwritten by the token that comes.
@@ -121,6 +122,6 @@ class Computing:
             seen = list(self._engine.score(row, tokens, position, mix, whole))
         else:
             seen = self._decode([row], [request])
-        if not is_spare:
+        if is_measured:
             self._speculation.computed(len(seen), time.perf_counter() - began)
         return Found(seen[: 1 + len(draft)], draft)

@@ -29,7 +29,7 @@ from remora_agent.runtime.spare import SpareWork
 from remora_agent.runtime.speculation import Speculation
 from remora_agent.runtime.taking import Taking
 from remora_agent.runtime.work import PrefillChunk, Work
-from remora_contract.errors import DeadlineExceeded, Exhausted, RemoraError
+from remora_contract.errors import DeadlineExceeded, Exhausted, RemoraError, anew
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class Stepper:
 
     def _check_open(self, new: Arrival, now: float) -> None:
         if self._closed is not None:
-            raise self._closed
+            raise anew(self._closed)
         scheduler = self._scheduler
         rows = scheduler.free_rows or range(self._engine.limits.rows)
         short = self._memory.refusal(new.job, scheduler.running(), rows)

@@ -1,6 +1,9 @@
 """The bank on the reference engine: any history keeps its promises."""
 
+import gc
 import itertools
+import traceback
+import weakref
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -11,7 +14,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from remora_agent.bank.bank import Bank, Wanted
 from remora_agent.bank.directory import Registered
 from remora_agent.bank.host import HostCache
-from remora_contract.errors import ArtifactInvalid, Exhausted, InternalFault, Refused
+from remora_contract.errors import (
+    AdapterInvalid,
+    ArtifactInvalid,
+    Exhausted,
+    InternalFault,
+    Refused,
+)
 from tests.agent.bank.crowd import ManualLoader
 from tests.support.reference_engine import ReferenceEngine, make_weights
 
@@ -117,6 +126,29 @@ def test_graceful_unload_waits_for_the_last_release_and_takes_no_new_lease():
     bank.release(lease)
     assert not resident(bank) and not bank.snapshot.in_host
     assert engine.calls.removes == [KNOWN["a"].digest]
+
+
+def test_an_adapter_that_the_engine_refuses_keeps_nothing_of_who_asks():
+    bank, _, engine = make()
+    engine.add_adapter = refuse
+    weights, lengths = make_weights("a", RANKS["a"]), []
+    seen = weakref.ref(weights)
+    bank.prefetch([want("a")])
+    bank.loaded(weights.digest, weights)
+    del weights
+    for _ in range(5):
+        with pytest.raises(AdapterInvalid) as caught:
+            bank.acquire(want("a"))
+        lengths.append(len(list(traceback.walk_tb(caught.value.__traceback__))))
+        del caught
+    bank._intake.drop(KNOWN["a"].digest)
+    gc.collect()
+    assert seen() is None
+    assert len(set(lengths[1:])) == 1
+
+
+def refuse(weights):
+    raise AdapterInvalid("its shape is another")
 
 
 def test_unload_refuses_what_is_pinned_or_busy_when_asked():

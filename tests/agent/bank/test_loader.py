@@ -1,10 +1,13 @@
 """Reading beside the step thread, and remembering broken files."""
 
+import gc
 import itertools
 import os
 import queue
 import re
 import threading
+import traceback
+import weakref
 
 import pytest
 
@@ -135,6 +138,26 @@ def test_a_broken_file_is_tried_again_after_a_while(adapters):
 def test_other_bytes_in_the_registered_directory_are_refused(adapters):
     with pytest.raises(ArtifactInvalid, match="new revision"):
         VerifyingReader(read, never)(adapters[0].digest, adapters[1].directory)
+
+
+def test_a_broken_file_keeps_nothing_of_what_was_read_or_of_who_asked(adapters):
+    """A caller may ask for it all day."""
+    seen = []
+
+    def watched(directory):
+        weights = read(directory)
+        seen.append(weakref.ref(weights))
+        return weights
+
+    reader, lengths = VerifyingReader(watched, never), []
+    for _ in range(5):
+        with pytest.raises(ArtifactInvalid) as caught:
+            reader(adapters[0].digest, adapters[1].directory)
+        lengths.append(len(list(traceback.walk_tb(caught.value.__traceback__))))
+        del caught
+    gc.collect()
+    assert len(seen) == 1 and seen[0]() is None
+    assert len(set(lengths)) == 1
 
 
 def test_a_directory_that_is_gone_is_named(adapters, tmp_path):

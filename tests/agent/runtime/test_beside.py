@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 
+from remora_agent.runtime import speculation
 from remora_agent.runtime.api import Failed, Finished
 from remora_agent.runtime.model_runtime import ModelRuntime
 from remora_contract.errors import EngineFault
@@ -107,11 +108,13 @@ def test_closing_over_a_chunk_ends_everything(tmp_path):
 def test_a_bug_in_the_engine_ends_everything_though_it_strikes_again(tmp_path, monkeypatch):
     caught: list = []
     broken: list = []
+    all_here = threading.Event()
     monkeypatch.setattr(threading, "excepthook", lambda args: caught.append(args.exc_type))
     engine = OverlapEngine(3, CONTEXT, VOCAB, 4, asks=1 << 30)
     runtime = ModelRuntime(engine, make_bundle(CONTEXT, 4), byte_text())
 
     def break_beside():
+        assert all_here.wait(20)
         if engine._begun is not None or broken:
             broken.append(True)
             raise ZeroDivisionError
@@ -120,10 +123,37 @@ def test_a_bug_in_the_engine_ends_everything_though_it_strikes_again(tmp_path, m
     heard = [Listener() for _ in PROMPTS]
     for (name, prompt), listener in zip(PROMPTS.items(), heard, strict=True):
         runtime.submit(request(name, prompt, 12), listener)
+    all_here.set()
     for listener in heard:
         assert isinstance(listener.wait().error, EngineFault)
     runtime.close()
     assert caught == [ZeroDivisionError]
+
+
+def test_nothing_is_drafted_beside_a_prompt(tmp_path, monkeypatch):
+    """The engine proves a draft alone: the step would wait for the prompt, and teach what drafts
+    cost wrongly."""
+    monkeypatch.setattr(speculation, "lookup", lambda text, most: speculation.Guess((1,) * most, 2))
+    monkeypatch.setattr(speculation, "best_length", lambda rate, seconds, most: min(4, most))
+    engine = OverlapEngine(3, CONTEXT, VOCAB, 4, asks=5)
+    heard: list = []
+    with manual_runtime(engine, make_bundle(CONTEXT, 4), tmp_path, clock=lambda: 0.0) as parts:
+        runtime, loop, _ = parts
+        runtime.submit(request("a", PROMPTS["a"], 60), heard.append)
+        while len(engine.calls.scores) < 3:
+            loop.step()
+        runtime.submit(request("b", PROMPTS["b"], 2), lambda e: None)
+        while engine._begun is None:
+            loop.step()
+        before = len(engine.calls.scores), len(engine.calls.decodes)
+        while engine._begun is not None:
+            loop.step()
+        assert len(engine.calls.scores) == before[0]
+        assert len(engine.calls.decodes) > before[1]
+        while not isinstance(heard[-1], Finished):
+            loop.step()
+    assert len(engine.calls.scores) > before[0]
+    assert tokens(heard) == engine.solo(PROMPTS["a"], 60)
 
 
 def test_a_prompt_whose_logprobs_are_wanted_is_read_alone(tmp_path):
