@@ -40,11 +40,12 @@ from remora_agent.serving.experiment_counts import ExperimentCounts
 from remora_agent.serving.experiments import Assigned, assigned, drawn, refuse_embedding
 from remora_agent.serving.held_calls import HeldCall, HeldCalls
 from remora_agent.serving.shadow import ShadowRunner
+from remora_agent.serving.strict_tools import SpecialTokens
 from remora_agent.serving.tool_calls import ToolPlan, constrained, tool_plan
 from remora_agent.serving.use_case_counts import UseCaseCounts
 from remora_agent.serving.waiting_calls import AcceptedOnce, WaitingCalls
 from remora_agent.telemetry.records import Origin, RequestRecords
-from remora_agent.text.pipeline import Encoded
+from remora_agent.text.pipeline import Encoded, TextPipeline
 from remora_agent.text.tools import ToolFormat, detect
 from remora_contract.errors import RequestInvalid
 
@@ -73,6 +74,7 @@ class ServedModel:
         self._names = threading.Lock()
         self._observe = observe
         self.tool_format = tool_format or detect(runtime.text.tool_template)
+        self._special = _special_tokens(runtime.text, self.tool_format)
         self._waiting = WaitingCalls()
         self._shadow = ShadowRunner(runtime, self._experiments, self._adapters)
 
@@ -103,7 +105,7 @@ class ServedModel:
     def tool_plan(self, call: GenerateCall) -> ToolPlan | None:
         """How to read calls of tools from the answer; None when none were offered. Raises
         Unsupported, RequestInvalid."""
-        return tool_plan(call.prompt, self.tool_format)
+        return tool_plan(call.prompt, self.tool_format, self._special)
 
     def prompt_text(self, encoded: Encoded) -> str:
         """What was tokenised; of a prompt given as tokens, what they stand for."""
@@ -309,3 +311,8 @@ class ServedModel:
 
 def _nobody(event: Event) -> None:
     """The caller hears of the end by other ways."""
+
+
+def _special_tokens(text: TextPipeline, form: ToolFormat | None) -> SpecialTokens:
+    ids = {m: i for m in (form.markers if form else ()) for i in text.special_ids([m])}
+    return SpecialTokens(ids, sorted(set(text.all_special_ids) - set(ids.values())))

@@ -15,10 +15,12 @@ from remora_agent.runtime.api import Constraint, ConstraintKind, Delta, Finished
 from remora_agent.runtime.grammar import JSON_WHITESPACE
 from remora_agent.serving.call import ChatPrompt, GenerateCall
 from remora_agent.serving.event_stream import StreamEvent
+from remora_agent.serving.strict_tools import SpecialTokens, holding, is_strict
 from remora_agent.text.tool_reader import CallArguments, CallBegins, Content, Piece, ToolReader
 from remora_agent.text.tools import FORMATS, ToolFormat
 from remora_contract.errors import RequestInvalid, Unsupported
 
+_NONE_SPECIAL = SpecialTokens({})
 AUTO, NONE, REQUIRED = "auto", "none", "required"
 ToolEvent = StreamEvent | CallBegins | CallArguments
 
@@ -30,16 +32,19 @@ class ToolPlan:
     form: ToolFormat
     names: tuple[str, ...]  # of the functions it may call
     constraint: Constraint | None = None  # makes it call one
-    forced: bool = False  # then it writes no start marker
+    forced: bool = False  # it must call, and writes no start marker
     max_calls: int | None = None
     schemas: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of the parameters
+    held: bool = False  # it may call: the constraint is of strict tools
 
 
 def offers_tools(prompt: ChatPrompt) -> bool:
     return bool(prompt.tools) and prompt.tool_choice != NONE
 
 
-def tool_plan(prompt: object, form: ToolFormat | None) -> ToolPlan | None:
+def tool_plan(
+    prompt: object, form: ToolFormat | None, special: SpecialTokens = _NONE_SPECIAL
+) -> ToolPlan | None:
     """None for a call without tools. Raises Unsupported where the model's chat template takes
     none, RequestInvalid for a choice that names no tool."""
     if not isinstance(prompt, ChatPrompt) or not offers_tools(prompt):
@@ -54,7 +59,10 @@ def tool_plan(prompt: object, form: ToolFormat | None) -> ToolPlan | None:
     if prompt.tool_choice in ("", AUTO):
         functions = [tool["function"] for tool in prompt.tools]
         schemas = {str(f["name"]): f.get("parameters") or {} for f in functions}
-        return ToolPlan(form, names, max_calls=most, schemas=schemas)
+        free = ToolPlan(form, names, max_calls=most, schemas=schemas)
+        if not any(map(is_strict, functions)):
+            return free
+        return replace(free, constraint=holding(form, functions, special), held=True)
     allowed = names if prompt.tool_choice == REQUIRED else (prompt.tool_choice,)
     if not set(allowed) <= set(names):
         raise RequestInvalid(f"tool_choice: no tool is named {prompt.tool_choice[:80]!r}")
@@ -112,7 +120,8 @@ def constrained(call: GenerateCall, plan: ToolPlan | None) -> GenerateCall:
             "tools; leave one of them out, or say tool_choice none"
         )
     if plan.constraint is not None and call.stopping.ignore_eos:
-        raise RequestInvalid("ignore_eos: an answer that must call a tool ends with the call")
+        what = "whose calls are held to schemas" if plan.held else "that must call a tool"
+        raise RequestInvalid(f"ignore_eos: an answer {what} ends where its grammar does")
     return replace(call, constraint=plan.constraint)
 
 

@@ -121,6 +121,10 @@ class TextPipeline:
         return self._tokenizer.special_ids(texts)
 
     @property
+    def all_special_ids(self) -> frozenset[int]:
+        return self._tokenizer.all_special_ids
+
+    @property
     def tool_template(self) -> str:
         """The source of the template that a chat with tools goes through; empty without one."""
         return self._chat.tool_source if self._chat is not None else ""

@@ -87,6 +87,10 @@ class TextTokenizer:
     def is_special(self, token_id: int) -> bool:
         return token_id in self._special
 
+    @property
+    def all_special_ids(self) -> frozenset[int]:
+        return frozenset(self._special)
+
     def special_ids(self, texts: Iterable[str]) -> tuple[int, ...]:
         """The ids of those texts that are special tokens."""
         found = (self._tokenizer.token_to_id(text) for text in texts)

@@ -91,7 +91,6 @@ def chat_prompt(fields: Fields) -> ChatPrompt:
     choice = _tool_choice(fields)
     if not all(isinstance(tool, dict) for tool in tools):
         raise FieldInvalid("tools must be a list of objects", "tools")
-    _refuse_strict(tools, choice)
     return ChatPrompt(
         messages=tuple(_message(m, f"messages[{i}]") for i, m in enumerate(messages)),
         add_generation_prompt=True if add is None else add,
@@ -168,19 +167,6 @@ def _tool_choice(fields: Fields) -> str:
     function.done()
     choice.done()
     return name
-
-
-def _refuse_strict(tools: list[dict[str, Any]], choice: str) -> None:
-    """Arguments are held to their schema only where calling is."""
-    for i, tool in enumerate(tools):
-        function = tool.get("function")
-        strict = isinstance(function, dict) and function.get("strict")
-        if strict and choice in ("", "auto"):
-            raise FieldUnsupported(
-                f"tools[{i}].function.strict: a free choice of tools is not held to schemas; "
-                "leave it out, or say tool_choice required or name the function",
-                f"tools[{i}].function.strict",
-            )
 
 
 def _scoring(fields: Fields) -> Scoring:

@@ -10,9 +10,10 @@ import pytest
 from remora_agent.client import Client
 from remora_agent.serving.openai.settings import OpenAiOptions
 from remora_contract.errors import RequestInvalid
-from tests.agent.serving.openai.conftest import LOOPBACK
+from tests.agent.serving.openai.conftest import HERMES, LOOPBACK
+from tests.support.runtime import byte_tokenizer
 from tests.support.scripted_engine import ScriptedEngines
-from tests.support.serving import World, running_stack, write_bundle
+from tests.support.serving import ReferenceEngines, World, running_stack, write_bundle
 
 TOOLS = [
     {
@@ -117,6 +118,92 @@ def test_without_tools_or_with_choice_none_markup_is_plain_text(scripted):
     none = ask(scripted, tool_choice="none").choices[0]
     assert without.message.content == none.message.content == CALL
     assert without.finish_reason == none.finish_reason == "stop"
+
+
+STRICT = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "strict": True,
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"enum": ["Rome", "Köln"]}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("fields", [{}, {"tool_choice": "auto"}])
+def test_a_strict_tool_is_held_to_its_schema_where_the_model_is_free_to_call(scripted, fields):
+    """The engine would write another city, character for character."""
+    scripted.says(CALL.replace("Köln", "Bonn"))
+    reply = ask(scripted, tools=[STRICT], **fields).choices[0]
+    assert (reply.finish_reason, reply.message.content) == ("tool_calls", None)
+    (call,) = reply.message.tool_calls
+    assert json.loads(call.function.arguments)["city"] in ("Rome", "Köln")
+
+
+def test_only_the_strict_ones_of_several_tools_are_held(scripted):
+    scripted.says(TWO.replace("{}", '{"city": [1, {"any": null}]}'))
+    calls = ask(scripted, tools=[STRICT, TOOLS[1]]).choices[0].message.tool_calls
+    assert [json.loads(c.function.arguments) for c in calls] == [
+        {"city": "Köln"},
+        {"city": [1, {"any": None}]},
+    ]
+
+
+def test_answers_that_only_look_like_a_call_pass_a_strict_tool_to_the_letter(scripted):
+    for text in ('A tag is <tool_call and {"name": "weather", "arguments": {', "<tool", "Fine. 🐟"):
+        scripted.says(text)
+        reply = ask(scripted, tools=[STRICT]).choices[0]
+        assert (reply.message.content, reply.finish_reason) == (text, "stop")
+        chunks = [c.choices[0] for c in ask(scripted, tools=[STRICT], stream=True)]
+        assert "".join(c.delta.content or "" for c in chunks) == text
+
+
+def test_a_stream_of_a_strict_tool_tells_text_and_held_arguments(scripted):
+    scripted.says(f"One moment.\n{CALL.replace('Köln', 'Bonn')} Done.")
+    chunks = [c.choices[0] for c in ask(scripted, tools=[STRICT], stream=True)]
+    parts = [p for c in chunks for p in c.delta.tool_calls or []]
+    arguments = json.loads("".join(p.function.arguments or "" for p in parts))
+    assert arguments["city"] in ("Rome", "Köln")
+    assert "".join(c.delta.content or "" for c in chunks).startswith("One moment.")
+    assert chunks[-1].finish_reason == "tool_calls"
+
+
+def test_a_random_model_pushed_to_call_writes_valid_calls_of_a_strict_tool(tmp_path):
+    """Its marker is one special token, as in the models that have it; the rest is noise."""
+    world, engines = World(tmp_path), ReferenceEngines()
+    folder = tmp_path / "b" / "m"
+    world.bundles["m"] = write_bundle(folder, "m", 1024, HERMES, "<tool_call>")
+    marker = str(byte_tokenizer("<tool_call>").token_to_id("<tool_call>"))
+    with running_stack(tmp_path, engines, openai=OpenAiOptions(LOOPBACK)) as (stack, _):
+        stack.host.switch(world.assignment(bundle="m"))
+        url = f"http://{stack.openai_address.target()}/v1"
+        fields = {**ASK, "model": "m", "tools": [STRICT], "logit_bias": {marker: 60}}
+        with openai.OpenAI(base_url=url, api_key="x", max_retries=0) as client:
+            for seed in range(4):
+                asked = {**fields, "seed": seed, "temperature": 1.0}
+                calls = client.chat.completions.create(**asked).choices[0].message.tool_calls
+                assert calls, "it was pushed hard"
+                for call in calls:
+                    found = json.loads(call.function.arguments)
+                    assert found in ({"city": "Rome"}, {"city": "Köln"})
+
+
+def test_a_format_that_no_grammar_holds_refuses_strict_by_name(tmp_path):
+    template = "{{ tools }}<|python_tag|>{{ messages[0].content }}"
+    world, engines = World(tmp_path), ScriptedEngines()
+    world.bundles["m"] = write_bundle(tmp_path / "b" / "m", "m", 1024, template)
+    with running_stack(tmp_path, engines, openai=OpenAiOptions(LOOPBACK)) as (stack, _):
+        stack.host.switch(world.assignment(bundle="m"))
+        url = f"http://{stack.openai_address.target()}/v1"
+        client = openai.OpenAI(base_url=url, api_key="x", max_retries=0)
+        refused = pytest.raises(openai.BadRequestError, match=r"strict of weather.*\(llama\)")
+        with client, refused:
+            client.chat.completions.create(**{**ASK, "model": "m"}, tools=[STRICT])
 
 
 def test_one_call_at_most_where_parallel_calls_are_off(scripted):
