@@ -171,6 +171,11 @@ class Bundle:
         return (self.graph.dialect, "legacy") if has_two else (self.graph.dialect,)
 
     @property
+    def stored(self) -> str:
+        """How its weights are stored, where that is known."""
+        return "unknown" if self.graph.dialect == "edgellm" else self.graph.quant.kind
+
+    @property
     def digest(self) -> str:
         return digest_document(self)
 

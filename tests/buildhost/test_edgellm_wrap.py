@@ -15,6 +15,7 @@ from remora_build.export.options import ExportOptions
 from remora_build.inspect.bundle import describe_bundle
 from remora_build.publish.source import bundle_facts
 from remora_contract.bundle import BUNDLE_JSON, FORMAT_VERSION, load_bundle, verify_files
+from remora_contract.compat import quant_refusals
 from remora_contract.dialects import dialect_refusals, dialects_in
 from remora_contract.errors import ArtifactInvalid, Unsupported
 from tests.support.checkpoints import make_checkpoint
@@ -45,7 +46,10 @@ def test_an_engine_folder_becomes_a_bundle_of_all_its_files(tmp_path, checkpoint
     assert "tokenizer/tokenizer.json" in paths
     assert (bundle.graph.context, bundle.graph.max_bank_rank) == (256, MAX_RANK)
     assert bundle.notes["edgellm"] == {"max_input_len": 128, "sm": 87}
-    assert "edgellm dialect" in dict(describe_bundle(tmp_path / "out").facts)["graph"]
+    shown = dict(describe_bundle(tmp_path / "out").facts)
+    assert "engine folder of TensorRT Edge-LLM" in shown["graph"]
+    assert "not quantized" not in shown["weights"]
+    assert shown["adapter bank"] == f"none: one adapter at a time, of rank {MAX_RANK} at most"
 
 
 def test_adapters_of_the_checkpoints_exports_fit_it(tmp_path, checkpoint, engine):
@@ -62,6 +66,7 @@ def test_a_controller_offers_it_to_devices_with_the_backend_alone(tmp_path, chec
     assert dialect_refusals(dialects, {"edgellm": "0.11.0"}) == []
     (refusal,) = dialect_refusals(dialects, {"tensorrt": "10.16", "onnxruntime": "1.24"})
     assert "edgellm >= 0.11" in refusal.need
+    assert quant_refusals("none", facts["quant"])
 
 
 def test_what_is_no_engine_folder_is_refused(tmp_path, checkpoint, engine):

@@ -2,7 +2,7 @@
 line.
 
     -> {"do": "generate", "question": {...}} | {"do": "cancel"}
-    <- {"say": "ready", "version": str}                              once, when the engine is open
+    <- {"say": "ready"}                                              once, when the engine is open
     <- {"say": "chunk", "text": str, "ids": [int]}                   as they come
     <- {"say": "end", "reason": "stop" | "length" | "cancelled", "prompt_tokens": int}
     <- {"say": "error", "error": class name, "message": str}         instead of ready or end
