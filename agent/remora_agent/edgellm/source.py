@@ -119,14 +119,12 @@ class EdgeEngines:
 
     def ask(self, assignment: Assignment, incumbent: Assignment | None, progress: Progress) -> None:
         opened = EdgeBundle.load(assignment.bundle_directory)
-        keys = {a.name: key_of(a.digest) for a in assignment.adapters}
-        keys |= {u.name: keys[a.name] for u in assignment.use_cases for a in u.adapters}
+        keys = _keys(assignment)
         directories = [a.directory for a in assignment.adapters]
         with self._proving(opened, directories) as child:
             for i, question in enumerate(assignment.golden):
                 progress("asking golden questions", i / len(assignment.golden))
-                key = "" if question.use_case is None else keys.get(question.use_case, "")
-                _ask(opened, child, question, key)
+                _ask(opened, child, question, keys)
 
     def load(self, bundle_dir: Path) -> Engine:
         raise Unsupported(f"backend {BACKEND} has no steps: use it with serve or run")
@@ -165,8 +163,24 @@ def _check_arms(assignment: Assignment) -> None:
             refuse_mix(tuple(AdapterRef(name, None, weight) for name, weight in mix), where)
 
 
-def _ask(opened: EdgeBundle, child: Child, question: GoldenQuestion, key: str) -> None:
-    """Raises EngineFault for another answer than expected."""
+def _keys(assignment: Assignment) -> dict[str, str]:
+    """Of what a question may be asked to: adapters and use cases; empty for the base model."""
+    keys = {a.name: key_of(a.digest) for a in assignment.adapters}
+    mixes = {u.name: [keys[a.name] for a in u.adapters] for u in assignment.use_cases}
+    return keys | {name: mix[0] if mix else "" for name, mix in mixes.items()}
+
+
+def _ask(
+    opened: EdgeBundle, child: Child, question: GoldenQuestion, keys: Mapping[str, str]
+) -> None:
+    """Raises EngineFault for another answer than expected, Unsupported for a name that the release
+    does not have."""
+    name = question.use_case
+    if name is not None and name not in keys:
+        raise Unsupported(
+            f"golden question {question.name} is for {name}, which the release does not have"
+        )
+    key = "" if name is None else keys[name]
     wanted, ids = question.expected_text, question.expected_tokens
     expected = len(ids) or len(opened.text.encode(wanted or "").token_ids)
     most = expected if ids else expected + _SPARE_TOKENS

@@ -10,6 +10,7 @@ import openai
 import pytest
 from openai import OpenAI
 
+from remora_agent.client import Client
 from remora_agent.edgellm.module import installed_version
 from remora_agent.edgellm.request import CANNOT, CANNOT_DEFAULT, refuse
 from remora_agent.engine.opening import EngineOptions
@@ -117,6 +118,19 @@ def test_golden_questions_are_asked_by_text_and_others_refused(stack, world):
     scored = GoldenQuestion("q", "perplexity", text="hello")
     with pytest.raises(Unsupported, match="golden question q: backend edgellm answers texts"):
         stack.host.build(replace(wanted, golden=(scored,)), lambda phase, done: None)
+    with Client(stack.test_address, timeout_s=60) as client:
+        found = client.generate("hello", max_tokens=4, adapter="a")
+    right = (
+        GoldenQuestion("r", "prefix", text="hello", expected_text=found.text, use_case="a"),
+        GoldenQuestion("t", "exact", text="hello", expected_tokens=found.token_ids, use_case="a"),
+    )
+    stack.host.prove(replace(wanted, golden=right), lambda phase, done: None)
+    base = replace(right[1], use_case=None)
+    with pytest.raises(EngineFault, match="golden question t: the answer is"):
+        stack.host.prove(replace(wanted, golden=(base,)), lambda phase, done: None)
+    strange = replace(right[0], use_case="nobody")
+    with pytest.raises(Unsupported, match="for nobody, which the release does not have"):
+        stack.host.prove(replace(wanted, golden=(strange,)), lambda phase, done: None)
     wrong = GoldenQuestion("q", "prefix", text="hello", expected_text="never", use_case="a")
     with pytest.raises(EngineFault, match="golden question q: the answer is"):
         stack.host.prove(replace(wanted, golden=(wrong,)), lambda phase, done: None)

@@ -208,6 +208,38 @@ def test_another_bundle_is_opened_in_place_of_the_old_one(served):
     )
 
 
+def test_requests_that_wait_while_the_bundle_changes_are_answered_by_the_new_one(
+    served, monkeypatch
+):
+    monkeypatch.setenv("EMULATED_EDGELLM", "slow")
+    restart(served)
+    answers = []
+
+    def one() -> None:
+        with Client(served.stack.test_address, timeout_s=60) as client:
+            answers.append(client.generate("hello", max_tokens=10))
+
+    threads = [threading.Thread(target=one) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    until(lambda: served.client.status().queued == 4)
+    served.stack.host.switch(served.world.assignment("three", bundle="other"))
+    for thread in threads:
+        thread.join()
+    assert len({a.text for a in answers}) == 1
+    digests = [a.provenance.bundle_digest for a in answers]
+    assert digests.count(served.world.bundle("other").digest) == 4
+
+
+def test_a_caller_who_leaves_ends_his_answer(served, monkeypatch):
+    monkeypatch.setenv("EMULATED_EDGELLM", "slow")
+    restart(served)
+    with served.client.stream("hello", max_tokens=100) as stream:
+        next(iter(stream))
+    until(lambda: served.client.status().rows_busy == 0, within_s=2.0)
+    assert len(ask(served.client)) == 6
+
+
 def test_a_bundle_that_does_not_open_leaves_the_old_one_serving(served):
     served.world.engine = {"broken": b"BROKEN"}
     with pytest.raises(EngineFault, match="plan file does not match"):
