@@ -21,9 +21,10 @@ from remora_agent.host import (
 )
 from remora_agent.hosting.engines import EngineSource, available_memory, verify_small_files
 from remora_agent.hosting.faults import EndCount, FaultCount
+from remora_agent.hosting.models import EngineModels, ModelOpener
 from remora_agent.hosting.names import adopt
 from remora_agent.hosting.retiring import Retiring, added, counted
-from remora_agent.runtime.model_runtime import ModelRuntime
+from remora_agent.runtime.model import Model
 from remora_agent.runtime.options import RuntimeOptions
 from remora_agent.runtime.status import RuntimeState
 from remora_agent.serving.experiment_counts import ExperimentCounts
@@ -70,9 +71,12 @@ class LocalHost:
         settings: HostSettings | None = None,
         available_bytes: Callable[[], int] = available_memory,
         observers: Observers | None = None,
+        models: ModelOpener | None = None,
     ) -> None:
-        """`observers` hear of every request, over switches of models; they are the caller's."""
+        """`observers` hear of every request, over switches of models; they are the caller's.
+        `models` None are engines of `engines`, step by step."""
         self._engines = engines
+        self._models = models or EngineModels(engines)
         self._router = router
         self._settings = settings or HostSettings()
         self._available_bytes = available_bytes
@@ -89,7 +93,7 @@ class LocalHost:
         self._observers = observers or Observers(Observing())
 
     def build(self, assignment: Assignment, progress: Progress) -> BuildOutcome:
-        check(assignment)
+        self._check(assignment)
         adapters = [a.directory for a in assignment.adapters]
         directory = assignment.bundle_directory
         return self._engines.build(directory, progress, assignment.engines, adapters)
@@ -114,7 +118,7 @@ class LocalHost:
         return self._engines.built(bundle_directory)
 
     def prove(self, assignment: Assignment, progress: Progress) -> None:
-        check(assignment)
+        self._check(assignment)
         directories = [a.directory for a in assignment.adapters]
         self._engines.probe(assignment.bundle_directory, directories, progress)
         if assignment.golden:
@@ -124,7 +128,7 @@ class LocalHost:
     def switch(self, assignment: Assignment) -> None:
         """Raises Refused when two models do not fit and requests do not end in time, and what
         opening an engine and registering adapters raise. The old assignment then still serves."""
-        check(assignment)
+        self._check(assignment)
         with self._switching:
             if self._ending.is_set():
                 raise Refused("this agent is shutting down; start it again")
@@ -189,6 +193,11 @@ class LocalHost:
             self._succeed(None, timeout_s)
         if not self._retiring.wait(max(0.0, until - time.monotonic()) + 1.0):
             log.warning("host.drain_incomplete", extra={"waited_s": timeout_s})
+
+    def _check(self, assignment: Assignment) -> None:
+        """Raises as `check`, and Unsupported."""
+        check(assignment)
+        self._models.check(assignment)
 
     def _fits_beside(self, assignment: Assignment) -> bool:
         """With the prefixes that it will keep."""
@@ -265,20 +274,7 @@ class LocalHost:
 
     def _open(self, assignment: Assignment) -> ServedModel:
         """A model that answers for the assignment, probed and not yet routed to."""
-        directory = assignment.bundle_directory
-        engine = self._engines.load(directory)
-        try:
-            runtime = ModelRuntime.open(
-                engine,
-                load_bundle(directory),
-                directory,
-                options=self._settings.runtime,
-                sampling=assignment.sampling,
-                free_bytes=self._available_bytes,
-            )
-        except BaseException:
-            engine.close()
-            raise
+        runtime = self._models.open(assignment, self._settings.runtime, self._available_bytes)
         model = ServedModel(
             runtime,
             self._faults.observe,
@@ -295,7 +291,7 @@ class LocalHost:
             raise
         return model
 
-    def _wait_idle(self, runtime: ModelRuntime) -> bool:
+    def _wait_idle(self, runtime: Model) -> bool:
         """Nobody can submit meanwhile: the router holds."""
         until = time.monotonic() + self._settings.idle_s
         while True:

@@ -25,6 +25,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "inspect": "remora_build.inspect.command",
         "insert-lora": "remora_build.insert.command",
         "engine": "remora_build.engine.command",
+        "edgellm": "remora_build.edgellm.command",
     }
 )
 

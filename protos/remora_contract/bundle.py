@@ -5,6 +5,8 @@
       model.onnx  model.onnx.data portable graph (docs/graph.md)
       model.legacy.onnx           the same decoder in the legacy dialect, on the same data: only in
                                   format 3, whose model.onnx is native
+      edgellm/                    instead of a graph, in format 4: an engine folder of TensorRT
+                                  Edge-LLM as its own builder made it (docs/edgellm.md)
       tokenizer/tokenizer.json    and tokenizer_config.json, chat_template.jinja, ... as shipped
       generation_config.json      as shipped, when the checkpoint has one
       golden.json                 prompts with the tokens this very graph must answer
@@ -39,8 +41,15 @@ GOLDEN_JSON = "golden.json"
 FORMAT_VERSION = 2
 # Of bundles with LEGACY_GRAPH_FILE: whoever knows one graph only is told that this is none of his.
 TWO_GRAPHS_VERSION = 3
+# Of bundles with an engine folder and no graph.
+EDGELLM_VERSION = 4
+EDGELLM_DIR = "edgellm"
+EDGELLM_CONFIG = f"{EDGELLM_DIR}/config.json"
+EDGELLM_ENGINE = f"{EDGELLM_DIR}/llm.engine"
+_VERSIONS = (FORMAT_VERSION, TWO_GRAPHS_VERSION, EDGELLM_VERSION)
 # Which operators the graph is made of; docs/dialects.md says who takes which.
-GraphDialect = Literal["native", "legacy"]
+# "edgellm" is no graph of ours: an engine that TensorRT Edge-LLM runs whole.
+GraphDialect = Literal["native", "legacy", "edgellm"]
 _MAX_DOCUMENT_BYTES = 64 << 20
 
 MAX_BANK_RANK = 4096
@@ -123,13 +132,15 @@ class Bundle:
     notes: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.format_version not in (FORMAT_VERSION, TWO_GRAPHS_VERSION):
+        if self.format_version not in _VERSIONS:
             raise ValueError(
-                f"format version {self.format_version} is not {FORMAT_VERSION} or "
-                f"{TWO_GRAPHS_VERSION}; "
+                f"format version {self.format_version} is not {FORMAT_VERSION}, "
+                f"{TWO_GRAPHS_VERSION} or {EDGELLM_VERSION}; "
                 "export the checkpoint again with this version of remora-build"
             )
         check_digest(self.base_digest, "base_digest")
+        if self._check_edgellm():
+            return
         check_listed(self.files, GRAPH_FILE)
         has_two = self.file(LEGACY_GRAPH_FILE) is not None
         if has_two != (self.format_version == TWO_GRAPHS_VERSION):
@@ -140,11 +151,29 @@ class Bundle:
         if has_two and self.graph.dialect != "native":
             raise ValueError(f"{GRAPH_FILE} beside {LEGACY_GRAPH_FILE} is {self.graph.dialect}")
 
+    def _check_edgellm(self) -> bool:
+        """Whether it holds an engine folder and no graph."""
+        is_edgellm = self.format_version == EDGELLM_VERSION
+        if is_edgellm != (self.graph.dialect == "edgellm"):
+            raise ValueError(
+                f"dialect edgellm belongs to format version {EDGELLM_VERSION}, and to no other; "
+                "wrap the engine folder again with remora-build edgellm"
+            )
+        if is_edgellm:
+            for needed in (EDGELLM_CONFIG, EDGELLM_ENGINE):
+                check_listed(self.files, needed)
+        return is_edgellm
+
     @property
     def dialects(self) -> tuple[GraphDialect, ...]:
         """Of its graphs; that of `graph` first."""
         has_two = self.format_version == TWO_GRAPHS_VERSION
         return (self.graph.dialect, "legacy") if has_two else (self.graph.dialect,)
+
+    @property
+    def stored(self) -> str:
+        """How its weights are stored, where that is known."""
+        return "unknown" if self.graph.dialect == "edgellm" else self.graph.quant.kind
 
     @property
     def digest(self) -> str:
@@ -159,8 +188,8 @@ class Bundle:
 
 
 def is_graph_file(path: str) -> bool:
-    """Whether a bundle's file is a graph or its weights."""
-    return path.startswith(GRAPH_FILE) or path == LEGACY_GRAPH_FILE
+    """Whether a bundle's file is a graph, its weights or an engine: large, and read when built."""
+    return path.startswith(GRAPH_FILE) or path in (LEGACY_GRAPH_FILE, EDGELLM_ENGINE)
 
 
 def check_listed(files: tuple[BundleFile, ...], needed: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from remora_contract.bundle import GraphDialect
 from remora_contract.errors import Refusal
@@ -42,6 +42,7 @@ SUPPORT = (
     Support("tensorrt", (10, 3), ("legacy",), "lacks operators newer than opset 20"),
     Support("tensorrt", (10, 15), ("native", "legacy"), "has the operators of both"),
     Support("tensorrt_rtx", (1, 7), ("native", "legacy"), "both are built in the tests"),
+    Support("edgellm", (0, 11), ("edgellm",), "runs engine folders of its own, no graph"),
     Support("onnxruntime", (1, 23), ("native", "legacy"), "one rewrite reads both"),
 )
 JETPACKS = (
@@ -84,7 +85,7 @@ def dialects_in(facts: Mapping[str, Any]) -> tuple[GraphDialect, ...]:
     """Of a bundle's graphs, by its manifest's facts; empty for one that does not say. A dialect
     that nobody knows is left out: another version published it."""
     told = facts.get("dialects", [facts.get("dialect")])
-    known: tuple[GraphDialect, ...] = ("native", "legacy")
+    known: tuple[GraphDialect, ...] = get_args(GraphDialect)
     return tuple(d for d in known if d in told) if isinstance(told, list) else ()
 
 

@@ -12,7 +12,7 @@ from remora_contract.sampling_bounds import LENGTHS, RANGES
 from remora_contract.versions import version_numbers
 
 # Those that agents have, see `remora_agent.control.facts`.
-BACKENDS = ("onnxruntime", "tensorrt", "tensorrt_rtx")
+BACKENDS = ("onnxruntime", "tensorrt", "tensorrt_rtx", "edgellm")
 
 
 def document_refusals(release: Release) -> list[Refusal]:

@@ -106,7 +106,7 @@ def test_a_reader_that_knows_one_graph_is_told_that_the_format_is_another(both: 
     ("change", "words"),
     [
         ({"format_version": 2}, "belongs to format version 3"),
-        ({"format_version": 4}, "format version 4 is not 2 or 3"),
+        ({"format_version": 5}, "format version 5 is not 2, 3 or 4"),
         ({"files": "without"}, "belongs to format version 3"),
         ({"graph": "legacy"}, "model.onnx beside model.legacy.onnx is legacy"),
     ],

@@ -49,7 +49,7 @@ def generate(
     sampling win over the file's."""
     from remora_agent.batch import report
     from remora_agent.batch.document import read_document
-    from remora_agent.engine.backends import check_backend, check_overlap
+    from remora_agent.engine.backends import check_overlap, check_stepped
     from remora_agent.engine.opening import EngineOptions
     from remora_agent.engine.prefill import check_choice
 
@@ -70,7 +70,7 @@ def generate(
         context=context,
         threads=threads,
         prefill=check_choice(prefill),
-        backend=check_backend(backend),
+        backend=check_stepped(backend),
         overlap=check_overlap(overlap),
     )
     outcomes = _answer(bundle, document, use_cases, options, cache_dir, seed)

@@ -22,6 +22,7 @@ BACKENDS = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
     "tensorrt": ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"),
     "tensorrt_rtx": ("tensorrt-rtx",),
+    "edgellm": ("tensorrt-edgellm",),
 }
 _MACHINE_ID_FILES = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
 _MODEL_FILE = Path("/proc/device-tree/model")

@@ -67,7 +67,7 @@ def check_fits_together(layout: StateLayout, release: Release) -> None:
     """The bundle is what the release says, and every adapter goes on it. Raises Incompatible with
     all refusals of all adapters."""
     bundle = load_bundle(layout.artifact(release.bundle))
-    refusals = quant_refusals(release.quant, bundle.graph.quant.kind)
+    refusals = quant_refusals(release.quant, bundle.stored)
     for adapter in release.adapters:
         document = load_adapter(layout.artifact(adapter.digest))
         refusals += [

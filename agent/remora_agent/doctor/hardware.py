@@ -14,6 +14,7 @@ import psutil
 
 from remora_agent.control.facts import device_model, installed_backends
 from remora_agent.doctor.check import Check, fail, ok, warn
+from remora_agent.edgellm import module as edgellm
 from remora_agent.engine.trt.module import INSTALL, TRT_BACKENDS, TrtBackend, api_of
 from remora_agent.engine.trt.target import this_gpu
 from remora_agent.telemetry.jetson import JetsonSource
@@ -37,6 +38,7 @@ def hardware_checks() -> Iterator[Check]:
     yield check_onnxruntime(installed_backends())
     for backend in TRT_BACKENDS:
         yield check_tensorrt(backend, installed_backends())
+    yield check_edgellm(installed_backends())
     yield check_cuda_driver()
     yield check_sensor("jtop", JetsonSource)
     yield check_sensor("nvml", NvmlSource)
@@ -99,6 +101,14 @@ def check_tensorrt(backend: TrtBackend, backends: dict[str, str]) -> Check:
     return ok(
         backend, f"{version} on {gpu.name} (SM {gpu.processor}); serve with --backend {backend}"
     )
+
+
+def check_edgellm(backends: dict[str, str]) -> Check:
+    """Whether it runs here is known once its runtime is opened, in a process of its own."""
+    version = backends.get(edgellm.BACKEND)
+    if version is None:
+        return warn(edgellm.BACKEND, "not installed", edgellm.INSTALL)
+    return ok(edgellm.BACKEND, f"{version} installed; serve with --backend {edgellm.BACKEND}")
 
 
 def check_cuda_driver() -> Check:

@@ -49,7 +49,7 @@ def build(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Build the engine of a bundle into the engine cache, and say what it takes."""
-    from remora_agent.engine.backends import check_backend
+    from remora_agent.engine.backends import check_stepped
     from remora_agent.engine.child import ChildLimits
     from remora_agent.engine.opening import EngineOptions
     from remora_agent.engine.report import report
@@ -58,7 +58,7 @@ def build(
 
     limits = ChildLimits(timeout, None if memory_mib is None else memory_mib << 20)
     options = EngineOptions(
-        rows=rows, context=context, backend=check_backend(backend), build_limits=limits
+        rows=rows, context=context, backend=check_stepped(backend), build_limits=limits
     )
     if out is not None:
         check_absent(out)  # now, not when the engine is built

@@ -11,7 +11,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from remora_agent.engine import places
-from remora_agent.engine.backends import BackendName, Overlap, check_backend, check_overlap
+from remora_agent.engine.backends import (
+    BackendName,
+    Overlap,
+    check_backend,
+    check_overlap,
+    check_tensorrt,
+)
 from remora_agent.engine.build import BuildControl, BuildResult, build_engine, ignore, never
 from remora_agent.engine.cache import CacheEntry, EngineCache
 from remora_agent.engine.child import ChildLimits
@@ -154,7 +160,7 @@ def recipe_of(bundle: Bundle, options: EngineOptions, processors: tuple[int, ...
     from remora_agent.engine.trt.recipe import recipe
 
     context = limits_of(bundle, options).context
-    return recipe(options.backend, bundle, options.rows, context, processors)
+    return recipe(check_tensorrt(options.backend), bundle, options.rows, context, processors)
 
 
 def device_key(options: EngineOptions) -> dict[str, str]:
@@ -162,7 +168,7 @@ def device_key(options: EngineOptions) -> dict[str, str]:
     if options.backend != "onnxruntime":
         from remora_agent.engine.trt.recipe import device_fields
 
-        return device_fields(options.backend, options.rows)
+        return device_fields(check_tensorrt(options.backend), options.rows)
     from remora_agent.engine.ort import builder
 
     return flat(builder.recipe(options.accuracy_level, options.prefill))

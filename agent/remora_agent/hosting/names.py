@@ -11,12 +11,12 @@ from collections.abc import Callable
 
 from remora_agent.bank.directory import Declared
 from remora_agent.host import AssignedAdapter, Assignment
-from remora_agent.runtime.adapters import Adapters, UnloadMode
+from remora_agent.runtime.adapters import UnloadMode
 from remora_agent.runtime.api import AdapterRef
 from remora_agent.runtime.bounds import check_sampling
 from remora_agent.runtime.checks import check_adapters
 from remora_agent.runtime.defaults import sampling_params
-from remora_agent.runtime.model_runtime import ModelRuntime
+from remora_agent.runtime.model import Model, ModelAdapters
 from remora_agent.runtime.options import RuntimeOptions
 from remora_agent.serving.served_model import ServedModel
 from remora_contract.errors import (
@@ -80,7 +80,7 @@ def check_answerable(new: Assignment, options: RuntimeOptions) -> None:
         )
 
 
-def check_shadows(new: Assignment, runtime: ModelRuntime) -> None:
+def check_shadows(new: Assignment, runtime: Model) -> None:
     """Raises Unsupported where a shadow could compare nothing."""
     for experiment in new.experiments:
         if experiment.shadow is not None and not runtime.scores:
@@ -97,7 +97,7 @@ def stale(old: Assignment | None, new: Assignment) -> list[AssignedAdapter]:
     return [a for a in (old.adapters if old else ()) if (a.name, a.revision) not in kept]
 
 
-def _register(adapters: Adapters, new: Assignment) -> list[AssignedAdapter]:
+def _register(adapters: ModelAdapters, new: Assignment) -> list[AssignedAdapter]:
     """Returns what was not known before; forgets it again when one of them is refused."""
     added: list[AssignedAdapter] = []
     known = {(r.name, r.revision) for r in adapters.directory.revisions()}
@@ -113,13 +113,13 @@ def _register(adapters: Adapters, new: Assignment) -> list[AssignedAdapter]:
     return added
 
 
-def _changed(adapters: Adapters, new: Assignment) -> list[AssignedAdapter]:
+def _changed(adapters: ModelAdapters, new: Assignment) -> list[AssignedAdapter]:
     """Those that no request could have brought into the bank yet, or whose name moves."""
     resident = {(i.name, i.revision) for i in adapters.list() if i.bank_bytes and i.alias_target}
     return [a for a in new.adapters if (a.name, a.revision) not in resident]
 
 
-def _preload(adapters: Adapters, adapter: AssignedAdapter) -> None:
+def _preload(adapters: ModelAdapters, adapter: AssignedAdapter) -> None:
     """So that the first request does not wait. A full bank is no reason to refuse the release:
     the adapter then comes in with its first request, as soon as there is room."""
     try:
@@ -156,7 +156,7 @@ def declared_by(new: Assignment) -> Callable[[Experiment], Declared]:
     return declared
 
 
-def _forget(adapters: Adapters, adapter: AssignedAdapter) -> None:
+def _forget(adapters: ModelAdapters, adapter: AssignedAdapter) -> None:
     """Requests that run with it end in peace. What someone else set up on it stays."""
     try:
         adapters.pin(adapter.name, adapter.revision, pinned=False)

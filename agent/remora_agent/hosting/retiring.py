@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
-from remora_agent.runtime.model_runtime import ModelRuntime
+from remora_agent.runtime.model import Model
 from remora_agent.telemetry.serving import COUNTERS
 
 log = logging.getLogger(__name__)
@@ -21,15 +21,15 @@ class Retiring:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._leaving: dict[ModelRuntime, threading.Thread | None] = {}
+        self._leaving: dict[Model, threading.Thread | None] = {}
         self._totals: dict[str, float] = {}
 
-    def admit(self, runtime: ModelRuntime) -> None:
+    def admit(self, runtime: Model) -> None:
         """From now on its counters are counted here; `close_now` has to follow."""
         with self._lock:
             self._leaving[runtime] = None
 
-    def retire(self, runtime: ModelRuntime, drain_s: float) -> None:
+    def retire(self, runtime: Model, drain_s: float) -> None:
         """Returns at once. What still runs after `drain_s` ends with Unavailable."""
         thread = threading.Thread(
             target=self._end, args=(runtime, drain_s), name="remora-retire", daemon=True
@@ -38,7 +38,7 @@ class Retiring:
             self._leaving[runtime] = thread
         thread.start()
 
-    def close_now(self, runtime: ModelRuntime) -> None:
+    def close_now(self, runtime: Model) -> None:
         """Closes an admitted runtime, in this thread, and keeps its counters."""
         runtime.close()
         # After the close: the last step counts itself once its request has ended.
@@ -64,7 +64,7 @@ class Retiring:
             thread.join(max(0.0, until - clock()))
         return not any(thread.is_alive() for thread in threads)
 
-    def _end(self, runtime: ModelRuntime, drain_s: float) -> None:
+    def _end(self, runtime: Model, drain_s: float) -> None:
         if not runtime.drain(drain_s):
             log.warning("model.drain_incomplete", extra={"waited_s": drain_s})
         self.close_now(runtime)

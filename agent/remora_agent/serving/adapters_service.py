@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from remora_agent.runtime.adapters import AdapterInfo, Adapters
+from remora_agent.runtime.adapters import AdapterInfo
+from remora_agent.runtime.model import ModelAdapters
 from remora_agent.serving import adapter_wire
 from remora_agent.serving.router import Router
 from remora_agent.serving.rpc_errors import translated
@@ -37,7 +38,7 @@ class AdaptersService(rpc.AdaptersServicer):
             raise RequestInvalid(f"path {request.path[:200]!r}: give an absolute path")
         name, revision = _name(request.name), request.revision or None
 
-        def register(adapters: Adapters) -> AdapterInfo:
+        def register(adapters: ModelAdapters) -> AdapterInfo:
             _check_converted(path)
             return adapters.register(name, revision, path, set_alias=request.set_alias)
 
@@ -101,7 +102,7 @@ class AdaptersService(rpc.AdaptersServicer):
             raise RequestInvalid("rank: ask for at least 1")
         return adapter_wire.capacity(await self._call(lambda a: a.capacity(request.rank)))
 
-    async def _call(self, work: Callable[[Adapters], T]) -> T:
+    async def _call(self, work: Callable[[ModelAdapters], T]) -> T:
         """Waits while the model is being switched, but does not hold a switch up: an operation
         that meets one in its middle ends with Unavailable."""
         async with self._router.entering() as model:

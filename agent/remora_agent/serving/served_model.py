@@ -23,7 +23,7 @@ from remora_agent.runtime.api import (
 from remora_agent.runtime.bounds import check_prompt_scores
 from remora_agent.runtime.constraint import COMPILE_TIMEOUT_S, Grammar
 from remora_agent.runtime.embedding import Embedded, EmbeddingRequest, OnEmbedded
-from remora_agent.runtime.model_runtime import ModelRuntime
+from remora_agent.runtime.model import Model
 from remora_agent.runtime.step_loop import wait_for
 from remora_agent.serving.call import (
     AdapterSelection,
@@ -58,7 +58,7 @@ class ServedModel:
 
     def __init__(
         self,
-        runtime: ModelRuntime,
+        runtime: Model,
         observe: Callable[[Event], None] | None = None,
         counts: UseCaseCounts | None = None,
         records: RequestRecords | None = None,

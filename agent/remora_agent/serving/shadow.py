@@ -25,7 +25,7 @@ from remora_agent.runtime.api import (
     PromptScored,
 )
 from remora_agent.runtime.constraint import Grammar
-from remora_agent.runtime.model_runtime import ModelRuntime
+from remora_agent.runtime.model import Model
 from remora_agent.runtime.spare import SpareRequest
 from remora_agent.serving.call import GenerateCall
 from remora_agent.serving.experiment_counts import ExperimentCounts
@@ -44,7 +44,7 @@ class ShadowRunner:
 
     def __init__(
         self,
-        runtime: ModelRuntime,
+        runtime: Model,
         counts: ExperimentCounts,
         resolve: Resolve,
         seed: Callable[[], int] = lambda: random.getrandbits(64),

@@ -10,7 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from remora_agent.engine.build import never
 from remora_agent.hosting.engines import CachedEngines, EngineSettings, EngineSource
+from remora_agent.hosting.models import ModelOpener
 from remora_agent.local_host import HostSettings, LocalHost
 from remora_agent.serving.address import (
     DEFAULT_LISTEN,
@@ -33,6 +35,7 @@ from remora_agent.update_locks import LockBook
 from remora_contract.errors import Refused, Unsupported
 
 if TYPE_CHECKING:
+    from remora_agent.edgellm.source import EdgeEngines
     from remora_agent.serving.openai.server import OpenAiServer
 
 log = logging.getLogger(__name__)
@@ -66,8 +69,8 @@ class ServingStack:
     ) -> None:
         """`cancelled` is asked during engine builds; `engines` None are the device's own.
 
-        Raises Refused off loopback without TLS or for traces without their packages,
-        DocumentInvalid (a PEM file), Exhausted (disk).
+        Raises Unsupported where the backend is not installed, Refused off loopback without TLS
+        or for traces without their packages, DocumentInvalid (a PEM file), Exhausted (disk).
         """
         self._options = options
         router: Router[ServedModel] = Router()
@@ -83,8 +86,13 @@ class ServingStack:
         )
         self._server = InferenceServer(router, server)
         self._observers = Observers(options.observing)
-        engines = engines or CachedEngines(options.engines, cancelled or (lambda: False))
-        self.host = LocalHost(engines, router, options.host, observers=self._observers)
+        models: ModelOpener | None = None
+        if engines is None and options.engines.options.backend == "edgellm":
+            engines = models = _edge_engines(options.engines, cancelled or never)
+        engines = engines or CachedEngines(options.engines, cancelled or never)
+        self.host = LocalHost(
+            engines, router, options.host, observers=self._observers, models=models
+        )
         self._openai = _openai_server(router, options)
         self.openai_address: Address | None = None  # while it listens
         self._metrics: MetricsServer | None = None
@@ -137,6 +145,15 @@ class ServingStack:
         if self._metrics is not None:
             self._metrics.close()
             self._metrics = None
+
+
+def _edge_engines(settings: EngineSettings, cancelled: Callable[[], bool]) -> EdgeEngines:
+    """Raises Unsupported without the wheel, Refused for a context: the engine has its own."""
+    from remora_agent.edgellm.source import EdgeEngines
+
+    if settings.options.context is not None:
+        raise Refused("context: an engine of TensorRT Edge-LLM has its own; leave it out")
+    return EdgeEngines(cancelled)
 
 
 def _openai_server(router: Router[ServedModel], options: StackOptions) -> OpenAiServer | None:

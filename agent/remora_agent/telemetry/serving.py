@@ -34,6 +34,7 @@ COUNTERS = {
     "adapter_evictions": "adapter_evictions_total",
     "adapter_turns": "adapter_turns_total",
     "swaps": "swaps_total",
+    "runtime_restarts": "runtime_restarts_total",
     "compositions": "compositions_total",
     "prefix_lookups": "prefix_lookups_total",
     "prefix_hits": "prefix_hits_total",

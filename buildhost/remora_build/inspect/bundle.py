@@ -56,6 +56,8 @@ def _facts(bundle: Bundle) -> tuple[tuple[str, str], ...]:
 
 def _graph_text(bundle: Bundle) -> str:
     graph = bundle.graph
+    if graph.dialect == "edgellm":
+        return "none: an engine folder of TensorRT Edge-LLM, in edgellm/"
     text = f"{graph.dialect} dialect, opset {graph.opset}, {graph.dtype}"
     if len(bundle.dialects) == 1:
         return text
@@ -71,6 +73,8 @@ def _note_text(note: object) -> str:
 
 def _quant_text(bundle: Bundle) -> str:
     quant = bundle.graph.quant
+    if bundle.graph.dialect == "edgellm":
+        return "in the engine, whose folder does not say how they are stored"
     if quant.kind == "none":
         return f"{bundle.graph.dtype}, not quantized"
     words = quant.describe()
@@ -86,6 +90,8 @@ def _quant_text(bundle: Bundle) -> str:
 
 def _bank_text(bundle: Bundle) -> str:
     rank = bundle.graph.max_bank_rank
+    if rank and bundle.graph.dialect == "edgellm":
+        return f"none: one adapter at a time, of rank {rank} at most"
     return f"resident ranks add up to {rank} at most" if rank else "none: takes no adapters"
 
 

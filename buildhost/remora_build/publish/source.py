@@ -83,7 +83,7 @@ def bundle_facts(bundle: Bundle) -> dict[str, Any]:
         **({"dialects": list(bundle.dialects)} if len(bundle.dialects) > 1 else {}),
         "opset": graph.opset,
         "dtype": graph.dtype,
-        "quant": graph.quant.kind,
+        "quant": bundle.stored,
         "quant_block": graph.quant.block,
         "activations": graph.quant.activations,
         "experts": decoder.experts is not None,

@@ -11,7 +11,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from remora_agent.bank.directory import AdapterDirectory
-from remora_agent.runtime.adapters import Adapters, UnloadMode
+from remora_agent.runtime.adapters import UnloadMode
+from remora_agent.runtime.model import ModelAdapters
 from remora_agent.serving.openai.body import json_object
 from remora_agent.serving.openai.errors import FieldInvalid
 from remora_agent.serving.openai.exchange import read_body
@@ -122,7 +123,7 @@ def _load(model: ServedModel, name: str, directory: Path, again: bool) -> None:
         adapters.set_alias(name, info.revision)
 
 
-def _unload(adapters: Adapters, name: str) -> None:
+def _unload(adapters: ModelAdapters, name: str) -> None:
     """All its revisions, the one its name points to last. Running requests end in peace."""
     target = adapters.directory.alias(name).revision
     revisions = [r.revision for r in adapters.directory.revisions() if r.name == name]

@@ -1,0 +1,1 @@
+"""Bundles around engine folders that TensorRT Edge-LLM's own builder made."""
