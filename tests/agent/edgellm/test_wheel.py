@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from remora_agent.edgellm.child import Child, Patience
+from remora_contract.errors import Unsupported
 from tests.support import edgellm_emulator as emulator
 
 _MISSING = ("libnvinfer.so.10", "libnvonnxparser.so.10", "libcuda.so.1")
@@ -115,3 +117,14 @@ def test_reasons_and_defaults_are_the_wheels(real):
 
 def test_without_a_driver_the_runtime_says_so(real):
     assert "CUDA" in real["why"]
+
+
+def test_the_real_wheel_says_why_it_does_not_run_here(tmp_path, monkeypatch):
+    """Through the process and the lines that every request takes."""
+    unpacked = os.environ.get("REMORA_EDGELLM_WHEEL")
+    if unpacked is None or Path("/dev/nvidia0").exists():
+        pytest.skip("set REMORA_EDGELLM_WHEEL to the unpacked wheel, on a machine without a GPU")
+    paths = filter(None, [os.environ.get("PYTHONPATH"), unpacked])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    with pytest.raises(Unsupported, match=r"^TensorRT Edge-LLM cannot run on this device: \w+"):
+        Child(tmp_path, {}, Patience(open_s=60.0))
