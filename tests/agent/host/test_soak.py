@@ -26,7 +26,7 @@ OPTIONS = {"max_tokens": 6, "ignore_eos": True}
 class NothingToFetch:
     """The test puts the artifacts in place."""
 
-    def cap(self, bytes_per_s):
+    def cap(self, bytes_per_s, is_shared=False):
         pass
 
     def stage(self, wanted, progress):
