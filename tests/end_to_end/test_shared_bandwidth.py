@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 import time
 from pathlib import Path
@@ -72,11 +74,13 @@ class Meter:
             self._samples.append((time.monotonic(), self.received))
 
     def _look(self, folder: Path, known: dict[Path, int]) -> None:
-        for path in folder.rglob("*"):
-            try:
-                size = path.stat().st_size if path.is_file() else 0
-            except FileNotFoundError:
-                continue
-            chunk = path.with_suffix("")  # a part gets its chunk's name when it is whole
-            self.received += max(0, size - known.get(chunk, 0))
-            known[chunk] = size
+        for directory, _, names in os.walk(folder):  # which passes over what goes meanwhile
+            for name in names:
+                path = Path(directory, name)
+                with contextlib.suppress(FileNotFoundError):
+                    self._count(path.with_suffix(""), path.stat().st_size, known)
+
+    def _count(self, chunk: Path, size: int, known: dict[Path, int]) -> None:
+        """A part gets its chunk's name when it is whole."""
+        self.received += max(0, size - known.get(chunk, 0))
+        known[chunk] = size
