@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from remora_contract.device_phase import FINAL, Phase
 
-# From REVERTING on behind COMMITTED: a crash loop can still take a device back.
+# From REVERTING on behind COMMITTED: a crash loop can still take a device back. How a generation
+# ended otherwise stays said, also when what served before it goes down later.
 ORDER = (
     Phase.ASSIGNED,
     Phase.ADMITTED,
