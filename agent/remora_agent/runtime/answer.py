@@ -109,9 +109,10 @@ class Answer:
             if (scoring.prompt_from or 1) <= position < len(prompt)
         )
 
-    def watch(self, vocab: int) -> Watch:
-        """What the next token's draw needs beside the largest logits."""
-        return self._sampler.watch(self._banned(vocab))
+    def watch(self, room: int) -> Watch:
+        """What the next token's draw needs beside the largest logits; more than there is `room` for
+        only where all of it is needed."""
+        return self._sampler.watch(room)
 
     def take(self, seen: Logits | ShortRow, now: float) -> TokenTaken:
         """Draws the next token from logits [vocab], which stay as they are, or from a row's

@@ -85,9 +85,9 @@ class Computing:
     def _shortlisted(
         self, steps: Sequence[RowStep], answers: Sequence[Answer]
     ) -> list[Logits | ShortRow]:
-        """A row that would watch more than the engine can is read whole."""
+        """A row that must watch more than the engine can is read whole."""
         engine, limits = self._engine, self._engine.limits
-        wanted = [a.watch(limits.vocab) for a in answers]
+        wanted = [a.watch(limits.watched) for a in answers]
         watches = [w if len(w.ids) <= limits.watched else _NOTHING for w in wanted]
         found = engine.decode_shortlist(steps, watches)
         return [

@@ -7,12 +7,14 @@ In this order, as transformers and vLLM apply them:
                                                                   token in prompt or answer
     logit -= frequency * count[token] + presence                  of every token in the answer
 
-Only entries of tokens concerned are touched: a step costs what was seen, not the vocabulary.
+Only entries of tokens concerned are touched: a step costs what was seen, not the vocabulary. A bias
+below 0, r > 1, and presence and frequency of 0 or more never raise a logit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +22,7 @@ from numpy.typing import NDArray
 from remora_agent.runtime.api import SamplingParams
 
 Logits = NDArray[np.float32]
+Ids = NDArray[np.int64]
 _FIRST_ROOM = 64
 
 
@@ -27,39 +30,53 @@ class Penalties:
     """Of one request. Token ids are within the vocabulary, checked before."""
 
     def __init__(self, params: SamplingParams, prompt: Sequence[int] = ()) -> None:
-        pairs = params.logit_bias
-        self._biased = np.array([token for token, _ in pairs], np.int64)
+        pairs = sorted(params.logit_bias)
         self._bias = np.array([value for _, value in pairs], np.float32)
         self._repetition = np.float32(params.repetition_penalty)
         self._presence = np.float32(params.presence_penalty)
         self._frequency = np.float32(params.frequency_penalty)
         repeats, counts = params.repetition_penalty != 1, self._presence or self._frequency
+        self._biased = _Tokens([token for token, _ in pairs]) if pairs else None
         self._seen = _Tokens(prompt) if repeats else None
         self._answered = _Tokens(()) if counts else None
         self.active = bool(pairs or repeats or counts)
 
     @property
-    def ids(self) -> NDArray[np.int64]:
+    def ids(self) -> Ids:
         """Tokens whose logits `apply` changes; some more than once."""
-        tokens = [t.ids for t in (self._seen, self._answered) if t is not None]
-        return np.concatenate([self._biased, *tokens])
+        counted = self._answered if self._seen is None else self._seen  # which has the answer too
+        return _joined(t.ids for t in (self._biased, counted) if t is not None)
 
-    def apply(self, logits: Logits, of: NDArray[np.int64] | None = None) -> None:
-        """Changes logits in place: [vocab], or those of the tokens `of` [n], ascending, which hold
-        all `ids`."""
+    @property
+    def raised(self) -> Ids:
+        """Those of `ids` whose logits may become larger, some more than once."""
+        up = list[Ids]()
+        if self._biased is not None:
+            up.append(self._biased.ids[self._bias > 0])
+        if self._seen is not None and self._repetition < 1:
+            up.append(self._seen.ids)
+        if self._answered is not None and (self._presence < 0 or self._frequency < 0):
+            up.append(self._answered.ids)
+        return _joined(up)
 
-        def places(ids: NDArray[np.int64]) -> NDArray[np.int64]:
-            return ids if of is None else np.searchsorted(of, ids)
-
-        if len(self._biased):
-            logits[places(self._biased)] += self._bias
+    def apply(self, logits: Logits, of: Ids | None = None) -> int:
+        """Changes logits in place: [vocab], or those of the tokens `of` [n]. Returns how many other
+        tokens' logits would change, at most."""
+        others = 0
+        if self._biased is not None:
+            at, which = self._biased.among(of)
+            logits[at] += self._bias[which]
+            others += len(self._biased.ids) - len(at)
         if self._seen is not None:
-            at = places(self._seen.ids)
+            at, _ = self._seen.among(of)
             found = logits[at]
             logits[at] = np.where(found < 0, found * self._repetition, found / self._repetition)
+            others += len(self._seen.ids) - len(at)
         if self._answered is not None:
-            counts = self._answered.counts
-            logits[places(self._answered.ids)] -= self._frequency * counts + self._presence
+            at, which = self._answered.among(of)
+            logits[at] -= self._frequency * self._answered.counts[which] + self._presence
+            others += len(self._answered.ids) - len(at)
+        return others
 
     def saw(self, token: int) -> None:
         """The answer's next token."""
@@ -80,12 +97,21 @@ class _Tokens:
         self._counts = np.concatenate([counts, np.zeros(_FIRST_ROOM)]).astype(np.float32)
 
     @property
-    def ids(self) -> NDArray[np.int64]:
+    def ids(self) -> Ids:
         return self._ids[: self._count]
 
     @property
     def counts(self) -> NDArray[np.float32]:
         return self._counts[: self._count]
+
+    def among(self, of: Ids | None) -> tuple[Ids, Ids | slice]:
+        """Where in `of` [n] they are, or in the vocabulary, and which of `ids` those are. Costs
+        what `of` has, however many tokens there are."""
+        if of is None:
+            return self.ids, slice(None)
+        places = np.fromiter(map(self._places.get, of.tolist(), repeat(-1)), np.int64, len(of))
+        at = np.flatnonzero(places >= 0)
+        return at, places[at]
 
     def add(self, token: int) -> None:
         place = self._places.setdefault(token, self._count)
@@ -95,3 +121,7 @@ class _Tokens:
         self._ids[place] = token
         self._counts[place] += 1
         self._count = len(self._places)
+
+
+def _joined(ids: Iterable[Ids]) -> Ids:
+    return np.concatenate([np.zeros(0, np.int64), *ids])

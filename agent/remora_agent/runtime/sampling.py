@@ -7,9 +7,8 @@ not come are taken out, then
     p_i ∝ exp((logit_i - max) / temperature)
 
 over the `top_k` largest (ties with the k-th stay), of which the smallest set of largest
-probabilities whose sum reaches `top_p` is kept, of which those not below `min_p` times the largest;
-then one uniform draw inverts the cumulative sum in the order of token ids. At temperature 0 the
-largest logit is taken, the first of equals.
+probabilities whose sum reaches `top_p` is kept, of which those not below `min_p` times the largest.
+drawing.py draws one of them. At temperature 0 the largest logit is taken, the first of equals.
 """
 
 from __future__ import annotations
@@ -21,10 +20,11 @@ from numpy.typing import NDArray
 
 from remora_agent.engine.protocol import Watch
 from remora_agent.runtime.api import SamplingParams
-from remora_agent.runtime.distribution import Ids, invert, kept
+from remora_agent.runtime.distribution import Ids, places_in
+from remora_agent.runtime.drawing import HEAD, Uniforms, drawn
 from remora_agent.runtime.penalties import Logits as Logits
 from remora_agent.runtime.penalties import Penalties
-from remora_agent.runtime.shortlist import Candidates, ShortRow, drawable, greedy, watch
+from remora_agent.runtime.shortlist import Candidates, ShortRow, greedy, picked, watch
 from remora_contract.errors import EngineFault, RequestInvalid
 
 Allowed = NDArray[np.bool_]
@@ -32,13 +32,17 @@ Allowed = NDArray[np.bool_]
 
 class Sampler:
     """Draws the tokens of one request, each of which becomes part of its answer. `seed` is used
-    when the request names none."""
+    when the request names none; `head` is that of drawing.py."""
 
-    def __init__(self, params: SamplingParams, seed: int, prompt: Sequence[int] = ()) -> None:
+    def __init__(
+        self, params: SamplingParams, seed: int, prompt: Sequence[int] = (), head: int = HEAD
+    ) -> None:
+        self._head = head
         self._params = params
         self._penalties = Penalties(params, prompt)
         self._scratch: Logits | None = None  # [vocab], kept: a new one each step is slow
         self._watch_nothing = watch(np.zeros(0, np.int64), params)
+        self._uniforms: Uniforms | None = None  # of the next token, once they are drawn
         self._random = np.random.Generator(
             np.random.PCG64(seed if params.seed is None else params.seed)
         )
@@ -60,16 +64,21 @@ class Sampler:
         if self._penalties.active or allowed is not None or banned is not None:
             logits = self._changed(logits, allowed, banned)
             best = int(logits.argmax())
-        token = best if self._params.temperature == 0 else self._sampled(logits)
-        self._penalties.saw(token)
-        return token
+        if self._params.temperature > 0:
+            best = drawn(logits, self._params, self._numbers())
+        return self._took(best)
 
-    def watch(self, banned: Ids | None = None) -> Watch:
-        """What the next `pick` has to know beside the largest logits."""
-        if banned is None and not self._penalties.active:
+    def watch(self, room: int) -> Watch:
+        """What the next `pick` has to know beside the largest logits: tokens that a penalty or bias
+        may raise. Those that one lowers change no more than the sum of what is not known, and are
+        told too where that matters and there is `room` for so many."""
+        if not self._penalties.active:
             return self._watch_nothing
-        ids = self._penalties.ids
-        return watch(ids if banned is None else np.concatenate([ids, banned]), self._params)
+        params, ids = self._params, self._penalties.raised
+        if params.temperature > 0 and not 0 < params.top_k <= self._head:
+            changed = self._penalties.ids
+            ids = changed if len(changed) <= room else ids
+        return watch(ids, params)
 
     def pick(
         self, row: ShortRow, allowed: Allowed | None = None, banned: Ids | None = None
@@ -85,32 +94,25 @@ class Sampler:
         if self._params.temperature == 0:
             token = greedy(found)
         else:
-            token = self._picked(found, row, constrained=allowed is not None)
-        if token is not None:
-            self._penalties.saw(token)
-        return token
+            token = picked(found, self._params, row.tail, self._numbers())
+        return None if token is None else self._took(token)
 
     def _known(self, row: ShortRow, allowed: Allowed | None, banned: Ids | None) -> Candidates:
         ids, logits, _ = row.known
-        values, most = logits.copy(), row.least
+        values, most, lowered = logits.copy(), row.least, 0
         if self._penalties.active:
-            self._penalties.apply(values, ids)
+            lowered = self._penalties.apply(values, ids)
         if banned is not None:
-            values[np.searchsorted(ids, banned)] = -np.inf
+            places = places_in(ids, banned)
+            values[places] = -np.inf
+            lowered += len(banned) - len(places)
         if allowed is not None:
             among = allowed[ids]
             values[~among] = -np.inf
-            if np.count_nonzero(allowed) == np.count_nonzero(among):
-                most = -np.inf
-        return Candidates(ids, values, most, row.vocab)
-
-    def _picked(self, found: Candidates, row: ShortRow, *, constrained: bool) -> int | None:
-        def tail(best: float) -> tuple[float, float]:
-            least, most = row.tail(best)
-            return (0.0 if constrained else least), most
-
-        draws = drawable(found, self._params, tail)
-        return None if draws is None else self._drawn(*draws)
+            elsewhere = np.count_nonzero(allowed) - np.count_nonzero(among)
+            lowered += row.vocab - len(ids) - elsewhere
+            most = most if elsewhere else -np.inf
+        return Candidates(ids, values, most, row.vocab, lowered)
 
     def _changed(
         self, logits: Logits, allowed: Allowed | None, banned: NDArray[np.int64] | None
@@ -130,9 +132,13 @@ class Sampler:
             )
         return changed
 
-    def _sampled(self, logits: Logits) -> int:
-        return self._drawn(*kept(logits, self._params))
+    def _numbers(self) -> Uniforms:
+        """Those of the next token, the same until it is taken."""
+        if self._uniforms is None:
+            self._uniforms = self._random.random(self._head + 1)
+        return self._uniforms
 
-    def _drawn(self, ids: Ids | None, weights: NDArray[np.float32]) -> int:
-        at = invert(weights, self._random.random())
-        return at if ids is None else int(ids[at])
+    def _took(self, token: int) -> int:
+        self._uniforms = None
+        self._penalties.saw(token)
+        return token

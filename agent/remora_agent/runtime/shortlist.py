@@ -1,17 +1,11 @@
 """Whether a row's largest logits say which token the request gets, and how likely it was. Pure.
 
 An engine that returns a `Shortlist` gives the K largest logits of a row, those of the tokens that
-penalties change, and of the others only a bound and a sum. A token is drawn from these where all
-its logits would give the same one, by the same arithmetic and the same random number:
-
-    greedy           the best is above everything that is not known
-    top_k            so is the k-th
-    top_p            the nucleus is the same whatever the tail's sum is within its rounding, and
-                     its smallest member above everything that is not known
-    min_p            nothing that is not known can be so likely
-    temperature      everything that is not known has weight 0
-
-Otherwise nothing is drawn, and the row's logits are read back.
+it watches, and of the others only a bound and a sum. Known logits above the bound are the first of
+the head (drawing.py); what is behind them has a least and a most sum. A token is drawn where all
+logits would give the same one, by the same arithmetic and the same random numbers: where one of the
+known is taken whatever the sum is between the two. Otherwise, mostly because the draw is of a token
+that is not known, nothing is drawn, and the row's logits are read back.
 """
 
 from __future__ import annotations
@@ -22,53 +16,35 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
 from remora_agent.engine.protocol import Shortlist, Watch
 from remora_agent.runtime.api import SamplingParams, TokenLogprob
-from remora_agent.runtime.distribution import (
-    Ids,
-    Logits,
-    cut,
-    kept,
-    largest,
-    those_from,
-    usable_temperature,
-    weights_of,
-)
+from remora_agent.runtime.distribution import Ids, Logits, usable_temperature, weights_of
+from remora_agent.runtime.drawing import Head, Range, Uniforms, cut_head, kept_sum, taken
 
-Draws = tuple[Ids | None, NDArray[np.float32]]  # as `kept` returns them
 _TAIL_ROUNDING = 1e-3  # of a sum over a vocabulary in float32, in any order
+_BELOW_ROUNDING = 1e-5  # of a sum of some in float32, as with all logits
 _SUM_ROUNDING = 1e-9  # of sums in float64, of the whole
 _DENORMAL = 1.2e-38  # what a device may take for 0, a token
-_EXP_ROUNDING = 1e-5  # of a weight
 _NONE = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
 class Candidates:
     """What is known of a row's logits after penalties: those of the tokens `ids` [n], ascending,
-    and of the others that none is above `most` (-inf: none may be drawn)."""
+    and of the others that none is above `most` (-inf: none may be drawn), and that `lowered` of
+    them at most are below what the engine found."""
 
     ids: Ids
     values: Logits  # [n]
     most: float
     vocab: int
-
-    @property
-    def complete(self) -> bool:
-        return self.most == -np.inf
+    lowered: int
 
     @property
     def certain(self) -> bool:
         """Whether the largest of all is known, and is one that may be drawn."""
         return bool(self.values.max() > self.most)
-
-    def everywhere(self) -> Logits:
-        """[vocab], -inf where nothing is known."""
-        logits = np.full(self.vocab, -np.inf, np.float32)
-        logits[self.ids] = self.values
-        return logits
 
 
 class ShortRow:
@@ -156,34 +132,35 @@ def greedy(found: Candidates) -> int | None:
     return int(found.ids[found.values.argmax()]) if found.certain else None
 
 
-def drawable(
-    found: Candidates, params: SamplingParams, tail: Callable[[float], tuple[float, float]]
-) -> Draws | None:
-    """What `kept` returns for all logits, at least up to tokens of weight 0; None where that is
-    not known. `tail` gives the sum's range for a largest value."""
+def picked(
+    found: Candidates,
+    params: SamplingParams,
+    tail: Callable[[float], Range],
+    uniforms: Uniforms,
+) -> int | None:
+    """The token that `drawing.drawn` takes of all logits; None where that is not known. `tail`
+    gives the sum of what is not known as the engine found it, for a largest value."""
     if not found.certain:
         return None
-    values, most = found.values, found.most
-    if found.complete:
-        return kept(found.everywhere(), params)
-    if 0 < params.top_k < found.vocab:
-        return _of_largest(found, params)
-    best = values.max()
-    edge = float(weights_of(np.array([best, most], np.float32), params.temperature)[1])
+    order = np.argsort(-found.values, kind="stable")
+    values = found.values[order]
     weights = weights_of(values, params.temperature)
-    if params.top_p < 1:
-        chosen = _nucleus(weights, params.top_p, tail(float(best)), edge)
-    elif edge == 0:
-        return kept(found.everywhere(), params)
-    elif params.min_p > edge * (1 + _EXP_ROUNDING):
-        chosen = np.arange(len(weights))
-    else:
-        return None
-    if chosen is None:
-        return None
-    if params.min_p > 0:
-        chosen = chosen[weights[chosen] >= np.float32(params.min_p)]
-    return found.ids[chosen], weights[chosen]
+    count = min(int(np.count_nonzero(values > found.most)), len(uniforms) - 1)
+    most = max(found.most, float(values[count])) if count < len(values) else found.most
+    bounds = np.array([values[0], most, found.most], np.float32)
+    edge, unknown = weights_of(bounds, params.temperature)[1:].tolist()
+    head = Head(found.ids[order[:count]], values[:count], weights[:count], most, edge, found.vocab)
+
+    def rest() -> Range:
+        below = float(weights[count:].sum(dtype=np.float64))
+        least, most = (0.0, 0.0) if found.most == -np.inf else tail(float(values[0]))
+        least = max(0.0, least - found.lowered * unknown)
+        slack = _BELOW_ROUNDING * below + _SUM_ROUNDING * (float(head.sums[-1]) + below + most)
+        return max(0.0, below + least - slack), below + most + slack
+
+    chosen = cut_head(head, params)
+    at = taken(chosen, kept_sum(chosen, params, rest), uniforms)
+    return None if at is None else int(chosen.ids[at])
 
 
 def scored(row: ShortRow, token: int, top: int) -> TokenLogprob | None:
@@ -199,32 +176,3 @@ def scored(row: ShortRow, token: int, top: int) -> TokenLogprob | None:
     total = row.total()
     likeliest = tuple((int(ids[i]), float(logits[i]) - total) for i in ranked)
     return TokenLogprob(token, float(logits[at]) - total, likeliest)
-
-
-def _of_largest(found: Candidates, params: SamplingParams) -> Draws | None:
-    """Every token that is among the `top_k` largest is known where the last of them is above the
-    rest."""
-    if params.top_k >= len(found.ids):
-        return None
-    ids = largest(found.values, params.top_k)
-    if not found.values[ids].min() > found.most:
-        return None
-    return cut(found.ids[ids], weights_of(found.values[ids], params.temperature), params)
-
-
-def _nucleus(
-    weights: NDArray[np.float32], top_p: float, tail: tuple[float, float], edge: float
-) -> Ids | None:
-    """Indices of the nucleus among `weights` [n] and a tail whose members weigh at most `edge`."""
-    ordered = np.sort(weights)[::-1]
-    sums = np.cumsum(ordered, dtype=np.float64)
-    least = top_p * (sums[-1] + tail[0]) * (1 - _SUM_ROUNDING)
-    most = top_p * (sums[-1] + tail[1]) * (1 + _SUM_ROUNDING)
-    last, latest = int(np.searchsorted(sums, least)), int(np.searchsorted(sums, most))
-    if last != latest or last == len(ordered):
-        return None
-    smallest = ordered[last]
-    if not smallest > edge * (1 + _EXP_ROUNDING):
-        return None
-    equals = last + 1 - int(np.count_nonzero(ordered > smallest))
-    return those_from(weights, smallest, equals)

@@ -211,7 +211,7 @@ def test_one_compilation_serves_many_answers_that_do_not_touch_each_other(serve)
     s = serve()
     one = regex("[ab]{12}")
     assert s.runtime.compile(one).result(20) is s.runtime.compile(one).result(20)
-    heard = [submit(s, one, f"{i}", seed=i) for i in range(4)]
+    heard = [submit(s, one, f"{i}", seed=i) for i in range(16)]
     texts = {h.wait().text for h in heard}
     assert len(texts) > 1 and all(re.fullmatch("[ab]{12}", t) for t in texts)
 

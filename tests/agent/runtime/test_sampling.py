@@ -4,11 +4,12 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remora_agent.runtime.api import SamplingParams
 from remora_agent.runtime.distribution import kept
+from remora_agent.runtime.drawing import HEAD, drawn
 from remora_agent.runtime.sampling import Sampler
 from remora_contract.errors import EngineFault
 
@@ -64,11 +65,12 @@ def test_kept_tokens_and_probabilities_are_transformers_own(params, vocab):
     np.testing.assert_allclose(mine, reference, rtol=1e-4, atol=1e-12)
 
 
+@pytest.mark.parametrize("head", [1, 4, HEAD])
 @pytest.mark.parametrize("params", PARAMS)
-def test_draws_follow_the_distribution(params):
+def test_draws_follow_the_distribution(params, head):
     logits = np.random.default_rng(1).standard_normal(30).astype(np.float32) * 2
     expected, draws = ours(logits, params), 20_000
-    sampler = Sampler(params, seed=3)
+    sampler = Sampler(params, seed=3, head=head)
     counts = np.bincount([sampler.draw(logits) for _ in range(draws)], minlength=30)
     assert (counts[expected == 0] == 0).all()
     often = expected * draws >= 5
@@ -76,6 +78,61 @@ def test_draws_follow_the_distribution(params):
     freedom = max(1, int(often.sum()) - 1)
     # Five standard deviations above the mean of chi-square.
     assert chi2 < freedom + 5 * np.sqrt(2 * freedom)
+
+
+def plainly_drawn(logits, params, uniforms):
+    """As drawing.py says it, of the tokens that are kept."""
+    ids, weights = kept(logits, params)
+    ids = np.arange(len(logits)) if ids is None else ids
+    left = weights.sum(dtype=np.float64)
+    order = sorted(range(len(ids)), key=lambda i: (-logits[ids[i]], ids[i]))
+    head, behind = order[: len(uniforms) - 1], sorted(order[len(uniforms) - 1 :])
+    for i, number in zip(head, uniforms, strict=False):
+        if number * left < weights[i]:
+            return ids[i], abs(number * left - weights[i]) / left
+        left -= weights[i]
+    sums = np.cumsum(weights[behind], dtype=np.float64)
+    target = uniforms[-1] * sums[-1]
+    return ids[behind[int(np.searchsorted(sums, target, side="right"))]], 1.0
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([1, 3, 60, 700]),
+    st.sampled_from([0.1, 1.0, 4.0]),
+    st.booleans(),
+    st.sampled_from([1, 8, 64]),
+    st.sampled_from([0.3, 1.0, 30.0]),
+    st.sampled_from([0, 0, 5, 50]),
+    st.sampled_from([1.0, 1.0, 0.5, 0.9, 0.99]),
+    st.sampled_from([0.0, 0.0, 0.01, 0.3]),
+)
+def test_a_token_is_drawn_as_it_is_said(seed, vocab, spread, coarse, head, heat, k, p, floor):
+    random = np.random.default_rng(seed)
+    logits = (random.standard_normal(vocab) * spread).astype(np.float32)
+    if coarse:
+        logits = np.round(logits)
+    logits[1:][random.random(vocab - 1) < 0.2] = -np.inf
+    params, near = SamplingParams(heat, k, p, min_p=floor), 0
+    for _ in range(10):
+        uniforms = random.random(head + 1)
+        expected, margin = plainly_drawn(logits, params, uniforms)
+        near += margin < 1e-5
+        if drawn(logits, params, uniforms) != expected:
+            near -= 1  # rounding decides
+    assert near >= 0
+
+
+def test_different_logits_of_one_weight_are_drawn_by_their_logits():
+    """A nucleus that ends among them has the largest logits, as the head of the draw does."""
+    logits = np.arange(200, dtype=np.float32)
+    params = SamplingParams(1e30, top_p=0.5)
+    uniforms = np.random.default_rng(0).random((4000, 9))
+    for numbers in uniforms:
+        numbers[:8] = np.maximum(numbers[:8], 0.02)  # of the head none
+    tokens = {drawn(logits, params, numbers) for numbers in uniforms}
+    assert len(tokens) == 100 - 8 and not tokens & set(range(192, 200))
 
 
 def test_zero_temperature_takes_the_largest_and_the_first_of_equals():
