@@ -301,12 +301,12 @@ def test_a_late_device_s_baseline_grows_with_every_sync_until_it_is_whole(world,
     for part in ((1.0, 2.0), (3.0, 4.0, 5.0)):
         for second in part:
             world.tokens += 100
-            for name, value in (("completion_tokens_total", world.tokens), ("tokens_per_s", 20.0)):
+            for name, value in (("completion_tokens_total", world.tokens), ("tokens_per_s", 21.0)):
                 world.presence.add_metrics(late, [MetricPoint(late, name, value, apart + second)])
         world.store.add_metrics(world.presence.take_unsaved()[1])
         for _ in range(30):
             world.round()
-    assert speeds_before(world, rollout, late)[-5:] == (20.0,) * 5
+    assert speeds_before(world, rollout, late)[-5:] == (21.0,) * 5
     count = len(speeds_before(world, rollout, late))
     world.silent, world.slow_on = set(), {late}
     world.rounds(20)
