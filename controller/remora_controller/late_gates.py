@@ -10,6 +10,7 @@ and keeps the release from others.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -50,7 +51,8 @@ LATE_ENDS: dict[LateState, str] = {
     LateState.PASSED: "it served through its soak and every gate passes",
     LateState.SENT_BACK: "a gate that says `rollback` fails: it gets what it ran before",
     LateState.FAILED: "a gate that says `pause` fails: it keeps the release, and that is said",
-    LateState.INCONCLUSIVE: "gates lacked samples for `--wave-timeout`: it keeps the release",
+    LateState.INCONCLUSIVE: "gates lacked samples, or it was pinned or quarantined, for "
+    "`--wave-timeout`: it keeps the release",
     LateState.UNDONE: "it refused the release, failed or went back by itself",
     LateState.OVERTAKEN: "it was assigned something else meanwhile",
 }
@@ -72,7 +74,7 @@ class LateView:
     forward: Attempt
     newest_generation: int
     last_good: str | None
-    is_barred: bool  # quarantined or pinned: nothing is done to it now
+    is_barred: bool  # quarantined or pinned: nothing is done to it, its gates are not asked
     timeout_s: float
     verdicts: tuple[Verdict, ...] = ()
 
@@ -96,8 +98,10 @@ def judge_late(view: LateView, now: float) -> EndLate | SendBack | None:
         return EndLate(LateState.OVERTAKEN, "it was assigned something else meanwhile")
     if forward.phase is not None and forward.phase in UNSUCCESSFUL:
         return EndLate(LateState.UNDONE, f"the device ended it: {forward.phase.value}")
-    if view.is_barred or forward.served_at is None:
+    if forward.served_at is None:
         return None
+    if view.is_barred:
+        return _barred(view, forward.served_at, now)
     failing = [v for v in view.verdicts if v.outcome is Outcome.FAIL]
     for verdict in sorted(failing, key=lambda v: v.gate.on_fail != "rollback"):
         why = f"gate {verdict.gate.name} fails: {verdict.gate.check}: {verdict.detail}"
@@ -105,6 +109,13 @@ def judge_late(view: LateView, now: float) -> EndLate | SendBack | None:
             return SendBack(view.last_good, why)
         return EndLate(LateState.FAILED, why)
     return _without_failure(view, forward.served_at, now)
+
+
+def _barred(view: LateView, served_at: float, now: float) -> EndLate | None:
+    if now < served_at + view.timeout_s:
+        return None
+    why = f"it was pinned or quarantined, and its gates not asked, {view.timeout_s:.0f} s after it "
+    return EndLate(LateState.INCONCLUSIVE, why + "began to serve")
 
 
 def _without_failure(view: LateView, served_at: float, now: float) -> EndLate | None:
@@ -171,6 +182,7 @@ def counts_failures(gates: Iterable[Gate]) -> bool:
     return any(_counted(parsed(gate.check)) & {FAILED, FAILURE_FRACTION} for gate in gates)
 
 
+@functools.lru_cache(maxsize=256)
 def _only_counts_failures(gate: Gate) -> bool:
     condition = parsed(gate.check)
     names = _counted(condition)

@@ -1,20 +1,27 @@
 """Judges devices that took a release after its waves: fetches what they measured, asks
 `late_gates`, carries out what it says.
 
-Everything is read from the store each time, so a controller that was killed decides the same again.
-Runs on the store's thread.
+What they measured is kept with the samples of open rollouts and filled from the store, all else is
+read from there each time: a controller that was killed decides the same again. Runs on the store's
+thread.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 
 from remora_contract.gates import Gate
 from remora_controller.domain import Assignment, RolloutRecord, StoredEvent
-from remora_controller.gates.collect import BASELINE_S, baseline_metrics, baseline_of, gate_metrics
+from remora_controller.gates.collect import (
+    baseline_metrics,
+    baseline_of,
+    gate_metrics,
+    more_samples,
+)
 from remora_controller.gates.evaluate import DeviceEvidence, Series
 from remora_controller.gates.judge import Verdict
-from remora_controller.gates.samples import TOKENS, SampleKeeper
+from remora_controller.gates.samples import TOKENS
 from remora_controller.late_gates import (
     EndLate,
     LateGroup,
@@ -35,8 +42,7 @@ from remora_controller.store.rows import dumps
 
 log = logging.getLogger(__name__)
 LOOK_EVERY_S = 2.0
-# What it measured while it was away comes with several Syncs, and is stored seconds later.
-BASELINE_SETTLED_S = 15.0
+FILLED_AT_ONCE = 50  # devices a look: their history is read while Syncs wait
 
 
 class LateWatch:
@@ -45,6 +51,8 @@ class LateWatch:
         self._presence = presence
         self._looked_at = float("-inf")
         self._groups: dict[str, LateGroup] = {}  # of this look
+        self._filled: frozenset[str] = frozenset()  # those whose history is in memory
+        self._whole: dict[tuple[str, str, int], Series] = {}  # baselines that grow no more
         self.judging: frozenset[str] = frozenset()  # devices whose samples are wanted soon
 
     def look(self, now: float) -> list[Assignment]:
@@ -53,22 +61,59 @@ class LateWatch:
             return []
         self._looked_at = now
         self._groups.clear()
-        made, judging = [], set()
-        rollouts: dict[str, RolloutRecord] = {}
-        for member in self._store.late_members():
-            rollout = rollouts.get(member.rollout_id) or self._store.rollout(member.rollout_id)
-            if rollout is None:
+        members = self._store.late_members()
+        rollouts = self._rollouts_of(members)
+        filled = self._follow(members, rollouts)
+        made = []
+        for member in members:
+            rollout = rollouts.get(member.rollout_id)
+            if rollout is None or (member.device_id in self.judging - filled):
                 continue
-            rollouts[member.rollout_id] = rollout
             action = judge_late(self._view(rollout, member, now), now)
-            if action is None:
-                judging.add(member.device_id)
-            elif isinstance(action, SendBack):
+            if isinstance(action, SendBack):
                 made += self._send_back(rollout, member, action, now)
-            else:
+            elif action is not None:
                 self._end(rollout, member, action, now)
-        self.judging = frozenset(judging)
         return made
+
+    def _rollouts_of(self, members: list[LateMember]) -> dict[str, RolloutRecord]:
+        found = [self._store.rollout(r) for r in sorted({m.rollout_id for m in members})]
+        return {r.rollout_id: r for r in found if r is not None}
+
+    def _follow(
+        self, members: list[LateMember], rollouts: dict[str, RolloutRecord]
+    ) -> frozenset[str]:
+        """From now on keeps what devices measure by which they are judged. Those whose history is
+        there: of many that come at once, a few at each look."""
+        judged = {
+            (m.rollout_id, m.device_id, m.forward.generation): m
+            for m in members
+            if not m.is_barred and m.newest_generation == m.forward.generation
+        }
+        wanted: dict[str, frozenset[str]] = {}
+        for member in judged.values():
+            rollout = rollouts.get(member.rollout_id)
+            gates = () if rollout is None else _asked(rollout, member)
+            if metrics := _metrics(gates):
+                wanted[member.device_id] = metrics
+        self.judging = frozenset(wanted)
+        self._whole = {k: s for k, s in self._whole.items() if k in judged}
+        self._filled &= self.judging
+        new = sorted(self.judging - self._filled)[:FILLED_AT_ONCE]
+        self._fill(wanted, self._filled | set(new), new)
+        return self._filled
+
+    def _fill(
+        self, wanted: dict[str, frozenset[str]], followed: frozenset[str], new: list[str]
+    ) -> None:
+        self._presence.samples.want_of({d: wanted[d] for d in followed})
+        if new:
+            names = {TOKENS}.union(*(wanted[d] for d in new))
+            stored = self._store.metric_samples(names, 0.0, new)
+            # Asked behind `want_of`: what comes in between would be in neither.
+            unsaved = [p for p in self._presence.unsaved_points() if p.device_id in new]
+            self._presence.samples.fill([*stored, *unsaved])
+        self._filled = followed
 
     def closed_reason(self, rollout: RolloutRecord) -> str | None:
         """Why the rollout's release goes to no further device, as it stood at the last look."""
@@ -85,7 +130,7 @@ class LateWatch:
         return known
 
     def _view(self, rollout: RolloutRecord, member: LateMember, now: float) -> LateView:
-        gates = asked_gates(_gates(rollout), has_incumbent=member.last_good is not None)
+        gates = _asked(rollout, member)
         serves_since = member.forward.served_at
         verdicts: tuple[Verdict, ...] = ()
         if gates and serves_since is not None and not member.is_barred:
@@ -109,39 +154,33 @@ class LateWatch:
     def _evidence(
         self, member: LateMember, gates: tuple[Gate, ...], since: float, now: float
     ) -> DeviceEvidence:
-        metrics = gate_metrics([gates])
-        if not metrics:
-            return DeviceEvidence(member.device_id)
-        keeper = self._history(member.device_id, metrics, since)
+        keeper, metrics = self._presence.samples, _metrics(gates)
         found = {m: keeper.samples(member.device_id, m, since, now + 1.0) for m in metrics}
-        is_settled = now >= since + BASELINE_SETTLED_S
-        before = self._baseline(member, gates) if is_settled else {}
-        return DeviceEvidence(member.device_id, found, before)
+        return DeviceEvidence(member.device_id, found, self._baseline(member, gates, found))
 
-    def _history(self, device_id: str, metrics: frozenset[str], since: float) -> SampleKeeper:
-        keeper = SampleKeeper()
-        keeper.want(metrics)
-        names = {*metrics, TOKENS}
-        keeper.fill(self._store.metric_samples(names, since - BASELINE_S, device_id))
-        return keeper
-
-    def _baseline(self, member: LateMember, gates: tuple[Gate, ...]) -> Series:
+    def _baseline(self, member: LateMember, gates: tuple[Gate, ...], found: Series) -> Series:
         """What the device measured in the last hour in which it told of the release before this
-        one; kept from the first time on, because history is short."""
+        one. That comes with several Syncs, oldest first: it is whole once the device tells what it
+        measures since it serves (`found`), and until then the most that was known is kept."""
         metrics = baseline_metrics(gates)
         if not metrics:
             return {}
-        known = self._store.baselines(member.rollout_id, member.device_id).get(member.device_id)
-        if known is not None:
-            return known
-        until = member.forward.assigned_at
-        points = self._store.metric_samples(metrics, 0.0, member.device_id)
-        newest = max((p.at for p in points if p.at < until), default=until)
-        keeper = self._history(member.device_id, metrics, min(until, newest + 1.0))
-        found = baseline_of(member.device_id, metrics, keeper.samples, min(until, newest + 1.0))
-        if found:
-            self._store.keep_baselines(member.rollout_id, {member.device_id: found})
-        return found
+        key = (member.rollout_id, member.device_id, member.forward.generation)
+        if key in self._whole:
+            return self._whole[key]
+        stored = self._store.baselines(member.rollout_id, member.device_id)
+        known = stored.get(member.device_id, {})
+        keeper, until = self._presence.samples, member.forward.assigned_at
+        newest = keeper.newest_at(member.device_id, metrics, until)
+        if newest is not None:
+            last = min(until, newest + 1.0)
+            measured = baseline_of(member.device_id, metrics, keeper.samples, last)
+            if more_samples(measured, known):
+                self._store.keep_baselines(member.rollout_id, {member.device_id: measured})
+                known = measured
+        if all(found.get(m) for m in metrics):
+            self._whole[key] = known
+        return known
 
     def _send_back(
         self, rollout: RolloutRecord, member: LateMember, action: SendBack, now: float
@@ -164,6 +203,21 @@ class LateWatch:
 def _gates(rollout: RolloutRecord) -> tuple[Gate, ...]:
     """Those of the last wave, unless an operator accepted it whatever they say."""
     return () if rollout.accepted_wave >= rollout.waves else rollout.spec.gates
+
+
+def _asked(rollout: RolloutRecord, member: LateMember) -> tuple[Gate, ...]:
+    return _asked_of(_gates(rollout), member.last_good is not None)
+
+
+# Asked of every device at every look, and the same for all of a rollout.
+@functools.lru_cache(maxsize=64)
+def _asked_of(gates: tuple[Gate, ...], has_incumbent: bool) -> tuple[Gate, ...]:
+    return asked_gates(gates, has_incumbent=has_incumbent)
+
+
+@functools.lru_cache(maxsize=64)
+def _metrics(gates: tuple[Gate, ...]) -> frozenset[str]:
+    return gate_metrics([gates])
 
 
 def _event(

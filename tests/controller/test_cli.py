@@ -23,6 +23,7 @@ from remora_contract.join_token import JoinToken
 from remora_contract.yaml_text import load_yaml
 from remora_controller.operator_cli import reference, release_document, top
 from remora_controller.operator_cli.app import app
+from remora_controller.operator_cli.session import Session
 from remora_protos.control.v1 import control_pb2 as cp
 from tests.controller import artifacts
 from tests.controller.harness import SimulatedDevice, wait_for
@@ -533,6 +534,24 @@ def test_a_file_that_names_what_is_not_there_changes_nothing_at_all(world, tmp_p
         apply(world, "-f", str(file))
     assert Remora(world).json("groups", "list") == []
     assert "tier" not in Remora(world).json("devices", "show", device.device_id)["labels"]
+
+
+def test_applying_reads_the_fleet_once(world, tmp_path, monkeypatch):
+    device, _ = online(world, 2)
+    file = tmp_path / "fleet.yaml"
+    file.write_text(f"labels: {{{device.device_id}: {{tier: prod}}}}")
+    read, call = [], Session.call
+
+    def counting(self, method, request):
+        read.append(type(request).__name__)
+        return call(self, method, request)
+
+    monkeypatch.setattr(Session, "call", counting)
+    assert apply(world, "-f", str(file))[0] == 3
+    assert [r for r in read if r in ("ListDevicesRequest", "LabelDeviceRequest")] == [
+        "ListDevicesRequest",
+        "LabelDeviceRequest",
+    ]
 
 
 def test_a_changed_release_is_shown_as_what_differs_from_the_one_before(world, tmp_path):

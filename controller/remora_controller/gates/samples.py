@@ -1,7 +1,8 @@
 """The newest samples of what gates look at, by device: kept in memory, filled from what devices
 send and, after a start, from the store's history. Thread-safe.
 
-Keeps only metrics that an open rollout's gates name. What serving measures (times, tokens a
+Keeps only metrics that an open rollout's gates name, and of single devices those by which they are
+judged alone. What serving measures (times, tokens a
 second) is kept only where tokens were made since the sample before: the rest repeats an old value,
 and a device that is idle gives no evidence.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 import threading
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from remora_controller.domain import MetricPoint
@@ -59,7 +60,8 @@ class _DeviceTracks:
 class SampleKeeper:
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._wanted: frozenset[str] = frozenset()
+        self._wanted: frozenset[str] = frozenset()  # of every device
+        self._wanted_of: dict[str, frozenset[str]] = {}  # besides, of single ones
         self._devices: dict[str, _DeviceTracks] = {}
 
     def want(self, metrics: frozenset[str]) -> frozenset[str]:
@@ -68,24 +70,35 @@ class SampleKeeper:
             new = metrics - self._wanted
             gone = self._wanted - metrics
             self._wanted = metrics
-            if not metrics:
-                self._devices.clear()
-            elif gone:
-                self._drop_unwanted()
+            if gone:
+                self._drop_unwanted(list(self._devices))
             return new
 
-    def _drop_unwanted(self) -> None:
-        for tracks in self._devices.values():
-            kept = {n: t for n, t in tracks.series.items() if self._kept(n)}
-            tracks.series = kept
+    def want_of(self, devices: Mapping[str, frozenset[str]]) -> frozenset[str]:
+        """Keeps these too, of these devices alone; those of which more is wanted than before."""
+        with self._lock:
+            known, self._wanted_of = self._wanted_of, dict(devices)
+            self._drop_unwanted(known.keys() - devices.keys())
+            return frozenset(d for d, m in devices.items() if m - known.get(d, frozenset()))
 
-    def _kept(self, name: str) -> bool:
-        return name in self._wanted or name.partition(".")[0] in self._wanted
+    def _drop_unwanted(self, device_ids: Iterable[str]) -> None:
+        for device_id in device_ids:
+            if not self._wanted and device_id not in self._wanted_of:
+                self._devices.pop(device_id, None)
+            elif device_id in self._devices:
+                tracks = self._devices[device_id]
+                tracks.series = {
+                    n: t for n, t in tracks.series.items() if self._is_wanted(device_id, n)
+                }
+
+    def _is_wanted(self, device_id: str, name: str) -> bool:
+        own, kind = self._wanted_of.get(device_id, ()), name.partition(".")[0]
+        return name in self._wanted or kind in self._wanted or name in own or kind in own
 
     def add(self, points: Iterable[MetricPoint]) -> None:
         """Of any device; those of one device in the order in which it measured them."""
         with self._lock:
-            if not self._wanted:
+            if not self._wanted and not self._wanted_of:
                 return
             for point in points:
                 self._add(point)
@@ -116,7 +129,9 @@ class SampleKeeper:
 
     def _add(self, point: MetricPoint) -> None:
         is_tokens = point.name == TOKENS
-        if not is_tokens and not self._kept(point.name):
+        is_wanted = self._is_wanted(point.device_id, point.name)
+        follows = bool(self._wanted) or point.device_id in self._wanted_of
+        if not is_wanted and not (is_tokens and follows):
             return
         tracks = self._devices.setdefault(point.device_id, _DeviceTracks())
         if is_tokens and point.at > tracks.tokens_at:
@@ -124,7 +139,7 @@ class SampleKeeper:
             tracks.tokens, tracks.tokens_at = point.value, point.at
         if point.name in ONLY_UNDER_LOAD and not self._is_fresh(tracks, point):
             return
-        if self._kept(point.name):
+        if is_wanted:
             tracks.series.setdefault(point.name, _Track()).add(point.at, point.value)
 
     def _is_fresh(self, tracks: _DeviceTracks, point: MetricPoint) -> bool:
@@ -144,6 +159,21 @@ class SampleKeeper:
             labelled = [t for n, t in tracks.series.items() if n.partition(".")[0] == metric]
             found = [t.between(since, until) for t in ([own] if own is not None else labelled)]
             return tuple(s for s in found if s.values)
+
+    def newest_at(self, device_id: str, metrics: Iterable[str], until: float) -> float | None:
+        """When the device last measured one of them before then."""
+        with self._lock:
+            tracks = self._devices.get(device_id)
+            if tracks is None:
+                return None
+            wanted = frozenset(metrics)
+            found = [
+                t.at[end - 1]
+                for n, t in tracks.series.items()
+                if (n in wanted or n.partition(".")[0] in wanted)
+                and (end := bisect_left(t.at, until))
+            ]
+            return max(found, default=None)
 
     def forget(self, device_id: str) -> None:
         with self._lock:

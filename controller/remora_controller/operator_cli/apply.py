@@ -67,11 +67,10 @@ def apply(
     for name, rollout in wanted.rollouts.items():
         _start(name, rollout, rollout.release)  # before anything is changed
     session = connect(context)
-    if not dry_run:
-        for _ in changes(session, wanted):
-            pass  # whatever cannot be found is refused before anything is changed
+    # Once, and whole: whatever cannot be found is refused before anything is changed.
+    planned = list(changes(session, wanted))
     shown = []
-    for change in changes(session, wanted):
+    for change in planned:
         shown.append({"what": change.what, "before": change.before, "after": change.after})
         if not dry_run:
             change.make()
@@ -87,8 +86,8 @@ def apply(
 
 
 def changes(session: Session, wanted: FleetFile) -> Iterator[Change]:
-    """In the order in which they have to be made: each is asked for after the former was made, so
-    rollouts see the labels and groups they need."""
+    """In the order in which they have to be made, so that rollouts see the labels and groups they
+    need. Changes nothing."""
     yield from _label_changes(session, wanted)
     yield from _group_changes(session, wanted.groups)
     yield from _pin_changes(session, wanted)

@@ -199,9 +199,9 @@ class JournalStore(Protocol):
         ...
 
     def metric_samples(
-        self, names: Collection[str], since: float, device_id: str | None = None
+        self, names: Collection[str], since: float, device_ids: Collection[str] | None = None
     ) -> list[MetricPoint]:
-        """Of all devices or one, these metrics with or without labels: by device, as they came."""
+        """Of all devices or some, these metrics with or without labels: by device, as they came."""
         ...
 
     def prune(self, now: float) -> None:

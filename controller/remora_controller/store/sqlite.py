@@ -5,6 +5,7 @@ Events, metrics and old assignments are bounded here; see `prune`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Sequence
 
 from remora_controller.domain import MetricPoint, StoredEvent
@@ -83,18 +84,23 @@ class SqliteStore(SqliteDevices, SqliteLate, SqliteGovernance, SqliteSharing, Sq
         return [MetricPoint(**row) for row in rows]
 
     def metric_samples(
-        self, names: Collection[str], since: float, device_id: str | None = None
+        self, names: Collection[str], since: float, device_ids: Collection[str] | None = None
     ) -> list[MetricPoint]:
         wanted = sorted(names)
         marks = ", ".join("?" * len(wanted))
         # A metric's labels follow a dot.
         plain = "substr(name, 1, instr(name || '.', '.') - 1)"
-        one = "" if device_id is None else "device_id = ? AND "
+        some = "" if device_ids is None else "device_id IN (SELECT value FROM json_each(?)) AND "
         rows = self._rows(
             "SELECT device_id, name, value, at FROM metrics_history"
-            f" WHERE {one}at >= ? AND (name IN ({marks}) OR {plain} IN ({marks}))"
+            f" WHERE {some}at >= ? AND (name IN ({marks}) OR {plain} IN ({marks}))"
             " ORDER BY device_id, id",
-            *(*([] if device_id is None else [device_id]), since, *wanted, *wanted),
+            *(
+                *([] if device_ids is None else [json.dumps(sorted(device_ids))]),
+                since,
+                *wanted,
+                *wanted,
+            ),
         )
         return [MetricPoint(**row) for row in rows]
 

@@ -7,14 +7,17 @@ import json
 
 import pytest
 
+from remora_contract.device_phase import Phase
 from remora_contract.gates import Gate
 from remora_controller.counters import Counters
-from remora_controller.domain import Device, Facts, MetricPoint, RolloutState
+from remora_controller.domain import BootTrail, Device, Facts, MetricPoint, RolloutState
+from remora_controller.driver import RolloutDriver
 from remora_controller.late_gates import LateState
 from remora_controller.loop import DecisionLoop
 from remora_controller.metrics import ControllerCollector
 from remora_controller.notes import device_note
 from remora_controller.operations import StartRequest
+from remora_controller.presence import Presence
 from remora_controller.store.protocol import JoinTokenRecord
 from remora_controller.store_thread import StoreThread
 from remora_controller.watchers import Watchers
@@ -280,3 +283,89 @@ def test_a_device_held_by_its_window_until_the_rollout_ended_is_judged_too(world
     world.rounds(20)
     assert world.late(rollout) == {held: LateState.SENT_BACK}
     assert world.runs(held) == world.first
+
+
+def speeds_before(world: LateWorld, rollout: str, device_id: str) -> tuple[float, ...]:
+    (series,) = world.store.baselines(rollout, device_id)[device_id]["tokens_per_s"]
+    return series.values
+
+
+def test_a_late_device_s_baseline_grows_with_every_sync_until_it_is_whole(world, tmp_path):
+    """It sends what it spooled oldest first, and each part may come long after the part before."""
+    late = world.ids[0]
+    leave(world, late)
+    world.silent = {late}
+    apart = world.now
+    rollout = world.complete(world.release(tmp_path, "new"), SLOW)
+    world.come(late, rounds=8)
+    for part in ((1.0, 2.0), (3.0, 4.0, 5.0)):
+        for second in part:
+            world.tokens += 100
+            for name, value in (("completion_tokens_total", world.tokens), ("tokens_per_s", 21.0)):
+                world.presence.add_metrics(late, [MetricPoint(late, name, value, apart + second)])
+        world.store.add_metrics(world.presence.take_unsaved()[1])
+        for _ in range(30):
+            world.round()
+    assert speeds_before(world, rollout, late)[-5:] == (21.0,) * 5
+    count = len(speeds_before(world, rollout, late))
+    world.silent, world.slow_on = set(), {late}
+    world.rounds(20)
+    assert world.late(rollout) == {late: LateState.SENT_BACK}
+    assert len(speeds_before(world, rollout, late)) == count
+
+
+def test_history_is_read_once_for_a_device_and_of_a_few_at_a_look(world, tmp_path, monkeypatch):
+    late = world.ids[:3]
+    leave(world, *late)
+    rollout = world.complete(world.release(tmp_path, "new"), Gate("fast", FAST.check, "pause"))
+    monkeypatch.setattr("remora_controller.late_watch.FILLED_AT_ONCE", 2)
+    read, samples = [], world.store.metric_samples
+
+    def counting(names, since, device_ids=None):
+        read.append(tuple(device_ids))
+        return samples(names, since, device_ids)
+
+    monkeypatch.setattr(world.store, "metric_samples", counting)
+    world.silent = {late[2]}
+    world.come(*late, rounds=60)
+    assert read == [tuple(sorted(late)[:2]), tuple(sorted(late)[2:])]
+    assert world.late(rollout)[late[2]] is LateState.JUDGING
+    assert world.late(rollout)[late[0]] is world.late(rollout)[late[1]] is LateState.PASSED
+
+
+def test_a_controller_that_starts_in_the_middle_decides_the_same(world, tmp_path):
+    late = world.ids[0]
+    leave(world, late)
+    rollout = world.complete(world.release(tmp_path, "new"), SLOW)
+    world.slow_on = {late}
+    world.come(late, rounds=0)
+    while world.store.assignment(late).phase is not Phase.SOAKING:
+        world.rounds(1)
+    assert world.late(rollout) == {late: LateState.JUDGING}
+    seen = world.presence.sightings()
+    world.presence = Presence(world.now - 3600.0, 30.0)
+    for device_id in seen:
+        world.presence.seen(device_id, BootTrail(), world.now, is_stored=True)
+    world.driver = RolloutDriver(world.store, world.presence, world.operations.contents_of)
+    world.rounds(20)
+    assert world.late(rollout) == {late: LateState.SENT_BACK}
+
+
+def test_a_device_that_stays_barred_is_judged_no_longer_than_a_wave(world, tmp_path):
+    late = world.ids[0]
+    leave(world, late)
+    new = world.release(tmp_path, "new")
+    rollout = world.complete(new, SLOW)
+    world.slow_on = {late}
+    world.come(late, rounds=0)
+    while not world.driver.wants_samples(late) or world.driver.is_moving:
+        world.round()
+    world.store.set_pin(late, "on show")
+    world.rounds(5)
+    assert not world.driver.wants_samples(late), "nothing is asked of it"
+    assert world.late(rollout) == {late: LateState.JUDGING}
+    world.now += world.store.rollout(rollout).spec.wave_timeout_s
+    world.rounds(2)
+    assert world.late(rollout) == {late: LateState.INCONCLUSIVE}
+    assert "pinned or quarantined" in world.detail(rollout, late)
+    assert world.runs(late) == new

@@ -80,3 +80,21 @@ def test_what_came_while_history_was_read_is_not_counted_twice():
     assert speeds(keeper) == (20.0,)
     (totals,) = keeper.samples("d", TOKENS, 0.0, 1e9)
     assert totals.values == (4.0, 5.0)
+
+
+def test_of_a_device_that_is_judged_alone_more_is_kept_than_of_the_others():
+    keeper = SampleKeeper()
+    assert keeper.want_of({"late": frozenset({SPEED})}) == {"late"}
+    assert keeper.want_of({"late": frozenset({SPEED})}) == set()
+    points = [MetricPoint(d, n, 7.0, 10.0) for d in ("late", "other") for n in (TOKENS, SPEED)]
+    keeper.add(points)
+    assert [len(keeper.samples(d, SPEED, 0.0, 1e9)) for d in ("late", "other")] == [1, 0]
+    assert (keeper.newest_at("late", [SPEED], 11.0), keeper.newest_at("late", [SPEED], 10.0)) == (
+        10.0,
+        None,
+    )
+    keeper.want(WANTED)
+    keeper.want(frozenset())
+    assert keeper.samples("late", SPEED, 0.0, 1e9), "what the fleet no longer needs it does"
+    keeper.want_of({})
+    assert keeper.samples("late", SPEED, 0.0, 1e9) == ()
