@@ -11,9 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 NO_HASH = ""
+MAX_MESSAGE = 1024
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,18 @@ class AuditEntry:
     draft: AuditDraft
     seq: int  # from 1, without gaps
     hash: str
+
+
+def concluded(asked: AuditEntry, at: float, result: str, message: str) -> AuditDraft:
+    """What came of what was asked."""
+    return replace(
+        asked.draft,
+        at=at,
+        detail_json="{}",
+        answers=asked.seq,
+        result=result,
+        message=message[:MAX_MESSAGE],
+    )
 
 
 def chained(draft: AuditDraft, head: AuditHead) -> AuditEntry:

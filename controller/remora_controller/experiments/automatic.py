@@ -16,6 +16,7 @@ from remora_contract.errors import DocumentInvalid, Refused, RemoraError
 from remora_contract.experiments import Experiment
 from remora_contract.release import Release
 from remora_controller.audit import AuditDraft
+from remora_controller.audited import audited
 from remora_controller.domain import Assignment, Device, RolloutRecord, RolloutState, StoredEvent
 from remora_controller.experiments.laboratory import (
     Laboratory,
@@ -117,16 +118,8 @@ class AutoPromotion:
         self._laboratory.planned(request)  # so that what is refused is no change
         detail = {"name": request.name, "release": request.start.release, "why": "promote_when"}
         draft = AuditDraft(self._clock(), BY, "", "", CALL, dumps(detail))
-        asked = self._store.append_audit(draft)
-        result, message = "OK", ""
-        try:
+        with audited(self._store, draft, self._clock):
             self._laboratory.promote(request, BY)
-        except RemoraError as e:
-            result, message = e.code, str(e)
-            raise
-        finally:
-            done = replace(draft, at=self._clock(), detail_json="{}", answers=asked.seq)
-            self._store.append_audit(replace(done, result=result, message=message[:1024]))
 
     def _hold(self, key: tuple[str, str], why: str) -> None:
         """Told once, not every few seconds."""

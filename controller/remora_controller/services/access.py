@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
@@ -19,16 +18,15 @@ from google.protobuf.message import Message
 
 from remora_contract.errors import Exhausted, Forbidden, RemoraError
 from remora_controller import pki
-from remora_controller.audit import AuditDraft, AuditEntry
+from remora_controller.audit import MAX_MESSAGE, AuditDraft, AuditEntry, concluded
+from remora_controller.audited import result_lost
 from remora_controller.pki import Identity, OperatorRole
 from remora_controller.services.calls import Context, abort, caller
 from remora_controller.store.protocol import Store
 from remora_controller.store_thread import StoreThread
 from remora_protos.operator.v1 import operator_pb2 as pb
 
-log = logging.getLogger(__name__)
 MAX_DETAIL = 4096
-MAX_MESSAGE = 1024
 DENIED_EVERY_S = 60.0  # the same refusal is written once in this time
 _PREFIX = f"/{pb.DESCRIPTOR.services_by_name['Operator'].full_name}/"
 _R = OperatorRole
@@ -138,7 +136,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # gr
                 identity = caller(context, pki.Role.OPERATOR)
                 permission = await self._permitted(identity, call, request, context)
                 if permission.is_change:
-                    asked = await self._append(_asked(identity, call, request, context), None)
+                    asked = await self._append(_asked(identity, call, request, context))
             except RemoraError as e:
                 await abort(context, e)
             if not permission.is_change:
@@ -162,7 +160,8 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # gr
             if known is not None and known.is_change and is_news:
                 self._denied[key] = now
                 asked = _asked(identity, call, request, context)
-                await self._append(asked, None, "PERMISSION_DENIED", str(e))
+                denied = replace(asked, result="PERMISSION_DENIED", message=str(e)[:MAX_MESSAGE])
+                await self._append(denied)
             raise
 
     async def _audited(
@@ -179,27 +178,13 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # gr
             await self._conclude(asked, code, message)
 
     async def _conclude(self, asked: AuditEntry, code: str, message: str) -> None:
-        """A change that was made is not called failed because its result could not be stored."""
         try:
-            await self._append(asked.draft, asked.seq, code, message)
+            await self._append(concluded(asked, 0.0, code, message))
         except Exhausted as e:
-            detail = {"entry": asked.seq, "result": code, "cause": str(e)}
-            log.error("audit.result_lost", extra=detail)
+            result_lost(asked, code, e)
 
-    async def _append(
-        self, draft: AuditDraft, answers: int | None, result: str = "", message: str = ""
-    ) -> AuditEntry:
-        entry = AuditDraft(
-            at=self._clock(),
-            who=draft.who,
-            role=draft.role,
-            where=draft.where,
-            what=draft.what,
-            detail_json=draft.detail_json if answers is None else "{}",
-            answers=answers,
-            result=result,
-            message=message[:MAX_MESSAGE],
-        )
+    async def _append(self, draft: AuditDraft) -> AuditEntry:
+        entry = replace(draft, at=self._clock())
         return await self._thread.call(self._store.append_audit, entry)
 
 

@@ -15,15 +15,15 @@ from remora_contract.artifact import Manifest
 from remora_contract.bundle import GRAPH_FILE
 from remora_contract.digests import short
 from remora_contract.engine import MAX_KEY_FIELDS, EngineKey, flat
-from remora_contract.errors import Exhausted, Forbidden, NotFound, RemoraError, RequestInvalid
+from remora_contract.errors import Forbidden, NotFound, RequestInvalid
 from remora_contract.strict import loads
-from remora_controller.audit import AuditDraft, AuditEntry
+from remora_controller.audit import AuditDraft
+from remora_controller.audited import audited
 from remora_controller.domain import Device, StoredEvent
 from remora_controller.sharing import tickets
 from remora_controller.sharing.depot import Depot, Whole, offer_name
 from remora_controller.sharing.policy import Policy, scope_of, why_alone
 from remora_controller.sharing.tickets import (
-    MAX_WHY,
     Alone,
     Answer,
     Build,
@@ -174,35 +174,22 @@ class Desk:
         """Other devices run it from now on, so it is audited like a change by an operator; `where`
         is the caller's address. Raises Refused when somebody took over while it was uploaded."""
         try:
-            asked = self._audit_upload(device, key_digest, whole, where)
-            try:
+            draft = self._upload_draft(device, key_digest, whole, where)
+            with audited(self._parts.store, draft, self._parts.clock):
                 self._finished(device, key_digest, whole)
-            except RemoraError as e:
-                self._conclude(asked, type(e).__name__, str(e))
-                raise
-            self._conclude(asked, "OK", "")
         finally:
             self._parts.depot.confirm(whole.manifest.digest)
 
-    def _audit_upload(
+    def _upload_draft(
         self, device: Device, key_digest: str, whole: Whole, where: str
-    ) -> AuditEntry:
+    ) -> AuditDraft:
         detail = {
             "key": key_digest,
             "engine": whole.manifest.digest,
             "bytes": whole.manifest.bytes,
         }
         now, who = self._parts.clock(), device.device_id
-        draft = AuditDraft(now, who, "device", where, "FinishEngine", dumps(detail))
-        return self._parts.store.append_audit(draft)
-
-    def _conclude(self, asked: AuditEntry, result: str, message: str) -> None:
-        now = self._parts.clock()
-        done = replace(asked.draft, at=now, detail_json="{}", answers=asked.seq)
-        try:
-            self._parts.store.append_audit(replace(done, result=result, message=message[:MAX_WHY]))
-        except Exhausted as e:  # what happened is not undone because its result has no room
-            log.error("audit.result_lost", extra={"entry": asked.seq, "cause": str(e)})
+        return AuditDraft(now, who, "device", where, "FinishEngine", dumps(detail))
 
     def _finished(self, device: Device, key_digest: str, whole: Whole) -> None:
         record = self._record(device, key_digest)

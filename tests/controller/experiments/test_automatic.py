@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from remora_contract.digests import canonical_json
+from remora_contract.errors import Exhausted
 from remora_contract.experiments import Arm, Experiment, PromotionRule
 from remora_contract.gates import Gate
 from remora_contract.release import Release, ReleaseAdapter
@@ -200,6 +201,28 @@ def test_what_stands_in_the_way_is_told_once_and_tried_again_later(world):
     assert not world.auto.tick(), "not at once"
     world.now += HELD_S
     assert world.auto.tick()
+
+
+@pytest.mark.parametrize("place", ["asked", "concluded"])
+def test_a_full_disk_neither_promotes_unwritten_nor_twice(world, monkeypatch, caplog, place):
+    world.run(world.first)
+    world.tell(5000)
+    real = world.store.append_audit
+
+    def append(draft):
+        if (draft.answers is None) == (place == "asked"):
+            raise Exhausted("the controller's disk is full")
+        return real(draft)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.store, "append_audit", append)
+        started = world.auto.tick()
+    assert started == (place == "concluded")
+    assert ("audit.result_lost" in caplog.messages) == started
+    world.now += HELD_S + 1
+    world.tell(5001)
+    assert world.auto.tick() != started
+    assert len(world.rollouts()) == 2
 
 
 def test_a_release_that_cannot_be_read_ends_nothing(world):
