@@ -36,8 +36,6 @@ def hardware_checks() -> Iterator[Check]:
     yield check_memory(psutil.virtual_memory().total, psutil.virtual_memory().available)
     yield check_clock(time.time())
     yield check_onnxruntime(installed_backends())
-    if "onnxruntime" in installed_backends():
-        yield check_operator()
     for backend in TRT_BACKENDS:
         yield check_tensorrt(backend, installed_backends())
     yield check_edgellm(installed_backends())
@@ -89,18 +87,6 @@ def check_onnxruntime(backends: dict[str, str]) -> Check:
         p.removesuffix("ExecutionProvider") for p in onnxruntime.get_available_providers()
     )
     return ok("onnxruntime", f"{version} ({providers})")
-
-
-def check_operator() -> Check:
-    """Not a fault: without it engines are built in the grouped form."""
-    try:
-        from remora_agent.engine.ort.low_rank import operator
-    except ImportError as e:
-        return warn("adapters", f"onnxruntime does not load: {e}", "reinstall onnxruntime")
-    found = operator()
-    if found.missing:
-        return warn("adapters", "grouped form: slower with adapters", found.missing)
-    return ok("adapters", f"native operator, {found.products} instructions")
 
 
 def check_tensorrt(backend: TrtBackend, backends: dict[str, str]) -> Check:

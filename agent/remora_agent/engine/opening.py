@@ -9,7 +9,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 from remora_agent.engine import places
 from remora_agent.engine.backends import (
@@ -35,7 +34,6 @@ from remora_contract.errors import Incompatible, NoFusedKernel, RequestInvalid, 
 log = logging.getLogger(__name__)
 
 MAX_THREADS = 1024
-AdapterForm = Literal["auto", "grouped"]  # auto: by our own operator where its library is
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,6 @@ class EngineOptions:
     accuracy_level: int = 4  # of int4 products: 4 fast, 1 keeps activations in float32
     prefill: PrefillChoice = "auto"  # how prompts are computed: see engine.prefill
     backend: BackendName = "onnxruntime"
-    adapters: AdapterForm = "auto"  # how ONNX Runtime adds them: see engine.ort.low_rank
     overlap: Overlap = "auto"  # whether a prompt is read beside decode steps, where that can be
     build_limits: ChildLimits = field(default_factory=ChildLimits)
 
@@ -159,7 +156,7 @@ def recipe_of(bundle: Bundle, options: EngineOptions, processors: tuple[int, ...
             raise Unsupported("backend onnxruntime builds for this machine's processor only")
         limits_of(bundle, options)  # what could not be loaded is not built
         level = options.accuracy_level
-        return builder.recipe(level, chosen(options.prefill, bundle, level), _operator(options))
+        return builder.recipe(level, chosen(options.prefill, bundle, level))
     from remora_agent.engine.trt.recipe import recipe
 
     context = limits_of(bundle, options).context
@@ -174,15 +171,7 @@ def device_key(options: EngineOptions) -> dict[str, str]:
         return device_fields(check_tensorrt(options.backend), options.rows)
     from remora_agent.engine.ort import builder
 
-    own = _operator(options)
-    return flat(builder.recipe(options.accuracy_level, options.prefill, own))
-
-
-def _operator(options: EngineOptions) -> int | None:
-    """The version of our operator that engines are built with, if any."""
-    from remora_agent.engine.ort.low_rank import operator
-
-    return None if options.adapters == "grouped" else operator().version
+    return flat(builder.recipe(options.accuracy_level, options.prefill))
 
 
 def recipes_of(
@@ -232,7 +221,6 @@ def load_engine(entry: CacheEntry, bundle: Bundle, options: EngineOptions) -> En
         facts.get(FACT_BASE) or None,
         facts.get(FACT_PLAIN) or None,
         PrefillForm(prefill) if prefill else None,
-        native=entry.manifest.key.recipe.low_rank_add is not None,
     )
     limits = limits_of(bundle, options)
     return OrtEngine(files, bundle.decoder, limits, options.threads, bundle.graph)

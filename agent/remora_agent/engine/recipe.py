@@ -64,8 +64,6 @@ class Recipe:
     backend_build: str | None = None
     # Only of an engine that is built from the second of a bundle's graphs.
     dialect: GraphDialect | None = None
-    # Version of our own operator, without which the engine does not load; None: it has none.
-    low_rank_add: int | None = None
 
 
 @dataclass(frozen=True)

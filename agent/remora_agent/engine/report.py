@@ -13,7 +13,7 @@ from rich.table import Table
 from remora_agent.engine.build import BuildResult
 from remora_agent.engine.opening import EngineOptions, limits_of
 from remora_agent.engine.protocol import EngineLimits
-from remora_agent.engine.recipe import Recipe, dialect_of
+from remora_agent.engine.recipe import dialect_of
 from remora_agent.engine.trt import sizes
 from remora_agent.engine.trt.files import (
     FACT_ACTIVATION,
@@ -44,7 +44,6 @@ class BuildReport:
     layers: dict[str, int]  # kind -> how many, before fusion; empty where the backend does not tell
     memory: dict[str, int | None]
     warnings: tuple[str, ...]
-    adapters: str = ""  # of ONNX Runtime: how they are added, native or grouped
 
     def plain(self) -> dict[str, Any]:
         """As JSON."""
@@ -56,8 +55,6 @@ class BuildReport:
         gpus = f" for SM {', '.join(map(str, self.processors))}" if self.processors else ""
         source = "from the cache" if self.from_cache else f"built in {self.seconds:.1f} s"
         console.print(f"{self.backend} {self.version}{gpus}, {self.dialect} graph, {source}")
-        if self.adapters:
-            console.print(f"adapters in the {self.adapters} form")
         if self.instead_of:
             console.print(f"not of the native graph: {self.instead_of}")
         memory = Table("memory", "MiB", box=None, pad_edge=False)
@@ -98,14 +95,7 @@ def report(
         json.loads(facts.get(FACT_LAYERS, "{}")),
         _memory(result, bundle, limits),
         tuple(json.loads(facts.get(FACT_WARNINGS, "[]"))),
-        _adapters(recipe, bundle),
     )
-
-
-def _adapters(recipe: Recipe, bundle: Bundle) -> str:
-    if recipe.gpu is not None or not bundle.graph.max_bank_rank:
-        return ""
-    return "grouped" if recipe.low_rank_add is None else "native"
 
 
 def _memory(result: BuildResult, bundle: Bundle, limits: EngineLimits) -> dict[str, int | None]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from remora_agent.engine.cache import CacheEntry, EngineCache
-from remora_agent.engine.opening import AdapterForm, EngineOptions, ensure_built, load_engine
+from remora_agent.engine.opening import EngineOptions, ensure_built, load_engine
 from remora_agent.engine.protocol import Engine
 from remora_agent.engine.trt.module import TRT_BACKENDS
 from remora_contract.bundle import GraphSpec, load_bundle
@@ -43,14 +43,11 @@ class Case:
     base_graph: bool = True  # False: as ONNX Runtime 1.23 builds int4
     backend: str = "onnxruntime"  # others run on an emulated GPU
     gpu: bool = False  # on a real one: for `pytest -m gpu`
-    adapters: AdapterForm = "auto"  # by our operator, where its library was built
 
 
 CASES = {
     "ort-float32": Case(QWEN2, FLOAT32),
     "ort-int4": Case(LLAMA, INT4),
-    "ort-float32-grouped": Case(QWEN2, FLOAT32, adapters="grouped"),
-    "ort-int4-grouped": Case(LLAMA, INT4, adapters="grouped"),
     "ort-qk-norm": Case(QWEN3, FLOAT32),
     "ort-one-graph": Case(QWEN3, INT4, base_graph=False),
     "tensorrt-float32": Case(QWEN2, FLOAT32, backend="tensorrt"),
@@ -67,9 +64,7 @@ GPU_CASES = {
 # With every input that an adapter may have within the layers; for test_conformance_bank.py.
 BANK_CASES = {
     "ort-everything": Case(QWEN2, EVERYTHING),
-    "ort-everything-grouped": Case(QWEN2, EVERYTHING, adapters="grouped"),
     "ort-experts": Case(MOE, EVERYTHING),
-    "ort-experts-grouped": Case(MOE, EVERYTHING, adapters="grouped"),
     "tensorrt-everything": Case(QWEN2, EVERYTHING, backend="tensorrt"),
     "tensorrt-experts": Case(MOE, EVERYTHING, backend="tensorrt"),
     "tensorrt-legacy-experts": Case(MOE, in_legacy(EVERYTHING), backend="tensorrt"),
@@ -122,7 +117,7 @@ def _bench(case: Case, directory: Path, cache: EngineCache) -> Bench:
     if case.backend == "tensorrt":
         entry = trt_engines.build(directory, directory.parent / "trt")
         return Bench(case, directory, Reference(directory), _emulated(directory, entry))
-    entry = ensure_built(directory, cache, replace(OPTIONS, adapters=case.adapters)).entry
+    entry = ensure_built(directory, cache, OPTIONS).entry
     if not case.base_graph:
         entry = CacheEntry(entry.directory, replace(entry.manifest, facts={"base": ""}))
 

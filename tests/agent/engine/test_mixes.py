@@ -96,7 +96,7 @@ def test_an_engine_lets_go_of_the_mixes_it_no_longer_keeps(
         made.append(weakref.ref(packed[names.slot_b(0, "q")].array))
         return packed
 
-    engine = make_bench(Case(QWEN2, FLOAT32, adapters="grouped")).open()
+    engine = make_bench(Case(QWEN2, FLOAT32)).open()
     monkeypatch.setattr(bank_module, "pack", watched)
     ha, hb = engine.add_adapter(A), engine.add_adapter(B)
     for turn in range(40):

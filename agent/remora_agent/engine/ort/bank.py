@@ -20,7 +20,6 @@ from remora_agent.engine.ort.extras import (
     uses_extras,
 )
 from remora_agent.engine.ort.packing import Packed, pack, packed_views
-from remora_agent.engine.ort.row_table import Entry, entry_of
 from remora_agent.engine.protocol import Mix, MixEntry
 from remora_agent.engine.vectors import check_together
 from remora_contract.decoder import DecoderSpec
@@ -37,24 +36,6 @@ class Prepared:
     factors: Packed
 
 
-@dataclass(frozen=True)
-class Ready:
-    """Where an adapter's factors lie, which its `tensors` keep."""
-
-    entry: Entry
-
-
-def _contiguous(weights: AdapterWeights) -> AdapterWeights:
-    """Factors as the operator reads them: both float16 or both float32, rows one after another.
-    What was read from a file is so already and is not copied."""
-    tensors = {}
-    for target, (a, b) in weights.tensors.items():
-        half = a.dtype == b.dtype == np.float16
-        dtype = np.float16 if half else np.float32
-        tensors[target] = (np.require(a, dtype, ["C", "A"]), np.require(b, dtype, ["C", "A"]))
-    return replace(weights, tensors=tensors)
-
-
 class Bank:
     """Which adapters are resident, and their packed mixes. Composed mixes, of which there are as
     many as requests choose weights, are kept while used: at least one for each row, so that a step
@@ -66,11 +47,7 @@ class Bank:
         max_rank: int,
         rows: int = _COMPOSED_KEPT,
         extras: Extras | None = None,
-        native: bool = False,
     ) -> None:
-        """`native`: factors are not packed, the operator reads them where they are."""
-        self._native = native
-        self._entries: dict[int, Entry] = {}
         self._decoder = decoder
         self._max_rank = max_rank
         self._composed_kept = max(_COMPOSED_KEPT, rows)
@@ -86,9 +63,6 @@ class Bank:
         """Its factors packed, and `tensors` views of them. Touches nothing that changes. Raises
         AdapterInvalid."""
         self._check(weights)
-        if self._native:
-            weights = _contiguous(weights)
-            return replace(weights, prepared=Ready(entry_of(self._decoder, weights)))
         packed = pack(self._decoder, ((weights, 1.0),), None, self._extras)
         return replace(weights, tensors=packed_views(weights, packed), prepared=Prepared(packed))
 
@@ -103,11 +77,6 @@ class Bank:
                 f"{used} of {self._max_rank}: unload an adapter, or export with --max-bank-rank"
             )
         handle, self._next_handle = self._next_handle, self._next_handle + 1
-        if self._native:
-            if not isinstance(weights.prepared, Ready):
-                weights = self.prepare(weights)
-            assert isinstance(weights.prepared, Ready)  # now
-            self._entries[handle] = weights.prepared.entry
         self._resident[handle] = weights
         try:
             self.packed((MixEntry(handle, 1.0),))
@@ -120,7 +89,6 @@ class Bank:
         """Forgets the adapter and every mix it is part of; returns those. Raises NotFound."""
         self._find(handle)
         del self._resident[handle]
-        self._entries.pop(handle, None)
         mixes = [m for m in self._packed if any(e.handle == handle for e in m)]
         return [self._packed.pop(mix) for mix in mixes]
 
@@ -156,19 +124,11 @@ class Bank:
         twin: Packed | None = None,
         ready: object | None = None,
     ) -> Packed:
-        factors: Packed
-        if self._native:
-            factors = {}
-        elif isinstance(ready, Prepared):
+        if isinstance(ready, Prepared):
             factors = ready.factors
         else:
             factors = pack(self._decoder, entries, twin, self._extras)
         return {**factors, **self._vectors.packed(entries)}
-
-    def table_entry(self, handle: int) -> Entry:
-        """Where the operator finds an adapter's factors. Raises NotFound."""
-        self._find(handle)
-        return self._entries[handle]
 
     def take_forgotten(self) -> list[Packed]:
         """Mixes forgotten since the last call; whoever holds their arrays lets go of them."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import onnx
 
-from remora_agent.engine.ort import low_rank, names
+from remora_agent.engine.ort import names
 from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import EngineFault
 from remora_contract.targets import EXPERT_GROUPS, MODEL_GROUPS, PARTS
@@ -75,7 +75,7 @@ def _bypass(graph: onnx.GraphProto, bypassed: dict[str, str]) -> None:
 
 def _factor_nodes(graph: onnx.GraphProto, decoder: DecoderSpec) -> dict[str, str]:
     """Adapted value -> the value before the factors' part was added."""
-    adders = {n.name: n for n in graph.node if n.op_type in ("Add", low_rank.OPERATOR)}
+    adders = {n.name: n for n in graph.node if n.op_type == "Add"}
     base_of = {}
     for layer in range(decoder.layers):
         for parts in (PARTS[g] for g in decoder.groups(layer) if g not in EXPERT_GROUPS):
@@ -95,15 +95,9 @@ def _extra_nodes(graph: onnx.GraphProto, decoder: DecoderSpec) -> dict[str, str]
         known |= {names.rescaled(layer, group), names.rebiased(layer, group)}
     found = {n.output[0]: n.input[0] for n in graph.node if n.name in known}
     given = [v.name for v in graph.input if v.name.startswith(_extra_inputs())]
-    if len(given) + _native_heads(graph) != len(found) + (names.slot_b(0, "head") in given):
+    if len(given) != len(found) + (names.slot_b(0, "head") in given):
         raise EngineFault("a part of the adapter branches was optimised away")
     return found | _expert_nodes(graph, decoder)
-
-
-def _native_heads(graph: onnx.GraphProto) -> int:
-    """Of the operator, which reads no input that is the head's own."""
-    head = names.adapted(0, "head")
-    return sum(n.name == head and n.op_type == low_rank.OPERATOR for n in graph.node)
 
 
 def _expert_nodes(graph: onnx.GraphProto, decoder: DecoderSpec) -> dict[str, str]:

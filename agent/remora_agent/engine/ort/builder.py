@@ -20,7 +20,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
-from remora_agent.engine.ort import low_rank, prefill_trial
+from remora_agent.engine.ort import prefill_trial
 from remora_agent.engine.ort.base_graph import without_adapters, without_extras
 from remora_agent.engine.ort.engine import EngineFiles
 from remora_agent.engine.ort.names import BACKEND, MODEL
@@ -52,11 +52,8 @@ REWRITTEN = "rewritten"  # folder beside the result, gone after the build
 _LOG_ERRORS = 3  # onnxruntime's severity: the runtime's warnings are about our own choices
 
 
-def recipe(
-    accuracy_level: int, prefill: PrefillChoice = "plain", low_rank_add: int | None = None
-) -> Recipe:
-    """The build of this backend on this machine. `accuracy_level`: 4 fast, 1 faithful;
-    `low_rank_add` as `Operator.version`."""
+def recipe(accuracy_level: int, prefill: PrefillChoice = "plain") -> Recipe:
+    """The build of this backend on this machine. `accuracy_level`: 4 fast, 1 faithful."""
     return Recipe(
         BACKEND,
         ort.__version__,
@@ -65,7 +62,6 @@ def recipe(
         this_machine(),
         prefill,
         backend_build=digest_bytes(ort.get_build_info().encode()),
-        low_rank_add=low_rank_add,
     )
 
 
@@ -82,13 +78,12 @@ def build_ort(
     model = ir.load(bundle_dir / GRAPH_FILE)
     windows = any(kind.window is not None for kind in bundle.decoder.kinds)
     excess = window_excess() if windows else 0
-    native = recipe.low_rank_add is not None
-    done = rewrite(model, bundle.decoder, recipe.accuracy_level, excess, native)
+    done = rewrite(model, bundle.decoder, recipe.accuracy_level, excess)
     log.info("engine.rewritten", extra={"nodes": done.nodes, "branches": done.adapter_branches})
     _save(model, rewritten / MODEL, progress)
     del model
     progress("optimising", 0.6)
-    _optimise(rewritten / MODEL, out_dir, native)
+    _optimise(rewritten / MODEL, out_dir)
     progress("finishing", 0.8)
     base, plain = _save_reduced(out_dir, bundle.decoder) if done.adapter_branches else ("", "")
     facts = {FACT_BASE: base} | ({FACT_PLAIN: plain} if plain else {})
@@ -112,7 +107,7 @@ def _prefill(
         progress("making int8 prompts", 0.85)
         write_prefill(out_dir, made, out_dir.parent / REWRITTEN, signed=not signed_saturates())
         progress("comparing int8 prompts", 0.9)
-        kept, why = _tried(bundle_dir, bundle, recipe, out_dir, facts)
+        kept, why = _tried(bundle_dir, bundle, out_dir, facts)
     except EngineFault as e:
         if recipe.prefill == "int8":
             raise
@@ -126,14 +121,13 @@ def _prefill(
 
 
 def _tried(
-    bundle_dir: Path, bundle: Bundle, recipe: Recipe, out_dir: Path, facts: dict[str, Any]
+    bundle_dir: Path, bundle: Bundle, out_dir: Path, facts: dict[str, Any]
 ) -> tuple[bool, str]:
     """Whether the golden prompts allow it, in words."""
     if bundle.file(GOLDEN_JSON) is None:
         return False, "the bundle has no golden prompts to hold int8 prompts against"
     base, plain = (facts.get(fact) or None for fact in (FACT_BASE, FACT_PLAIN))
-    native = recipe.low_rank_add is not None
-    files = EngineFiles(out_dir, "", base, plain, native=native)
+    files = EngineFiles(out_dir, "", base, plain)
     return prefill_trial.allowed(
         prefill_trial.trial(files, PREFILL, bundle, load_golden(bundle_dir))
     )
@@ -148,7 +142,7 @@ def _save(model: ir.Model, path: Path, progress: Progress) -> None:
     ir.save(model, path, external_data=DATA, callback=saved)
 
 
-def _optimise(model: Path, out_dir: Path, native: bool) -> None:
+def _optimise(model: Path, out_dir: Path) -> None:
     """Raises EngineFault when the runtime does not take the rewritten graph."""
     options = ort.SessionOptions()
     options.log_severity_level = _LOG_ERRORS
@@ -161,8 +155,6 @@ def _optimise(model: Path, out_dir: Path, native: bool) -> None:
         ("session.save_external_prepacked_constant_initializers", "1"),
     ):
         options.add_session_config_entry(key, value)
-    if native:
-        low_rank.register(options)
     try:
         ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     except Exception as e:  # the runtime's exceptions share no base class

@@ -22,10 +22,8 @@ from remora_agent.engine.ort.faults import survives_no_memory
 from remora_agent.engine.ort.kv import KvCache
 from remora_agent.engine.ort.names import BACKEND, MODEL
 from remora_agent.engine.ort.packing import Packed
-from remora_agent.engine.ort.row_table import RowTable
 from remora_agent.engine.ort.session import Asked, Ends, Lora, Rows, Session, Step
 from remora_agent.engine.ort.slots import RowSlots
-from remora_agent.engine.ort.values import Buffer
 from remora_agent.engine.protocol import (
     EngineLimits,
     KvBlock,
@@ -57,14 +55,13 @@ class PrefillForm:
 @dataclass(frozen=True)
 class EngineFiles:
     """What the build left: the model, and where there are such the one without adapters and the one
-    that takes only factors on the layers' projections. `native`: they have our operator."""
+    that takes only factors on the layers' projections."""
 
     directory: Path
     digest: str
     base: str | None
     plain: str | None = None
     prefill: PrefillForm | None = None
-    native: bool = False
 
 
 class OrtEngine(OneThingAtATime):
@@ -85,10 +82,7 @@ class OrtEngine(OneThingAtATime):
         self._decoder = decoder
         self._cache = KvCache(decoder, limits.rows, limits.context)
         self._extras = Extras.of(graph)
-        self._bank = Bank(decoder, limits.max_bank_rank, limits.rows, self._extras, files.native)
-        self._table = (
-            RowTable(decoder, limits.rows, self._bank.table_entry) if files.native else None
-        )
+        self._bank = Bank(decoder, limits.max_bank_rank, limits.rows, self._extras)
         self._experts = ExpertSlots(decoder, self._bank.entries)
         self._slots: RowSlots | None = None
         self._slot_views: dict[tuple[Rows, int], Lora] = {}
@@ -130,8 +124,6 @@ class OrtEngine(OneThingAtATime):
 
     def remove_adapter(self, handle: int) -> None:
         self._check_open()
-        if self._table is not None:
-            self._table.forget(handle)
         self._let_go(self._bank.remove(handle))
         self._experts.forget()
 
@@ -246,7 +238,6 @@ class OrtEngine(OneThingAtATime):
     def close(self) -> None:
         self._closed = True
         self._base = self._plain = self._full = self._prefill = self._slots = None
-        self._table = None
         self._slot_views.clear()
         self._bank = Bank(self._decoder, 0)
         self._experts.forget()
@@ -267,8 +258,7 @@ class OrtEngine(OneThingAtATime):
         session = self._adapted(any(self._bank.uses_extras(mix) for mix in distinct))
         grouped = len(distinct) > 1
         lora = self._fill_slots(rows, mixes) if grouped else self._packed(next(iter(distinct)))
-        embed, experts = self._embedding_change(rows, tokens, mixes), self._experts_of(rows, mixes)
-        more = Step(embed, experts, self._table_of(rows, mixes))
+        more = Step(self._embedding_change(rows, tokens, mixes), self._experts_of(rows, mixes))
         return session.run(self._cache, rows, tokens, ends, lora, grouped, more, asked)
 
     def _run_int8(self, part: places.Part, asked: Asked) -> NDArray[np.float32]:
@@ -277,14 +267,9 @@ class OrtEngine(OneThingAtATime):
         assert self._prefill is not None  # else there are no such chunks
         rows, tokens = Rows(part.row, 1), part.tokens[None]
         lora = self._packed(part.mix) if self._limits.max_bank_rank else None
-        mixes = {part.row: part.mix}
-        embed = self._embedding_change(rows, tokens, mixes)
-        more = Step(embed, table=self._table_of(rows, mixes))
+        more = Step(self._embedding_change(rows, tokens, {part.row: part.mix}))
         step = (self._cache, rows, tokens, _ends(part))
         return self._prefill.run(*step, lora, False, more, asked)
-
-    def _table_of(self, rows: Rows, mixes: dict[int, Mix]) -> Buffer | None:
-        return None if self._table is None else self._table.fill(rows, mixes)
 
     def _experts_of(self, rows: Rows, mixes: dict[int, Mix]) -> Lora:
         """What rows bind of adapters on experts."""
@@ -311,9 +296,7 @@ class OrtEngine(OneThingAtATime):
     def _fill_slots(self, rows: Rows, mixes: dict[int, Mix]) -> Lora:
         """The row slots of `rows`, holding each row's mix."""
         if self._slots is None:
-            self._slots = RowSlots(
-                self._decoder, self._limits.rows, self._extras, self._files.native
-            )
+            self._slots = RowSlots(self._decoder, self._limits.rows, self._extras)
         wanted = [(row, self._packed(mix)) for row, mix in mixes.items()]
         self._slots.fill(wanted)
         key = (rows, self._slots.generation)
@@ -350,8 +333,7 @@ class OrtEngine(OneThingAtATime):
 
     def _load(self, name: str) -> Session:
         limits = self._limits
-        path, native = self._files.directory / name, self._files.native
-        return Session(path, self._threads, limits.vocab, limits.hidden, native)
+        return Session(self._files.directory / name, self._threads, limits.vocab, limits.hidden)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -65,7 +65,6 @@ def expert_gate(group: Group) -> str:
     return f"slot_gate.{group}"
 
 
-SLOT_TABLE = "slot_table"  # int64 [rows, entries, places, 5]: what the operator LowRankAdd reads
 SLOT_EMBED = "slot_embed"  # float32 [g, m, hidden]: what adapters add to the looked up rows
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from remora_agent.engine.ort import low_rank, names
+from remora_agent.engine.ort import names
 from remora_agent.engine.ort.faults import fault
 from remora_agent.engine.ort.kv import KvCache, present_name
 from remora_agent.engine.ort.values import Buffer, zeros
@@ -45,11 +45,10 @@ class Ends:
 @dataclass(frozen=True)
 class Step:
     """What a step binds beyond its rows' factors: `embed` [count, s, hidden] is added to the
-    tokens' embeddings, `experts` are adapters on experts, `table` is what our operator reads."""
+    tokens' embeddings, `experts` are adapters on experts."""
 
     embed: NDArray[np.float32] | None = None
     experts: Lora = field(default_factory=dict)
-    table: Buffer | None = None
 
 
 class Asked(Enum):
@@ -63,16 +62,11 @@ class Asked(Enum):
 class Session:
     """A model file of the built engine, loaded as it was optimised at build."""
 
-    def __init__(
-        self, path: Path, threads: int | None, vocab: int, hidden: int, native: bool = False
-    ) -> None:
-        """`native`: the model has our operator. Raises EngineFault when that is missing or the
-        runtime cannot load the model, Exhausted without the memory."""
+    def __init__(self, path: Path, threads: int | None, vocab: int, hidden: int) -> None:
+        """Raises EngineFault when the runtime cannot load it, Exhausted without the memory."""
         options = ort.SessionOptions()
         options.log_severity_level = _LOG_ERRORS
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        if native:
-            low_rank.register(options)
         if threads is not None:
             options.intra_op_num_threads = threads
         try:
@@ -111,7 +105,6 @@ class Session:
                 binding.set_lora(lora)
             if more is not None:
                 binding.set_experts(more.experts)
-                binding.set_table(more.table)
         except MemoryError:
             self._bound.pop((rows, asked), None)  # half changed
             raise
@@ -194,7 +187,6 @@ class _Binding:
         self.io = session.io_binding()
         self.lora: Lora | None = None
         self._experts: Lora | None = None
-        self._table: Buffer | None = None
         self.output = output
         self._tokens = zeros((1, count), np.int64)
         self._batch_shape = Buffer(np.array([count, 1, -1], np.int64))
@@ -259,11 +251,6 @@ class _Binding:
                 if name in self._taken:
                     self.io.bind_ortvalue_input(name, buffer.value)
             self._experts = experts
-
-    def set_table(self, table: Buffer | None) -> None:
-        if table is not None and self._table is not table and names.SLOT_TABLE in self._taken:
-            self.io.bind_ortvalue_input(names.SLOT_TABLE, table.value)
-            self._table = table
 
     def set_lora(self, lora: Lora) -> None:
         """Of the arrays, those that this graph reads."""

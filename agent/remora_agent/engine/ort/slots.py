@@ -24,19 +24,11 @@ from remora_contract.targets import PARTS, Group
 class RowSlots:
     """Owns the slot arrays of all layers and groups."""
 
-    def __init__(
-        self,
-        decoder: DecoderSpec,
-        rows: int,
-        extras: Extras | None = None,
-        native: bool = False,
-    ) -> None:
-        """`native`: only vectors have slots, the operator reads factors where they are."""
+    def __init__(self, decoder: DecoderSpec, rows: int, extras: Extras | None = None) -> None:
         extras = extras or Extras()
-        groups = [] if native else extras.groups(decoder)
         self._rows = rows
         self._groups: list[_GroupSlots | _VectorSlots] = [
-            *(_GroupSlots(decoder, layer, group, rows) for layer, group in groups),
+            *(_GroupSlots(decoder, layer, group, rows) for layer, group in extras.groups(decoder)),
             *(
                 _VectorSlots(decoder, name, group, rows)
                 for name, _, _, group in extras.vectors(decoder)

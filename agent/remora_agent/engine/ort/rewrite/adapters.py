@@ -4,10 +4,9 @@ Portable:   y += ((x A) * gate) B         A [k, T], B [T, n] block-diagonal over
 Grouped:    y_p += (x A_p) B_p            x [g, m, k]; A [g, k, parts * r]; B_p [g, r, n_p]
 
 One group has one mix of adapters, its weights folded into B, so there is no gate, no zero block
-and no column of somebody else's adapter in a row's product. Native: the operator LowRankAdd does a
-group's branch in one node, whatever adapters its rows have (low_rank.py). In both forms DoRA's
-factors and adapters' biases become inputs [g, 1, n], and what adapters add to the embedding is one
-input: it is looked up where the tokens are known, outside.
+and no column of somebody else's adapter in a row's product. DoRA's factors and adapters' biases
+become inputs [g, 1, n]. What adapters add to the embedding is one input: it is looked up where the
+tokens are known, outside.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from collections import Counter
 import numpy as np
 import onnx_ir as ir
 
-from remora_agent.engine.ort import low_rank, names
+from remora_agent.engine.ort import names
 from remora_agent.engine.ort.rewrite.edit import (
     Editor,
     constant,
@@ -30,23 +29,15 @@ from remora_agent.engine.ort.rewrite.edit import (
 from remora_contract import targets
 from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import EngineFault
-from remora_contract.targets import (
-    ALL_GROUPS,
-    EXPERT_GROUPS,
-    PARTS,
-    AdapterTarget,
-    Group,
-    Projection,
-)
+from remora_contract.targets import ALL_GROUPS, EXPERT_GROUPS, PARTS, Group, Projection
 
 _INPUT = re.compile(r"lora_(a|b|gate|scale|bias)\.")
 _OF_GROUP = re.compile(r"lora_(a|scale|bias)\.(?:(\d+)\.)?([a-z_]+)")
 _FLOAT = ir.DataType.FLOAT
 
 
-def group_adapters(editor: Editor, decoder: DecoderSpec, native: bool = False) -> int:
+def group_adapters(editor: Editor, decoder: DecoderSpec) -> int:
     """Rewrites every branch; how many there are. Raises EngineFault when an input stays unused."""
-    rewrite = _rewrite_native if native else _rewrite
     bank = [v for v in editor.graph.inputs if _INPUT.match(v.name or "")]
     branches: set[tuple[int, Group]] = set()
     for value in bank:
@@ -68,7 +59,7 @@ def group_adapters(editor: Editor, decoder: DecoderSpec, native: bool = False) -
             _rewrite_embedding(editor, value, decoder)
             branches.add((layer, group))
         else:
-            rewrite(editor, value, layer, group, decoder)
+            _rewrite(editor, value, layer, group, decoder)
             branches.add((layer, group))
     _check_complete(bank, branches, decoder)
     for value in bank:
@@ -151,31 +142,6 @@ def _rewrite(
     if factor is not None:
         deltas = _scaled(editor, deltas, factor, f"layers.{layer}.{group}", decoder, PARTS[group])
     _apply(editor, add, base, layer, group, deltas)
-
-
-def _rewrite_native(
-    editor: Editor, bank_a: ir.Value, layer: int, group: Group, decoder: DecoderSpec
-) -> None:
-    """The whole branch, its Add included, in one node."""
-    down, parts = _only_reader(bank_a, "MatMul", 1), PARTS[group]
-    add, factor = _branch_end(down, layer, group)
-    table = editor.input(names.SLOT_TABLE, ir.DataType.INT64, ["b", "entries", "places", "fields"])
-    inputs = [input_of(add, 0), input_of(down, 0), table]
-    if factor is not None:
-        vector = np.asarray(factor.numpy()).astype(np.float32).reshape(-1)
-        inputs.append(editor.initializer(vector, f"layers.{layer}.{group}.adapter.factor"))
-    (result,) = editor.emit(
-        low_rank.OPERATOR,
-        inputs,
-        names.adapted(layer, parts[0]),
-        domain=low_rank.DOMAIN,
-        attributes={
-            "k": decoder.in_features(parts[0]),
-            "widths": [decoder.out_features(p) for p in parts],
-            "first": low_rank.places(decoder)[AdapterTarget(layer, parts[0])],
-        },
-    )
-    editor.replace(add.outputs[0], result)
 
 
 def _answer(up: ir.Node) -> tuple[ir.Value, ir.TensorProtocol | None]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedNodesPass
 
-from remora_agent.engine.ort import low_rank, names
+from remora_agent.engine.ort import names
 from remora_agent.engine.ort.rewrite import (
     adapters,
     attention,
@@ -64,14 +64,13 @@ _KNOWN = {
     (MICROSOFT, "QuickGelu"),
     (MICROSOFT, "RotaryEmbedding"),
     (MICROSOFT, "SkipSimplifiedLayerNormalization"),
-    (low_rank.DOMAIN, low_rank.OPERATOR),
 }
 # What the kernels know without, in most models.
 _OFTEN_UNUSED = (targets.POSITION_IDS, targets.LAST_INDEX)
 _INPUTS = re.compile(
     rf"{targets.INPUT_IDS}|{targets.POSITION_IDS}|{targets.LAST_INDEX}|{targets.SEQUENCE_LENGTH}"
     rf"|{names.BATCH_SHAPE}|{names.GROUP_SHAPE}|{names.LAST_POSITION}|{names.TOTAL_LENGTH}|past_(key|value)\.\d+|slot_(a|b|scale|bias)\.\d+\.\w+"
-    rf"|{names.SLOT_EMBED}|{names.SLOT_TABLE}|{names.STATE_INDEX}|{names.LOGITS_INDEX}|slot_gate\.\w+"
+    rf"|{names.SLOT_EMBED}|{names.STATE_INDEX}|{names.LOGITS_INDEX}|slot_gate\.\w+"
 )
 
 
@@ -84,14 +83,9 @@ class Rewritten:
 
 
 def rewrite(
-    model: ir.Model,
-    decoder: DecoderSpec,
-    accuracy_level: int,
-    window_excess: int = 0,
-    native: bool = False,
+    model: ir.Model, decoder: DecoderSpec, accuracy_level: int, window_excess: int = 0
 ) -> Rewritten:
-    """Changes the model in place; `window_excess` as `attention.fuse_attention` says. `native`:
-    adapters are added by our own operator, not in the grouped form.
+    """Changes the model in place; `window_excess` as `attention.fuse_attention` says.
 
     Raises EngineFault naming the node it does not understand.
     """
@@ -103,7 +97,7 @@ def rewrite(
     _drop_dead(model)
     slices.merge_slices(editor)
     _drop_dead(model)  # else the slices still read what was cut, and no branch finds its Split
-    branches = adapters.group_adapters(editor, decoder, native)
+    branches = adapters.group_adapters(editor, decoder)
     mlp.fuse_silu(editor)
     experts.adapt_experts(editor, decoder)
     ends.fuse_tied_head(editor)
@@ -115,7 +109,7 @@ def rewrite(
     _drop_dead(model)
     ends.widen_rest(editor)
     _drop_dead(model)
-    _finish(model, native)
+    _finish(model)
     check(model.graph, decoder)
     return Rewritten(model.graph.num_nodes(), branches)
 
@@ -146,7 +140,7 @@ def _drop_dead(model: ir.Model) -> None:
     RemoveUnusedNodesPass()(model)
 
 
-def _finish(model: ir.Model, native: bool) -> None:
+def _finish(model: ir.Model) -> None:
     """Float32 inputs of dynamic shape, no stale types, an order that runs."""
     graph = model.graph
     for value in tuple(graph.inputs):
@@ -174,6 +168,5 @@ def _finish(model: ir.Model, native: bool) -> None:
                 value.type = ir.TensorType(ir.DataType.FLOAT)
     graph.sort()
     graph.opset_imports.clear()
-    own = {low_rank.DOMAIN: low_rank.VERSION} if native else {}
-    graph.opset_imports.update({"": _OPSET, MICROSOFT: 1, **own})
+    graph.opset_imports.update({"": _OPSET, MICROSOFT: 1})
     model.ir_version = _IR_VERSION
