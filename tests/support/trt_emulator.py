@@ -10,6 +10,9 @@ Rules it enforces, and where TensorRT states them (developer guide and `NvInferR
 - USER_MANAGED contexts need set_device_memory of device_memory_size_v2 (`setDeviceMemoryV2`).
 - "Call enqueueV3() once after an input shape change to flush deferred updates" before capture
   (`IExecutionContext::enqueueV3`).
+- TensorRT for RTX: a context compiles the kernels that no runtime cache holds; a cache's blob of
+  another version or GPU is refused and leaves the cache as it was (`IRuntimeCache.deserialize`),
+  and a cache must outlive the contexts that use it. What contexts compile, and when, is made up.
 - what is enqueued uses the addresses and shapes of then; a captured graph replays them, and "the
   best practice is to use one execution context per captured graph": a replay after the context's
   shapes changed is an error here.
@@ -24,6 +27,7 @@ from math import prod
 from mmap import mmap
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import onnxruntime as ort
@@ -52,6 +56,46 @@ class ExecutionContextAllocationStrategy(IntEnum):
     USER_MANAGED = 2
 
 
+class RuntimeCache:
+    """What contexts have compiled, by engine and profile."""
+
+    def __init__(self, module: TrtEmulator) -> None:
+        self._module = module
+        self.kernels: set[str] = set()
+
+    def serialize(self) -> bytes:
+        return f"{self._module.environment}\n{json.dumps(sorted(self.kernels))}".encode()
+
+    def deserialize(self, blob: bytes) -> bool:
+        self._module.deserialized.append(bytes(blob))
+        environment, _, kernels = bytes(blob).decode().partition("\n")
+        if environment != self._module.environment:
+            return False
+        self.kernels = set(json.loads(kernels))
+        return True
+
+
+class RuntimeConfig:
+    """How a context is made; one that was given no strategy is STATIC."""
+
+    def __init__(self, module: TrtEmulator) -> None:
+        self._module = module
+        self.strategy = ExecutionContextAllocationStrategy.STATIC
+        self.cache: RuntimeCache | None = None
+
+    def set_execution_context_allocation_strategy(
+        self, strategy: ExecutionContextAllocationStrategy
+    ) -> None:
+        self.strategy = strategy
+
+    def create_runtime_cache(self) -> RuntimeCache:
+        return RuntimeCache(self._module)
+
+    def set_runtime_cache(self, cache: RuntimeCache) -> bool:
+        self.cache = cache
+        return True
+
+
 def plan(graph: Path, profiles: list[dict[str, Any]], max_bank_rank: int) -> bytes:
     """What `engine.plan` holds; profiles as in the fact."""
     document = {"emulated": str(graph), "profiles": profiles, "max_bank_rank": max_bank_rank}
@@ -73,6 +117,9 @@ class TrtEmulator:
         self.fail_enqueue = False
         self.fail_capture = False  # as with networks that wait for the host
         self.contexts = self.engines = 0  # alive
+        self.environment = "1.7.1 on an emulated GPU"  # what a runtime cache is bound to
+        self.compiled: list[str] = []  # kernels that no cache held
+        self.deserialized: list[bytes] = []  # blobs of runtime caches
 
         class Logger:
             WARNING = 2
@@ -108,6 +155,7 @@ class CudaEngine:
         self.session = ort.InferenceSession(
             document["emulated"], options, providers=["CPUExecutionProvider"]
         )
+        self._name = Path(document["emulated"]).name
         self.profiles = document["profiles"]
         self._rank = document["max_bank_rank"]
         self.inputs = {v.name: v for v in self.session.get_inputs()}
@@ -159,15 +207,36 @@ class CudaEngine:
             return 1, profile["tokens"]
         return 0, self._rank * len(PARTS[dim.removeprefix("t_")])
 
+    def create_runtime_config(self) -> RuntimeConfig:
+        return RuntimeConfig(self.module)
+
     def create_execution_context(
-        self, strategy: ExecutionContextAllocationStrategy
+        self, how: ExecutionContextAllocationStrategy | RuntimeConfig
     ) -> ExecutionContext | None:
-        return None if self.module.fail_contexts else ExecutionContext(self, strategy)
+        if self.module.fail_contexts:
+            return None
+        if not isinstance(how, RuntimeConfig):
+            return ExecutionContext(self, how)
+        self._compile(how.cache)
+        return ExecutionContext(self, how.strategy, how.cache)
+
+    def _compile(self, cache: RuntimeCache | None) -> None:
+        kernel = self._name
+        if cache is None or kernel not in cache.kernels:
+            self.module.compiled.append(kernel)
+        if cache is not None:
+            cache.kernels.add(kernel)
 
 
 class ExecutionContext:
-    def __init__(self, engine: CudaEngine, strategy: ExecutionContextAllocationStrategy) -> None:
+    def __init__(
+        self,
+        engine: CudaEngine,
+        strategy: ExecutionContextAllocationStrategy,
+        cache: RuntimeCache | None = None,
+    ) -> None:
         self._engine = engine
+        self._cache = None if cache is None else ref(cache)  # nobody but the user keeps it
         self._module = engine.module
         self._strategy = strategy
         self._profile: int | None = None
@@ -221,6 +290,7 @@ class ExecutionContext:
         return [n for n in self._engine.inputs if n not in self._shapes]
 
     def execute_async_v3(self, stream: int) -> bool:
+        assert self._cache is None or self._cache() is not None, "the runtime cache is gone"
         if self._module.fail_enqueue:
             return False
         on = self._module.cuda.stream(stream)

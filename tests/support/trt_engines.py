@@ -14,7 +14,7 @@ from remora_agent.engine.protocol import Engine
 from remora_agent.engine.recipe import BuildKey, Recipe, this_machine
 from remora_agent.engine.trt import builder, files
 from remora_agent.engine.trt.loading import load_on
-from remora_agent.engine.trt.module import TrtModule, api_of
+from remora_agent.engine.trt.module import TrtBackend, TrtModule, api_of
 from remora_agent.engine.trt.profiles import positions_of
 from remora_agent.engine.trt.sampling import PLAN, SamplingSize
 from remora_agent.engine.trt.sampling_graph import sampling_graph
@@ -29,6 +29,7 @@ from tests.support import trt_emulator
 from tests.support.cuda_emulator import CudaEmulator
 from tests.support.trt_emulator import TrtEmulator
 
+VERSIONS: dict[TrtBackend, str] = {"tensorrt": TrtEmulator.__version__, "tensorrt_rtx": "1.7.1"}
 WATCHED = 16  # tokens of a row
 CHUNK = 5  # tokens of a prompt at once: most prompts of tests take several
 
@@ -95,6 +96,7 @@ class Bench:
     bundle_dir: Path
     entry: CacheEntry
     cuda: CudaEmulator = field(default_factory=CudaEmulator)
+    backend: TrtBackend = "tensorrt"
     trt: TrtEmulator = field(init=False)
 
     def __post_init__(self) -> None:
@@ -102,7 +104,7 @@ class Bench:
 
     def open(self, **changes: Any) -> Engine:
         module: Any = self.trt
-        api = api_of("tensorrt", TrtEmulator.__version__)
-        trt = TrtModule("tensorrt", module, TrtEmulator.__version__, api)
+        version = VERSIONS[self.backend]
+        trt = TrtModule(self.backend, module, version, api_of(self.backend, version))
         bundle = load_bundle(self.bundle_dir)
         return load_on(self.cuda, trt, self.entry, bundle, RunSize(**changes))

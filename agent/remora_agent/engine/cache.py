@@ -3,6 +3,7 @@
     ENGINES/<64 hex>/engine.json   which build, and digest of every other file
     ENGINES/<64 hex>/...           what the backend loads
     ENGINES/<64 hex>.seen          mtime: last use; content: what was last verified
+    ENGINES/<64 hex>.kernels       what the backend compiled when it loaded the engine; bounded
     ENGINES/tmp/<64 hex>.<random>/ a build under way, or the rest of an interrupted one
     ENGINES/locks/<64 hex>         held by the process that builds this key
     ENGINES/kept/<64 hex>          what a builder measured, by digest of the recipe; few, bounded
@@ -43,6 +44,7 @@ MANIFEST = "engine.json"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _MAX_MANIFEST_BYTES = 1 << 20
 _MAX_KEPT = 16  # files that builders measured
+_KERNELS = ".kernels"
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,11 @@ class CacheEntry:
     @property
     def bytes(self) -> int:
         return sum(f.size for f in self.manifest.files)
+
+    @property
+    def kernels(self) -> Path:
+        """A file that the backend may write, and that goes with the entry."""
+        return _kernels(self.directory)
 
 
 @dataclass(frozen=True)
@@ -197,6 +204,8 @@ class EngineCache:
         for directory in self.root.iterdir():
             if len(directory.name) == 64 and directory.is_dir():
                 size = sum(p.stat().st_size for p in directory.rglob("*") if p.is_file())
+                if (kernels := _kernels(directory)).exists():
+                    size += kernels.stat().st_size
                 key = f"sha256:{directory.name}"
                 seen = self._seen(key)
                 used_ns = seen.stat().st_mtime_ns if seen.exists() else 0
@@ -211,6 +220,7 @@ class EngineCache:
             if directory.exists():
                 directory.rename(grave / "entry")
             self._seen(key).unlink(missing_ok=True)
+            _kernels(directory).unlink(missing_ok=True)
             # Another process may be clearing the same leftovers.
             shutil.rmtree(grave, ignore_errors=True)
 
@@ -250,7 +260,11 @@ class EngineCache:
         return seen.read_bytes() if seen.exists() else b""
 
     def _remove_leftovers(self) -> None:
-        """Folders of builds whose builder is gone: its lock would be held otherwise."""
+        """Folders of builds whose builder is gone: its lock would be held otherwise. And what was
+        compiled of engines that are gone."""
+        for path in self.root.glob(f"*{_KERNELS}*"):
+            if not (self.root / path.name.partition(".")[0]).exists():
+                path.unlink(missing_ok=True)
         for folder in self._tmp.iterdir():
             with try_lock(self._locks / folder.name.partition(".")[0]) as free:
                 if free:
@@ -281,6 +295,10 @@ class EngineCache:
     @property
     def _kept(self) -> Path:
         return self.root / "kept"
+
+
+def _kernels(directory: Path) -> Path:
+    return directory.with_name(f"{directory.name}{_KERNELS}")
 
 
 def _unusable(root: Path, error: OSError) -> RemoraError:

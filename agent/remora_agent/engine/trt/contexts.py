@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from remora_agent.engine.trt.kernels import KernelCache
 from remora_agent.engine.trt.module import TrtModule
 from remora_contract.errors import EngineFault, Exhausted
 
@@ -21,10 +22,14 @@ _NOT_ENQUEUED = "TensorRT could not enqueue a step; its log says why"
 class Plan:
     """A deserialised engine."""
 
-    def __init__(self, module: TrtModule, data: bytes | mmap.mmap) -> None:
-        """`data` is not needed afterwards. Raises EngineFault when TensorRT does not take it."""
+    def __init__(
+        self, module: TrtModule, data: bytes | mmap.mmap, kernels: KernelCache | None = None
+    ) -> None:
+        """`data` is not needed afterwards; `kernels`: where the module compiles some at load.
+        Raises EngineFault when TensorRT does not take it."""
         trt = module.trt
         self._trt = trt
+        self._kernels = kernels
         self._logger = trt.Logger(trt.Logger.WARNING)
         self._runtime = trt.Runtime(self._logger)
         self._engine = self._runtime.deserialize_cuda_engine(data)
@@ -58,8 +63,10 @@ class Plan:
 
     def context(self, profile: int, scratch: tuple[int, int], stream: int) -> Context:
         """Raises Exhausted, EngineFault."""
-        strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        context = self._engine.create_execution_context(strategy)
+        how = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if self._kernels is not None:
+            how = self._kernels.config(self._trt, self._engine)
+        context = self._engine.create_execution_context(how)
         if context is None:
             raise Exhausted("TensorRT has no memory for another execution context")
         context.set_device_memory(*scratch)

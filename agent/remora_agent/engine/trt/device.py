@@ -22,6 +22,7 @@ from remora_agent.engine.trt.cuda import Cuda
 from remora_agent.engine.trt.files import EngineFacts
 from remora_agent.engine.trt.graphs import StepGraphs
 from remora_agent.engine.trt.inputs import Asked, Places, StepInputs, StepShape
+from remora_agent.engine.trt.kernels import KernelCache
 from remora_agent.engine.trt.kv import KvCache, KvShape
 from remora_agent.engine.trt.memory import Memory, Pinned
 from remora_agent.engine.trt.positions import STATES, most_logits
@@ -47,14 +48,23 @@ class DeviceSpec:
 
 class Device:
     def __init__(
-        self, cuda: Cuda, plan: Plan, spec: DeviceSpec, sampling: Plan | None = None
+        self,
+        cuda: Cuda,
+        plan: Plan,
+        spec: DeviceSpec,
+        sampling: Plan | None = None,
+        kernels: KernelCache | None = None,
     ) -> None:
-        """Raises Exhausted, Unsupported, EngineFault; nothing is then left allocated."""
+        """`kernels`: the plans' own. Raises Exhausted, Unsupported, EngineFault; nothing is then
+        left allocated."""
         self._cuda = cuda
         self._memory = Memory(cuda)
         with ExitStack() as self._stack:  # what frees, in the reverse order of making
             self._stack.callback(self._memory.close)
             self._set_up([plan] if sampling is None else [plan, sampling], spec)
+            if kernels is not None:
+                kernels.keep()
+                self._stack.callback(kernels.keep)  # with what steps have compiled
             self._stack = self._stack.pop_all()
 
     def _set_up(self, plans: list[Plan], spec: DeviceSpec) -> None:

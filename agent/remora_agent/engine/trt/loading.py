@@ -24,6 +24,7 @@ from remora_agent.engine.trt.contexts import Plan
 from remora_agent.engine.trt.cuda import Cuda, load_bindings
 from remora_agent.engine.trt.device import Device, DeviceSpec
 from remora_agent.engine.trt.engine import TrtEngine
+from remora_agent.engine.trt.kernels import KernelCache
 from remora_agent.engine.trt.kv import KvShape, present_name
 from remora_agent.engine.trt.module import TRT_BACKENDS, TrtBackend, TrtModule, load_module
 from remora_agent.engine.trt.positions import LOGITS_INDEX, STATE_INDEX, STATES
@@ -72,12 +73,13 @@ def load_on(
     limits = limits_of(bundle, facts, options)
     cuda = Cuda(runtime)
     cuda.open_device()
-    plan = _plan(module, entry.directory / files.PLAN)
+    kernels = KernelCache(entry.kernels) if module.api.runtime_cache else None
+    plan = _plan(module, entry.directory / files.PLAN, kernels)
     check_plan(plan, facts, bundle, limits)
     size = sampling.size_of(entry.manifest.facts, limits.vocab, str(entry.directory))
     short = None
     if size is not None:
-        short = _plan(module, entry.directory / sampling.PLAN)
+        short = _plan(module, entry.directory / sampling.PLAN, kernels)
         sampling.check_plan(short, size, limits.rows)
         limits = replace(limits, shortlist=size.shortlist, watched=size.watched)
     wanted = options.overlap == "auto" and limits.rows > 1
@@ -87,7 +89,7 @@ def load_on(
     spec = DeviceSpec(
         bundle.decoder, bundle.graph, facts, limits.rows, limits.context, size, overlaps
     )
-    device = Device(cuda, plan, spec, short)
+    device = Device(cuda, plan, spec, short, kernels)
     return TrtEngine(module.backend, entry.manifest.digest, limits, device)
 
 
@@ -224,9 +226,9 @@ def _backend(name: str) -> TrtBackend:
     raise ArtifactInvalid(f"an engine of {name} was given to TensorRT; build it again")
 
 
-def _plan(module: TrtModule, path: Path) -> Plan:
+def _plan(module: TrtModule, path: Path, kernels: KernelCache | None) -> Plan:
     with _mapped(path) as data:
-        return Plan(module, data)
+        return Plan(module, data, kernels)
 
 
 @contextmanager

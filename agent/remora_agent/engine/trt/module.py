@@ -1,8 +1,21 @@
 """The Python modules that build and run TensorRT engines, and where they differ: one table.
 
 A row holds from its version up to the module's next row. What all of them share (name-based
-bindings, IProgressMonitor, `device_memory_size_v2`, the WORKSPACE pool, the engine inspector) is
-called as it is, without a column. A version before a module's first row is refused.
+bindings, IProgressMonitor, `device_memory_size_v2`, `set_device_memory` with a size, the WORKSPACE
+pool, BuilderFlag.TF32, profiling verbosity, the engine inspector, contexts of an allocation
+strategy) is called as it is, without a column. A version before a module's first row is refused.
+
+Held against the sources of the Python bindings, `python/src/infer/pyCore.cpp` and
+`python/docstrings/infer/pyCoreDoc.h` of github.com/NVIDIA/TensorRT at v10.3.0, v10.15, v10.16,
+v11.0 and v11.1, and for `tensorrt_rtx` against the wheel 1.7.1:
+- STRONGLY_TYPED is in all; since 11.0 it is "deprecated ... retained for API compatibility but is
+  ignored". The flags of weak typing (FP16, INT8) and EXPLICIT_BATCH are gone from 11.0 on.
+- IRuntimeConfig came with 10.12 at the latest, create_runtime_cache only with `tensorrt_rtx`.
+- get_aliased_input_tensor came with 10.15; REQUIRE_USER_ALLOCATION is not in `tensorrt` up to 11.1.
+- IStreamReader is gone from 11.0 on (V2 since 10.9 at the latest), as are `supports_model` and the
+  sizes without _v2; none of them is used. Engines are never refitted, nor have they plugins.
+- The inspector's JSON has "I/O Tensors" for "Bindings" from 11.0 on ("Migrating IEngineInspector
+  Usage from TensorRT 10.x to 11.x"); "Layers", which is read, stayed.
 """
 
 from __future__ import annotations
@@ -32,7 +45,7 @@ class Api:
     backend: TrtBackend
     since: tuple[int, int]
     # "flag": networks are strongly typed when NetworkDefinitionCreationFlag.STRONGLY_TYPED says so;
-    # "always": there is no other kind, and the flag may be gone.
+    # "always": there is no other kind, and the flag is ignored.
     strong_typing: Literal["flag", "always"]
     # Compute capabilities (86 for 8.6) that an engine can be built for without such a GPU, by
     # IBuilderConfig.set_compute_capability; empty: only for the GPU that builds.

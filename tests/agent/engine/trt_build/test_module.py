@@ -43,6 +43,23 @@ def test_what_the_table_says_of_tensorrt_rtx_is_there(rtx: TrtModule):
 
 
 @needs_rtx
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ICudaEngine.create_runtime_config",
+        "IRuntimeConfig.set_execution_context_allocation_strategy",
+        "IRuntimeConfig.create_runtime_cache",
+        "IRuntimeConfig.set_runtime_cache",
+        "IRuntimeCache.serialize",
+        "IRuntimeCache.deserialize",
+    ],
+)
+def test_the_runtime_cache_is_used_by_names_that_are_there(rtx: TrtModule, name: str):
+    owner, _, attribute = name.partition(".")
+    assert hasattr(getattr(rtx.trt, owner), attribute)
+
+
+@needs_rtx
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_layers_take_no_memory_of_their_own_and_float32_stays_exact(rtx: TrtModule, dtype: str):
     trt = rtx.trt
