@@ -100,6 +100,8 @@ command -v nvidia-smi >/dev/null && nvidia-smi >>"$report" 2>&1
 for backend in $(cat "$found"); do
     part "$backend: conformance" tests "$(only "$backend")" tests/agent/engine/test_conformance_*.py
     part "$backend: tests on the GPU" tests "$(only "$backend")" tests/agent/engine/test_gpu.py
+    part "$backend: against transformers and PEFT" tests "$(only "$backend")" \
+        tests/agent/engine/test_gpu_transformers.py
     if ! command -v compute-sanitizer >/dev/null; then
         left_out "$backend: compute-sanitizer" "it is not installed"
     else

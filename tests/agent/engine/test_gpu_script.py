@@ -45,6 +45,7 @@ def test_one_command_runs_every_part_and_ends_with_a_line_for_each(tmp_path: Pat
     summary = report.partition("== Summary")[2]
     assert "tensorrt: conformance: passed" in summary
     assert "tensorrt: tests on the GPU: passed" in summary
+    assert "tensorrt: against transformers and PEFT: passed" in summary
     assert [name for name in FIGURES if f"| {name} |" not in summary] == []
     assert "test_a_score_gives_the_logits_after_every_token[gpu-tensorrt-int4] PASSED" in report
 
