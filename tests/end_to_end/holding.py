@@ -9,12 +9,14 @@ on when the block ends.
 from __future__ import annotations
 
 import signal
-import time
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from functools import partial
+from pathlib import Path
 
 import psutil
 
@@ -23,6 +25,7 @@ from examples.demo.processes import DemoFailed, await_value
 from tests.end_to_end.stage import Stage
 
 _UP_TO_S = 60.0
+_STOPPER = Path(__file__).with_name("stopper.py")
 
 
 @dataclass
@@ -76,26 +79,22 @@ def stopped_switch(stage: Stage, agent: Agent) -> Iterator[Hold]:
     """The agent itself, in the fraction of a second in which the other engine is opened."""
     process = psutil.Process(agent.daemon.process.pid)
     begin = agent.daemon.log.stat().st_size
+    words = (agent.daemon.log, begin, process.pid, '"phase": "SWITCHING"', _UP_TO_S)
+    command = [sys.executable, str(_STOPPER), *map(str, words)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as stopper:
 
-    def wait() -> None:
-        deadline = time.monotonic() + _UP_TO_S
-        with agent.daemon.log.open("rb") as f:
-            f.seek(begin)
-            seen = b""
-            while b'"phase": "SWITCHING"' not in seen:
-                seen = seen[-4000:] + f.read()
-                if time.monotonic() > deadline:
-                    raise DemoFailed(f"{agent.name} did not begin to switch")
-                time.sleep(0.002)
-            process.send_signal(signal.SIGSTOP)
-            seen += f.read()
-        if b'"phase": "SOAKING"' in seen:
-            raise DemoFailed(f"{agent.name} had switched before it could be stopped")
+        def wait() -> None:
+            seen, _ = stopper.communicate()
+            if stopper.returncode != 0:
+                raise DemoFailed(f"{agent.name} did not begin to switch")
+            if b'"phase": "SOAKING"' in seen:
+                raise DemoFailed(f"{agent.name} had switched before it could be stopped")
 
-    try:
-        yield Hold((), wait)
-    finally:
-        process.send_signal(signal.SIGCONT)
+        try:
+            yield Hold((), wait)
+        finally:
+            stopper.kill()
+            process.send_signal(signal.SIGCONT)
 
 
 @contextmanager
