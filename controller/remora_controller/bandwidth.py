@@ -10,11 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-# A device that says nothing for so long stops fetching by itself, and its share is given on.
+# A device that says nothing for so long, or for two Syncs where these are rarer, stops fetching by
+# itself, and its share is given on.
 SHARE_FOR_S = 30.0
 _CALL_S = 5.0  # on its way to the device, a grant ages
-# Until then every device that fetches has told what it holds.
-_SETTLE_S = SHARE_FOR_S + _CALL_S
+
+
+def share_for_s(interval_s: float) -> float:
+    """How long a grant holds, between Syncs of so many seconds."""
+    return max(SHARE_FOR_S, 2 * interval_s)
 
 
 @dataclass(frozen=True)
@@ -39,23 +43,30 @@ class BandwidthBook:
     """Who was granted what, by rollout. Used by one thread."""
 
     def __init__(self, started_at: float) -> None:
-        self._settled_at = started_at + _SETTLE_S
+        self._started_at = started_at
         self._grants: dict[str, dict[str, _Grant]] = {}
 
     def share(
-        self, rollout_id: str, total: int, device_id: str, limit: int | None, held: int, now: float
+        self,
+        rollout_id: str,
+        total: int,
+        device_id: str,
+        limit: int | None,
+        held: int,
+        now: float,
+        for_s: float = SHARE_FOR_S,
     ) -> int:
-        """Bytes a second for a device that fetches, for SHARE_FOR_S; 0: it has to wait. `held` is
-        what it says that it was granted before."""
+        """Bytes a second for a device that fetches, for `for_s`; 0: it has to wait. `held` is what
+        it says that it was granted before."""
         grants = self._living(rollout_id, now)
         others = {d: g for d, g in grants.items() if d != device_id}
         free = max(0, total - sum(g.bytes_per_s for g in others.values()))
         limits = {d: g.limit for d, g in others.items()} | {device_id: limit}
         wanted = max_min_shares(total, limits)[device_id]
-        if now < self._settled_at:
+        if now < self._started_at + for_s + _CALL_S:  # not all that fetch have told what they hold
             wanted = min(wanted, held)
         granted = min(wanted, free)
-        grants[device_id] = _Grant(limit, granted, now + SHARE_FOR_S + _CALL_S)
+        grants[device_id] = _Grant(limit, granted, now + for_s + _CALL_S)
         return granted
 
     def end(self, rollout_id: str, device_id: str) -> None:

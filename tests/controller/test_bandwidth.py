@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remora_controller.bandwidth import SHARE_FOR_S, BandwidthBook, max_min_shares
+from remora_controller.bandwidth import SHARE_FOR_S, BandwidthBook, max_min_shares, share_for_s
+from remora_controller.services.fleet import SYNCS_PER_S
 
 LIMITS = st.dictionaries(
     st.sampled_from("abcdef"), st.none() | st.integers(1, 2000), min_size=1, max_size=6
@@ -104,3 +105,16 @@ def test_a_controller_that_has_just_started_confirms_what_devices_hold_and_grant
     assert world.sync("a") <= 500
     world.now += 2 * SHARE_FOR_S
     assert world.sync("c") == 1000
+
+
+def test_a_share_outlasts_the_syncs_of_a_large_fleet():
+    """At 50,000 devices the next Sync is minutes away: what fetches must not stop in between."""
+    interval_s = 50_000 / SYNCS_PER_S
+    for_s = share_for_s(interval_s)
+    assert for_s > interval_s + 30
+    book = BandwidthBook(0.0)
+    assert book.share("r", 1000, "a", None, 400, 100.0, for_s) == 400, "others may hold the rest"
+    assert book.share("r", 1000, "a", None, 400, 400.0, for_s) == 1000
+    assert book.share("r", 1000, "b", None, 0, 400.0 + interval_s, for_s) == 0, "a has it still"
+    assert book.share("r", 1000, "b", None, 0, 420.0 + for_s, for_s) == 1000, "a fell silent"
+    assert share_for_s(2.0) == SHARE_FOR_S

@@ -124,8 +124,8 @@ class Reconciler:
         code, message = _start_error(record, event, exits, self._last_words)
         try:
             self._move(record, event, code, message)
-            if event in (Event.CRASH_LOOP, Event.FAILED):
-                self._state.forgive_exits()  # whose they were is settled
+            if event is Event.CRASH_LOOP:
+                self._state.forgive_exits()  # of a way back too, whose phase stays as it was
         except Exhausted as e:
             log.error("record.not_saved", extra={"cause": str(e)})
             self._record = advance(record, event, self._now(), code, message)

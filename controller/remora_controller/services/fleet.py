@@ -14,7 +14,7 @@ from remora_contract.errors import NotFound, Refused, RequestInvalid
 from remora_contract.held import Held
 from remora_contract.windows import windows_of
 from remora_controller import pki
-from remora_controller.bandwidth import SHARE_FOR_S, BandwidthBook
+from remora_controller.bandwidth import BandwidthBook, share_for_s
 from remora_controller.clones import CloneFound, follow
 from remora_controller.counters import Counters
 from remora_controller.domain import Assignment, BootTrail, Device, RolloutSpec, SyncRecord
@@ -176,15 +176,15 @@ class FleetService(pb_grpc.FleetServicer):
     ) -> None:
         if assignment is None or assignment.rollout_id is None or spec.total_bytes_per_s is None:
             return
-        key = (assignment.rollout_id, assignment.device_id)
+        rollout_id, device_id = assignment.rollout_id, assignment.device_id
         if not request.HasField("fetching"):
-            self._bandwidth.end(*key)
+            self._bandwidth.end(rollout_id, device_id)
             return
         limit, held = fetching_of(request.fetching)
-        response.download_share.bytes_per_s = self._bandwidth.share(
-            assignment.rollout_id, spec.total_bytes_per_s, assignment.device_id, limit, held, now
-        )
-        response.download_share.for_s = SHARE_FOR_S
+        for_s, total = share_for_s(response.next_sync_after_s), spec.total_bytes_per_s
+        granted = self._bandwidth.share(rollout_id, total, device_id, limit, held, now, for_s)
+        response.download_share.bytes_per_s = granted
+        response.download_share.for_s = for_s
 
     def _next_sync_s(self, device_id: str, assignment: Assignment | None) -> float:
         """Sooner while the device is changing; later the larger the fleet, and while a stream is
