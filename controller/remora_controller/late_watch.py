@@ -99,21 +99,19 @@ class LateWatch:
         self.judging = frozenset(wanted)
         self._whole = {k: s for k, s in self._whole.items() if k in judged}
         self._filled &= self.judging
-        new = sorted(self.judging - self._filled)[:FILLED_AT_ONCE]
-        self._fill(wanted, self._filled | set(new), new)
+        self._filled |= set(sorted(self.judging - self._filled)[:FILLED_AT_ONCE])
+        self._fill({d: wanted[d] for d in self._filled})
         return self._filled
 
-    def _fill(
-        self, wanted: dict[str, frozenset[str]], followed: frozenset[str], new: list[str]
-    ) -> None:
-        self._presence.samples.want_of({d: wanted[d] for d in followed})
+    def _fill(self, wanted: dict[str, frozenset[str]]) -> None:
+        """Of devices that are judged from now on, or by more than before."""
+        new = self._presence.samples.want_of(wanted)
         if new:
             names = {TOKENS}.union(*(wanted[d] for d in new))
             stored = self._store.metric_samples(names, 0.0, new)
             # Asked behind `want_of`: what comes in between would be in neither.
             unsaved = [p for p in self._presence.unsaved_points() if p.device_id in new]
             self._presence.samples.fill([*stored, *unsaved])
-        self._filled = followed
 
     def closed_reason(self, rollout: RolloutRecord) -> str | None:
         """Why the rollout's release goes to no further device, as it stood at the last look."""

@@ -369,3 +369,16 @@ def test_a_device_that_stays_barred_is_judged_no_longer_than_a_wave(world, tmp_p
     assert world.late(rollout) == {late: LateState.INCONCLUSIVE}
     assert "pinned or quarantined" in world.detail(rollout, late)
     assert world.runs(late) == new
+
+
+def test_what_a_device_is_newly_judged_by_comes_with_its_history(world):
+    """By a later rollout's gates, while it was judged by another's until now."""
+    device, watch = world.ids[0], world.driver._late_watch
+    at = world.now - 100.0
+    points = [MetricPoint(device, name, 7.0, at) for name in ("memory_used_bytes", "gpu_c")]
+    world.store.add_metrics(points)
+    for names in ({"memory_used_bytes"}, {"memory_used_bytes", "gpu_c"}):
+        watch._fill({device: frozenset(names)})
+        for name in names:
+            (found,) = world.presence.samples.samples(device, name, 0.0, world.now)
+            assert found.values == (7.0,)
