@@ -105,7 +105,7 @@ class LateWatch:
 
     def _fill(self, wanted: dict[str, frozenset[str]]) -> None:
         """Of devices that are judged from now on, or by more than before."""
-        new = self._presence.samples.want_of(wanted)
+        new = sorted(self._presence.samples.want_of(wanted))
         if new:
             names = {TOKENS}.union(*(wanted[d] for d in new))
             stored = self._store.metric_samples(names, 0.0, new)
