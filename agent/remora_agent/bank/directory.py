@@ -91,12 +91,14 @@ class AdapterDirectory:
         """How often an alias that answered was pointed anew."""
         return self._swaps
 
-    def register(self, name: str, revision: str | None, directory: Path) -> Registered:
+    def register(
+        self, name: str, revision: str | None, directory: Path, *, set_alias: bool = False
+    ) -> Registered:
         """Makes a converted adapter known; `revision` None is the first 12 digits of its digest.
 
         Registering the same bytes again moves the record to `directory`. The first revision of a
-        name becomes its alias target. Raises Conflict when the revision names other bytes,
-        Incompatible, ArtifactInvalid, DocumentInvalid, Exhausted.
+        name becomes its alias target, a later one with `set_alias`. Raises Conflict when the
+        revision names other bytes, Incompatible, ArtifactInvalid, DocumentInvalid, Exhausted.
         """
         adapter = load_adapter(directory)
         record = self._record(name, revision, directory, adapter)
@@ -111,7 +113,11 @@ class AdapterDirectory:
             if known is None and len(self._revisions) >= MAX_REVISIONS:
                 raise Exhausted(f"{MAX_REVISIONS} adapter revisions are registered; forget some")
             self._revisions[key] = record
-            if name not in self._aliases:
+            alias = self._aliases.get(name)
+            if alias is None:
+                self._point(record)
+            elif set_alias and alias.revision != record.revision:
+                self._swaps += 1
                 self._point(record)
         return record
 
@@ -140,6 +146,11 @@ class AdapterDirectory:
             if name not in self._aliases:
                 raise self._unknown(name, None)
             return self._aliases[name]
+
+    def is_alias_target(self, record: Registered) -> bool:
+        with self._lock:
+            alias = self._aliases.get(record.name)
+            return alias is not None and alias.revision == record.revision
 
     def forget(self, name: str, revision: str) -> Registered:
         """Removes a revision; the files stay. Raises NotFound, and Conflict while the name's alias

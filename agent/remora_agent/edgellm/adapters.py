@@ -44,9 +44,7 @@ class EdgeAdapters:
         """Raises Unsupported for an adapter that Edge-LLM has no place for, and as
         AdapterDirectory.register."""
         refuse_adapter(name, directory)
-        record = self._directory.register(name, revision, directory)
-        if set_alias and self._directory.alias(name).revision != record.revision:
-            self._directory.set_alias(name, record.revision)
+        record = self._directory.register(name, revision, directory, set_alias=set_alias)
         return self._info(record)
 
     def load(self, name: str, revision: str | None = None, *, timeout_s: float = 60) -> AdapterInfo:
@@ -90,9 +88,9 @@ class EdgeAdapters:
         record = self._directory.resolve(name, revision)
         if pinned:
             self.load(record.name, record.revision)
-            self._loaded.pinned.add(record.digest)
+            self._loaded.pin(record)
         else:
-            self._loaded.pinned.discard(record.digest)
+            self._loaded.unpin(record.digest)
         return self._info(record)
 
     def info(self, name: str, revision: str | None = None) -> AdapterInfo:
@@ -121,10 +119,6 @@ class EdgeAdapters:
 
     def _info(self, record: Registered) -> AdapterInfo:
         loaded = self._loaded
-        is_target = any(
-            (a.name, a.revision) == (record.name, record.revision)
-            for a in self._directory.aliases()
-        )
         held = loaded.holds(record.digest)
         return AdapterInfo(
             name=record.name,
@@ -136,7 +130,7 @@ class EdgeAdapters:
             pinned=record.digest in loaded.pinned,
             leases=loaded.leases.get(record.digest, 0),
             draining=False,
-            alias_target=is_target,
+            alias_target=self._directory.is_alias_target(record),
         )
 
 

@@ -60,6 +60,19 @@ class LoadedAdapters:
             self.sizes = {d: s for d, s in self.sizes.items() if d in files}
             self.pinned &= set(files)
 
+    def pin(self, record: Registered) -> None:
+        """Raises Exhausted where another one took its place since it came in."""
+        with self.lock:
+            if record.digest not in self.files:
+                raise Exhausted(
+                    f"adapter {record.name} left for others before it was pinned; try again"
+                )
+            self.pinned.add(record.digest)
+
+    def unpin(self, digest: str) -> None:
+        with self.lock:
+            self.pinned.discard(digest)
+
     def lease(self, digest: str, by: int) -> None:
         with self.lock:
             left = self.leases.get(digest, 0) + by

@@ -79,10 +79,8 @@ class Adapters:
     def register(
         self, name: str, revision: str | None, directory: Path, *, set_alias: bool = False
     ) -> AdapterInfo:
-        """AdapterDirectory.register, and the alias moved at once when asked."""
-        record = self._directory.register(name, revision, directory)
-        if set_alias and self._directory.alias(name).revision != record.revision:
-            self._directory.set_alias(name, record.revision)
+        """As AdapterDirectory.register."""
+        record = self._directory.register(name, revision, directory, set_alias=set_alias)
         return self._info(record)
 
     def load(self, name: str, revision: str | None = None, *, timeout_s: float = 60) -> AdapterInfo:
@@ -144,12 +142,8 @@ class Adapters:
 
     def list(self) -> tuple[AdapterInfo, ...]:
         """Every registered revision, sorted by name and revision."""
-        targets = {(a.name, a.revision) for a in self._directory.aliases()}
         snapshot = self._bank.snapshot
-        return tuple(
-            _describe(r, snapshot, (r.name, r.revision) in targets)
-            for r in self._directory.revisions()
-        )
+        return tuple(self._describe(r, snapshot) for r in self._directory.revisions())
 
     def capacity(self, rank: int) -> BankCapacity:
         """How many more adapters of `rank`, on every projection, fit beside what is leased or
@@ -168,26 +162,21 @@ class Adapters:
         )
 
     def _info(self, record: Registered) -> AdapterInfo:
-        is_target = any(
-            (a.name, a.revision) == (record.name, record.revision)
-            for a in self._directory.aliases()
+        return self._describe(record, self._bank.snapshot)
+
+    def _describe(self, record: Registered, snapshot: BankSnapshot) -> AdapterInfo:
+        place = snapshot.place(record.digest)
+        below = Tier.HOST if record.digest in snapshot.in_host else Tier.DISK
+        return AdapterInfo(
+            name=record.name,
+            revision=record.revision,
+            digest=record.digest,
+            tier=below if place is None else Tier.BANK,
+            rank=record.rank,
+            bank_bytes=0 if place is None else place.size.bytes,
+            pinned=record.digest in snapshot.pinned,
+            leases=0 if place is None else place.leases,
+            draining=place is not None and place.draining,
+            alias_target=self._directory.is_alias_target(record),
+            invocation_tokens=record.invocation_tokens,
         )
-        return _describe(record, self._bank.snapshot, is_target)
-
-
-def _describe(record: Registered, snapshot: BankSnapshot, alias_target: bool) -> AdapterInfo:
-    place = snapshot.place(record.digest)
-    below = Tier.HOST if record.digest in snapshot.in_host else Tier.DISK
-    return AdapterInfo(
-        name=record.name,
-        revision=record.revision,
-        digest=record.digest,
-        tier=below if place is None else Tier.BANK,
-        rank=record.rank,
-        bank_bytes=0 if place is None else place.size.bytes,
-        pinned=record.digest in snapshot.pinned,
-        leases=0 if place is None else place.leases,
-        draining=place is not None and place.draining,
-        alias_target=alias_target,
-        invocation_tokens=record.invocation_tokens,
-    )

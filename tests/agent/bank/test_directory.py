@@ -60,6 +60,16 @@ def test_registering_the_same_bytes_again_moves_them_and_other_bytes_conflict(di
         add("legal", "r1", 2)
 
 
+def test_a_revision_that_comes_with_the_alias_moves_it_once(directory, add):
+    add("legal", "r1", 1)
+    second = add("legal", "r2", 2)
+    assert not directory.is_alias_target(second)
+    for _ in range(2):
+        directory.register("legal", "r2", second.directory, set_alias=True)
+        assert (directory.alias("legal").revision, directory.alias("legal").epoch) == ("r2", 2)
+    assert directory.is_alias_target(second) and directory.swaps == 1
+
+
 def test_an_alias_moves_by_compare_and_swap(directory, add):
     add("legal", "r1", 1), add("legal", "r2", 2)
     moved = directory.set_alias("legal", "r2", expected_epoch=1)
