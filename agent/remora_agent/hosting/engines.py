@@ -18,7 +18,6 @@ import psutil
 from remora_agent.engine.build import BuildResult, ignore, never
 from remora_agent.engine.cache import CacheEntry, EngineCache
 from remora_agent.engine.golden_process import ask_in_child
-from remora_agent.engine.memory_plan import MemoryPlan, Shape, plan_refusals
 from remora_agent.engine.one_row import OneRow
 from remora_agent.engine.opening import (
     EngineOptions,
@@ -51,6 +50,7 @@ from remora_contract.errors import (
     Refused,
     Unsupported,
 )
+from remora_contract.memory_plan import MemoryPlan, Shape, plan_refusals
 from remora_contract.strict import plain
 
 log = logging.getLogger(__name__)

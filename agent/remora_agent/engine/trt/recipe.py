@@ -5,13 +5,13 @@ from __future__ import annotations
 import platform
 from dataclasses import replace
 
-from remora_agent.engine.recipe import GpuBuild, Machine, Recipe, graph_files
+from remora_agent.engine.recipe import GpuBuild, Machine, Recipe
 from remora_agent.engine.trt.module import TrtBackend, TrtModule, load_module
 from remora_agent.engine.trt.profiles import profiles_of
-from remora_agent.engine.trt.sizes import build_plan, pinned_bytes
 from remora_agent.engine.trt.target import Gpu, check_processors, this_gpu
 from remora_contract.bundle import Bundle
 from remora_contract.engine import flat
+from remora_contract.trt_memory import TrtSizes, build_plan
 
 BUILDER_VERSION = 4  # rises when the same graph is built differently
 
@@ -58,10 +58,7 @@ def _recipe(module: TrtModule, build: GpuBuild) -> Recipe:
 
 def _bound(build: GpuBuild, gpu: Gpu, bundle: Bundle) -> GpuBuild:
     """To the GPU whose kernels are measured while it is built."""
-    rows, chunk = build.rows, build.prefill_tokens
-    pinned = pinned_bytes(bundle.decoder, bundle.graph, rows, chunk) if gpu.shares_memory else 0
-    weights = sum(f.size for f in graph_files(bundle))
-    plan = build_plan(bundle, rows, weights, gpu.memory_bytes, chunk, pinned)
+    plan = build_plan(TrtSizes.of(bundle), build.rows, build.prefill_tokens, gpu.memory)
     return replace(
         build,
         device=gpu.name,
