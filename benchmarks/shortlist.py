@@ -28,10 +28,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from sampling import logits_of
 
-from remora_agent.engine.trt.sampling import WATCHED
 from remora_agent.runtime.api import SamplingParams
 from remora_agent.runtime.sampling import Logits, Sampler
 from remora_agent.runtime.shortlist import ShortRow
+from remora_contract.trt_memory import WATCHED
 from tests.support.shortlist_engine import shortlisted
 
 CASES = {

@@ -16,6 +16,7 @@ from remora_contract.engine import EngineKey, Wanted
 from remora_contract.experiments import Experiment
 from remora_contract.gates import GoldenQuestion
 from remora_contract.release import ReleaseUseCase, SamplingDefaults
+from remora_contract.trt_memory import GpuMemory
 
 # (what is happening, fraction done 0..1)
 Progress = Callable[[str, float], None]
@@ -86,6 +87,10 @@ class ServingHost(Protocol):
 
     def engine_key(self) -> Mapping[str, str]:
         """What of the build key holds for every bundle (`remora_contract.engine.flat`)."""
+        ...
+
+    def gpu_memory(self) -> GpuMemory | None:
+        """Of the GPU that engines take; None: they take the system's, or it is not known."""
         ...
 
     def engine_wanted(self, bundle_directory: Path) -> Wanted | None:

@@ -40,6 +40,7 @@ from remora_contract.bundle import load_bundle
 from remora_contract.digests import hex_of, short
 from remora_contract.engine import EngineKey, Wanted
 from remora_contract.errors import ArtifactInvalid, Refused, RemoraError, Unavailable
+from remora_contract.trt_memory import GpuMemory
 
 log = logging.getLogger(__name__)
 _POLL_S = 0.02
@@ -100,6 +101,9 @@ class LocalHost:
 
     def engine_key(self) -> Mapping[str, str]:
         return self._engines.key()
+
+    def gpu_memory(self) -> GpuMemory | None:
+        return self._engines.gpu_memory()
 
     def engine_wanted(self, bundle_directory: Path) -> Wanted | None:
         return self._engines.wanted(bundle_directory)

@@ -12,6 +12,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from remora_build.checkpoint.directory import CONFIG, GENERATION_CONFIG, read_json
+from remora_build.checkpoint.safetensors_file import is_file
 from remora_contract.bundle import TOKENIZER_DIR
 from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import CheckpointInvalid, Unsupported
@@ -50,7 +51,7 @@ def copy_tokenizer(checkpoint: Path, bundle: Path) -> list[str]:
     sources[GENERATION_CONFIG] = checkpoint / GENERATION_CONFIG
     copied = []
     for path, source in sources.items():
-        if source.is_file():
+        if is_file(source):
             _copy(source, bundle / path)
             copied.append(path)
     return copied
@@ -71,7 +72,7 @@ def load_tokenizer(checkpoint: Path, spec: DecoderSpec) -> Tokenizer:
     """Raises Unsupported without a tokenizer.json, CheckpointInvalid when it cannot be read or has
     tokens the model does not; added ones may (`tokens_beyond`)."""
     path = checkpoint / TOKENIZER_JSON
-    if not path.is_file():
+    if not is_file(path):
         raise Unsupported(
             f"{checkpoint} has no {TOKENIZER_JSON}; load its tokenizer with transformers' "
             "AutoTokenizer and save_pretrained it there"
@@ -102,7 +103,7 @@ def special_tokens(checkpoint: Path, vocab: int) -> SpecialTokens:
     """From generation_config.json and config.json, or what a text_config in it says where they say
     nothing. Raises CheckpointInvalid for an alien id."""
     sources = [checkpoint / GENERATION_CONFIG, checkpoint / CONFIG]
-    documents = [(str(path), read_json(path)) for path in sources if path.is_file()]
+    documents = [(str(path), read_json(path)) for path in sources if is_file(path)]
     nested = [(f"{where}: text_config", d.get("text_config")) for where, d in documents]
     texts = [(where, d) for where, d in nested if isinstance(d, dict)]
 

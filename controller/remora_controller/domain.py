@@ -38,6 +38,8 @@ class Facts:
     engine_context: int = 0  # 0 where it said the rows: what a bundle was exported for
     memory_floor_bytes: int = 0
     disk_floor_bytes: int = 0
+    gpu_memory_bytes: int = 0  # of the GPU whose engines it opens
+    gpu_shares_memory: bool = False  # with the system
 
 
 @dataclass(frozen=True)

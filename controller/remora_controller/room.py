@@ -15,6 +15,7 @@ from remora_contract.artifact import Manifest
 from remora_contract.engine import PREFILL
 from remora_contract.memory_need import Sizing
 from remora_contract.release import Release
+from remora_contract.trt_memory import GpuMemory
 from remora_controller.domain import Device, Facts
 
 
@@ -97,4 +98,11 @@ def sizing_of(facts: Facts) -> Sizing | None:
         context=facts.engine_context or None,
         floor_bytes=facts.memory_floor_bytes,
         prefill=facts.engine_key.get(PREFILL, "plain"),
+        gpu=_gpu_of(facts),
     )
+
+
+def _gpu_of(facts: Facts) -> GpuMemory | None:
+    if not facts.gpu_memory_bytes:
+        return None
+    return GpuMemory(facts.gpu_memory_bytes, facts.gpu_shares_memory)

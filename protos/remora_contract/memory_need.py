@@ -2,14 +2,14 @@
 at all. Pure: the controller asks for its plan and the device when it admits a release, both of the
 same manifest, so they say the same.
 
-Known for ONNX Runtime only: what TensorRT takes is known once its engine is built, and checked by
-the device when it loads it.
+Not known of engines of TensorRT Edge-LLM, of a device that does not tell its GPU's memory, and of a
+bundle that was published before its manifest said so: neither shown nor refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from remora_contract.bundle import Bundle
@@ -21,9 +21,21 @@ from remora_contract.engine_memory import (
     row_slot_bytes,
 )
 from remora_contract.errors import Refusal
+from remora_contract.memory_plan import MemoryPlan
+from remora_contract.trt_memory import (
+    PREFILL_TOKENS,
+    GpuMemory,
+    TrtSizes,
+    build_plan,
+    least_plan,
+)
 
 FACT = "onnxruntime_memory"
 BACKEND = "onnxruntime"
+TENSORRT_FACT = "tensorrt_memory"
+TENSORRT_BACKENDS = ("tensorrt", "tensorrt_rtx")
+# Of these the builder is given a workspace by the GPU's memory; of others no limit is set.
+_BOUND_BACKENDS = ("tensorrt",)
 _FIELDS = ("weights", "int8_prefill", "kv_token", "bank", "row_slot")
 
 
@@ -36,10 +48,19 @@ class Sizing:
     context: int | None
     floor_bytes: int  # stays free
     prefill: str  # plain, int8, auto (int8 where it fits)
+    gpu: GpuMemory | None = None  # None: it has none, or does not say
 
 
-def memory_fact(bundle: Bundle) -> dict[str, int]:
-    """For the bundle's manifest, in bytes."""
+def memory_facts(bundle: Bundle) -> dict[str, dict[str, int]]:
+    """For the bundle's manifest, by name. An engine folder of TensorRT Edge-LLM has none of
+    TensorRT's: nothing is built of it."""
+    told = {FACT: _onnxruntime_fact(bundle)}
+    if bundle.graph.dialect != "edgellm":
+        told[TENSORRT_FACT] = asdict(TrtSizes.of(bundle))
+    return told
+
+
+def _onnxruntime_fact(bundle: Bundle) -> dict[str, int]:
     decoder, graph = bundle.decoder, bundle.graph
     rank = graph.max_bank_rank
     return {
@@ -54,7 +75,11 @@ def memory_fact(bundle: Bundle) -> dict[str, int]:
 def peak_memory_bytes(
     facts: Mapping[str, Any], sizing: Sizing | None, memory_bytes: int
 ) -> int | None:
-    """With every row in use and full, the floor included. None: not known."""
+    """With every row in use and full, the floor included; of the GPU, where engines take its
+    memory. None: not known."""
+    found = _tensorrt(facts, sizing)
+    if found is not None:
+        return found.peak_bytes
     sizes = _sizes(facts, sizing)
     if sizing is None or sizes is None:
         return None
@@ -72,7 +97,11 @@ def peak_memory_bytes(
 def memory_need_refusals(
     facts: Mapping[str, Any], sizing: Sizing | None, memory_bytes: int
 ) -> list[Refusal]:
-    """Of a device that could not serve a single row of it, whatever else it stops."""
+    """Of a device that could not serve it, whatever else it stops: with ONNX Runtime a single row,
+    with TensorRT all its rows, whose cache an engine takes when it is loaded."""
+    found = _tensorrt(facts, sizing)
+    if found is not None:
+        return found.sizes.refusals(found.least, found.rows, found.gpu.bytes)
     sizes = _sizes(facts, sizing)
     if sizing is None or sizes is None or not memory_bytes:
         return []
@@ -84,6 +113,40 @@ def memory_need_refusals(
     parts = f"weights {_mib(weights)}, one row {_mib(row)}, floor {_mib(sizing.floor_bytes)}"
     advice = "a smaller context, or quantized weights"
     return [Refusal("memory", f"{_mib(need)} ({parts}; {advice})", _mib(memory_bytes))]
+
+
+@dataclass(frozen=True)
+class _TensorRT:
+    """Of an engine that is not built yet."""
+
+    sizes: TrtSizes
+    rows: int
+    chunk: int
+    gpu: GpuMemory
+    is_bound: bool
+
+    @property
+    def least(self) -> MemoryPlan:
+        return least_plan(self.sizes, self.rows, self.chunk, self.gpu)
+
+    @property
+    def peak_bytes(self) -> int:
+        least = self.least
+        if not self.is_bound or least.total > self.gpu.bytes:
+            return least.total
+        return build_plan(self.sizes, self.rows, self.chunk, self.gpu).total
+
+
+def _tensorrt(facts: Mapping[str, Any], sizing: Sizing | None) -> _TensorRT | None:
+    """None for another backend, and where something is not told."""
+    if sizing is None or sizing.backend not in TENSORRT_BACKENDS or sizing.gpu is None:
+        return None
+    sizes = TrtSizes.read(facts.get(TENSORRT_FACT))
+    if sizes is None:
+        return None
+    chunk = min(PREFILL_TOKENS, sizing.context or sizes.context)
+    is_bound = sizing.backend in _BOUND_BACKENDS
+    return _TensorRT(sizes, sizing.rows, chunk, sizing.gpu, is_bound)
 
 
 def _row_bytes(facts: Mapping[str, Any], sizes: Mapping[str, int], sizing: Sizing) -> int:

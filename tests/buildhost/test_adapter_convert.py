@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -207,16 +208,27 @@ def test_a_broken_pattern_is_shown(convert: Callable[..., Adapter], pattern: str
         convert(plain_config(rank_pattern={pattern: 2}))
 
 
+@pytest.mark.parametrize("thread", ["main", "another"])
 @pytest.mark.parametrize("field", ["target_modules", "rank_pattern"])
 def test_a_pattern_that_never_ends_is_an_error(
-    convert: Callable[..., Adapter], field: str, monkeypatch: pytest.MonkeyPatch
+    convert: Callable[..., Adapter], field: str, thread: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(budget, "MATCHING_S", 0.3)
+    started, start = [], budget._start
+    monkeypatch.setattr(budget, "_start", lambda: started.append(start()) or started[-1])
     pattern = r"((([a-z_.0-9]+)+)+)+!"
-    value = pattern if field == "target_modules" else {pattern: 3}
-    with pytest.raises(AdapterInvalid, match=r"need more than 0\.3 s"):
-        convert(plain_config(**{field: value}))
-    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
+    config = plain_config(**{field: pattern if field == "target_modules" else {pattern: 3}})
+
+    def check() -> None:
+        with pytest.raises(AdapterInvalid, match=r"need more than 0\.3 s"):
+            convert(config)
+
+    if thread == "main":
+        check()
+    else:  # Python tells signals to the main thread alone, and matches cannot be interrupted
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(check).result()
+    assert [p.returncode for p in started] == [-signal.SIGVTALRM]
 
 
 def test_a_rank_the_config_does_not_say_is_an_error(convert: Callable[..., Adapter]) -> None:

@@ -4,6 +4,7 @@ Both commands take what is the same adapter still, and name what is wrong with t
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,16 @@ TAKEN: dict[str, Mend] = {
 REFUSED: dict[str, tuple[Mend, str]] = {
     "names with the adapter's": (
         named(lambda n: n.replace(".weight", ".default.weight")), r"lora_A\.default\.weight",
+    ),
+    "names of a compiled base": (
+        named(lambda n: n.replace(".model.model.", ".model._orig_mod.model.")),
+        "_orig_mod.*compile after get_peft_model",
+    ),
+    "tokens without rows": (
+        config(trainable_token_indices=[5]), r"trainable_token.*trainable_tokens_delta",
+    ),
+    "tokens that are none, without rows": (
+        config(trainable_token_indices={"lm_head": [1 << 40]}), "trainable_token",
     ),
     "names of the bare model": (named(lambda n: n.removeprefix("base_model.model.")), "PEFT"),
     "names out of a path": (
@@ -125,6 +136,22 @@ def test_what_is_an_adapter_still_is_taken(case: str, bases: Any, tmp_path: Path
     ):
         same = (tmp_path / one).read_bytes() == (tmp_path / other).read_bytes()
         assert same == (case in SAME), one
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "adapter_model.bin", "adapter_config.json"])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(name: str, bases: Any, tmp_path: Path) -> None:
+    checkpoint, bundle, adapter = bases
+    odd = mended(adapter, config(), tmp_path / "odd")
+    (odd / WEIGHTS).unlink()
+    (odd / name).unlink(missing_ok=True)
+    os.mkfifo(odd / name)
+
+    for run in (
+        lambda: convert_adapter(odd, tmp_path / "sidecar", base=bundle),
+        lambda: merge_adapters(checkpoint, [Weighted(odd)], tmp_path / "merged"),
+    ):
+        with pytest.raises(RemoraError, match=f"{name} is no file"):
+            run()
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
 
@@ -53,6 +54,25 @@ def change_tensors(checkpoint: Path, change) -> None:
     tensors = load_file(path)
     change(tensors)
     save_file(tensors, path)
+
+
+@pytest.mark.parametrize(
+    "name", ["model-00002-of-00004.safetensors", INDEX_FILE, "generation_config.json"]
+)
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(sharded, name):
+    (sharded / name).unlink()
+    os.mkfifo(sharded / name)
+    refused(sharded, CheckpointInvalid, name, "is no file")
+
+
+@pytest.mark.parametrize(
+    "name", ["generation_config.json", "tokenizer.json", "chat_template.jinja", SINGLE_FILE]
+)
+def test_a_link_to_nothing_is_no_file_that_is_left_out(checkpoint, name):
+    """As in a cache of which a part was deleted: without it answers would end otherwise."""
+    (checkpoint / name).unlink()
+    (checkpoint / name).symlink_to("../blobs/deleted")
+    refused(checkpoint, CheckpointInvalid, name, "link to nothing")
 
 
 def test_a_truncated_shard_is_named(sharded):

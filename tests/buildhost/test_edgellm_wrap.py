@@ -67,6 +67,7 @@ def test_a_controller_offers_it_to_devices_with_the_backend_alone(tmp_path, chec
     (refusal,) = dialect_refusals(dialects, {"tensorrt": "10.16", "onnxruntime": "1.24"})
     assert "edgellm >= 0.11" in refusal.need
     assert quant_refusals("none", facts["quant"])
+    assert "tensorrt_memory" not in facts, "its own runtime knows what it takes"
 
 
 def test_what_is_no_engine_folder_is_refused(tmp_path, checkpoint, engine):

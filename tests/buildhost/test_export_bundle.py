@@ -111,6 +111,9 @@ def test_the_context_is_bounded_by_the_checkpoint(checkpoint, tmp_path):
 def test_a_block_that_does_not_divide_a_projection_names_it_and_the_way_out(checkpoint, tmp_path):
     with pytest.raises(Unsupported, match=r"q projection; use --int4-block 32"):
         export_checkpoint(checkpoint, tmp_path / "bundle", ExportOptions(int4_block=128))
+    narrow = make_checkpoint(tmp_path / "narrow", "qwen3", hidden=40)
+    with pytest.raises(Unsupported, match=r"q projection; use --quant int8$"):
+        export_checkpoint(narrow, tmp_path / "bundle", ExportOptions(quant="int4"))
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,18 @@ def test_links_of_a_hugging_face_cache_are_followed(
     assert not any(p.is_symlink() for p in (tmp_path / "out").iterdir())
 
 
+@pytest.mark.parametrize("name", ["generation_config.json", "tokenizer.json", "LICENSE"])
+def test_a_link_to_nothing_is_no_file_that_is_left_out(
+    name: str, copied: tuple[Path, Path], tmp_path: Path
+) -> None:
+    base, trained = copied
+    (base / name).unlink(missing_ok=True)
+    (base / name).symlink_to("../blobs/deleted")
+    with pytest.raises(CheckpointInvalid, match=rf"{name} is a link to nothing"):
+        merge(base, tmp_path / "out", trained)
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_existing_output_is_replaced_only_when_asked_and_only_a_merge(
     made: tuple[Path, Path], tmp_path: Path
 ) -> None:

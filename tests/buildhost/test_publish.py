@@ -29,7 +29,7 @@ from remora_contract.errors import (
     Exhausted,
     Refused,
 )
-from remora_contract.memory_need import memory_fact
+from remora_contract.memory_need import memory_facts
 from tests.buildhost.documents import BASE_DIGEST, decoder_spec, write_bundle
 from tests.support.adapters import random_tensors, write_sidecar
 
@@ -116,7 +116,7 @@ def test_a_bundles_manifest_carries_what_planning_needs(tmp_path: Path) -> None:
         "kv_bytes_per_token": 2 * 2 * 2 * 8 * 2,
         "activations": "none",
         "experts": False,
-        "onnxruntime_memory": memory_fact(load_bundle(source)),
+        **memory_facts(load_bundle(source)),
     }
 
 

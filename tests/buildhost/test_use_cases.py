@@ -13,6 +13,8 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from remora_build.cli import build_app
+from remora_build.export.exporter import export_checkpoint
+from remora_build.export.options import ExportOptions
 from remora_contract.adapter import load_adapter
 from remora_contract.bundle import verify_files
 from remora_contract.errors import (
@@ -36,6 +38,8 @@ from tests.buildhost.documents import (
     write_bundle,
     write_peft,
 )
+from tests.support.adapters import make_peft_adapter
+from tests.support.checkpoints import make_checkpoint
 
 DOCUMENT: dict[str, Any] = {
     "adapter": [
@@ -374,3 +378,27 @@ def test_a_document_that_is_no_yaml_is_refused_with_its_place(world):
     world.file.write_text("adapter: [{name: a, name: b}]")
     with pytest.raises(DocumentInvalid, match=r"lora_config\.yaml: line 1: key 'name' is there"):
         convert(world)
+
+
+def test_a_use_case_that_composes_dora_is_refused(tmp_path: Path) -> None:
+    """No engine would answer it: DoRA's norms hold for its own weights alone."""
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", "qwen3")
+    options = ExportOptions(golden=False, max_context=32, dora=True)
+    export_checkpoint(checkpoint, tmp_path / "bundle", options)
+    for name in ("plain", "dora"):
+        chosen = {"target_modules": ["q_proj"], "use_dora": name == "dora"}
+        make_peft_adapter(checkpoint, tmp_path / "peft" / name, seed=1, **chosen)
+
+    def outcome(names: list[str], alphas: list[float]) -> str:
+        case = {"name": "case", "adapter_names": names, "adapter_alphas": alphas}
+        adapters = [{"name": n, "lora_config": "-"} for n in names]
+        file = tmp_path / "lora_config.yaml"
+        file.write_text(yaml.safe_dump({"adapter": adapters, "use-case": [case]}))
+        where = ("--base", tmp_path / "bundle", "--adapters", tmp_path / "peft")
+        return run("convert", file, tmp_path / "out", *where, "--force").stdout
+
+    for names, alphas in ((["dora"], [0.5]), (["dora", "plain"], [1.0, 1.0])):
+        with pytest.raises(Refused, match="use case case: dora is a DoRA adapter"):
+            outcome(names, alphas)
+        assert not (tmp_path / "out").exists()
+    assert outcome(["dora"], [1.0])

@@ -13,7 +13,7 @@ from remora_contract.held import MAX_HELD, Held, bounded
 from remora_contract.memory_need import (
     FACT,
     Sizing,
-    memory_fact,
+    memory_facts,
     memory_need_refusals,
     peak_memory_bytes,
 )
@@ -49,7 +49,7 @@ def test_more_than_the_bound_is_cut_by_who_tells_and_refused_by_who_hears():
 
 
 BUNDLE = make_bundle((BundleFile("model.onnx", 1, digest_bytes(b"g")),))
-FACTS = {FACT: memory_fact(BUNDLE), "context": BUNDLE.graph.context}
+FACTS = {**memory_facts(BUNDLE), "context": BUNDLE.graph.context}
 SIZING = Sizing("onnxruntime", rows=4, context=None, floor_bytes=1000, prefill="plain")
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
 from remora_contract.held import Held
-from remora_contract.memory_need import FACT
+from remora_contract.memory_need import FACT, TENSORRT_FACT
 from remora_contract.release import Constraints
+from remora_contract.trt_memory import TrtSizes
 from remora_controller.planner import (
     device_refusals,
     engine_plan,
@@ -130,6 +131,85 @@ def test_a_smaller_context_of_the_device_is_reckoned_with(tmp_path):
     least = 1000 + 10 * 33 + 350
     small, wanted, _ = sized(tmp_path, least, engine_context=32)
     assert device_refusals(small, wanted) == []
+
+
+GPU_SIZES = TrtSizes(
+    weights=1 << 30,
+    context=64,
+    layers=1,
+    vocab=100,
+    hidden=100,
+    bank_rank=8,
+    cache_token=1 << 20,
+    bank=5 << 20,
+    longest_factor=0,
+    row_vectors=0,
+    neutral_vector=0,
+    gates=0,
+    row_gates=0,
+)
+# Four rows' cache, one row's logits and states a token: docs/tensorrt.md.
+OF_GPU = (1 << 30) + (4 * 64 << 20) + (5 << 20) + 4 * 4 * 100 + 64 * 2 * 400 + (512 << 20)
+
+
+def on_gpu(root, memory: int, backend: str = "tensorrt", is_shared: bool = False, **facts: object):
+    sizes = {FACT: SIZES, TENSORRT_FACT: asdict(GPU_SIZES)}
+    big = artifacts.publish(root, "bundle", "big", "1", [b"x"], context=64, **sizes)
+    told = {
+        "engine_rows": 4,
+        "engine_key": {"backend": backend},
+        "gpu_memory_bytes": memory,
+        "gpu_shares_memory": is_shared,
+    }
+    return device(**{**told, **facts}), contents({big.digest: big}, big), big
+
+
+def planned_peak(known, wanted) -> int | None:
+    return make_plan([known], frozenset(), wanted, {}, ()).devices[0].peak_memory_bytes
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt_rtx"])
+def test_a_gpu_that_does_not_hold_all_rows_and_the_least_workspace_is_refused(tmp_path, backend):
+    least = OF_GPU + (128 << 20)
+    small, wanted, big = on_gpu(tmp_path, least - 1, backend)
+    (refusal,) = device_refusals(small, wanted)
+    assert refusal.code == "memory"
+    assert "rows 3 instead of 4" in refusal.need, "fewer rows would be built: it is said"
+    assert planned_peak(small, wanted) == least
+    enough, _, _ = on_gpu(tmp_path, least, backend)
+    assert device_refusals(enough, wanted) == []
+    serving = replace(small, report=replace(small.report, bundle_digest=big.digest))
+    assert device_refusals(serving, wanted) == []
+
+
+def test_the_peak_has_the_workspace_that_the_builder_is_given_where_that_is_known(tmp_path):
+    known, wanted, _ = on_gpu(tmp_path, OF_GPU + (1 << 30))
+    assert planned_peak(known, wanted) == OF_GPU + (1 << 29)
+    portable, _, _ = on_gpu(tmp_path, OF_GPU + (1 << 30), "tensorrt_rtx")
+    assert planned_peak(portable, wanted) == OF_GPU + (128 << 20)
+
+
+def test_pinned_memory_counts_where_it_is_the_gpus(tmp_path):
+    of_its_own, wanted, _ = on_gpu(tmp_path, 64 << 30)
+    shared, _, _ = on_gpu(tmp_path, 64 << 30, is_shared=True)
+    pinned = GPU_SIZES.pinned_bytes(4, 64)
+    assert planned_peak(shared, wanted) == planned_peak(of_its_own, wanted) + pinned
+
+
+def test_an_older_agent_and_edgellm_do_not_say_what_of_a_gpu_is_taken(tmp_path):
+    for silent, wanted, _ in (
+        on_gpu(tmp_path, 0),
+        on_gpu(tmp_path, 1, engine_rows=0),
+        on_gpu(tmp_path, 1, "edgellm"),
+    ):
+        assert device_refusals(silent, wanted) == []
+        assert planned_peak(silent, wanted) is None
+
+
+def test_a_gpu_does_not_change_what_onnx_runtime_takes(tmp_path):
+    known, wanted, _ = on_gpu(tmp_path, 1, "onnxruntime", memory_floor_bytes=350)
+    assert device_refusals(known, wanted) == []
+    assert planned_peak(known, wanted) == 1000 + 500 + 4 * 10 * 65 + 350
 
 
 @pytest.mark.parametrize(

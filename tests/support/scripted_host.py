@@ -15,6 +15,7 @@ from remora_agent.host import (
 )
 from remora_agent.telemetry.histograms import HistogramReading
 from remora_contract.engine import EngineKey, Wanted
+from remora_contract.trt_memory import GpuMemory
 
 
 class ScriptedHost:
@@ -30,6 +31,7 @@ class ScriptedHost:
         self.missing: EngineKey | None = None  # what `missing_engine` answers
         self.untakable = ""  # what `take_engine` answers
         self.built: Path | None = None  # what `built_engine` answers
+        self.gpu: GpuMemory | None = None  # what `gpu_memory` answers
         self._serving: ServingState | None = None
 
     def build(self, assignment: Assignment, progress: Progress) -> BuildOutcome:
@@ -39,6 +41,9 @@ class ScriptedHost:
 
     def engine_key(self) -> Mapping[str, str]:
         return {"backend": "scripted"}
+
+    def gpu_memory(self) -> GpuMemory | None:
+        return self.gpu
 
     def engine_wanted(self, bundle_directory: Path) -> Wanted | None:
         return self.wanted

@@ -21,6 +21,7 @@ from remora_contract.digests import canonical_json, digest_bytes, digest_file
 from remora_contract.engine import Wanted
 from remora_contract.errors import EngineFault, Refusal
 from remora_contract.release import ReleaseUseCase, WeightedName
+from remora_contract.trt_memory import GpuMemory
 from tests.support.adapters import random_tensors, write_sidecar
 from tests.support.reference_engine import ReferenceEngine
 from tests.support.runtime import VOCAB, byte_tokenizer, make_bundle
@@ -93,6 +94,9 @@ class ReferenceEngines:
 
     def key(self) -> dict[str, str]:
         return {"backend": "reference"}
+
+    def gpu_memory(self) -> GpuMemory | None:
+        return None
 
     def wanted(self, bundle_dir: Path) -> Wanted | None:
         return None

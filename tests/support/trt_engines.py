@@ -12,11 +12,11 @@ import onnx
 from remora_agent.engine.cache import CacheEntry, EngineManifest
 from remora_agent.engine.protocol import Engine
 from remora_agent.engine.recipe import BuildKey, Recipe, this_machine
-from remora_agent.engine.trt import builder, files
+from remora_agent.engine.trt import builder, files, sampling
 from remora_agent.engine.trt.loading import load_on
 from remora_agent.engine.trt.module import TrtBackend, TrtModule, api_of
 from remora_agent.engine.trt.profiles import positions_of
-from remora_agent.engine.trt.sampling import PLAN, SamplingSize
+from remora_agent.engine.trt.sampling import PLAN
 from remora_agent.engine.trt.sampling_graph import sampling_graph
 from remora_contract.bundle import (
     GRAPH_FILE,
@@ -25,6 +25,7 @@ from remora_contract.bundle import (
     GraphDialect,
     load_bundle,
 )
+from remora_contract.trt_memory import SamplingSize
 from tests.support import trt_emulator
 from tests.support.cuda_emulator import CudaEmulator
 from tests.support.trt_emulator import TrtEmulator
@@ -61,7 +62,7 @@ def build(
         onnx.save(sampling_graph(vocab, shortlist), out / "sampling.onnx")
         span = {"rows": rows, "tokens": 1, "watched": WATCHED}
         (out / PLAN).write_bytes(trt_emulator.plan(out / "sampling.onnx", [span], 0))
-        written |= size.written()
+        written |= sampling.written(size)
     recipe = Recipe("tensorrt", TrtEmulator.__version__, 1, 4, this_machine(), dialect=dialect)
     return CacheEntry(out, EngineManifest(BuildKey((), recipe), (), written))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from remora_agent.control.activation import Effect, Record
 from remora_agent.control.facts import machine_facts
@@ -120,7 +120,8 @@ class Effects:
         except NO_MANIFEST as e:
             log.info("memory.not_known", extra={"cause": str(e)})  # staging fails by it, and tells
             return []
-        return memory_need_refusals(manifest.facts, self.sizing, memory_bytes)
+        sizing = replace(self.sizing, gpu=self.host.gpu_memory())
+        return memory_need_refusals(manifest.facts, sizing, memory_bytes)
 
     def _make_room(self, record: Record) -> int:
         return collect(self.layout, record, self.pinned)

@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 
 from remora_contract.memory_need import Sizing
+from remora_contract.trt_memory import GpuMemory
 from remora_protos.control.v1 import control_pb2 as pb
 
 # Backend name -> distribution that brings it.
@@ -51,6 +52,12 @@ def setting_facts(sizing: Sizing, disk_floor: int) -> pb.DeviceFacts:
         memory_floor_bytes=sizing.floor_bytes,
         disk_floor_bytes=disk_floor,
     )
+
+
+def gpu_facts(gpu: GpuMemory | None) -> pb.DeviceFacts:
+    if gpu is None:
+        return pb.DeviceFacts()
+    return pb.DeviceFacts(gpu_memory_bytes=gpu.bytes, gpu_shares_memory=gpu.is_shared)
 
 
 @cache

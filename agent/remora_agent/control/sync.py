@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from remora_agent.control.client import ControllerClient
 from remora_agent.control.download_share import DownloadShare
-from remora_agent.control.facts import machine_facts
+from remora_agent.control.facts import gpu_facts, machine_facts
 from remora_agent.control.held import HeldArtifacts
 from remora_agent.control.layout import StateLayout
 from remora_agent.control.pacing import Backoff
@@ -177,6 +177,7 @@ class SyncLoop:
     def _facts(self) -> pb.DeviceFacts:
         facts = machine_facts(self._layout.root)
         facts.engine_key.update(self._host.engine_key())
+        facts.MergeFrom(gpu_facts(self._host.gpu_memory()))
         facts.MergeFrom(self.settings)
         return facts
 

@@ -27,6 +27,7 @@ from remora_contract.engine import EngineKey, Wanted
 from remora_contract.errors import Cancelled, EngineFault, Refusal, Unsupported
 from remora_contract.experiments import arm_mix
 from remora_contract.gates import GoldenQuestion
+from remora_contract.trt_memory import GpuMemory
 
 _SPARE_TOKENS = 16  # that an answer may be longer than what is expected, before it counts as other
 _SHOWN = 80
@@ -94,6 +95,10 @@ class EdgeEngines:
     def key(self) -> Mapping[str, str]:
         """Nothing is built here, so nothing is shared."""
         return {}
+
+    def gpu_memory(self) -> GpuMemory | None:
+        """What an engine of its takes is its own runtime's to know."""
+        return None
 
     def wanted(self, bundle_dir: Path) -> Wanted | None:
         return None

@@ -30,6 +30,7 @@ from remora_contract.dialects import dialect_refusals, to_build
 from remora_contract.engine import flat
 from remora_contract.engine_memory import kv_bytes
 from remora_contract.errors import Incompatible, NoFusedKernel, RequestInvalid, Unsupported
+from remora_contract.trt_memory import GpuMemory
 
 log = logging.getLogger(__name__)
 
@@ -163,15 +164,16 @@ def recipe_of(bundle: Bundle, options: EngineOptions, processors: tuple[int, ...
     return recipe(check_tensorrt(options.backend), bundle, options.rows, context, processors)
 
 
-def device_key(options: EngineOptions) -> dict[str, str]:
-    """The fields of every recipe on this device, for those who plan; `prefill` is the choice."""
+def this_device(options: EngineOptions) -> tuple[dict[str, str], GpuMemory | None]:
+    """The fields of every recipe on this device, for those who plan (`prefill` is the choice), and
+    the memory of its GPU, where engines take that."""
     if options.backend != "onnxruntime":
         from remora_agent.engine.trt.recipe import device_fields
 
         return device_fields(check_tensorrt(options.backend), options.rows)
     from remora_agent.engine.ort import builder
 
-    return flat(builder.recipe(options.accuracy_level, options.prefill))
+    return flat(builder.recipe(options.accuracy_level, options.prefill)), None
 
 
 def recipes_of(

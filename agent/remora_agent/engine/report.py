@@ -14,7 +14,6 @@ from remora_agent.engine.build import BuildResult
 from remora_agent.engine.opening import EngineOptions, limits_of
 from remora_agent.engine.protocol import EngineLimits
 from remora_agent.engine.recipe import dialect_of
-from remora_agent.engine.trt import sizes
 from remora_agent.engine.trt.files import (
     FACT_ACTIVATION,
     FACT_LAYERS,
@@ -23,6 +22,7 @@ from remora_agent.engine.trt.files import (
 )
 from remora_contract.bundle import Bundle
 from remora_contract.engine_memory import bank_bytes, kv_bytes
+from remora_contract.trt_memory import TrtSizes
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,9 @@ def _memory(result: BuildResult, bundle: Bundle, limits: EngineLimits) -> dict[s
     facts, decoder, graph = result.entry.manifest.facts, bundle.decoder, bundle.graph
     gpu, limit = result.entry.manifest.key.recipe.gpu, {}
     if gpu is not None:
-        cache = sizes.cache_bytes(decoder, graph, limits.rows)
-        bank = sizes.bank_bytes(decoder, graph)
-        bank += sizes.vectors_bytes(decoder, graph, limits.rows)
+        sizes = TrtSizes.of(bundle)
+        cache = sizes.cache_bytes(limits.rows)
+        bank = sizes.bank + sizes.vectors_bytes(limits.rows)
         if gpu.workspace_bytes is not None:
             limit["workspace of a layer, at most"] = gpu.workspace_bytes
     else:

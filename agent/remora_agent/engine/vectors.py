@@ -9,17 +9,16 @@ were made for one adapter's weights and stand alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from remora_agent.bank.weights import AdapterWeights
+from remora_contract.bank_inputs import VectorKind, neutral
 from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import RequestInvalid
 from remora_contract.targets import PARTS, AdapterTarget, Group
 
-Kind = Literal["scale", "bias"]
 _FLOAT32 = np.dtype(np.float32)
 Entries = Sequence[tuple[AdapterWeights, float]]
 
@@ -35,14 +34,9 @@ def check_together(entries: Entries) -> None:
             )
 
 
-def neutral(kind: Kind) -> float:
-    """Of an output that no adapter touches."""
-    return 1.0 if kind == "scale" else 0.0
-
-
 def packed(
     decoder: DecoderSpec,
-    kind: Kind,
+    kind: VectorKind,
     layer: int,
     group: Group,
     entries: Entries,

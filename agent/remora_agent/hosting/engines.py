@@ -18,16 +18,15 @@ import psutil
 from remora_agent.engine.build import BuildResult, ignore, never
 from remora_agent.engine.cache import CacheEntry, EngineCache
 from remora_agent.engine.golden_process import ask_in_child
-from remora_agent.engine.memory_plan import MemoryPlan, Shape, plan_refusals
 from remora_agent.engine.one_row import OneRow
 from remora_agent.engine.opening import (
     EngineOptions,
-    device_key,
     ensure_built,
     int8_file,
     limits_of,
     load_engine,
     recipes_of,
+    this_device,
 )
 from remora_agent.engine.probe import probe_in_child
 from remora_agent.engine.protocol import Engine
@@ -51,7 +50,9 @@ from remora_contract.errors import (
     Refused,
     Unsupported,
 )
+from remora_contract.memory_plan import MemoryPlan, Shape, plan_refusals
 from remora_contract.strict import plain
+from remora_contract.trt_memory import GpuMemory
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,10 @@ class EngineSource(Protocol):
 
     def key(self) -> Mapping[str, str]:
         """What of a build key holds for every bundle."""
+        ...
+
+    def gpu_memory(self) -> GpuMemory | None:
+        """Of the GPU that engines take; None: they take the system's, or it is not known."""
         ...
 
     def wanted(self, bundle_dir: Path) -> Wanted | None:
@@ -145,8 +150,8 @@ class CachedEngines:
         self._cancelled = cancelled
         self._cache = EngineCache(settings.cache_dir, settings.cache_bytes)
         self._recent = self._cache.recent(_KEPT)
-        self._key: Mapping[str, str] | None = None
-        self._key_unknown = ""  # why, as it was logged last
+        self._device: tuple[Mapping[str, str], GpuMemory | None] | None = None
+        self._device_unknown = ""  # why, as it was logged last
         self._rejected: dict[str, str] = {}  # folders of shipped engines that failed, and why
 
     def build(
@@ -173,16 +178,22 @@ class CachedEngines:
         )
 
     def key(self) -> Mapping[str, str]:
-        """Asked in every Sync, so found out once. A device without its GPU tells none."""
-        if self._key is None:
+        return self._this_device()[0]
+
+    def gpu_memory(self) -> GpuMemory | None:
+        return self._this_device()[1]
+
+    def _this_device(self) -> tuple[Mapping[str, str], GpuMemory | None]:
+        """Asked in every Sync, so found out once. A device without its GPU tells nothing."""
+        if self._device is None:
             try:
-                self._key = device_key(self._settings.options)
+                self._device = this_device(self._settings.options)
             except (Unsupported, Refused) as e:
-                if str(e) != self._key_unknown:
+                if str(e) != self._device_unknown:
                     log.warning("engine.key_unknown", extra={"reason": str(e)})
-                self._key_unknown = str(e)
-                return {}
-        return self._key
+                self._device_unknown = str(e)
+                return {}, None
+        return self._device
 
     def wanted(self, bundle_dir: Path) -> Wanted | None:
         bundle, keys = load_bundle(bundle_dir), self._keys(bundle_dir)

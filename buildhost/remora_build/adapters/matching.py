@@ -7,12 +7,13 @@ tensors, no files and no decoder.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import TypeVar
 
+from remora_build.adapters.budget import first_match
 from remora_build.adapters.settings import ALL_LINEAR, LoraSettings
 from remora_build.families.naming import PLAIN_PROJECTIONS
-from remora_contract.errors import AdapterInvalid
 from remora_contract.targets import AdapterTarget
 
 V = TypeVar("V")
@@ -59,40 +60,32 @@ def rank_and_alpha(settings: LoraSettings, module: str) -> tuple[int, float]:
     return rank, _by_pattern(settings.alpha_pattern, module, settings.lora_alpha)
 
 
-def _named(names: str | Sequence[str], module: str) -> bool:
+def _named(names: str | tuple[str, ...], module: str) -> bool:
     if isinstance(names, str):
         return _fullmatch(names, module)
-    return any(module == name or module.endswith(f".{name}") for name in names)
+    parts = module.split(".")
+    ends = (".".join(parts[i:]) for i in range(len(parts)))
+    return not _set(names).isdisjoint(ends)
+
+
+@lru_cache(maxsize=8)
+def _set(names: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(names)
 
 
 def _layer_selected(settings: LoraSettings, module: str) -> bool:
     if not settings.layers_to_transform:
         return True
     lists = [rf"(?:^|.*?\.){p}" for p in settings.layers_pattern] or [r".*?\.[^.]*"]
-    for module_list in lists:
-        match = _search(re.match, rf"{module_list}\.(?P<idx>\d+)\.", module)
-        if match is not None:
-            return int(match["idx"]) in settings.layers_to_transform
-    return False
+    match = first_match("match", [rf"{each}\.(?P<idx>\d+)\." for each in lists], module)
+    return match is not None and int(match.idx or -1) in settings.layers_to_transform
 
 
 def _by_pattern(patterns: Sequence[tuple[str, V]], module: str, default: V) -> V:
     """PEFT's get_pattern_key: the first pattern that matches the path's end, at a dot."""
-    for pattern, value in patterns:
-        if _search(re.match, rf"(.*\.)?({pattern})$", module) is not None:
-            return value
-    return default
+    match = first_match("match", [rf"(.*\.)?({pattern})$" for pattern, _ in patterns], module)
+    return default if match is None else patterns[match.index][1]
 
 
 def _fullmatch(pattern: str, module: str) -> bool:
-    return _search(re.fullmatch, pattern, module) is not None
-
-
-def _search(
-    how: Callable[[str, str], re.Match[str] | None], pattern: str, module: str
-) -> re.Match[str] | None:
-    try:
-        return how(pattern, module)
-    except (re.error, RecursionError, OverflowError) as e:
-        shown = pattern[:80]
-        raise AdapterInvalid(f"adapter config: {shown!r} is no regular expression: {e}") from e
+    return first_match("fullmatch", (pattern,), module) is not None

@@ -28,6 +28,6 @@ def read_settings(peft_dir: Path) -> tuple[LoraSettings, dict[str, Any]]:
 def open_weights(peft_dir: Path) -> PeftWeights:
     """As PEFT does: safetensors where there are both. Raises AdapterInvalid, Unsupported."""
     for name in (PEFT_WEIGHTS, PICKLED_WEIGHTS):
-        if (peft_dir / name).exists():
+        if (peft_dir / name).exists() or (peft_dir / name).is_symlink():
             return PeftWeights(peft_dir / name)
     raise AdapterInvalid(f"{peft_dir} has no {PEFT_WEIGHTS}: is it a PEFT adapter directory?")

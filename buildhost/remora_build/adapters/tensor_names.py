@@ -17,6 +17,11 @@ Part = Literal[
 Found = dict[str, dict[Part, str]]  # module -> its parts' tensor names
 
 PREFIX = "base_model.model."
+COMPILED = "_orig_mod."
+SAVED_COMPILED = (
+    "is of a model that torch.compile had wrapped before PEFT did, and PEFT loads it into such a "
+    f"one only: take {COMPILED!r} out of the tensors' names, or compile after get_peft_model"
+)
 # By the end of the tensor's name. `bias` and `weight` are the base layer's own, `base_layer.` being
 # where PEFT keeps them once the module is adapted.
 _PARTS: tuple[tuple[Part, str], ...] = (
@@ -56,6 +61,8 @@ def sort_tensors(names: Iterable[str]) -> Found:
 
 def unbound(name: str) -> AdapterInvalid:
     """The error for a tensor that nothing takes."""
+    if COMPILED in name:
+        return AdapterInvalid(f"tensor {name[:200]} {SAVED_COMPILED}")
     return AdapterInvalid(
         f"tensor {name[:200]} belongs to no projection of this decoder and cannot be bound; "
         f"PEFT names them {PREFIX}<module>.lora_A.weight (and lora_B), the modules being those of "

@@ -15,6 +15,7 @@ from remora_build.checkpoint.safetensors_file import (
     FLOATS,
     SourceDtype,
     TensorEntry,
+    is_file,
     read_entries,
 )
 from remora_contract.errors import CheckpointInvalid, Unsupported
@@ -43,6 +44,7 @@ def check_directory(directory: Path) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object of at most 64 MiB. Raises CheckpointInvalid."""
+    is_file(path)
     try:
         if path.stat().st_size > _MAX_DOCUMENT_BYTES:
             raise CheckpointInvalid(f"{path}: larger than {_MAX_DOCUMENT_BYTES} bytes")
@@ -63,9 +65,9 @@ def find_tensors(
 
     Raises CheckpointInvalid, Unsupported.
     """
-    if (directory / SINGLE_FILE).exists():
+    if is_file(directory / SINGLE_FILE):
         return read_entries(directory / SINGLE_FILE, dtypes)
-    if (directory / INDEX_FILE).exists():
+    if is_file(directory / INDEX_FILE):
         return _read_shards(directory, _weight_map(directory / INDEX_FILE), dtypes)
     if any(directory.glob("*.bin")) or any(directory.glob("*.pth")):
         raise Unsupported(

@@ -162,7 +162,7 @@ def _refuse_odd_rows(spec: DecoderSpec) -> None:
         if width % 2:
             raise Unsupported(
                 f"{name} has {width} outputs and TensorRT 10.3 takes int4 weights only with an "
-                "even number; export it without --int4-block, or with --dialect native"
+                f"even number; {_not_int4(spec)}, or export it with --dialect native"
             )
 
 
@@ -170,4 +170,8 @@ def _other_block(spec: DecoderSpec) -> str:
     for block in INT4_BLOCKS:
         if _undivided(spec, block) is None:
             return f"use --int4-block {block}"
-    return "export it without --int4-block"
+    return _not_int4(spec)
+
+
+def _not_int4(spec: DecoderSpec) -> str:
+    return "use --quant int8" if spec.experts is None else "export it without --quant"

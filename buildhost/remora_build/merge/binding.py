@@ -21,18 +21,23 @@ from remora_build.merge.selection import (
     saved_as_whole,
     selects_module,
     token_rows,
+    trains,
 )
 from remora_contract.errors import AdapterInvalid, Unsupported
 
 
-def bind(source: Source, base: Base) -> dict[str, Change]:
-    """Checkpoint tensor -> change. Raises AdapterInvalid or Unsupported, naming the tensor."""
+def bind(source: Source, base: Base, *, tied: bool) -> dict[str, Change]:
+    """Checkpoint tensor -> change. `tied`: whether head and embedding are one tensor.
+
+    Raises AdapterInvalid or Unsupported, naming the tensor.
+    """
     tensors = sort_tensors(source.shapes, source.settings.training_tensors)
     dialect = _dialect(tensors, base)
     bound = [b for f in tensors.factors for b in bind_factors(f, source, base, dialect)]
     bound += [_bind_whole(whole, source, base, dialect) for whole in tensors.wholes]
     bound += [_bind_tokens(m, t, source, base, dialect) for m, t in tensors.tokens.items()]
     _check_complete(source, base, dialect, {b.path for b in bound})
+    _check_tokens(source, tensors.tokens, tied=tied)
     _check_weight(source, bound)
     return _gathered(bound)
 
@@ -133,6 +138,21 @@ def _check_complete(source: Source, base: Base, dialect: Dialect, bound: set[str
             f"{source.settings.where} adapts what has no tensors in the adapter: "
             f"{', '.join(missing[:4])}{more}"
         )
+
+
+def _check_tokens(source: Source, modules: Iterable[str], *, tied: bool) -> None:
+    """Every module whose tokens the config trains has rows. A tied head that trains the embedding's
+    tokens has none of its own: PEFT lets it follow."""
+    settings = source.settings
+    saved = {rows for rows in (token_rows(settings, m) for m in modules) if rows is not None}
+    named = {name for name, _ in settings.lora.tokens if any(trains(name, m) for m in modules)}
+    for name, rows in settings.lora.tokens:
+        if name not in named and not (tied and rows in saved):
+            raise AdapterInvalid(
+                f"{settings.where}: trainable_token_indices trains tokens of "
+                f"{name or 'the embedding'}, and the adapter has no trainable_tokens_delta for "
+                "it: PEFT would answer with the base's; if that is meant, take the field out"
+            )
 
 
 def _name(path: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from remora_build.checkpoint.directory import CONFIG, INDEX_FILE, SINGLE_FILE, read_json
-from remora_build.checkpoint.safetensors_file import ITEM_BYTES, TensorEntry
+from remora_build.checkpoint.safetensors_file import ITEM_BYTES, TensorEntry, is_file
 from remora_build.merge.tying import untied_config
 from remora_build.version import exporter_name
 from remora_contract.digests import canonical_json
@@ -99,9 +99,11 @@ def _documents(checkpoint: Path) -> Iterator[Path]:
         wanted = path.name.endswith(_SUFFIXES) or path.name.startswith(_NAMES)
         other_index = path.name.endswith(".index.json") and path.name != INDEX_FILE
         hidden = path.name.startswith(".")
-        if wanted and path.name not in left and not other_index and not hidden and path.is_file():
+        if not wanted or path.name in left or other_index or hidden or path.is_dir():
+            continue
+        if is_file(path):
             yield path
-    yield from (p for p in sorted((checkpoint / _TEMPLATES).glob("*.jinja")) if p.is_file())
+    yield from (p for p in sorted((checkpoint / _TEMPLATES).glob("*.jinja")) if is_file(p))
 
 
 def _write_json(path: Path, document: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from remora_build.adapters.tensor_names import COMPILED, SAVED_COMPILED
 from remora_contract.errors import AdapterInvalid
 
 Part = Literal["A", "B", "bias", "embedding_A", "embedding_B", "magnitude"]
@@ -89,6 +90,8 @@ def sort_tensors(names: Iterable[str], training_tensors: tuple[str, ...] = ()) -
 def _path(name: str) -> str:
     if len(name) > _MAX_NAME_CHARS:
         raise AdapterInvalid(f"tensor {name[:80]}… has a name of {len(name)} characters")
+    if COMPILED in name:
+        raise AdapterInvalid(f"tensor {name} {SAVED_COMPILED}")
     path = name.removeprefix(_PREFIX)
     if path == name:
         raise AdapterInvalid(f"tensor {name} is not named as PEFT saves it ({_PREFIX}…)")

@@ -125,7 +125,7 @@ def _changes(
 ) -> Changes:
     changes = {}
     with matching(adapter.source.settings.where):
-        bound = bind(adapter.source, base)
+        bound = bind(adapter.source, base, tied=tie is not None)
     for name, change in bound.items():
         saved = change.base
         if saved is not None and not saved.trained and comparer.is_copy(saved, held[name]):

@@ -40,6 +40,11 @@ def saved_as_whole(settings: MergeSettings, module: str) -> bool:
 def token_rows(settings: MergeSettings, module: str) -> tuple[int, ...] | None:
     """The vocabulary rows that the module's trained rows stand for."""
     for name, rows in settings.lora.tokens:
-        if module.endswith(name) and (name or last_part(module) in INPUT_EMBEDDINGS):
+        if trains(name, module):
             return rows
     return None
+
+
+def trains(name: str, module: str) -> bool:
+    """Whether trainable_token_indices means the module by this name; "" is the embedding."""
+    return module.endswith(name) and (bool(name) or last_part(module) in INPUT_EMBEDDINGS)

@@ -20,9 +20,8 @@ from remora_contract.engine import (
     manifest_facts,
 )
 from remora_contract.errors import ArtifactInvalid
-from remora_contract.memory_need import FACT, memory_fact
-
-_KV_ITEM_BYTES = {"float16": 2, "float32": 4}
+from remora_contract.memory_need import memory_facts
+from remora_contract.trt_memory import ITEM_BYTES
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def _source(
 def kv_bytes_per_token(bundle: Bundle) -> int:
     """Cache bytes one token takes in one row: key and value of every layer."""
     decoder = bundle.decoder
-    item_bytes = _KV_ITEM_BYTES[bundle.graph.dtype]
+    item_bytes = ITEM_BYTES[bundle.graph.dtype]
     return 2 * decoder.layers * decoder.kv_heads * decoder.head_dim * item_bytes
 
 
@@ -95,7 +94,7 @@ def bundle_facts(bundle: Bundle) -> dict[str, Any]:
         "head_dim": decoder.head_dim,
         "vocab": decoder.vocab,
         "kv_bytes_per_token": kv_bytes_per_token(bundle),
-        FACT: memory_fact(bundle),
+        **memory_facts(bundle),
     }
 
 

@@ -51,8 +51,8 @@ def convert_use_cases(
     """Writes OUT for the bundle directory `base`.
 
     Raises what `convert_adapter` raises, NotFound (an adapter's directory), AdapterInvalid (it is
-    not what QAIRT's file or the document says), Refused (a use case wider than the bank), Conflict
-    (OUT exists), Exhausted (full disk).
+    not what QAIRT's file or the document says), Refused (a use case wider than the bank, or that
+    composes DoRA), Conflict (OUT exists), Exhausted (full disk).
     """
     bundle = load_bundle(base)
     document, home = read_file(file)
@@ -69,6 +69,7 @@ def convert_use_cases(
             adapters[entry.name] = adapter
             advance(1)
         check_bank(document, {n: a.rank for n, a in adapters.items()}, bundle.graph.max_bank_rank)
+        check_dora(document, adapters)
         converted = replace(
             document,
             base_digest=bundle.base_digest,
@@ -97,6 +98,18 @@ def check_bank(document: UseCaseDocument, ranks: Mapping[str, int], limit: int) 
             f"the bundle's bank holds {limit} columns; these use cases need more: {listed}. "
             f"Export the base again with --max-bank-rank {max(wide.values())}"
         )
+
+
+def check_dora(document: UseCaseDocument, adapters: Mapping[str, Adapter]) -> None:
+    """Raises Refused naming a use case that every engine would refuse when it is asked for."""
+    for case in document.use_cases:
+        for name, alpha in zip(case.adapter_names, case.alphas, strict=True):
+            if adapters[name].dora and (len(case.adapter_names) > 1 or alpha != 1):
+                raise Refused(
+                    f"use case {case.name}: {name} is a DoRA adapter, which answers alone and with "
+                    "weight 1: its norms hold for these very weights; give it a use case of its "
+                    "own, or train it without use_dora"
+                )
 
 
 def _place(source: Path, target: Path, base: Path, bundle: Bundle, dtype: Dtype | None) -> Adapter:

@@ -59,6 +59,8 @@ def facts_of(message: pb.DeviceFacts) -> Facts:
         engine_context=message.engine_context,
         memory_floor_bytes=_whole("memory_floor_bytes", message.memory_floor_bytes),
         disk_floor_bytes=_whole("disk_floor_bytes", message.disk_floor_bytes),
+        gpu_memory_bytes=_whole("gpu_memory_bytes", message.gpu_memory_bytes),
+        gpu_shares_memory=message.gpu_shares_memory,
     )
 
 

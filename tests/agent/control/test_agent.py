@@ -23,6 +23,7 @@ from remora_agent.control.pacing import Backoff
 from remora_agent.control.service import run_agent
 from remora_agent.control.sync import SyncLoop
 from remora_contract.errors import Cancelled, Forbidden, InternalFault, Refused, Unavailable
+from remora_contract.trt_memory import GpuMemory
 from tests.support.fake_controller import FakeController
 from tests.support.repository import Repository, make_release
 from tests.support.scripted_host import ScriptedHost
@@ -102,7 +103,9 @@ def running(controller: FakeController, config: AgentConfig, host: ScriptedHost 
 
 def test_a_release_rolls_out_over_mutual_tls(controller, config, repository):
     release = make_release("first", repository.bundle(), repository.adapter())
-    with running(controller, config) as agent:
+    host = ScriptedHost()
+    host.gpu = GpuMemory(8 << 30, is_shared=True)
+    with running(controller, config, host) as agent:
         assert agent.ready.wait(10)
         controller.assign(release)
         state = controller.wait_phase("COMMITTED")
@@ -111,6 +114,7 @@ def test_a_release_rolls_out_over_mutual_tls(controller, config, repository):
         sync = controller.wait(lambda s: bool(s.metrics))
         assert sync.labels == {"site": "lab"}
         assert sync.facts.machine_id and sync.facts.agent_version
+        assert (sync.facts.gpu_memory_bytes, sync.facts.gpu_shares_memory) == (8 << 30, True)
     names = [controller.events[seq].name for seq in sorted(controller.events)]
     assert names[0] == "release.assigned"
     assert "artifact.fetched" in names

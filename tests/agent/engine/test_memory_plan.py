@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remora_agent.engine.memory_plan import MemoryPlan, Shape, plan_refusals
 from remora_contract.errors import RequestInvalid
+from remora_contract.memory_plan import MemoryPlan, Shape, plan_refusals
 
 MIB = 1 << 20
 PLAN = MemoryPlan(

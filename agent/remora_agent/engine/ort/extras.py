@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from remora_agent.bank.weights import AdapterWeights
 from remora_agent.engine.ort import names
 from remora_agent.engine.ort.values import Buffer
-from remora_agent.engine.vectors import Entries, Kind, neutral, packed
+from remora_agent.engine.vectors import Entries, packed
+from remora_contract.bank_inputs import VectorKind, neutral
 from remora_contract.bundle import GraphSpec
 from remora_contract.decoder import DecoderSpec
 from remora_contract.targets import EXPERT_GROUPS, MODEL_GROUPS, PARTS, AdapterTarget, Group
@@ -56,9 +57,9 @@ class Extras:
             found.append((0, "head"))
         return found
 
-    def vectors(self, decoder: DecoderSpec) -> list[tuple[str, Kind, int, Group]]:
+    def vectors(self, decoder: DecoderSpec) -> list[tuple[str, VectorKind, int, Group]]:
         """(input name, kind, layer, group) of every vector that a row binds."""
-        found: list[tuple[str, Kind, int, Group]] = []
+        found: list[tuple[str, VectorKind, int, Group]] = []
         places = self.groups(decoder)
         if self.embed:
             places.append((0, "embed"))
@@ -82,7 +83,7 @@ class Vectors:
     def __init__(self, decoder: DecoderSpec, extras: Extras) -> None:
         self._decoder = decoder
         self._places = extras.vectors(decoder)
-        self._neutral: dict[tuple[Kind, int], Buffer] = {}
+        self._neutral: dict[tuple[VectorKind, int], Buffer] = {}
 
     def packed(self, entries: Entries) -> dict[str, Buffer]:
         return {
@@ -90,13 +91,13 @@ class Vectors:
             for name, kind, layer, group in self._places
         }
 
-    def _one(self, kind: Kind, layer: int, group: Group, entries: Entries) -> Buffer:
+    def _one(self, kind: VectorKind, layer: int, group: Group, entries: Entries) -> Buffer:
         found = packed(self._decoder, kind, layer, group, entries)
         if found is not None:
             return Buffer(found[None, None])
         return self._shared(kind, sum(self._decoder.out_features(p) for p in PARTS[group]))
 
-    def _shared(self, kind: Kind, width: int) -> Buffer:
+    def _shared(self, kind: VectorKind, width: int) -> Buffer:
         if (kind, width) not in self._neutral:
             blank = np.full((1, 1, width), neutral(kind), np.float32)
             self._neutral[kind, width] = Buffer(blank)

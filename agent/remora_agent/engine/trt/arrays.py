@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from remora_agent.engine.trt.columns import runs
 from remora_agent.engine.trt.cuda import Cuda
-from remora_agent.engine.trt.memory import Pinned, aligned
+from remora_agent.engine.trt.memory import Pinned
+from remora_contract.trt_memory import aligned
 
 
 @dataclass(frozen=True)

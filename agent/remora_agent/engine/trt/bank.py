@@ -28,25 +28,21 @@ from remora_agent.engine.trt.columns import Columns, bucket
 from remora_agent.engine.trt.cuda import Cuda
 from remora_agent.engine.trt.factors import (
     Accepted,
-    factor_shape,
     group_width,
     in_dtype,
-    neutral_width,
     part_columns,
-    places,
-    vector_inputs,
     vectors_of,
 )
 from remora_agent.engine.trt.memory import Memory
 from remora_agent.engine.trt.row_vectors import RowVectors
 from remora_agent.engine.vectors import check_together
 from remora_contract import targets
+from remora_contract.bank_inputs import factor_shape, neutral_width, places, vector_inputs
 from remora_contract.bundle import GraphSpec
 from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import Exhausted, NotFound
 from remora_contract.targets import EXPERT_GROUPS, PARTS, AdapterTarget, Group
-
-STAGED_BYTES = 4 << 20  # pinned memory through which factors travel
+from remora_contract.trt_memory import STAGED_BYTES
 
 
 @dataclass(frozen=True)

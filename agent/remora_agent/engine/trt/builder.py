@@ -33,7 +33,6 @@ from remora_agent.engine.trt.module import TRT_BACKENDS, TrtModule, load_module
 from remora_agent.engine.trt.monitor import Monitor
 from remora_agent.engine.trt.positions import choose_positions
 from remora_agent.engine.trt.profiles import Range, check_capacity, profiles_of, ranges
-from remora_agent.engine.trt.sampling import SHORTLIST, WATCHED, SamplingSize
 from remora_agent.engine.trt.sampling_graph import sampling_graph
 from remora_agent.host import Progress
 from remora_contract.bundle import Bundle, GraphDialect
@@ -45,6 +44,7 @@ from remora_contract.errors import (
     Unsupported,
 )
 from remora_contract.graph_lint import findings
+from remora_contract.trt_memory import SHORTLIST, WATCHED, SamplingSize
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ def _build_sampling(
     work.add_profile(config, 0, "sampling", sampling_ranges(size, build.rows))
     plan = work.serialized(network, config)
     (out_dir / sampling.PLAN).write_bytes(plan)
-    return size.written()
+    return sampling.written(size)
 
 
 def sampling_ranges(size: SamplingSize, rows: int) -> dict[str, Range]:

@@ -28,7 +28,6 @@ _NO_DEVICE = frozenset(
         "cudaErrorSystemDriverMismatch",
     }
 )
-ALIGNMENT = 256  # bytes: of every allocation, and what TensorRT asks of an address
 
 
 def load_bindings() -> Any:

@@ -25,12 +25,13 @@ from remora_agent.engine.trt.inputs import Asked, Places, StepInputs, StepShape
 from remora_agent.engine.trt.kernels import KernelCache
 from remora_agent.engine.trt.kv import KvCache, KvShape
 from remora_agent.engine.trt.memory import Memory, Pinned
-from remora_agent.engine.trt.positions import STATES, most_logits
-from remora_agent.engine.trt.sampling import Sampling, SamplingSize
+from remora_agent.engine.trt.positions import STATES
+from remora_agent.engine.trt.sampling import Sampling
 from remora_contract import targets
 from remora_contract.bundle import GraphSpec
 from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import RemoraError
+from remora_contract.trt_memory import SamplingSize, most_logits
 
 
 @dataclass(frozen=True)

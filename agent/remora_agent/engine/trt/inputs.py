@@ -20,11 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from remora_agent.engine.trt.cuda import Cuda
-from remora_agent.engine.trt.memory import Memory, aligned
+from remora_agent.engine.trt.memory import Memory
 from remora_agent.engine.trt.positions import LOGITS_INDEX, STATE_INDEX
 from remora_agent.engine.trt.row_vectors import RowVectors
 from remora_contract import targets
 from remora_contract.targets import Group
+from remora_contract.trt_memory import aligned
 
 _INT64 = np.dtype(np.int64)
 

@@ -17,13 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from remora_agent.engine.protocol import KvBlock
-from remora_agent.engine.trt.cuda import ALIGNMENT, Cuda, Direction
+from remora_agent.engine.trt.cuda import Cuda, Direction
 from remora_agent.engine.trt.memory import Memory
 from remora_contract import targets
 from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import RemoraError, RequestInvalid, Unsupported
-
-STAGED_BYTES = 4 << 20  # pinned memory through which blocks travel
+from remora_contract.trt_memory import ALIGNMENT, STAGED_BYTES
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from remora_agent.engine import places
 from remora_agent.engine.backends import Overlap
 from remora_agent.engine.cache import CacheEntry
 from remora_agent.engine.protocol import Engine, EngineLimits
-from remora_agent.engine.trt import factors, files, sampling, sizes
+from remora_agent.engine.trt import files, sampling
 from remora_agent.engine.trt.contexts import Plan
 from remora_agent.engine.trt.cuda import Cuda, load_bindings
 from remora_agent.engine.trt.device import Device, DeviceSpec
@@ -29,7 +29,7 @@ from remora_agent.engine.trt.kv import KvShape, present_name
 from remora_agent.engine.trt.module import TRT_BACKENDS, TrtBackend, TrtModule, load_module
 from remora_agent.engine.trt.positions import LOGITS_INDEX, STATE_INDEX, STATES
 from remora_agent.engine.trt.profiles import positions_of
-from remora_contract import targets
+from remora_contract import bank_inputs, targets
 from remora_contract.bundle import Bundle
 from remora_contract.errors import (
     ArtifactInvalid,
@@ -38,6 +38,7 @@ from remora_contract.errors import (
     Refusal,
     RequestInvalid,
 )
+from remora_contract.trt_memory import TrtSizes
 
 log = logging.getLogger(__name__)
 
@@ -100,13 +101,11 @@ def _check_memory(
     weights already there, which deserialising has put there. Raises Exhausted naming every part
     and what would fit."""
     scratch = max(plan.scratch_bytes for plan in plans)
-    decoder, graph = bundle.decoder, bundle.graph
-    more = 0
-    if overlaps:
-        more = sizes.overlap_bytes(decoder, graph, rows, chunk, plans[0].scratch_bytes)
-    pinned = _pinned(cuda, bundle, rows, chunk, overlaps=overlaps)
-    plan = sizes.memory_plan(bundle, rows, 0, scratch, chunk, pinned, more)
-    refused = sizes.refusals(plan, bundle, rows, cuda.available_memory(_of_system()))
+    sizes = TrtSizes.of(bundle)
+    more = sizes.overlap_bytes(rows, chunk, plans[0].scratch_bytes) if overlaps else 0
+    pinned = _pinned(cuda, sizes, rows, chunk, overlaps=overlaps)
+    plan = sizes.memory_plan(rows, 0, scratch, chunk, pinned, more)
+    refused = sizes.refusals(plan, rows, cuda.available_memory(_of_system()))
     if not refused:
         return overlaps
     if not overlaps:
@@ -125,16 +124,15 @@ def beside_refusals(entry: CacheEntry, bundle: Bundle, rows: int, of_system: int
     cuda = Cuda(load_bindings())
     cuda.open_device()
     chunk = files.read(facts, str(entry.directory)).chunk
-    pinned = _pinned(cuda, bundle, rows, chunk)
-    plan = sizes.memory_plan(bundle, rows, weights, workspace, chunk, pinned)
-    return sizes.refusals(plan, bundle, rows, cuda.available_memory(of_system))
+    sizes = TrtSizes.of(bundle)
+    pinned = _pinned(cuda, sizes, rows, chunk)
+    plan = sizes.memory_plan(rows, weights, workspace, chunk, pinned)
+    return sizes.refusals(plan, rows, cuda.available_memory(of_system))
 
 
-def _pinned(cuda: Cuda, bundle: Bundle, rows: int, chunk: int, *, overlaps: bool = False) -> int:
+def _pinned(cuda: Cuda, sizes: TrtSizes, rows: int, chunk: int, *, overlaps: bool = False) -> int:
     """Beside a GPU with memory of its own it is not the GPU's."""
-    if not cuda.shares_memory():
-        return 0
-    return sizes.pinned_bytes(bundle.decoder, bundle.graph, rows, chunk, overlaps=overlaps)
+    return sizes.pinned_bytes(rows, chunk, overlaps=overlaps) if cuda.shares_memory() else 0
 
 
 def _of_system() -> int:
@@ -212,10 +210,10 @@ def expected_tensors(bundle: Bundle) -> tuple[frozenset[str], frozenset[str]]:
         past = (targets.past_key(layer), targets.past_value(layer))
         inputs.update(past)
         outputs.update(present_name(name) for name in past)
-    for layer, group in factors.places(decoder, graph):
+    for layer, group in bank_inputs.places(decoder, graph):
         inputs.add(targets.lora_gate(group))
         inputs.update((targets.lora_a(layer, group), targets.lora_b(layer, group)))
-    inputs.update(v.name for v in factors.vector_inputs(decoder, graph))
+    inputs.update(v.name for v in bank_inputs.vector_inputs(decoder, graph))
     return frozenset(inputs), frozenset(outputs)
 
 

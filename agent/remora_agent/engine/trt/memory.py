@@ -9,12 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from remora_agent.engine.trt.cuda import ALIGNMENT, Cuda
-
-
-def aligned(size: int) -> int:
-    """`size` rounded up to where another tensor may begin."""
-    return -(-size // ALIGNMENT) * ALIGNMENT
+from remora_agent.engine.trt.cuda import Cuda
+from remora_contract.trt_memory import ALIGNMENT
 
 
 class Pinned:

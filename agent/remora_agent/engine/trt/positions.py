@@ -26,14 +26,8 @@ STATES = "states"
 _INT64 = ir.DataType.INT64
 _NORM = "norm"  # the final norm; in parts, its last node or the one that adds its bias
 _NORM_NAMES = (f"{_NORM}.bias", _NORM)
-_MOST_BYTES = 16 << 20  # of a prompt's logits on the device
 
 Uses = tuple[tuple[ir.Node, int], ...]  # who reads a value, at which of its inputs
-
-
-def most_logits(vocab: int, chunk: int) -> int:
-    """Positions of a step of a prompt of at most `chunk` tokens that get logits."""
-    return max(1, min(chunk, _MOST_BYTES // (4 * vocab)))
 
 
 def choose_positions(model: ir.Model, hidden: int) -> None:

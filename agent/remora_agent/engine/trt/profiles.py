@@ -17,12 +17,11 @@ from dataclasses import dataclass
 import onnx
 
 from remora_agent.engine.trt.files import Profile
-from remora_agent.engine.trt.positions import most_logits
 from remora_contract.bundle import GraphSpec
 from remora_contract.errors import ArtifactInvalid, EngineFault, RequestInvalid
 from remora_contract.targets import ALL_GROUPS, PARTS, past_key
+from remora_contract.trt_memory import PREFILL_TOKENS, most_logits
 
-PREFILL_TOKENS = 256  # of a prompt in one call: what the scheduler reads between two decode steps
 _TYPICAL_RANK = 16  # for which kernels are chosen
 
 Shape = tuple[int, ...]

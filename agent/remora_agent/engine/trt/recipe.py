@@ -5,13 +5,13 @@ from __future__ import annotations
 import platform
 from dataclasses import replace
 
-from remora_agent.engine.recipe import GpuBuild, Machine, Recipe, graph_files
+from remora_agent.engine.recipe import GpuBuild, Machine, Recipe
 from remora_agent.engine.trt.module import TrtBackend, TrtModule, load_module
 from remora_agent.engine.trt.profiles import profiles_of
-from remora_agent.engine.trt.sizes import build_plan, pinned_bytes
 from remora_agent.engine.trt.target import Gpu, check_processors, this_gpu
 from remora_contract.bundle import Bundle
 from remora_contract.engine import flat
+from remora_contract.trt_memory import GpuMemory, TrtSizes, build_plan
 
 BUILDER_VERSION = 4  # rises when the same graph is built differently
 
@@ -38,16 +38,16 @@ def recipe(
     return _recipe(module, build)
 
 
-def device_fields(backend: TrtBackend, rows: int) -> dict[str, str]:
+def device_fields(backend: TrtBackend, rows: int) -> tuple[dict[str, str], GpuMemory]:
     """What of every recipe here is known before there is a bundle, as `remora_contract.engine.flat`
-    writes it. Raises as `recipe` does."""
+    writes it, and the GPU's memory. Raises as `recipe` does."""
     module, gpu = load_module(backend), this_gpu(backend)
     build = GpuBuild((gpu.processor,), rows, prefill_tokens=1)
     if not module.api.portable:
         build = replace(build, device=gpu.name, driver=gpu.driver, power_mode=gpu.power_mode)
     fields = flat(_recipe(module, build))
     del fields["gpu.prefill_tokens"]  # a context may be shorter than a chunk
-    return fields
+    return fields, gpu.memory
 
 
 def _recipe(module: TrtModule, build: GpuBuild) -> Recipe:
@@ -58,10 +58,7 @@ def _recipe(module: TrtModule, build: GpuBuild) -> Recipe:
 
 def _bound(build: GpuBuild, gpu: Gpu, bundle: Bundle) -> GpuBuild:
     """To the GPU whose kernels are measured while it is built."""
-    rows, chunk = build.rows, build.prefill_tokens
-    pinned = pinned_bytes(bundle.decoder, bundle.graph, rows, chunk) if gpu.shares_memory else 0
-    weights = sum(f.size for f in graph_files(bundle))
-    plan = build_plan(bundle, rows, weights, gpu.memory_bytes, chunk, pinned)
+    plan = build_plan(TrtSizes.of(bundle), build.rows, build.prefill_tokens, gpu.memory)
     return replace(
         build,
         device=gpu.name,

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping
 
 from remora_agent.engine.protocol import Mix
 from remora_agent.engine.trt.arrays import Writer
-from remora_agent.engine.trt.factors import VectorInput
 from remora_agent.engine.trt.memory import Memory
-from remora_agent.engine.vectors import Entries, neutral, packed
+from remora_agent.engine.vectors import Entries, packed
+from remora_contract.bank_inputs import VectorInput, neutral
 from remora_contract.decoder import DecoderSpec
 
 

@@ -11,7 +11,6 @@ in which a row watches something.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,33 +18,21 @@ from numpy.typing import NDArray
 
 from remora_agent.engine.protocol import Shortlist, Watch
 from remora_agent.engine.trt.contexts import Context, Plan
-from remora_agent.engine.trt.cuda import ALIGNMENT, Cuda
-from remora_agent.engine.trt.memory import Memory, aligned
+from remora_agent.engine.trt.cuda import Cuda
+from remora_agent.engine.trt.memory import Memory
 from remora_agent.engine.trt.sampling_graph import INPUTS, OUTPUTS
 from remora_contract.errors import ArtifactInvalid
+from remora_contract.trt_memory import SamplingSize, aligned
 
 PLAN = "sampling.plan"  # in the engine's folder; absent: the engine makes no shortlists
 FACT_SHORTLIST = "shortlist"  # tokens a row
 FACT_WATCHED = "watched"  # further tokens a row
-SHORTLIST = 256
-WATCHED = 1024  # as many as a request may bias
 _WATCHED_IDS, _TEMPERATURE = "watched_ids", "temperature"
 
 
-@dataclass(frozen=True)
-class SamplingSize:
-    vocab: int
-    shortlist: int
-    watched: int
-
-    def pinned_bytes(self, rows: int) -> int:
-        """What rows watch, their temperatures, and what is read back."""
-        block = rows * 4 * (2 * self.shortlist + 2 + self.watched)
-        return aligned(8 * rows * self.watched) + aligned(4 * rows) + block + 5 * ALIGNMENT
-
-    def written(self) -> dict[str, str]:
-        """As EngineManifest keeps it."""
-        return {FACT_SHORTLIST: str(self.shortlist), FACT_WATCHED: str(self.watched)}
+def written(size: SamplingSize) -> dict[str, str]:
+    """As EngineManifest keeps it."""
+    return {FACT_SHORTLIST: str(size.shortlist), FACT_WATCHED: str(size.watched)}
 
 
 def size_of(facts: Mapping[str, str], vocab: int, where: str) -> SamplingSize | None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from remora_agent.engine.trt.module import TrtModule
 from remora_contract.errors import Refused, RequestInvalid, Unsupported
+from remora_contract.trt_memory import GpuMemory
 
 _BOARD = Path("/proc/device-tree/model")
 _DRIVER = Path("/proc/driver/nvidia/version")
@@ -24,10 +25,9 @@ _MAX_BYTES = 4096
 class Gpu:
     name: str  # as CUDA calls it; on a Jetson with the board
     processor: int  # compute capability: 86 is 8.6
-    memory_bytes: int  # of the device; on a Jetson shared with everything else
+    memory: GpuMemory
     driver: str
     power_mode: str | None  # nvpmodel's number; None where there is none
-    shares_memory: bool = False  # with the system, as on a Jetson
 
 
 def this_gpu(backend: str, cuda: Any = None) -> Gpu:
@@ -52,10 +52,9 @@ def this_gpu(backend: str, cuda: Any = None) -> Gpu:
     return Gpu(
         " on ".join(filter(None, (name, _read(_BOARD)))),
         10 * properties.major + properties.minor,
-        int(properties.totalGlobalMem),
+        GpuMemory(int(properties.totalGlobalMem), bool(properties.integrated)),
         " ".join(filter(None, (f"CUDA {version}", driver_version(_read(_DRIVER))))),
         power_mode(_read(_POWER_MODE)),
-        bool(properties.integrated),
     )
 
 

@@ -60,7 +60,7 @@ class RenewResponse(_message.Message):
     def __init__(self, certificate_pem: _Optional[bytes] = ..., ca_pem: _Optional[bytes] = ...) -> None: ...
 
 class DeviceFacts(_message.Message):
-    __slots__ = ("machine_id", "hostname", "agent_version", "architecture", "device_model", "memory_bytes", "disk_free_bytes", "backends", "cores", "engine_key", "engine_rows", "engine_context", "memory_floor_bytes", "disk_floor_bytes")
+    __slots__ = ("machine_id", "hostname", "agent_version", "architecture", "device_model", "memory_bytes", "disk_free_bytes", "backends", "cores", "engine_key", "engine_rows", "engine_context", "memory_floor_bytes", "disk_floor_bytes", "gpu_memory_bytes", "gpu_shares_memory")
     class BackendsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -89,6 +89,8 @@ class DeviceFacts(_message.Message):
     ENGINE_CONTEXT_FIELD_NUMBER: _ClassVar[int]
     MEMORY_FLOOR_BYTES_FIELD_NUMBER: _ClassVar[int]
     DISK_FLOOR_BYTES_FIELD_NUMBER: _ClassVar[int]
+    GPU_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    GPU_SHARES_MEMORY_FIELD_NUMBER: _ClassVar[int]
     machine_id: str
     hostname: str
     agent_version: str
@@ -103,7 +105,9 @@ class DeviceFacts(_message.Message):
     engine_context: int
     memory_floor_bytes: int
     disk_floor_bytes: int
-    def __init__(self, machine_id: _Optional[str] = ..., hostname: _Optional[str] = ..., agent_version: _Optional[str] = ..., architecture: _Optional[str] = ..., device_model: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., disk_free_bytes: _Optional[int] = ..., backends: _Optional[_Mapping[str, str]] = ..., cores: _Optional[int] = ..., engine_key: _Optional[_Mapping[str, str]] = ..., engine_rows: _Optional[int] = ..., engine_context: _Optional[int] = ..., memory_floor_bytes: _Optional[int] = ..., disk_floor_bytes: _Optional[int] = ...) -> None: ...
+    gpu_memory_bytes: int
+    gpu_shares_memory: bool
+    def __init__(self, machine_id: _Optional[str] = ..., hostname: _Optional[str] = ..., agent_version: _Optional[str] = ..., architecture: _Optional[str] = ..., device_model: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., disk_free_bytes: _Optional[int] = ..., backends: _Optional[_Mapping[str, str]] = ..., cores: _Optional[int] = ..., engine_key: _Optional[_Mapping[str, str]] = ..., engine_rows: _Optional[int] = ..., engine_context: _Optional[int] = ..., memory_floor_bytes: _Optional[int] = ..., disk_floor_bytes: _Optional[int] = ..., gpu_memory_bytes: _Optional[int] = ..., gpu_shares_memory: bool = ...) -> None: ...
 
 class SyncRequest(_message.Message):
     __slots__ = ("facts", "labels", "reported", "seq", "boot_id", "events", "metrics", "known_generation", "sent_at_unix_s", "held_fingerprint", "held", "fetching")

@@ -31,6 +31,7 @@ from remora_contract.errors import (
     Refused,
     RemoraError,
 )
+from remora_contract.trt_memory import SamplingSize
 from tests.agent.engine.portable import FLOAT16, FLOAT32, QWEN3, random_bundle, write_bundle_json
 
 pytestmark = pytest.mark.skipif(
@@ -87,7 +88,7 @@ def test_an_engine_for_two_processors_says_what_it_takes_and_the_next_build_is_a
     assert (first.entry.directory / PLAN).stat().st_size > 1000
     assert {f.path for f in manifest.files} == {PLAN, sampling.PLAN}
     size = sampling.size_of(manifest.facts, QWEN3.vocab, "test")
-    assert size == sampling.SamplingSize(QWEN3.vocab, min(256, QWEN3.vocab), 1024)
+    assert size == SamplingSize(QWEN3.vocab, min(256, QWEN3.vocab), 1024)
     facts = read(manifest.facts, "test")
     assert [(p.kind, p.rows, p.tokens) for p in facts.profiles] == [
         ("prefill", 1, 48),

@@ -12,9 +12,8 @@ from typing import Any
 import onnx
 import pytest
 
-from remora_agent.engine.memory_plan import MemoryPlan
-from remora_agent.engine.recipe import build_key, graph_files
-from remora_agent.engine.trt import builder, sizes, timing
+from remora_agent.engine.recipe import build_key
+from remora_agent.engine.trt import builder, timing
 from remora_agent.engine.trt import recipe as recipes
 from remora_agent.engine.trt.builder import check
 from remora_agent.engine.trt.files import Profile
@@ -44,10 +43,19 @@ from remora_contract.errors import (
     RequestInvalid,
     Unsupported,
 )
+from remora_contract.memory_plan import MemoryPlan
+from remora_contract.trt_memory import (
+    LEAST_WORKSPACE_BYTES,
+    MOST_WORKSPACE_BYTES,
+    GpuMemory,
+    TrtSizes,
+    build_plan,
+)
 from tests.agent.engine.portable import FLOAT16, QWEN3, random_bundle
 
 GIB = 1 << 30
-ORIN = Gpu("Orin on NVIDIA Jetson AGX Orin", 87, 32 * GIB, "CUDA 12060 540.4.0", "0")
+ORIN_MEMORY = GpuMemory(32 * GIB, is_shared=True)
+ORIN = Gpu("Orin on NVIDIA Jetson AGX Orin", 87, ORIN_MEMORY, "CUDA 12060 540.4.0", "0")
 
 
 @pytest.fixture(scope="module")
@@ -183,14 +191,14 @@ def test_a_profile_beyond_the_cache_is_refused(bundle_dir):
 
 
 def test_the_workspace_is_half_of_what_the_memory_plan_leaves_within_bounds(bundle_dir):
-    bundle = load_bundle(bundle_dir)
+    sizes = replace(TrtSizes.of(load_bundle(bundle_dir)), weights=GIB)
 
-    def planned(device: int, rows: int = 4, weights: int = GIB) -> MemoryPlan:
-        return sizes.build_plan(bundle, rows, weights, device, chunk=48, pinned=5 << 20)
+    def planned(device: int) -> MemoryPlan:
+        return build_plan(sizes, 4, 48, GpuMemory(device, is_shared=True))
 
     rest = replace(planned(64 * GIB), workspace=0)
-    assert rest == sizes.memory_plan(bundle, 4, GIB, 0, chunk=48, pinned=5 << 20)
-    least, most = sizes.LEAST_WORKSPACE_BYTES, sizes.MOST_WORKSPACE_BYTES
+    assert rest == sizes.memory_plan(4, GIB, 0, chunk=48, pinned=sizes.pinned_bytes(4, 48))
+    least, most = LEAST_WORKSPACE_BYTES, MOST_WORKSPACE_BYTES
     assert planned(64 * GIB).workspace == most
     assert planned(rest.total + 3 * least).workspace == 3 * least // 2
     assert planned(rest.total + 2 * least).workspace == least
@@ -199,13 +207,11 @@ def test_the_workspace_is_half_of_what_the_memory_plan_leaves_within_bounds(bund
 
 
 def test_the_builder_is_given_what_the_memory_plan_says(monkeypatch, bundle_dir, tmp_path):
-    bundle, gpu = load_bundle(bundle_dir), replace(ORIN, memory_bytes=GIB, shares_memory=True)
+    bundle, gpu = load_bundle(bundle_dir), replace(ORIN, memory=GpuMemory(GIB, is_shared=True))
     monkeypatch.setattr(recipes, "load_module", lambda b: stand_in(b, "10.3.0", 0))
     monkeypatch.setattr(recipes, "this_gpu", lambda b: gpu)
     recipe = recipes.recipe("tensorrt", bundle, 4, 48)
-    pinned = sizes.pinned_bytes(bundle.decoder, bundle.graph, 4, 48)
-    weights = sum(f.size for f in graph_files(bundle))
-    plan = sizes.build_plan(bundle, 4, weights, GIB, 48, pinned)
+    plan = build_plan(TrtSizes.of(bundle), 4, 48, gpu.memory)
     limits: dict[str, int] = {}
     config = SimpleNamespace(set_memory_pool_limit=limits.__setitem__)
     trt = SimpleNamespace(
@@ -246,7 +252,7 @@ class Cuda:
 def test_a_gpu_is_told_by_cuda():
     gpu = this_gpu("tensorrt", Cuda())
     assert gpu.name.startswith("NVIDIA A10") and gpu.driver.startswith("CUDA 12060")
-    assert (gpu.processor, gpu.memory_bytes) == (86, 24 * GIB)
+    assert (gpu.processor, gpu.memory) == (86, GpuMemory(24 * GIB, is_shared=False))
 
 
 @pytest.mark.parametrize(
@@ -308,7 +314,10 @@ def test_an_engine_of_tensorrt_is_another_by_version_and_rows(monkeypatch, bundl
 def test_an_engine_of_tensorrt_rtx_depends_on_the_processor_alone(monkeypatch, bundle_dir):
     monkeypatch.setattr(recipes, "load_module", lambda b: stand_in(b, "1.7.1", 3))
     bundle, keys = load_bundle(bundle_dir), set()
-    for gpu in (Gpu("A10", 86, 1, "1", None), Gpu("RTX 3090", 86, 2, "2", "3")):
+    for gpu in (
+        Gpu("A10", 86, GpuMemory(1, is_shared=False), "1", None),
+        Gpu("RTX 3090", 86, GpuMemory(2, is_shared=True), "2", "3"),
+    ):
         monkeypatch.setattr(recipes, "this_gpu", lambda b, gpu=gpu: gpu)
         keys.add(build_key(bundle, recipes.recipe("tensorrt_rtx", bundle, 4, 48)).digest)
     keys.add(build_key(bundle, recipes.recipe("tensorrt_rtx", bundle, 4, 48, (86,))).digest)

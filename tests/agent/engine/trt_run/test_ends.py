@@ -10,8 +10,7 @@ import pytest
 
 from remora_agent.bank.weights import AdapterWeights
 from remora_agent.engine.protocol import Engine, MixEntry, RowStep
-from remora_agent.engine.trt import sizes
-from remora_agent.engine.trt.factors import places
+from remora_contract.bank_inputs import places
 from remora_contract.bundle import Bundle, load_bundle
 from remora_contract.digests import digest_bytes
 from remora_contract.targets import (
@@ -22,6 +21,7 @@ from remora_contract.targets import (
     lora_b,
     lora_gate,
 )
+from remora_contract.trt_memory import TrtSizes
 from tests.agent.engine.portable import FLOAT32, LLAMA, random_bundle
 from tests.support.adapters import Tensors, random_tensors
 from tests.support.portable import PortableModel
@@ -126,8 +126,8 @@ def test_a_removed_adapter_leaves_the_ends_as_they_were(engine: Engine):
 
 
 def test_their_room_is_in_the_memory_plan(bench: Bench):
-    bundle = load_bundle(bench.bundle_dir)
+    sizes = TrtSizes.of(load_bundle(bench.bundle_dir))
     engine = bench.open(rows=3)
-    plan = sizes.memory_plan(bundle, 3, weights=0, workspace=0, chunk=CHUNK)
+    plan = sizes.memory_plan(3, weights=0, workspace=0, chunk=CHUNK)
     assert 0 <= bench.cuda.used - (plan.total - plan.floor) <= 64 << 10
     engine.close()

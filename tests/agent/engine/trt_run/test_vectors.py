@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from remora_agent.bank.weights import AdapterWeights, Vectors
 from remora_agent.engine.protocol import Engine, MixEntry, RowStep
-from remora_agent.engine.trt import sizes
 from remora_agent.engine.trt.cuda import Cuda
 from remora_agent.engine.trt.factors import vectors_of
 from remora_contract.bundle import load_bundle
 from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import AdapterInvalid, EngineFault, Exhausted
 from remora_contract.targets import EXPERT_GROUPS, PARTS, AdapterTarget
+from remora_contract.trt_memory import TrtSizes
 from tests.agent.engine.portable import (
     EVERYTHING,
     MOE,
@@ -245,14 +245,14 @@ def test_many_steps_and_swaps_allocate_nothing(gpu: Bench, engine: Engine):
 def test_the_memory_plan_counts_them(bench: str, request: pytest.FixtureRequest):
     made: Bench = request.getfixturevalue(bench)
     gpu = Bench(made.bundle_dir, made.entry)
-    bundle = load_bundle(gpu.bundle_dir)
+    sizes = TrtSizes.of(load_bundle(gpu.bundle_dir))
     engine = gpu.open()
-    plan = sizes.memory_plan(bundle, ROWS, weights=0, workspace=0, chunk=CHUNK)
+    plan = sizes.memory_plan(ROWS, weights=0, workspace=0, chunk=CHUNK)
     assert 0 <= gpu.cuda.used - (plan.total - plan.floor) <= 64 << 10
     engine.close()
 
 
-def test_their_room_by_hand():
+def test_their_room_by_hand(mixture: Bench):
     """One layer of experts, rank 8, 3 rows: A and B of each group; once more the largest that moves
     with T, here B [4, 16, 96] of expert_gate_up; 4 vectors of each kind for each output, and ones
     for the widest."""
@@ -262,13 +262,14 @@ def test_their_room_by_hand():
     factors = sum(8 * parts * (k + n) for parts, k, n in dense)
     factors += 4 * (16 * (64 + 96) + 8 * (48 + 64))
     outputs = sum(n for _, _, n in dense)
-    assert sizes.bank_bytes(spec, graph) == 4 * (factors + 4 * 16 * 96)
-    assert sizes.vectors_bytes(spec, graph, rows=3) == 4 * ((3 + 1) * 2 * outputs + 128)
+    sizes = TrtSizes.of(replace(load_bundle(mixture.bundle_dir), decoder=spec, graph=graph))
+    assert sizes.bank == 4 * (factors + 4 * 16 * 96)
+    assert sizes.vectors_bytes(rows=3) == 4 * ((3 + 1) * 2 * outputs + 128)
 
 
 def test_what_does_not_fit_is_refused_with_the_bank_named(mixture: Bench):
-    bundle = load_bundle(mixture.bundle_dir)
-    plan = sizes.memory_plan(bundle, ROWS, weights=0, workspace=0)
+    sizes = TrtSizes.of(load_bundle(mixture.bundle_dir))
+    plan = sizes.memory_plan(ROWS, weights=0, workspace=0)
     cuda = CudaEmulator(plan.total - plan.bank // 2, is_shared=False)
     gpu = Bench(mixture.bundle_dir, mixture.entry, cuda)
     with pytest.raises(Exhausted, match="bank"):
