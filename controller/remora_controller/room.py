@@ -13,7 +13,7 @@ from functools import cached_property
 
 from remora_contract.artifact import Manifest
 from remora_contract.engine import PREFILL
-from remora_contract.memory_need import Sizing
+from remora_contract.memory_need import MAX_ROWS, Sizing
 from remora_contract.release import Release
 from remora_contract.trt_memory import GpuMemory
 from remora_controller.domain import Device, Facts
@@ -89,8 +89,9 @@ def _serving(device: Device) -> frozenset[str]:
 
 
 def sizing_of(facts: Facts) -> Sizing | None:
-    """How its agent opens engines; None: it does not say."""
-    if not facts.engine_rows:
+    """How its agent opens engines; None: it does not say, or what no agent would: a peak of any
+    rows is more than an answer to the operator can hold."""
+    if not 1 <= facts.engine_rows <= MAX_ROWS:
         return None
     return Sizing(
         backend=facts.engine_key.get("backend", ""),

@@ -30,6 +30,7 @@ from remora_contract.trt_memory import (
     least_plan,
 )
 
+MAX_ROWS = 256  # of any engine
 FACT = "onnxruntime_memory"
 BACKEND = "onnxruntime"
 TENSORRT_FACT = "tensorrt_memory"

@@ -213,7 +213,13 @@ def test_a_gpu_does_not_change_what_onnx_runtime_takes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "facts", [{"engine_rows": 0}, {"engine_key": {"backend": "tensorrt"}}, {"memory_bytes": 0}]
+    "facts",
+    [
+        {"engine_rows": 0},
+        {"engine_rows": (1 << 32) - 1},
+        {"engine_key": {"backend": "tensorrt"}},
+        {"memory_bytes": 0},
+    ],
 )
 def test_an_agent_that_does_not_say_is_not_refused_for_memory(tmp_path, facts):
     silent, wanted, _ = sized(tmp_path, 1, **facts)

@@ -30,6 +30,7 @@ from remora_contract.dialects import dialect_refusals, to_build
 from remora_contract.engine import flat
 from remora_contract.engine_memory import kv_bytes
 from remora_contract.errors import Incompatible, NoFusedKernel, RequestInvalid, Unsupported
+from remora_contract.memory_need import MAX_ROWS
 from remora_contract.trt_memory import GpuMemory
 
 log = logging.getLogger(__name__)
@@ -51,8 +52,8 @@ class EngineOptions:
     build_limits: ChildLimits = field(default_factory=ChildLimits)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.rows <= 256:
-            raise RequestInvalid(f"rows must be 1..256, not {self.rows}")
+        if not 1 <= self.rows <= MAX_ROWS:
+            raise RequestInvalid(f"rows must be 1..{MAX_ROWS}, not {self.rows}")
         if self.threads is not None and not 1 <= self.threads <= MAX_THREADS:
             raise RequestInvalid(f"threads must be 1..{MAX_THREADS}, not {self.threads}")
         if self.accuracy_level not in (0, 1, 4):
