@@ -13,7 +13,6 @@ or missed its goal.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from gpu_peers import transformers_rates
 
 from remora_agent.engine.protocol import Engine, Mix, MixEntry, RowStep, Watch
 from remora_agent.engine.trt import files
+from remora_agent.engine.trt.inspector import engine_layers
 from remora_agent.engine.trt.module import TRT_BACKENDS, load_module
 from remora_contract.decoder import DecoderSpec
 from remora_contract.errors import RemoraError
@@ -278,10 +278,7 @@ def layers(rig: Rig) -> Figure:
         raise NotMeasured("the emulator has no layers")
     named: Any = rig.backend
     trt: Any = load_module(named).trt
-    runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
-    engine = runtime.deserialize_cuda_engine((rig.made.entry.directory / files.PLAN).read_bytes())
-    said = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-    found = json.loads(said)["Layers"]
+    found = engine_layers(trt, (rig.made.entry.directory / files.PLAN).read_bytes())
     names = [str(n["Name"] if isinstance(n, dict) else n) for n in found]
     fused = sum("mha" in n.lower() or "attention" in n.lower() for n in names)
     return Figure(f"{len(names)}, {fused} of them attention; first: {', '.join(names[:3])}")

@@ -16,6 +16,8 @@ from remora_agent.engine.protocol import EngineLimits
 from remora_agent.engine.recipe import dialect_of
 from remora_agent.engine.trt.files import (
     FACT_ACTIVATION,
+    FACT_FUSED,
+    FACT_FUSED_NOT_TOLD,
     FACT_LAYERS,
     FACT_WARNINGS,
     FACT_WEIGHTS,
@@ -42,6 +44,8 @@ class BuildReport:
     seconds: float
     directory: str
     layers: dict[str, int]  # kind -> how many, before fusion; empty where the backend does not tell
+    layers_after_fusion: dict[str, int]  # kind and precision -> how many, of the engine
+    layers_after_fusion_not_told: str  # why not; "" where they are, or the backend has none
     memory: dict[str, int | None]
     warnings: tuple[str, ...]
 
@@ -62,14 +66,24 @@ class BuildReport:
         for part, size in self.memory.items():
             memory.add_row(part, "not told" if size is None else f"{size / (1 << 20):.1f}")
         console.print(memory)
-        if self.layers:
-            layers = Table("layers", "count", box=None, pad_edge=False)
-            layers.columns[1].justify = "right"
-            for kind, count in sorted(self.layers.items(), key=lambda kv: (-kv[1], kv[0])):
-                layers.add_row(kind.lower(), str(count))
-            console.print(layers)
+        for title, kinds in (
+            ("layers before fusion", self.layers),
+            ("layers after fusion", self.layers_after_fusion),
+        ):
+            if kinds:
+                console.print(_counts(title, kinds))
+        if self.layers_after_fusion_not_told:
+            console.print(f"layers after fusion: not told: {self.layers_after_fusion_not_told}")
         for line in self.warnings:
             console.print(f"the builder warned: {line}")
+
+
+def _counts(title: str, kinds: dict[str, int]) -> Table:
+    table = Table(title, "count", box=None, pad_edge=False)
+    table.columns[1].justify = "right"
+    for kind, count in sorted(kinds.items(), key=lambda kv: (-kv[1], kv[0])):
+        table.add_row(kind.lower(), str(count))
+    return table
 
 
 def report(
@@ -93,6 +107,8 @@ def report(
         round(result.seconds, 3),
         str(out or result.entry.directory),
         json.loads(facts.get(FACT_LAYERS, "{}")),
+        json.loads(facts.get(FACT_FUSED, "{}")),
+        facts.get(FACT_FUSED_NOT_TOLD, ""),
         _memory(result, bundle, limits),
         tuple(json.loads(facts.get(FACT_WARNINGS, "[]"))),
     )
