@@ -16,12 +16,13 @@ from remora_agent.engine.protocol import EngineLimits
 from remora_agent.engine.recipe import dialect_of
 from remora_agent.engine.trt.files import (
     FACT_ACTIVATION,
-    FACT_FUSED,
-    FACT_FUSED_NOT_TOLD,
     FACT_LAYERS,
     FACT_WARNINGS,
     FACT_WEIGHTS,
+    PLAN,
 )
+from remora_agent.engine.trt.inspector import Fused, fused_layers
+from remora_agent.engine.trt.module import TRT_BACKENDS, load_module
 from remora_contract.bundle import Bundle
 from remora_contract.engine_memory import bank_bytes, kv_bytes
 from remora_contract.trt_memory import TrtSizes
@@ -93,6 +94,7 @@ def report(
     recipe, facts = manifest.key.recipe, manifest.facts
     limits = limits_of(bundle, options)
     gpu = recipe.gpu
+    fused = _fused(recipe.backend, result.entry.directory)
     return BuildReport(
         manifest.digest,
         manifest.key.digest,
@@ -107,11 +109,16 @@ def report(
         round(result.seconds, 3),
         str(out or result.entry.directory),
         json.loads(facts.get(FACT_LAYERS, "{}")),
-        json.loads(facts.get(FACT_FUSED, "{}")),
-        facts.get(FACT_FUSED_NOT_TOLD, ""),
+        dict(fused.layers),
+        fused.not_told,
         _memory(result, bundle, limits),
         tuple(json.loads(facts.get(FACT_WARNINGS, "[]"))),
     )
+
+
+def _fused(backend: str, directory: Path) -> Fused:
+    found = next((b for b in TRT_BACKENDS if b == backend), None)
+    return Fused() if found is None else fused_layers(load_module(found), directory / PLAN)
 
 
 def _memory(result: BuildResult, bundle: Bundle, limits: EngineLimits) -> dict[str, int | None]:

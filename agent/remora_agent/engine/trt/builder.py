@@ -19,7 +19,7 @@ import onnx
 import onnx_ir as ir
 
 from remora_agent.engine.recipe import GpuBuild, Recipe, dialect_of, graph_file
-from remora_agent.engine.trt import inspector, sampling, timing
+from remora_agent.engine.trt import sampling, timing
 from remora_agent.engine.trt.files import (
     FACT_LAYERS,
     FACT_WARNINGS,
@@ -97,8 +97,7 @@ def build_trt(
     second = Monitor(progress, 0.97, 0.99).attach(module.trt)
     shortlists = _build_sampling(work, build, bundle, out_dir, second)
     facts = EngineFacts(profiles, bundle.graph.context, bundle.graph.max_bank_rank)
-    fused = inspector.described(module, out_dir / PLAN)
-    return written(facts) | shortlists | described | fused
+    return written(facts) | shortlists | described
 
 
 def _build_sampling(

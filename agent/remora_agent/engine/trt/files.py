@@ -21,8 +21,6 @@ FACT_CONTEXT = "context"  # tokens a row's cache holds
 FACT_MAX_BANK_RANK = "max_bank_rank"  # 0: the graph has no bank
 # For people and for the memory plan; absent where the builder did not say.
 FACT_LAYERS = "layers"  # JSON: kind -> how many, of the network before fusion
-FACT_FUSED = "layers_after_fusion"  # JSON: kind and precision -> how many, of the engine
-FACT_FUSED_NOT_TOLD = "layers_after_fusion_not_told"  # why the fact above is absent
 FACT_WARNINGS = "warnings"  # JSON: lines of the builder that nobody has judged
 FACT_WEIGHTS = "weights_bytes"
 FACT_ACTIVATION = "activation_bytes"  # of the larger profile, beside weights, cache and bank

@@ -1,7 +1,8 @@
 """`python -m remora_agent.engine.trt.inspector BACKEND PLAN`: an engine's layers after fusion.
 
-In a process of its own, as deserialising is native code and takes the engine's memory once more:
-whatever happens here, the build that asked has its engine.
+In a process of its own, as deserialising is native code: whatever happens here, whoever asked goes
+on. Asked for once an engine is in the cache, so that it costs no build of a device that serves its
+memory or its time.
 """
 
 from __future__ import annotations
@@ -11,37 +12,47 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from remora_agent.engine.trt.files import FACT_FUSED, FACT_FUSED_NOT_TOLD
 from remora_agent.engine.trt.module import TRT_BACKENDS, TrtModule, load_module
 
 AT_LOAD = (
     "counted before fusion only, as TensorRT for RTX compiles kernels when an engine is loaded"
 )
 _SECONDS = 120
-_MAX_KINDS = 64  # of a manifest's fact; the rest is summed
+_MAX_KINDS = 64  # that a report names; the rest is summed
 _MAX_ERROR = 300
 _PRECISION = re.compile(r"\b(FP32|FP16|BF16|FP8|FP4|INT8|INT4|INT32|INT64|BOOL|FLOAT|HALF)\b")
 _SPELLED = {"FLOAT": "FP32", "HALF": "FP16"}
 
 
-def described(module: TrtModule, plan: Path) -> dict[str, str]:
-    """Facts of the engine at `plan`: its layers, or why they are not told. Never raises."""
+@dataclass(frozen=True)
+class Fused:
+    """An engine's layers after fusion, kind and precision -> how many; or why they are not told."""
+
+    layers: Mapping[str, int] = field(default_factory=dict)
+    not_told: str = ""
+
+
+def fused_layers(module: TrtModule, plan: Path) -> Fused:
+    """Of the engine at `plan`. Never raises for what the engine or its inspector does."""
     if module.api.portable:
-        return {FACT_FUSED_NOT_TOLD: AT_LOAD}
+        return Fused(not_told=AT_LOAD)
     command = [sys.executable, "-m", __name__, module.backend, str(plan)]
     try:
         ended = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
     except (OSError, ValueError, subprocess.TimeoutExpired) as e:
-        return {FACT_FUSED_NOT_TOLD: _short(str(e))}
+        return Fused(not_told=str(e)[:_MAX_ERROR])
     if ended.returncode < 0:
-        return {FACT_FUSED_NOT_TOLD: f"the inspection ended by signal {-ended.returncode}"}
+        return Fused(not_told=f"the inspection ended by signal {-ended.returncode}")
     told = (ended.stderr if ended.returncode else ended.stdout).strip().splitlines()
     if ended.returncode or not told:
-        return {FACT_FUSED_NOT_TOLD: _short(told[-1] if told else "the inspection says nothing")}
-    return {FACT_FUSED: told[-1]}  # TensorRT's own lines, if any, come first
+        why = told[-1] if told else "the inspection says nothing"
+        return Fused(not_told=why[:_MAX_ERROR])
+    return Fused(json.loads(told[-1]))  # TensorRT's own lines, if any, come first
 
 
 def engine_layers(trt: Any, plan: bytes) -> list[Any]:
@@ -76,10 +87,6 @@ def _kind(layer: Any) -> str:
     found = _PRECISION.search(form.upper())
     kind = str(layer["LayerType"])[:64]
     return f"{kind} {_SPELLED.get(found[1], found[1])}" if found else kind
-
-
-def _short(text: str) -> str:
-    return text[:_MAX_ERROR]
 
 
 def main() -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from remora_agent.engine.cache import read_entry
+from remora_agent.engine.trt.inspector import AT_LOAD
 from remora_contract.bundle import verify_files
 from remora_contract.engine import load_engine_document
 from tests.agent.engine.portable import FLOAT16, QWEN3, random_bundle
@@ -53,6 +54,7 @@ def test_an_engine_for_other_gpus_is_built_and_can_be_taken_along(bundle: Path, 
     assert made["rows"] == 2
     assert made["memory"]["weights"] > 0
     assert made["layers"]["ATTENTION_INPUT"] == QWEN3.layers
+    assert (made["layers_after_fusion"], made["layers_after_fusion_not_told"]) == ({}, AT_LOAD)
     entry = read_entry(out)
     verify_files(out, entry.manifest.files)
     assert entry.manifest.digest == made["digest"] == load_engine_document(out).digest
@@ -64,7 +66,7 @@ def test_the_table_for_people_names_layers_memory_and_time(bundle: Path, tmp_pat
     first = run("remora_agent", "build", bundle, *options, home=tmp_path)
     again = run("remora_agent", "build", bundle, *options, home=tmp_path)
     assert first.returncode == again.returncode == 0, first.stderr
-    for words in ("for SM 120", "built in", "weights", "activations", "matrix_multiply"):
+    for words in ("for SM 120", "built in", "weights", "activations", "matrix_multiply", AT_LOAD):
         assert words in first.stdout
     assert "building" in first.stderr
     assert "from the cache" in again.stdout

@@ -10,8 +10,13 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from remora_agent.engine.trt.files import FACT_FUSED, FACT_FUSED_NOT_TOLD
-from remora_agent.engine.trt.inspector import AT_LOAD, counted, described, engine_layers
+from remora_agent.engine.trt.inspector import (
+    AT_LOAD,
+    Fused,
+    counted,
+    engine_layers,
+    fused_layers,
+)
 from remora_agent.engine.trt.module import TrtModule, api_of, load_module
 
 
@@ -62,26 +67,26 @@ def test_an_engine_that_cannot_be_inspected_is_told_not_raised(tmp_path: Path):
     module = load_module("tensorrt_rtx")
     plan = tmp_path / "engine.plan"
     plan.write_bytes(b"no engine")
-    assert described(module, plan) == {FACT_FUSED_NOT_TOLD: AT_LOAD}
+    assert fused_layers(module, plan) == Fused(not_told=AT_LOAD)
     here = replace(module, api=replace(module.api, portable=False))
     why = "the engine cannot be deserialised on this machine"
-    assert described(here, plan) == {FACT_FUSED_NOT_TOLD: why}
+    assert fused_layers(here, plan) == Fused(not_told=why)
 
 
 @pytest.mark.parametrize(
-    ("script", "fact", "told"),
+    ("script", "told"),
     [
-        ("kill -SEGV $$", FACT_FUSED_NOT_TOLD, "the inspection ended by signal 11"),
-        ("exit 0", FACT_FUSED_NOT_TOLD, "the inspection says nothing"),
-        ("echo loading; echo '{\"gemm FP16\": 2}'", FACT_FUSED, '{"gemm FP16": 2}'),
+        ("kill -SEGV $$", Fused(not_told="the inspection ended by signal 11")),
+        ("exit 0", Fused(not_told="the inspection says nothing")),
+        ("echo loading; echo '{\"gemm FP16\": 2}'", Fused({"gemm FP16": 2})),
     ],
 )
-def test_whatever_becomes_of_the_inspecting_process_the_build_has_its_facts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, fact: str, told: str
+def test_whatever_becomes_of_the_inspecting_process_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, told: Fused
 ):
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\n{script}\n")
     python.chmod(0o755)
     monkeypatch.setattr("remora_agent.engine.trt.inspector.sys.executable", str(python))
     module = TrtModule("tensorrt", ModuleType("tensorrt"), "10.3", api_of("tensorrt", "10.3"))
-    assert described(module, tmp_path / "engine.plan") == {fact: told}
+    assert fused_layers(module, tmp_path / "engine.plan") == told
