@@ -168,7 +168,7 @@ class Presence:
     def take_unsaved(self) -> tuple[list[Sighting], list[MetricPoint]]:
         """What the store has not heard; the caller stores it."""
         with self._lock:
-            sightings = [Sighting(d, self._trails[d], self._seen[d]) for d in self._dirty]
+            sightings = [Sighting(d, self._trails[d], self._seen[d]) for d in sorted(self._dirty)]
             points, self._pending = self._pending, []
             self._dirty.clear()
             return sightings, points

@@ -18,8 +18,11 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+import psutil
+
 _BIN = Path(sys.executable).parent
 _TAIL_BYTES = 4000
+_GROUP_ENDS_S = 20.0  # after SIGKILL; a process in the kernel's hands takes longer
 
 
 class DemoFailed(Exception):
@@ -215,9 +218,33 @@ def end_group(process: subprocess.Popen[Any]) -> None:
     with contextlib.suppress(ProcessLookupError):  # it has ended, and so have its children
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    _await_end_of_group(process.pid)
     for pipe in (process.stdout, process.stderr):
         if pipe is not None:
             pipe.close()
+
+
+def _await_end_of_group(group: int) -> None:
+    """Its other processes are nobody's children here; they may write a moment longer."""
+    deadline = time.monotonic() + _GROUP_ENDS_S
+    while _lives_in(group) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def _lives_in(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    # It also counts those that have ended and that nobody has waited for.
+    return any(_is_alive_in(process, group) for process in psutil.process_iter())
+
+
+def _is_alive_in(process: psutil.Process, group: int) -> bool:
+    try:
+        return os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE
+    except (ProcessLookupError, psutil.NoSuchProcess):
+        return False
 
 
 def await_value(

@@ -77,7 +77,7 @@ def test_bytes_that_are_too_many_or_no_text_are_refused():
 def test_aliases_of_aliases_do_not_multiply():
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(DocumentInvalid, match="aliases written out"):
         load("\n".join(lines))
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 5

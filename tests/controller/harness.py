@@ -28,7 +28,7 @@ from remora_protos.operator.v1 import operator_pb2_grpc as op_grpc
 
 OPTIONS = (("grpc.ssl_target_name_override", "remora-controller"),)
 NOW = datetime(2030, 1, 1, tzinfo=timezone.utc)
-WAIT_S = 30.0
+WAIT_S = 60.0
 
 
 def wait_for(what: str, condition: Callable[[], bool]) -> None:

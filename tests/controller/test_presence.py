@@ -54,6 +54,14 @@ def test_a_device_that_never_spoke_is_not_online_because_a_stream_ended():
     assert not presence.is_online("d", 12.0)
 
 
+def test_what_the_store_has_not_heard_comes_in_one_order():
+    presence, names = Presence(0.0, 30.0), [f"d{i:02d}" for i in range(20)]
+    for name in reversed(names):
+        presence.seen(name, TRAIL, 10.0, is_stored=False)
+    sightings, _ = presence.take_unsaved()
+    assert [s.device_id for s in sightings] == names
+
+
 @given(
     st.lists(
         st.tuples(st.sampled_from(("sync", "stream", "left")), st.floats(0, 100), st.floats(0, 600))

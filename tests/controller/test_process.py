@@ -173,7 +173,7 @@ def test_connections_that_say_nothing_do_not_hold_up_the_end(home):
             watch = device.fleet.Watch(cp.WatchRequest())
             began = time.monotonic()
             said = running.end()
-            assert time.monotonic() - began < 10
+            assert time.monotonic() - began < WAIT_S / 2
             assert watch.code() is not None
             world.close()
     assert running.process.returncode == 0

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from functools import partial
@@ -24,6 +24,8 @@ from examples.demo.fleet import Agent
 from examples.demo.processes import DemoFailed, await_value
 from tests.end_to_end.stage import Stage
 
+BUILD_CHILD = "remora_agent.engine.build_child"
+_PROBE_CHILD = "remora_agent.engine.probe_child"
 _UP_TO_S = 60.0
 _STOPPER = Path(__file__).with_name("stopper.py")
 
@@ -33,7 +35,7 @@ class Hold:
     """`options` start the rollout; `wait()` returns once the agent stands in the phase."""
 
     options: Sequence[str]
-    wait: Callable[[], None]
+    wait: Callable[[], object]
 
 
 Holding = Callable[[Stage, Agent], AbstractContextManager[Hold]]
@@ -46,13 +48,13 @@ def slow_download(stage: Stage, agent: Agent) -> Iterator[Hold]:
 
 @contextmanager
 def stopped_build(stage: Stage, agent: Agent) -> Iterator[Hold]:
-    with _stopped_child(agent, "remora_agent.engine.build_child") as wait:
+    with stopped_child(BUILD_CHILD, agent) as wait:
         yield Hold((), wait)
 
 
 @contextmanager
 def stopped_proof(stage: Stage, agent: Agent) -> Iterator[Hold]:
-    with _stopped_child(agent, "remora_agent.engine.probe_child") as wait:
+    with stopped_child(_PROBE_CHILD, agent) as wait:
         yield Hold((), wait)
 
 
@@ -79,7 +81,7 @@ def stopped_switch(stage: Stage, agent: Agent) -> Iterator[Hold]:
     """The agent itself, in the fraction of a second in which the other engine is opened."""
     process = psutil.Process(agent.daemon.process.pid)
     begin = agent.daemon.log.stat().st_size
-    words = (agent.daemon.log, begin, process.pid, '"phase": "SWITCHING"', _UP_TO_S)
+    words = ("log", agent.daemon.log, begin, process.pid, '"phase": "SWITCHING"', _UP_TO_S)
     command = [sys.executable, str(_STOPPER), *map(str, words)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as stopper:
 
@@ -99,7 +101,8 @@ def stopped_switch(stage: Stage, agent: Agent) -> Iterator[Hold]:
 
 @contextmanager
 def long_soak(stage: Stage, agent: Agent) -> Iterator[Hold]:
-    yield Hold(("--soak", "8"), _new_phase(agent, "SOAKING"))
+    # Longer than the command that aborts takes to begin on a machine that is out of breath.
+    yield Hold(("--soak", "20"), _new_phase(agent, "SOAKING"))
 
 
 def _new_phase(agent: Agent, phase: str) -> Callable[[], None]:
@@ -122,29 +125,33 @@ def _times_in(agent: Agent, phase: str) -> int:
 
 
 @contextmanager
-def _stopped_child(agent: Agent, module: str) -> Iterator[Callable[[], None]]:
-    found: list[psutil.Process] = []
+def stopped_child(module: str, *agents: Agent) -> Iterator[Callable[[], psutil.Process]]:
+    """Stops the first process of the module that one of the agents starts from now on; what is
+    given waits for that. It goes on when the block ends."""
+    parents = [str(agent.daemon.process.pid) for agent in agents]
+    command = [sys.executable, str(_STOPPER), "child", module, str(_UP_TO_S), *parents]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as stopper:
+        assert stopper.stdout is not None and stopper.stdout.readline() == "looking\n"
+        stopped: list[psutil.Process] = []
 
-    def look() -> bool:
-        children = psutil.Process(agent.daemon.process.pid).children(recursive=True)
-        found.extend(c for c in children if module in _command(c))
-        return bool(found)
+        def note() -> None:
+            said = stopper.stdout.readline() if stopper.stdout is not None else ""
+            with suppress(psutil.NoSuchProcess):
+                stopped.extend([psutil.Process(int(said))] if said else [])
 
-    def wait() -> None:
-        await_value(look, f"{agent.name}'s {module}", _UP_TO_S)
-        for process in found:
-            process.send_signal(signal.SIGSTOP)
+        def wait() -> psutil.Process:
+            note()
+            if not stopped:
+                names = ", ".join(agent.name for agent in agents)
+                raise DemoFailed(f"{names}: no {module} within {_UP_TO_S:.0f} s")
+            return stopped[0]
 
-    try:
-        yield wait
-    finally:
-        for process in found:
-            if process.is_running():
-                process.send_signal(signal.SIGCONT)
-
-
-def _command(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except (psutil.NoSuchProcess, psutil.ZombieProcess):
-        return []
+        try:
+            yield wait
+        finally:
+            stopper.kill()
+            if not stopped:
+                note()
+            for process in stopped:
+                with suppress(psutil.NoSuchProcess):
+                    process.send_signal(signal.SIGCONT)

@@ -49,6 +49,13 @@ def _works_in(process, folder):
         return False
 
 
+def _command(process):
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:  # it has ended meanwhile
+        return []
+
+
 def test_training_makes_every_variant_answer_everything_in_full_and_in_int4(tmp_path):
     shop = Workshop(tmp_path, {**ENVIRONMENT, "OMP_WAIT_POLICY": "PASSIVE"})
     shop.run("python", "-m", "examples.demo.train", "out", timeout_s=900)
@@ -74,7 +81,7 @@ def test_ctrl_c_ends_every_process_and_removes_the_folder(artifacts, tmp_path):
     process = demo("--checkpoint", artifacts.cast.checkpoint, TMPDIR=str(tmp_path))
 
     def agents():
-        return [p for p in living_in(tmp_path) if "run" in p.cmdline()]
+        return [p for p in living_in(tmp_path) if "run" in _command(p)]
 
     await_value(lambda: len(agents()) == 3, "three agents", 300.0)
     process.send_signal(signal.SIGINT)

@@ -62,7 +62,7 @@ def await_answers(load: Load, agents) -> None:
 
 
 def await_counted(stage, total: int) -> None:
-    await_value(lambda: sum(counted(stage).values()) == total, f"{total} requests", 30.0)
+    await_value(lambda: sum(counted(stage).values()) == total, f"{total} requests", 60.0)
 
 
 def check_arms(load: Load, agent, digest_of: dict[str, str], *shares: int) -> int:

@@ -71,7 +71,14 @@ def test_adapters_and_use_cases_change_under_load_with_no_build_and_no_lost_requ
     with Load(agents, [{**q, "use_case": "both"} for q in _questions(stage)]) as load:
         stage.release_file("second", {"alpha": "alpha", "beta": "beta@2"}, use_cases=_mix(0.5))
         plan = stage.fleet.operator("plan", "second")
+        await_value(lambda: all(map(load.of, agents)), "answers before it", 60.0)
         stage.roll_out("second", "--wave", "1")
+        answered = {a.name: len(load.of(a)) for a in agents}
+        await_value(
+            lambda: all(len(load.of(a)) > answered[a.name] + 1 for a in agents),
+            "an answer begun after it",
+            60.0,
+        )
     assert load.complaints() == []
     before = {("alpha", digests["alpha"], 1.0), ("beta", digests["beta-1"], 1.0)}
     after = {("alpha", digests["alpha"], 0.5), ("beta", digests["beta-2"], 1.0)}

@@ -22,7 +22,7 @@ def test_a_device_that_was_away_goes_back_alone_when_a_gate_fails_on_it(deep_sta
     stage.fleet.stop(away)
     stage.release("new", bundle, "alpha", "beta-2")
     # One wave: a first one that is away would be waited for.
-    rollout = stage.start("new", "--soak", "6", "--wave", "100%", "--gate", QUIET)
+    rollout = stage.start("new", "--soak", "12", "--wave", "100%", "--gate", QUIET)
     assert stage.ended(rollout)["state"] == "COMPLETED", "who is away holds up nobody"
     stage.fleet.restart(away)
     await_value(lambda: away.events("release.switched"), "it serves again", 60.0)

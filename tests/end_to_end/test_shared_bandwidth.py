@@ -39,7 +39,8 @@ class Meter:
     def __init__(self, states: list[Path]) -> None:
         self._sizes: dict[Path, dict[Path, int]] = {state / "cas": {} for state in states}
         self.received = 0
-        self._samples: list[tuple[float, int]] = []
+        # When a look began and when it ended, and what had been received.
+        self._samples: list[tuple[float, float, int]] = []
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
@@ -54,24 +55,26 @@ class Meter:
     def seconds(self) -> float:
         """From the first byte to the last."""
         steps = zip(self._samples, self._samples[1:], strict=False)
-        moving = [at for (_, before), (at, now) in steps if now > before]
+        moving = [ended for (_, _, before), (_, ended, now) in steps if now > before]
         return moving[-1] - moving[0]
 
     def fastest(self, window_s: float) -> float:
-        """Bytes a second in the window of that length in which most came."""
+        """Bytes a second in the window of that length in which most came: from before one look to
+        after another, for a look may take as long as the machine lets it."""
         rates = [0.0]
-        for began, before in self._samples:
-            ends = (s for s in self._samples if s[0] - began >= window_s)
-            for at, received in ends:
-                rates.append((received - before) / (at - began))
+        for began, _, before in self._samples:
+            ends = (s for s in self._samples if s[1] - began >= window_s)
+            for _, ended, received in ends:
+                rates.append((received - before) / (ended - began))
                 break
         return max(rates)
 
     def _run(self) -> None:
         while not self._done.wait(0.1):
+            began = time.monotonic()
             for folder, known in self._sizes.items():
                 self._look(folder, known)
-            self._samples.append((time.monotonic(), self.received))
+            self._samples.append((began, time.monotonic(), self.received))
 
     def _look(self, folder: Path, known: dict[Path, int]) -> None:
         for directory, _, names in os.walk(folder):  # which passes over what goes meanwhile

@@ -181,7 +181,7 @@ class FakeController:
         return generation
 
     def wait(
-        self, condition: Callable[[pb.SyncRequest], bool], timeout_s: float = 20.0
+        self, condition: Callable[[pb.SyncRequest], bool], timeout_s: float = 60.0
     ) -> pb.SyncRequest:
         """The first report that satisfies the condition, from now on or already received."""
         seen = 0
@@ -199,7 +199,7 @@ class FakeController:
             return self.syncs[seen]
 
     def wait_phase(
-        self, phase: str, generation: int | None = None, timeout_s: float = 20.0
+        self, phase: str, generation: int | None = None, timeout_s: float = 60.0
     ) -> pb.ReportedState:
         wanted = generation or self.desired.generation
         sync = self.wait(

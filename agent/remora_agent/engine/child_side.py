@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import select
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ def child_main(descriptor: int, work: Callable[[Progress], dict[str, Any]]) -> i
 
     An unexpected exception is left to end the process: its traceback is in the log.
     """
-    _die_with_parent()
+    _die_with_parent(descriptor)
     os.nice(_NICENESS)
     _offer_to_the_oom_killer()
 
@@ -48,11 +50,16 @@ def child_main(descriptor: int, work: Callable[[Progress], dict[str, Any]]) -> i
     return 0
 
 
-def _die_with_parent() -> None:
-    """A build must not outlive the agent that asked for it."""
+def _die_with_parent(descriptor: int) -> None:
+    """A build must not outlive the agent that asked for it, nor begin without it."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    # The kernel tells of no end that came before that call; but nobody reads the pipe any more.
+    pipe = select.poll()
+    pipe.register(descriptor, 0)
+    if pipe.poll(0):
+        sys.exit("the agent that asked for this has ended")
 
 
 def _offer_to_the_oom_killer() -> None:

@@ -138,7 +138,7 @@ def _swap(model: ServedModel, old: Assignment | None, new: Assignment) -> None:
         for use_case in new.use_cases:
             directory.set_use_case(use_case.name, use_case.adapters)
         directory.set_experiments(map(declared_by(new), new.experiments))
-        for name in gone:
+        for name in sorted(gone):
             directory.delete_use_case(name)
         model.runtime.set_sampling_defaults(new.sampling)
 

@@ -90,7 +90,7 @@ class GovernedOperatorService(OperatorService):
             replace=request.replace,
             by=by,
         )
-        for device_id in self._parts.presence.online(self._parts.clock()):
+        for device_id in sorted(self._parts.presence.online(self._parts.clock())):
             self._parts.may_be_late(device_id)
         return group_message(*made)
 

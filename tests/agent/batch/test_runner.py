@@ -30,7 +30,7 @@ def test_a_report_that_cannot_be_made_ends_the_batch_and_harms_no_model(tmp_path
     with router.entering_blocking() as model:
         with pytest.raises(BrokenPipeError):
             run_batch(model, BatchDocument(settings, requests), None, report)
-        assert model.runtime._stepper.wait_empty(5.0)
+        assert model.runtime._stepper.wait_empty(60.0)
         told: list[int] = []
         outcomes = run_batch(model, BatchDocument(settings, requests), None, told.append)
     assert host.healthy() and [o.error for o in outcomes] == [None] * 4

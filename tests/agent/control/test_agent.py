@@ -28,6 +28,7 @@ from tests.support.fake_controller import FakeController
 from tests.support.repository import Repository, make_release
 from tests.support.scripted_host import ScriptedHost
 
+WAIT_S = 60.0  # for what comes at once where nothing else runs
 FAST = Timing(Backoff(0.05, 0.2), Backoff(0.02, 0.1))
 
 
@@ -87,7 +88,7 @@ class Running:
 
     def stop(self) -> None:
         self.agent.stop.set()
-        self.thread.join(20)
+        self.thread.join(WAIT_S)
         assert not self.thread.is_alive()
 
 
@@ -106,7 +107,7 @@ def test_a_release_rolls_out_over_mutual_tls(controller, config, repository):
     host = ScriptedHost()
     host.gpu = GpuMemory(8 << 30, is_shared=True)
     with running(controller, config, host) as agent:
-        assert agent.ready.wait(10)
+        assert agent.ready.wait(WAIT_S)
         controller.assign(release)
         state = controller.wait_phase("COMMITTED")
         assert state.running_release_id == release.release_id
@@ -128,7 +129,7 @@ def test_phases_are_reported_while_they_last(controller, config, repository):
 
     def half_way(assignment, progress):
         progress("building", 0.5)
-        go_on.wait(10)
+        go_on.wait(2 * WAIT_S)
 
     host.hooks["build"] = half_way
     with running(controller, config, host):
@@ -184,14 +185,14 @@ def test_an_unreachable_controller_at_boot_does_not_delay_serving(controller, co
         controller.wait_phase("COMMITTED")
     controller.stop()
     with running(controller, config) as agent:
-        assert agent.ready.wait(10)
+        assert agent.ready.wait(WAIT_S)
         assert agent.host.serving().release_id == release.release_id
         agent.parts.reconciler._effects.emit("test.offline", {})
         agent.parts.telemetry.tick()
         controller.start()
         with controller.changed:
             assert controller.changed.wait_for(
-                lambda: "test.offline" in {e.name for e in controller.events.values()}, 10
+                lambda: "test.offline" in {e.name for e in controller.events.values()}, WAIT_S
             )
 
 
@@ -207,8 +208,8 @@ def test_two_agents_with_one_identity_are_quarantined_and_serve_on(
         shutil.copytree(tmp_path / "state" / "identity", tmp_path / "copy" / "identity")
         with running(controller, copied) as second:
             with controller.changed:
-                assert controller.changed.wait_for(lambda: controller.quarantined, 10)
-            assert second.ready.wait(10)
+                assert controller.changed.wait_for(lambda: controller.quarantined, WAIT_S)
+            assert second.ready.wait(WAIT_S)
             for agent in (first, second):
                 agent.parts.sync.poke()
             assert first.host.serving().release_id == release.release_id
@@ -236,7 +237,7 @@ def test_a_certificate_is_renewed_in_use_and_stored(controller, config, reposito
     identity = joined(controller, config)
     with running(controller, config) as agent:
         with controller.changed:
-            assert controller.changed.wait_for(lambda: bool(controller.renewals), 10)
+            assert controller.changed.wait_for(lambda: bool(controller.renewals), WAIT_S)
         before = len(controller.syncs)
         controller.assign(make_release("first", repository.bundle()))
         controller.wait_phase("COMMITTED")
@@ -278,10 +279,10 @@ def test_a_certificate_that_cannot_be_proven_is_not_stored(controller, config, m
 
     monkeypatch.setattr(SyncLoop, "exchange_with", refuse)
     with running(controller, config):
-        assert tried.wait(10)
+        assert tried.wait(WAIT_S)
         count = len(controller.syncs)
         with controller.changed:
-            assert controller.changed.wait_for(lambda: len(controller.syncs) > count, 10)
+            assert controller.changed.wait_for(lambda: len(controller.syncs) > count, WAIT_S)
     assert load_identity(StateLayout(config_path(config)).identity) == identity
 
 
@@ -292,7 +293,7 @@ def test_a_thread_that_dies_of_a_bug_ends_the_agent_loudly(controller, config, m
         made.parts.watch, "run", lambda: (_ for _ in ()).throw(ZeroDivisionError("bug"))
     )
     made.start()
-    made.thread.join(20)
+    made.thread.join(WAIT_S)
     assert [str(e) for e in made.errors] == [
         "the agent's watch thread ended; the log above says why"
     ]
@@ -304,7 +305,7 @@ def test_a_step_thread_that_stands_still_ends_the_agent(controller, config):
     host = ScriptedHost()
     host.well = False
     made = Running(config, joined(controller, config), host).start()
-    made.thread.join(20)
+    made.thread.join(WAIT_S)
     assert len(made.errors) == 1
     made.parts.database.close()
 
@@ -325,7 +326,7 @@ def test_the_watchdog_is_not_fed_while_what_serves_is_unwell(controller, config)
     made = Running(config, joined(controller, config), host)
     made.agent.supervisor = Supervisor(alive=lambda: alive.append(1), tick_s=0.05)
     made.start()
-    made.thread.join(20)
+    made.thread.join(WAIT_S)
     assert made.errors and not alive
     made.parts.database.close()
 
@@ -352,10 +353,10 @@ def test_a_stop_cancels_the_build_and_the_next_start_resumes_it(controller, conf
     runner.start()
     try:
         controller.assign(release)
-        assert building.wait(20)
+        assert building.wait(WAIT_S)
     finally:
         stop.set()
-        runner.join(20)
+        runner.join(WAIT_S)
     assert not runner.is_alive()
     assert "release.failed" not in [e.name for e in controller.events.values()]
     with running(controller, config):

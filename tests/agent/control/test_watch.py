@@ -9,7 +9,7 @@ from remora_agent.control.pacing import Backoff
 from remora_agent.control.watch import Watcher
 from remora_contract.errors import Cancelled
 
-WAIT_S = 10.0
+WAIT_S = 60.0
 
 
 class Stream:

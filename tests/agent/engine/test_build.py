@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -254,7 +255,7 @@ def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
     folder.mkdir()
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *sys.path]))
 
-    def run(body: str, **limits: object):
+    def run(body: str, cancelled: Callable[[], bool] = never, **limits: object):
         text = "import os, sys\nfrom remora_agent.engine.child_side import child_main\n"
         (folder / "scripted.py").write_text(text + textwrap.dedent(body))
         return run_child(
@@ -264,7 +265,7 @@ def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
             tmp_path / "log",
             ChildLimits(**limits),
             lambda *_: None,
-            never,
+            cancelled,
         )
 
     return run
@@ -351,17 +352,38 @@ def test_what_a_hanging_child_started_ends_with_it(child, tmp_path: Path):
     import subprocess, time
     def work(progress):
         other = subprocess.Popen(["sleep", "600"])
-        open({str(pids)!r}, "w").write(str(other.pid))
+        open({str(pids)!r}, "w").write(f"{{other.pid}}.")
         time.sleep(600)
     child_main(int(sys.argv[1]), work)
     """
-    with pytest.raises(Exhausted, match="time limit"):
-        child(body, wall_s=3)
-    pid = int(pids.read_text())
-    deadline = time.monotonic() + 30
+    with pytest.raises(Cancelled):
+        child(body, cancelled=lambda: pids.exists() and pids.read_text().endswith("."))
+    pid = int(pids.read_text().rstrip("."))
+    deadline = time.monotonic() + 60
     while _runs(pid):
         assert time.monotonic() < deadline, "the child's child lives on"
         time.sleep(0.01)
+
+
+def test_a_child_whose_parent_ended_before_it_began_does_nothing(tmp_path: Path):
+    """An agent that was killed in that moment: the kernel tells the child of no end."""
+    begun, (read_end, write_end) = tmp_path / "begun", os.pipe()
+    os.close(read_end)
+    text = f"""
+    import sys
+    from pathlib import Path
+    from remora_agent.engine.child_side import child_main
+    child_main(int(sys.argv[1]), lambda progress: Path({str(begun)!r}).touch() or {{}})
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(text), str(write_end)],
+        pass_fds=(write_end,),
+        capture_output=True,
+        text=True,
+    )
+    os.close(write_end)
+    assert (done.returncode, begun.exists()) == (1, False)
+    assert "has ended" in done.stderr
 
 
 def test_anonymous_memory_of_a_process_is_measured_and_of_none_is_zero():

@@ -46,9 +46,9 @@ def test_the_search_finds_what_peft_finds():
 
 
 def test_a_hostile_prompt_and_pattern_cost_no_more_than_their_lengths():
-    began = time.perf_counter()
+    began = time.process_time()
     assert activation_start((1,) * 200_000, (2, *(1,) * 4095)) is None
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
 
 
 def chunks(borders, prompt_tokens=20, size=8):

@@ -133,7 +133,7 @@ def test_a_request_id_in_use_is_refused_and_the_running_one_goes_on(served):
 def wait_idle(served) -> None:
     """Until the engine has no row busy and no request waits."""
     pause = threading.Event()
-    for _ in range(1000):
+    for _ in range(6000):
         status = served.client.status()
         if status.rows_busy == 0 and status.queued == 0:
             return
@@ -147,7 +147,7 @@ LONG = {**OPTIONS, "max_tokens": 240}
 def paced(served) -> None:
     """The engine takes its time, so that a request is still running when the test acts."""
     pause = threading.Event()
-    served.engine.before_step = lambda: pause.wait(0.01)
+    served.engine.before_step = lambda: pause.wait(0.04)
 
 
 def test_cancel_ends_a_stream_with_what_it_had(served):

@@ -62,7 +62,7 @@ def test_a_converted_document_is_served_weighed_anew_and_counted(real_bundles, c
         assert base.token_ids == client.generate("hello", **OPTIONS).token_ids
         counted = {c.use_case: c.requests for c in client.use_case_counts()}
         assert counted == {"a+b": 2, "just-b": 1, "base": 1}
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
             text = answer.read().decode()
         assert 'remora_use_case_requests_total{use_case="a+b"} 2.0' in text
         assert 'remora_use_case_tokens_total{use_case="base"} 24.0' in text

@@ -35,7 +35,7 @@ LOOPBACK = TcpAddress("127.0.0.1", 0)
 def health_of(address: str, service: str = "") -> int:
     with grpc.insecure_channel(address) as channel:
         request = health_pb2.HealthCheckRequest(service=service)
-        return health_pb2_grpc.HealthStub(channel).Check(request, timeout=5).status
+        return health_pb2_grpc.HealthStub(channel).Check(request, timeout=60).status
 
 
 def wait_for_health(address: str, wanted: int) -> None:
@@ -73,7 +73,7 @@ def test_the_services_describe_themselves(served):
     with grpc.insecure_channel(served.address) as channel:
         stub = reflection_pb2_grpc.ServerReflectionStub(channel)
         request = reflection_pb2.ServerReflectionRequest(list_services="")
-        answer = next(iter(stub.ServerReflectionInfo(iter([request]), timeout=5)))
+        answer = next(iter(stub.ServerReflectionInfo(iter([request]), timeout=60)))
     names = {s.name for s in answer.list_services_response.service}
     assert {f"remora.inference.v1.{s}" for s in ("Inference", "Adapters", "UseCases")} <= names
     assert "grpc.health.v1.Health" in names
@@ -173,15 +173,15 @@ def test_tls_serves_those_who_trust_its_authority(tmp_path, engines, world):
     tls = ServerTls(server.certificate, server.key)
     with running_stack(tmp_path, engines, tls=tls) as (stack, address):
         stack.host.switch(world.assignment())
-        with Client(address, tls=ClientTls(ca.certificate), timeout_s=10) as client:
+        with Client(address, tls=ClientTls(ca.certificate), timeout_s=60) as client:
             assert len(client.generate("x", **OPTIONS).token_ids) == 4
         stranger = make_authority(tmp_path / "other")
         with (
-            Client(address, tls=ClientTls(stranger.certificate), timeout_s=10) as client,
+            Client(address, tls=ClientTls(stranger.certificate), timeout_s=60) as client,
             pytest.raises(Unavailable),
         ):
             client.status()
-        with Client(address, timeout_s=10) as client, pytest.raises(Unavailable):
+        with Client(address, timeout_s=60) as client, pytest.raises(Unavailable):
             client.status()
 
 
@@ -192,7 +192,7 @@ def test_with_a_client_authority_only_its_certificates_are_let_in(tmp_path, engi
     with running_stack(tmp_path, engines, tls=tls) as (stack, address):
         stack.host.switch(world.assignment())
         known = ClientTls(ca.certificate, client_pair.certificate, client_pair.key)
-        with Client(address, tls=known, timeout_s=10) as client:
+        with Client(address, tls=known, timeout_s=60) as client:
             assert client.status().state == "serving"
         foreign = make_authority(tmp_path / "other").issue("app")
         for tls_of in (
@@ -200,7 +200,7 @@ def test_with_a_client_authority_only_its_certificates_are_let_in(tmp_path, engi
             ClientTls(ca.certificate, foreign.certificate, foreign.key),
         ):
             with (
-                Client(address, tls=tls_of, timeout_s=10) as client,
+                Client(address, tls=tls_of, timeout_s=60) as client,
                 pytest.raises(Unavailable),
             ):
                 client.status()

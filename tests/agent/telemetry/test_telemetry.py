@@ -288,7 +288,7 @@ def test_memory_is_bounded_while_offline(database):
 
 
 def scrape(server: MetricsServer) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=60) as answer:
         return answer.read().decode()
 
 

@@ -136,6 +136,6 @@ def test_what_json_does_not_know_is_no_call():
     ],
 )
 def test_a_long_call_takes_time_in_proportion(form, text):
-    begun = time.perf_counter()
+    begun = time.process_time()
     assert len(read(form, *(text[i : i + 4] for i in range(0, len(text), 4)))[1]) == 1
-    assert time.perf_counter() - begun < 10
+    assert time.process_time() - begun < 10

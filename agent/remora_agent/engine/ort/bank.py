@@ -173,7 +173,7 @@ class Bank:
     def _check_taken(self, weights: AdapterWeights) -> None:
         """The graph has an input for all that it changes."""
         features = {"embed": self._extras.embed, "head": self._extras.head}
-        for target in weights.tensors.keys() | weights.vectors.keys():
+        for target in {**weights.tensors, **weights.vectors}:
             expert = target.group in EXPERT_GROUPS
             taken = self._extras.experts if expert else features.get(target.projection, True)
             if not taken:

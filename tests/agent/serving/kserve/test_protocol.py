@@ -88,7 +88,7 @@ def test_reflection_gives_the_agents_definitions_beside_a_clients(served):
 
         def ask(**what):
             request = reflection_pb2.ServerReflectionRequest(**what)
-            return next(iter(stub.ServerReflectionInfo(iter([request]), timeout=5)))
+            return next(iter(stub.ServerReflectionInfo(iter([request]), timeout=60)))
 
         listed = ask(list_services="").list_services_response.service
         assert SERVICE in {s.name for s in listed}

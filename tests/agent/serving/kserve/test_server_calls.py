@@ -139,15 +139,16 @@ def test_the_repository_lists_base_adapters_and_use_cases_and_loads_and_unloads(
 
 
 def test_an_adapter_in_use_is_unloading_until_its_last_request_ends(served, triton):
-    pause = threading.Event()
-    served.engine.before_step = lambda: pause.wait(0.02)
+    pause, steps = threading.Event(), threading.Semaphore(5)
+    served.engine.before_step = lambda: steps.acquire(timeout=60) and None
     with streaming(triton) as stream:
         stream.send("base:a", "hello", max_tokens=100)
         stream.next()
         triton.unload_model("base:a")
         assert states(triton)["base:a", "r1"] == "UNLOADING"
+        steps.release(1000)
         stream.all()
-    for _ in range(500):
+    for _ in range(6000):
         if states(triton)["base:a", "r1"] == "UNAVAILABLE":
             return
         pause.wait(0.01)
@@ -210,12 +211,12 @@ def test_statistics_count_each_name_with_its_durations(served, triton):
 def health_of(address: str) -> int:
     with grpc.insecure_channel(address) as channel:
         request = health_pb2.HealthCheckRequest(service=SERVICE)
-        return health_pb2_grpc.HealthStub(channel).Check(request, timeout=5).status
+        return health_pb2_grpc.HealthStub(channel).Check(request, timeout=60).status
 
 
 def test_health_tells_of_the_service(served):
     pause = threading.Event()
-    for _ in range(500):
+    for _ in range(6000):
         if health_of(served.address) == health_pb2.HealthCheckResponse.SERVING:
             return
         pause.wait(0.01)

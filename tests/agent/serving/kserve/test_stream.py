@@ -22,7 +22,7 @@ def joined(results) -> str:
 def wait_idle(served) -> None:
     """Until the engine has no row busy and no request waits."""
     pause = threading.Event()
-    for _ in range(1000):
+    for _ in range(6000):
         status = served.client.status()
         if status.rows_busy == 0 and status.queued == 0:
             return
@@ -33,7 +33,7 @@ def wait_idle(served) -> None:
 def paced(served) -> None:
     """The engine takes its time, so that a request is still running when the test acts."""
     pause = threading.Event()
-    served.engine.before_step = lambda: pause.wait(0.01)
+    served.engine.before_step = lambda: pause.wait(0.04)
 
 
 def test_a_stream_gives_the_answer_piece_by_piece_and_its_counts_at_the_end(served, triton, text):
