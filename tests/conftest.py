@@ -2,10 +2,16 @@
 
 import os
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # Shared machines are slow at times: a slow example is not a failed one.
-settings.register_profile("remora", deadline=None, max_examples=60, derandomize=True)
+settings.register_profile(
+    "remora",
+    deadline=None,
+    max_examples=60,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("remora")
 
 # ONNX Runtime reports to its maker unless told otherwise before it is loaded.
