@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remora_agent.runtime.api import SamplingParams
-from remora_agent.runtime.distribution import kept
+from remora_agent.runtime.distribution import kept, weights_of
 from remora_agent.runtime.drawing import HEAD, drawn
 from remora_agent.runtime.sampling import Sampler
 from remora_contract.errors import EngineFault
@@ -192,7 +192,8 @@ def test_the_most_likely_token_always_stays_and_weights_are_finite(logits, heat,
     assert np.isfinite(weights).all() and weights.sum() > 0
     ids = np.arange(len(array)) if ids is None else ids
     assert (np.diff(ids) > 0).all()
-    assert array[ids].max() == array.max()
+    # By weight: logits may differ by less than what makes a float32 weight differ.
+    assert weights_of(array, heat)[ids].max() == 1
     assert Sampler(params, 0).draw(array) in ids
 
 
