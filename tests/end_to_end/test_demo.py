@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -24,17 +25,23 @@ from tests.end_to_end.stage import ENVIRONMENT, ROOT
 pytestmark = pytest.mark.slow
 
 
+@contextmanager
 def demo(*arguments, **environment):
+    """Its process, which is ended with all of its own if the test did not see to that."""
     # A shell's background job hands its children an ignored SIGINT.
     restored = ["env", "--default-signal=INT"]
-    return subprocess.Popen(
+    with subprocess.Popen(
         [*restored, sys.executable, "-m", "examples.demo", *map(str, arguments)],
         cwd=ROOT,
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
 
 
 def living_in(folder: Path):
@@ -69,8 +76,8 @@ def test_training_makes_every_variant_answer_everything_in_full_and_in_int4(tmp_
 
 def test_it_tells_the_whole_story_for_a_checkpoint_of_ones_own(artifacts, tmp_path):
     folder = tmp_path / "kept"
-    process = demo("--checkpoint", artifacts.cast.checkpoint, "--keep", folder)
-    output, _ = process.communicate(timeout=600)
+    with demo("--checkpoint", artifacts.cast.checkpoint, "--keep", folder) as process:
+        output, _ = process.communicate(timeout=1200)
     assert process.returncode == 0, output
     assert "It works" in output
     assert "0 failed" in output
@@ -78,14 +85,14 @@ def test_it_tells_the_whole_story_for_a_checkpoint_of_ones_own(artifacts, tmp_pa
 
 
 def test_ctrl_c_ends_every_process_and_removes_the_folder(artifacts, tmp_path):
-    process = demo("--checkpoint", artifacts.cast.checkpoint, TMPDIR=str(tmp_path))
 
     def agents():
         return [p for p in living_in(tmp_path) if "run" in _command(p)]
 
-    await_value(lambda: len(agents()) == 3, "three agents", 300.0)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    with demo("--checkpoint", artifacts.cast.checkpoint, TMPDIR=str(tmp_path)) as process:
+        await_value(lambda: len(agents()) == 3, "three agents", 600.0)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
     assert "interrupted" in output
     assert living_in(tmp_path) == []

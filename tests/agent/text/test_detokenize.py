@@ -62,6 +62,12 @@ def test_byte_fallback_tokens_continue_the_prompt_with_its_spaces(prompt, text):
     assert before + "".join(pieces(META, ids[cut:], ids[:cut])) == whole
 
 
+def test_a_character_after_a_prompt_that_ends_in_bytes_comes_out_whole():
+    """The bytes before it and its own are one run for the decoder until it is complete."""
+    fish, prompt = META.encode("🐟").ids[-4:], META.encode("🐟🐟").ids
+    assert pieces(META, fish, prompt) == ["", "", "", "🐟"]
+
+
 def test_the_space_before_a_word_survives_the_border_of_the_prompt():
     the, fish = META.token_to_id("▁the"), META.token_to_id("▁fish")
     assert pieces(META, [fish, fish], prompt=[the]) == [" fish", " fish"]

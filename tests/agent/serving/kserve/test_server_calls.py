@@ -139,14 +139,14 @@ def test_the_repository_lists_base_adapters_and_use_cases_and_loads_and_unloads(
 
 
 def test_an_adapter_in_use_is_unloading_until_its_last_request_ends(served, triton):
-    pause, steps = threading.Event(), threading.Semaphore(5)
-    served.engine.before_step = lambda: steps.acquire(timeout=60) and None
+    pause, seen = threading.Event(), threading.Event()
+    served.engine.before_step = lambda: seen.wait(0.1) and None  # ten seconds, or until seen
     with streaming(triton) as stream:
         stream.send("base:a", "hello", max_tokens=100)
         stream.next()
         triton.unload_model("base:a")
         assert states(triton)["base:a", "r1"] == "UNLOADING"
-        steps.release(1000)
+        seen.set()
         stream.all()
     for _ in range(6000):
         if states(triton)["base:a", "r1"] == "UNAVAILABLE":
