@@ -1,5 +1,6 @@
 """Sampling against transformers' processors and against exact distributions."""
 
+import dataclasses
 import time
 
 import numpy as np
@@ -81,21 +82,34 @@ def test_draws_follow_the_distribution(params, head):
 
 
 def plainly_drawn(logits, params, uniforms):
-    """As drawing.py says it, of the tokens that are kept."""
+    """As drawing.py says it, of the tokens that are kept; and by how much of the sum another number
+    or another rounding would have to differ for another token."""
     ids, weights = kept(logits, params)
     ids = np.arange(len(logits)) if ids is None else ids
+    edge = nucleus_margin(logits, params)
     left = weights.sum(dtype=np.float64)
     order = sorted(range(len(ids)), key=lambda i: (-logits[ids[i]], ids[i]))
     head, behind = order[: len(uniforms) - 1], sorted(order[len(uniforms) - 1 :])
     for i, number in zip(head, uniforms, strict=False):
         if number * left < weights[i]:
-            return ids[i], abs(number * left - weights[i]) / left
+            return ids[i], min(edge, abs(number * left - weights[i]) / left)
         left -= weights[i]
     sums = np.cumsum(weights[behind], dtype=np.float64)
     target = uniforms[-1] * sums[-1]
-    return ids[behind[int(np.searchsorted(sums, target, side="right"))]], 1.0
+    at = int(np.searchsorted(sums, target, side="right"))
+    return ids[behind[at]], min(edge, np.abs(sums - target).min() / sums[-1])
 
 
+def nucleus_margin(logits, params):
+    """How near top_p is to the share of so many of the largest: rounding decides who is kept."""
+    if params.top_p == 1:
+        return 1.0
+    _, weights = kept(logits, dataclasses.replace(params, top_p=1.0, min_p=0.0))
+    shares = np.cumsum(np.sort(weights)[::-1], dtype=np.float64) / weights.sum(dtype=np.float64)
+    return np.abs(shares - params.top_p).min()
+
+
+@example(1116, 3, 4.0, True, 1, 0.3, 0, 0.5, 0.0)
 @settings(max_examples=400, deadline=None)
 @given(
     st.integers(0, 2**32 - 1),
