@@ -12,9 +12,8 @@ from collections.abc import Callable, Sequence
 
 REPLACEMENT = "\ufffd"
 CONTEXT_TOKENS = 8
-# A character has four bytes. Byte-fallback decoders turn every byte of an incomplete run into its
-# own U+FFFD, those of the complete characters before it in the window included: at most a context
-# of nothing but such bytes, and three of the character that is not complete.
+# Byte-fallback decoders turn every byte of an incomplete run into its own U+FFFD, those of complete
+# characters before it included: of the context's, and of three of a character's four bytes.
 MAX_HELD = CONTEXT_TOKENS + 3
 MAX_WINDOW = 64  # tokens decoded anew at most
 
@@ -49,7 +48,7 @@ class Detokenizer:
         if new and not self._holds:
             self._move_to(self._clean)
         elif len(self._ids) > MAX_WINDOW:
-            self._move_to(len(self._ids) - MAX_HELD)  # nothing that is held back is lost
+            self._move_to(len(self._ids) - MAX_HELD)
         return new
 
     def flush(self) -> str:

@@ -1,7 +1,7 @@
 """Incremental detokenisation: joined pieces are the whole text, and no piece splits a character."""
 
 import tokenizers
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
@@ -52,6 +52,7 @@ def test_byte_tokens_join_to_the_text_and_no_piece_holds_half_a_character(text):
 
 
 @given(TEXT, TEXT)
+@example("\U00010000" * 2, "\U00010000")  # a context of bytes alone, and a character of four
 def test_byte_fallback_tokens_continue_the_prompt_with_its_spaces(prompt, text):
     ids = META.encode(prompt + text).ids
     cut = len(META.encode(prompt).ids)
