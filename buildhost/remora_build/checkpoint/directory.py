@@ -15,6 +15,7 @@ from remora_build.checkpoint.safetensors_file import (
     FLOATS,
     SourceDtype,
     TensorEntry,
+    check_file,
     is_file,
     read_entries,
 )
@@ -44,7 +45,7 @@ def check_directory(directory: Path) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object of at most 64 MiB. Raises CheckpointInvalid."""
-    is_file(path)
+    check_file(path)
     try:
         if path.stat().st_size > _MAX_DOCUMENT_BYTES:
             raise CheckpointInvalid(f"{path}: larger than {_MAX_DOCUMENT_BYTES} bytes")

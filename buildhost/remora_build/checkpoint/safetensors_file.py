@@ -60,7 +60,7 @@ def read_entries(path: Path, dtypes: Collection[SourceDtype] = FLOATS) -> dict[s
     Raises CheckpointInvalid naming the file and tensor (absent, truncated, damaged header),
     Unsupported for a dtype that is not among `dtypes`.
     """
-    is_file(path)
+    check_file(path)
     try:
         size = path.stat().st_size
         with path.open("rb") as f:
@@ -79,15 +79,18 @@ def read_entries(path: Path, dtypes: Collection[SourceDtype] = FLOATS) -> dict[s
 
 
 def is_file(path: Path) -> bool:
-    """False where there is nothing. Raises CheckpointInvalid for what is there and no file: a pipe
-    would be waited for, and a link to nothing is a file that is missing."""
-    if path.is_file():
-        return True
+    """False where there is nothing. Raises as `check_file`."""
+    check_file(path)
+    return path.exists()
+
+
+def check_file(path: Path) -> None:
+    """Raises CheckpointInvalid for what is there and no file: a pipe would be waited for, and a
+    link to nothing is a file that is missing."""
     if path.is_symlink() and not path.exists():
         raise CheckpointInvalid(f"{path} is a link to nothing; download it again")
-    if path.exists():
+    if path.exists() and not path.is_file():
         raise CheckpointInvalid(f"{path} is no file")
-    return False
 
 
 def _read_header(path: Path, size: int, length: bytes, read: Callable[[int], bytes]) -> bytes:

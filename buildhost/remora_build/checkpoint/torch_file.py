@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 
-from remora_build.checkpoint.safetensors_file import ITEM_BYTES, TensorEntry, is_file
+from remora_build.checkpoint.safetensors_file import ITEM_BYTES, TensorEntry, check_file
 from remora_build.checkpoint.torch_pickle import ADVICE, PickledTensor, unpickled
 from remora_contract.errors import CheckpointInvalid, Unsupported
 
@@ -31,7 +31,7 @@ def read_torch_entries(path: Path) -> dict[str, TensorEntry]:
     Raises CheckpointInvalid (truncated, damaged, or a pickle that names anything but tensors),
     Unsupported for a form or type of tensor that is not read.
     """
-    is_file(path)
+    check_file(path)
     try:
         with zipfile.ZipFile(path) as archive:
             members = _members(path, archive)
