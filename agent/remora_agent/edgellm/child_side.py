@@ -4,7 +4,6 @@ that it may take down. The one module that touches its wheel. See `lines` for wh
 
 from __future__ import annotations
 
-import ctypes
 import os
 import queue
 import signal
@@ -19,11 +18,11 @@ from typing import Any
 from remora_agent.edgellm.lines import line_of, parse
 from remora_agent.edgellm.module import MODULE
 from remora_agent.edgellm.request import Question
+from remora_agent.engine.child_side import die_with_parent
 from remora_contract.errors import EngineFault, RemoraError, RequestInvalid, Unsupported
 from remora_contract.strict import loads
 
 _POLL_MS = 50
-_PR_SET_PDEATHSIG = 1
 
 Say = Callable[[dict[str, Any]], None]
 
@@ -196,7 +195,7 @@ def _error(e: RemoraError) -> dict[str, Any]:
 
 
 def main() -> int:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent(sys.stdout.fileno())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the agent says when
     # What native code prints to standard output must not come between the lines.
     out = os.fdopen(os.dup(1), "wb", buffering=0)

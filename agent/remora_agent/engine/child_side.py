@@ -28,7 +28,7 @@ def child_main(descriptor: int, work: Callable[[Progress], dict[str, Any]]) -> i
 
     An unexpected exception is left to end the process: its traceback is in the log.
     """
-    _die_with_parent(descriptor)
+    die_with_parent(descriptor)
     os.nice(_NICENESS)
     _offer_to_the_oom_killer()
 
@@ -50,8 +50,9 @@ def child_main(descriptor: int, work: Callable[[Progress], dict[str, Any]]) -> i
     return 0
 
 
-def _die_with_parent(descriptor: int) -> None:
-    """A build must not outlive the agent that asked for it, nor begin without it."""
+def die_with_parent(descriptor: int) -> None:
+    """A child must not outlive the agent that asked for it, nor begin without it. `descriptor`: a
+    pipe that only the agent reads."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
