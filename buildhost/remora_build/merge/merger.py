@@ -79,8 +79,8 @@ def merge_adapters(
         _check_room(out, plan.bytes)
         listed = tuple(MergedAdapter(a.name, a.digest, a.source.weight) for a in opened)
         with staged_directory(out, marker=MERGE_JSON, replace=replace) as staging:
+            copy_documents(checkpoint, staging)  # one that is missing is told before the long work
             _write_weights(plan, opened, reader, staging, progress or SilentProgress())
-            copy_documents(checkpoint, staging)
             if plan.untied:
                 untie(checkpoint, staging, plan.new_head)
             write_record(staging, listed, untied=plan.untied)
